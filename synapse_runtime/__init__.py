@@ -1,0 +1,43 @@
+"""Run Synapse plugin actions: in this process, on a Ray actor, or as a Ray job. The same everywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synapse_runtime.action import BaseAction as BaseAction
+    from synapse_runtime.context import RuntimeContext as RuntimeContext
+    from synapse_runtime.environment import PluginEnvironment as PluginEnvironment
+    from synapse_runtime.execution import ActionRun as ActionRun
+    from synapse_runtime.executors.local import LocalExecutor as LocalExecutor
+    from synapse_runtime.executors.ray import RayActorExecutor as RayActorExecutor
+    from synapse_runtime.executors.ray import RayJobsApiExecutor as RayJobsApiExecutor
+    from synapse_runtime.plugin import Plugin as Plugin
+    from synapse_runtime.runner import run_plugin as run_plugin
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ActionRun": "execution",
+    "BaseAction": "action",
+    "LocalExecutor": "executors.local",
+    "Plugin": "plugin",
+    "PluginEnvironment": "environment",
+    "RayActorExecutor": "executors.ray",
+    "RayJobsApiExecutor": "executors.ray",
+    "RuntimeContext": "context",
+    "run_plugin": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use: asking where a config file is must not import pydantic."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,104 @@
+"""Time limits: stop an action where it is stuck, and keep the stack that shows where."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+
+class _OutOfTime(BaseException):
+    """Raised in the action's thread at its limit. No `except Exception` of the action's can stop it."""
+
+
+@dataclass
+class Limit:
+    """A time limit in force. `stack` is the text of the stack at which the action was stuck, once it was."""
+
+    stack: str | None = None
+
+
+@contextlib.contextmanager
+def deadline(seconds: float | None) -> Iterator[Limit]:
+    """Stop what runs in the block after this many seconds, and leave the block.
+
+    In the main thread an alarm interrupts even a blocking call; in others the interpreter does it between two
+    instructions, so a call that blocks in C ends first.
+
+    Args:
+        seconds: The limit; None for none.
+
+    Yields:
+        The `Limit`, whose `stack` is set afterwards if time ran out.
+
+    Example:
+        >>> with deadline(0.05) as limit:
+        ...     while True:
+        ...         pass
+        >>> "while True" in limit.stack or "stdin" in limit.stack or "doctest" in limit.stack
+        True
+    """
+    limit = Limit()
+    if seconds is None:
+        yield limit
+        return
+    in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    try:
+        with _alarm(seconds, limit) if in_main else _watchdog(seconds, limit):
+            yield limit
+    except _OutOfTime:
+        pass
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float, limit: Limit) -> Iterator[None]:
+    def ring(signum: int, frame: FrameType | None) -> None:
+        limit.stack = _stack_text(frame)
+        raise _OutOfTime
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    # Somebody else's alarm (pytest-timeout's, say) goes on afterwards, with what is left of it.
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+    try:
+        yield
+    finally:
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if remaining:
+            signal.setitimer(signal.ITIMER_REAL, max(remaining - (seconds - left), 1e-3), interval)
+
+
+@contextlib.contextmanager
+def _watchdog(seconds: float, limit: Limit) -> Iterator[None]:
+    thread_id = threading.get_ident()
+    ended = threading.Event()
+
+    def watch() -> None:
+        if ended.wait(seconds):
+            return
+        limit.stack = _stack_text(sys._current_frames().get(thread_id))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(_OutOfTime))
+
+    watcher = threading.Thread(target=watch, name="synapse-deadline", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _stack_text(frame: FrameType | None) -> str:
+    """Return the stack as text, the action's own part of it: from the outermost frame that is not ours."""
+    frames = traceback.extract_stack(frame) if frame is not None else []
+    for index, entry in enumerate(frames):
+        if entry.name == "invoke" and entry.filename.endswith("action.py"):
+            frames = frames[index + 1 :]
+            break
+    return "".join(traceback.format_list(frames)).rstrip()

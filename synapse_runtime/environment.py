@@ -1,0 +1,250 @@
+"""The environment of an action: typed access to variables, and the three layers that make it up."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, overload
+
+from synapse_runtime.errors import ConfigError, EnvironmentValueError
+
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
+
+
+class PluginEnvironment(Mapping[str, Any]):
+    """Variables and settings of an action, with getters that convert and check.
+
+    A value that cannot be converted raises `EnvironmentValueError`; a key that is missing, or set to `None`,
+    gives the default. Values never show in `repr`: they may be secrets.
+
+    Args:
+        data: Names and values; values may be of any type.
+
+    Example:
+        >>> env = PluginEnvironment({"BATCH_SIZE": "64", "DEBUG": True})
+        >>> env.get_int("BATCH_SIZE", default=32), env.get_bool("DEBUG"), env.get_list("TAGS", default=[])
+        (64, True, [])
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: Mapping[str, Any] | None = None) -> None:
+        self._data: dict[str, Any] = {} if data is None else dict(data)
+        for key in self._data:
+            if not isinstance(key, str):
+                raise EnvironmentValueError(f"names of the environment are strings, not {key!r}")
+
+    @classmethod
+    def from_environ(cls, prefix: str = "") -> PluginEnvironment:
+        """Take the variables of this process.
+
+        Args:
+            prefix: Take only names that start with it, and cut it off them: with `"MYAPP_"`, the variable
+                `MYAPP_TOKEN` becomes `TOKEN`.
+
+        Example:
+            >>> os.environ["MYAPP_WORKERS"] = "4"
+            >>> PluginEnvironment.from_environ(prefix="MYAPP_").get_int("WORKERS")
+            4
+            >>> del os.environ["MYAPP_WORKERS"]
+        """
+        if not prefix:
+            return cls(os.environ)
+        cut = len(prefix)
+        return cls({k[cut:]: v for k, v in os.environ.items() if k.startswith(prefix) and len(k) > cut})
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> PluginEnvironment:
+        """Read a TOML file, or, where the name ends otherwise than `.toml`, lines of `NAME=value`.
+
+        Args:
+            path: The file. In the line format, empty lines and `#` comments are passed over, an `export`
+                before the name and quotes around the value are taken off.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ConfigError: The file is broken; names file and line.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no environment file {path}")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"is not UTF-8 text: {error.reason} at byte {error.start}", path=path) from error
+        if path.suffix == ".toml":
+            return cls(_read_toml(text, path))
+        return cls(_read_lines(text, path))
+
+    @classmethod
+    def merge(cls, *envs: PluginEnvironment | Mapping[str, Any]) -> PluginEnvironment:
+        """Join environments into a new one; where two have the same name, the later wins.
+
+        Example:
+            >>> PluginEnvironment.merge(PluginEnvironment({"A": 1, "B": 1}), {"B": 2}).to_dict()
+            {'A': 1, 'B': 2}
+        """
+        merged: dict[str, Any] = {}
+        for env in envs:
+            merged.update(env)
+        return cls(merged)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._data[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __repr__(self) -> str:
+        return f"PluginEnvironment({', '.join(sorted(self._data))})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a copy as a plain dict, values as they were given."""
+        return dict(self._data)
+
+    def as_strings(self) -> dict[str, str]:
+        """Return what belongs into `os.environ`: strings only.
+
+        Booleans become `true` and `false`, lists comma-separated text, tables JSON; `None` is left out.
+
+        Raises:
+            EnvironmentValueError: A name or value that no process environment can hold.
+        """
+        return {key: _as_text(key, value) for key, value in self._data.items() if value is not None}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value as it was given, or `default`."""
+        return self._data.get(key, default)
+
+    @overload
+    def get_str(self, key: str, default: str) -> str: ...
+    @overload
+    def get_str(self, key: str, default: None = None) -> str | None: ...
+    def get_str(self, key: str, default: str | None = None) -> str | None:
+        """Return the value as text, written the way it stands in `os.environ`."""
+        value = self._data.get(key)
+        return default if value is None else _as_text(key, value)
+
+    @overload
+    def get_int(self, key: str, default: int) -> int: ...
+    @overload
+    def get_int(self, key: str, default: None = None) -> int | None: ...
+    def get_int(self, key: str, default: int | None = None) -> int | None:
+        """Return the value as a whole number. Text such as `"64"` is read; `"6.5"` is refused."""
+        value = self._data.get(key)
+        if value is None:
+            return default
+        try:
+            number = int(value)
+        except (TypeError, ValueError, OverflowError):
+            raise _bad_value(key, value, "an integer") from None
+        if isinstance(value, float) and number != value:
+            raise _bad_value(key, value, "an integer")
+        return number
+
+    @overload
+    def get_float(self, key: str, default: float) -> float: ...
+    @overload
+    def get_float(self, key: str, default: None = None) -> float | None: ...
+    def get_float(self, key: str, default: float | None = None) -> float | None:
+        """Return the value as a floating-point number."""
+        value = self._data.get(key)
+        if value is None:
+            return default
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise _bad_value(key, value, "a float") from None
+
+    @overload
+    def get_bool(self, key: str, default: bool) -> bool: ...
+    @overload
+    def get_bool(self, key: str, default: None = None) -> bool | None: ...
+    def get_bool(self, key: str, default: bool | None = None) -> bool | None:
+        """Return the value as a truth value: `true`, `1`, `yes`, `on` or `false`, `0`, `no`, `off`.
+
+        Upper and lower case are the same. Anything else raises `EnvironmentValueError`.
+        """
+        value = self._data.get(key)
+        if value is None:
+            return default
+        word = str(value).strip().lower()
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+        raise _bad_value(key, value, "a boolean (true, 1, yes, on or false, 0, no, off)")
+
+    @overload
+    def get_list(self, key: str, default: list[Any]) -> list[Any]: ...
+    @overload
+    def get_list(self, key: str, default: None = None) -> list[Any] | None: ...
+    def get_list(self, key: str, default: list[Any] | None = None) -> list[Any] | None:
+        """Return the value as a list. Text is split at commas, blanks around parts and empty parts dropped."""
+        value = self._data.get(key)
+        if value is None:
+            return default
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, list | tuple | set | frozenset):
+            return list(value)
+        raise _bad_value(key, value, "a list or comma-separated text")
+
+
+def as_environment(env: PluginEnvironment | Mapping[str, Any] | None) -> PluginEnvironment:
+    """Return `env` as a `PluginEnvironment`; `None` as an empty one."""
+    return env if isinstance(env, PluginEnvironment) else PluginEnvironment(env)
+
+
+def _bad_value(key: str, value: object, wanted: str) -> EnvironmentValueError:
+    return EnvironmentValueError(f"environment value {key}={value!r} is not {wanted}")
+
+
+def _as_text(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        text = "true" if value else "false"
+    elif isinstance(value, str):
+        text = value
+    elif isinstance(value, list | tuple) and not any(isinstance(part, dict | list | tuple) for part in value):
+        text = ",".join(_as_text(key, part) for part in value)
+    elif isinstance(value, dict | list | tuple):
+        text = json.dumps(value, default=str)
+    else:
+        text = str(value)
+    if not key or "=" in key or "\0" in key or "\0" in text:
+        raise EnvironmentValueError(f"no process environment can hold the variable {key!r}: NUL or '=' in it")
+    return text
+
+
+def _read_toml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        line = message.rpartition("(at line ")[2].partition(",")[0]
+        raise ConfigError(
+            f"broken TOML: {message}", path=path, line=int(line) if line.isdigit() else None
+        ) from error
+
+
+def _read_lines(text: str, path: Path) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.removeprefix("export ").partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
+            raise ConfigError(f"expected NAME=value, not {name!r}", path=path, line=number)
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        values[name] = value
+    return values

@@ -1,0 +1,128 @@
+"""Every error that the runtime raises on purpose, from one root: `PluginError`.
+
+All of them pickle: the message is the only positional argument, everything else is a plain attribute.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class PluginError(Exception):
+    """Root of all errors of this package.
+
+    Example:
+        >>> str(PluginError("nothing to run"))
+        'nothing to run'
+    """
+
+
+class ConfigError(PluginError):
+    """A plugin cannot be read: its config file, an entrypoint in it, or an option given for it.
+
+    Attributes:
+        path: The file at fault, where there is one.
+        line: Line in that file, counted from 1.
+    """
+
+    def __init__(self, message: str, *, path: Path | str | None = None, line: int | None = None) -> None:
+        where = "" if path is None else f"{path}:{line}: " if line else f"{path}: "
+        super().__init__(where + message)
+        self.path = None if path is None else Path(path)
+        self.line = line
+
+
+class EnvironmentValueError(PluginError, ValueError):
+    """A value of the environment is not of the wanted type; the text names key, value and type."""
+
+
+class ActionNotFoundError(PluginError):
+    """The plugin has no such action.
+
+    Attributes:
+        available: The names that exist, in the order of the config file.
+    """
+
+    def __init__(self, message: str, *, available: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.available = tuple(available)
+
+
+class ValidationError(PluginError, ValueError):
+    """The params do not fit the action's params model. The action has not started.
+
+    The cause (`__cause__`) is pydantic's own error.
+    """
+
+    def __init__(self, message: str, *, errors: Iterable[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self._errors = list(errors)
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Return pydantic's list of problems: `type`, `loc`, `msg`, `input` of each."""
+        return list(self._errors)
+
+
+class ExecutionError(PluginError):
+    """The action started and failed. The cause (`__cause__`) is what it raised.
+
+    Attributes:
+        details: Text that a person needs and the cause cannot carry: a stack, the last output; may be empty.
+    """
+
+    def __init__(self, message: str, *, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class ExecutionTimeout(ExecutionError):
+    """The action did not end within its time limit; `details` holds the stack at which it was stuck."""
+
+
+class WorkerCrashed(ExecutionError):
+    """The worker process died under the action; `details` holds what it printed last, where known."""
+
+
+class ResultNotSerializable(ExecutionError):
+    """The params or the result cannot leave the process; the text names the part that cannot."""
+
+
+class ClusterError(PluginError):
+    """There is no cluster to run on, or it cannot give what was asked."""
+
+
+class RemoteError(PluginError):
+    """A Synapse backend refused or failed the call."""
+
+
+class ResultMismatchWarning(UserWarning):
+    """The result does not fit the action's `result_model`. It is returned unchanged, as the SDK does."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` was most likely meant to be, if any is near.
+
+    Example:
+        >>> nearest("trian", ["train", "infer"])
+        'train'
+        >>> nearest("export", ["train", "infer"]) is None
+        True
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def safe_str(value: object) -> str:
+    """Return `str(value)`, or a note that says why there is none. Exceptions of users may fail in `__str__`.
+
+    Example:
+        >>> safe_str(KeyError("epochs"))
+        "'epochs'"
+    """
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 - any code of a user may run here
+        return f"<str() failed: {type(error).__name__}>"

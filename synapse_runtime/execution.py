@@ -1,0 +1,327 @@
+"""The kernel: an `ActionCall` goes in, an `ActionRun` comes out. Every mode calls `run_call`, wherever it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_runtime import action as actions
+from synapse_runtime import transport
+from synapse_runtime.context import RuntimeContext
+from synapse_runtime.deadline import deadline
+from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.errors import (
+    ExecutionError,
+    ExecutionTimeout,
+    PluginError,
+    ResultMismatchWarning,
+    safe_str,
+)
+from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
+from synapse_runtime.modules import modules_of
+from synapse_runtime.plugin import import_entrypoint
+
+if TYPE_CHECKING:
+    from synapse_runtime.capture import Captured
+
+# The environment, the working directory and the meaning of module names belong to the whole process, so
+# one action at a time has them. A thread that runs an action waits for the one before.
+_surroundings = threading.RLock()
+
+
+@dataclass(frozen=True)
+class ActionCall:
+    """What to run, and in which surroundings. It pickles.
+
+    Attributes:
+        action: A class, a function, or an entrypoint `module:Name` that is imported where it runs.
+        name: What people call the action.
+        params: A dict, or an instance of the action's params model, which is not validated again.
+        env: The config file's `env` and what was given over it; the process's own variables lie under it.
+        job_id: The id of this run.
+        timeout: Seconds that the action may take; None for any.
+        import_root: The directory that the plugin's modules are imported from, if there is a plugin.
+        cwd: The working directory of the action: the plugin's directory, or that of the caller.
+    """
+
+    action: Any
+    name: str
+    params: Any = field(default_factory=dict)
+    env: Mapping[str, Any] = field(default_factory=dict)
+    job_id: str = ""
+    timeout: float | None = None
+    import_root: str | None = None
+    cwd: str | None = None
+
+
+@dataclass
+class ActionRun:
+    """What happened: the result or the error, and everything that the action said.
+
+    Attributes:
+        result: What the action returned; None if it failed.
+        error: Why there is no result; None if there is one.
+        events: What the action said through its context and logger, in order.
+        stdout: What it printed, where a worker's output is captured; empty in local mode, where it prints here.
+        stderr: As `stdout`.
+        records: Records of `logging`, of any logger, where they are captured (not in local mode).
+        warnings: Python warnings, where they are captured (not in local mode).
+        duration: Seconds that the action took.
+        mode: `local`, `task`, `job` or `remote`.
+        job_id: The id of this run.
+        pid: Process that it ran in.
+        host: Name of the machine that it ran on.
+        node: Ray's id of that node; empty in local mode.
+    """
+
+    name: str
+    result: Any = None
+    error: PluginError | None = None
+    events: list[Event] = field(default_factory=list)
+    captured: Captured | None = None
+    duration: float = 0.0
+    mode: str = "local"
+    job_id: str = ""
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=socket.gethostname)
+    node: str = ""
+
+    def unwrap(self) -> Any:
+        """Return the result, or raise the error."""
+        __tracebackhide__ = True
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    @property
+    def stdout(self) -> str:
+        """What the action printed in a worker."""
+        return self.captured.stdout if self.captured else ""
+
+    @property
+    def stderr(self) -> str:
+        """What the action wrote to standard error in a worker."""
+        return self.captured.stderr if self.captured else ""
+
+    @property
+    def progress(self) -> list[Progress]:
+        """Each progress that was reported, in order, as `(current, total)`."""
+        return [
+            Progress(event.data["current"], event.data["total"])
+            for event in self.events
+            if event.kind == "progress"
+        ]
+
+    @property
+    def metrics(self) -> dict[str, StepMetrics]:
+        """The metrics by step: `run.metrics["training"]["loss"]`; every report in `.history`."""
+        return metrics_by_step(self.events)
+
+    @property
+    def logs(self) -> list[Event]:
+        """Events of `ctx.log`, messages and logger calls, in order."""
+        return [event for event in self.events if event.kind in ("log", "message")]
+
+
+def fresh_job_id() -> str:
+    """Return an id for a run that was given none."""
+    return f"run-{secrets.token_hex(8)}"
+
+
+def run_call(
+    call: ActionCall,
+    *,
+    mode: str = "local",
+    on_event: Callable[[Event], object] | None = None,
+    on_start: Callable[[], object] | None = None,
+    strict: bool = False,
+) -> ActionRun:
+    """Run an action in this process.
+
+    Args:
+        call: What to run.
+        mode: The mode that it is run in, for the record.
+        on_event: Called with each event as it happens, in the action's thread.
+        on_start: Called when everything is imported and checked, just before the action starts.
+        strict: Let params and result cross a border as they would on the way to a worker and back, so that
+            what cannot is found here already.
+
+    Returns:
+        The run. Errors of the action are in it; only `KeyboardInterrupt` comes out of here.
+    """
+    __tracebackhide__ = True
+    run = ActionRun(call.name, mode=mode, job_id=call.job_id)
+    append = run.events.append
+
+    def emit(event: Event) -> None:
+        append(event)
+        on_event(event)  # type: ignore[misc]
+
+    with _surroundings, contextlib.ExitStack() as stack:
+        try:
+            enter_surroundings(stack, call)
+            target = resolve(call)
+            params = actions.validate_params(target, call.name, call.params)
+            if strict:
+                params = transport.loads(transport.dumps_named(params, "params"))
+        except PluginError as error:
+            run.error = error
+            return run
+        env = PluginEnvironment.merge(os.environ, call.env)
+        ctx = RuntimeContext(append if on_event is None else emit, env, call.job_id, call.name)
+        if on_start is not None:
+            on_start()
+        started = time.perf_counter()
+        try:
+            with deadline(call.timeout) as limit:
+                result = actions.invoke(target, params, ctx)
+                if asyncio.iscoroutine(result):
+                    result = _await(result)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever an action raises is its outcome
+            run.error = failure(call.name, error)
+            return run
+        finally:
+            run.duration = time.perf_counter() - started
+        try:
+            if limit.stack is not None:
+                raise ExecutionTimeout(f"{call.name} did not end within {call.timeout:g} s", details=limit.stack)
+            run.result = _settle(target, result, ctx, call, strict=strict)
+        except ExecutionError as error:
+            run.error = error
+        return run
+
+
+def check_params(call: ActionCall) -> Any:
+    """Validate the params of a call here, in the surroundings that the action will have.
+
+    Returns:
+        The validated params, or the params as they are where the action cannot be imported in this process:
+        then the worker, which can, does it.
+
+    Raises:
+        ValidationError: The params do not fit.
+    """
+    with _surroundings, contextlib.ExitStack() as stack:
+        try:
+            enter_surroundings(stack, call)
+            target = resolve(call)
+        except Exception:  # noqa: BLE001 - the worker tells why, and may well succeed
+            return call.params
+        return actions.validate_params(target, call.name, call.params)
+
+
+def resolve(call: ActionCall) -> Any:
+    """Return the class or function that the call means, imported where necessary.
+
+    Raises:
+        ConfigError: There is no such module or name, or it is no action.
+        ExecutionError: The module failed while it was imported; the cause is what it raised.
+    """
+    if not isinstance(call.action, str):
+        return call.action
+    try:
+        return actions.require_action(import_entrypoint(call.action))
+    except PluginError:
+        raise
+    except Exception as error:
+        module = call.action.partition(":")[0]
+        raise ExecutionError(
+            f"{call.name}: importing {module} failed: {type(error).__name__}: {safe_str(error)}"
+        ) from error
+
+
+def enter_surroundings(stack: contextlib.ExitStack, call: ActionCall) -> None:
+    """Give the process the call's modules, working directory and environment until the stack unwinds."""
+    if call.import_root is not None:
+        stack.enter_context(modules_of(call.import_root))
+    if call.cwd is not None:
+        stack.enter_context(_working_directory(call.cwd))
+    stack.enter_context(_variables(PluginEnvironment(call.env).as_strings()))
+
+
+def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, strict: bool) -> Any:
+    """Check what an action returned, and return the result of the run."""
+    if actions.is_generator(result):
+        raise ExecutionError(f"{call.name} returned a generator; return its items as a list instead")
+    mismatch = actions.result_mismatch(target, call.name, result)
+    if mismatch is not None:
+        ctx.log("result_mismatch", {"problem": mismatch}, level="warning")
+        warnings.warn(mismatch, ResultMismatchWarning, stacklevel=2)
+    return transport.loads(transport.dumps_named(result, "result")) if strict else result
+
+
+def _await(coroutine: Any) -> Any:
+    """Run a coroutine to its end, on a loop of its own."""
+    __tracebackhide__ = True
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = asyncio.run(coroutine)
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="synapse-action")
+    thread.start()
+    thread.join()
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
+
+
+def failure(name: str, error: BaseException) -> ExecutionError:
+    """Return the error of a run whose action raised this; its cause is what the action raised."""
+    if isinstance(error, SystemExit):
+        text = f"{name} ended with sys.exit({error.code!r})"
+    else:
+        text = f"{name} failed: {type(error).__name__}: {safe_str(error)}"
+    wrapped = ExecutionError(text)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+@contextlib.contextmanager
+def _working_directory(path: str) -> Iterator[None]:
+    try:
+        before: str | None = os.getcwd()
+    except FileNotFoundError:
+        before = None
+    if not Path(path).is_dir():
+        raise ExecutionError(f"the working directory {path} does not exist on {socket.gethostname()}")
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        if before is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.chdir(before)
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = os.environ.copy()
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        for name, value in before.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value

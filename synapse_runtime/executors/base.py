@@ -1,0 +1,171 @@
+"""What all executors share: from an action and params to an `ActionCall`, from a run to its result."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from synapse_runtime import action as actions
+from synapse_runtime.environment import PluginEnvironment, as_environment
+from synapse_runtime.errors import ActionNotFoundError
+from synapse_runtime.events import Event
+from synapse_runtime.execution import ActionCall, ActionRun, fresh_job_id
+from synapse_runtime.loggers import ConsoleLogger, Logger
+
+if TYPE_CHECKING:
+    from synapse_runtime.plugin import Plugin
+
+OnEvent = Callable[[Event], object]
+OnOutput = Callable[[str, str], object]
+
+
+class Executor(ABC):
+    """Runs actions somewhere. A context manager: leaving the block frees what it holds.
+
+    Args:
+        env: Variables of the action's environment, over those of the config file and of the process.
+        job_id: Id of the runs; each run gets a fresh one by default.
+        plugin: The plugin whose actions can be named: a `Plugin`, its directory, config file or module name.
+        timeout: Seconds that a call may take, unless the call says otherwise.
+        logger: Sink for events; the console by default.
+
+    Raises:
+        ConfigError: The plugin cannot be read.
+        ValueError: The timeout is not positive.
+    """
+
+    mode: ClassVar[str]
+
+    def __init__(
+        self,
+        env: PluginEnvironment | Mapping[str, Any] | None = None,
+        job_id: str | None = None,
+        *,
+        plugin: Plugin | Path | str | None = None,
+        timeout: float | None = None,
+        logger: Logger | None = None,
+    ) -> None:
+        self._env = as_environment(env)
+        self._env.as_strings()  # a variable that no process can hold is found here, not in each run
+        self._job_id = job_id
+        self._plugin = _load(plugin)
+        self._timeout = checked_timeout(timeout)
+        self._logger: Logger = ConsoleLogger() if logger is None else logger
+
+    def run(
+        self,
+        action: Any,
+        params: Mapping[str, Any] | Any = None,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        on_output: OnOutput | None = None,
+    ) -> ActionRun:
+        """Run an action and return what happened, failure included.
+
+        Args:
+            action: A class, an `@action` function, an entrypoint `module:Name`, or an action's name in the plugin.
+            params: A dict, or an instance of the action's params model.
+            timeout: Seconds that the action may take.
+            on_event: Called with each event as it happens.
+            on_output: Called with (`"stdout"` or `"stderr"`, text) as a worker prints. Never in local mode, where
+                the action prints straight to this process's own output.
+
+        Raises:
+            ActionNotFoundError: The plugin has no such action.
+            ConfigError: What was given is not an action.
+            ClusterError: There is no cluster to run on.
+        """
+        __tracebackhide__ = True
+        call = self.call(action, params, timeout=timeout)
+        try:
+            return self._carry(call, on_event, on_output)
+        finally:
+            self._logger.finish()
+
+    def execute(self, action_cls: Any, params: Mapping[str, Any] | Any = None, **kwargs: Any) -> Any:
+        """Run an action and return its result: `run(...).unwrap()`.
+
+        Args:
+            action_cls: As `action` of `run`.
+            params: As for `run`.
+            **kwargs: As for `run`.
+
+        Raises:
+            ValidationError: The params do not fit; the action has not started.
+            ExecutionError: The action failed; the cause is what it raised.
+        """
+        __tracebackhide__ = True
+        return self.run(action_cls, params, **kwargs).unwrap()
+
+    def call(
+        self,
+        action: Any,
+        params: Any = None,
+        *,
+        timeout: float | None = None,
+        job_id: str | None = None,
+    ) -> ActionCall:
+        """Return the call that `run` would make, without making it."""
+        target, name = self._resolve(action)
+        plugin = self._plugin
+        env = self._env if plugin is None else PluginEnvironment.merge(plugin.manifest.env, self._env)
+        return ActionCall(
+            action=target,
+            name=name,
+            params={} if params is None else params,
+            env=env.to_dict(),
+            job_id=job_id or self._job_id or fresh_job_id(),
+            timeout=self._timeout if timeout is None else checked_timeout(timeout),
+            import_root=None if plugin is None or plugin.config_path is None else str(plugin.root),
+            cwd=os.getcwd() if plugin is None else str(plugin.root),
+        )
+
+    def close(self) -> None:
+        """Free what the executor holds; it can be used again, which takes it anew."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        """Take the call to where it runs, and bring back the run."""
+
+    def _resolve(self, action: Any) -> tuple[Any, str]:
+        if not isinstance(action, str):
+            actions.require_action(action)
+            return action, actions.name_of(action)
+        if self._plugin is not None:
+            return self._plugin.entrypoint(action), action
+        from synapse_runtime.plugin import is_entrypoint, standard_entrypoint
+
+        if not is_entrypoint(action):
+            raise ActionNotFoundError(
+                f"there is no action {action!r}: without a plugin, give a class, an @action function or an "
+                "entrypoint 'module:Name'"
+            )
+        return standard_entrypoint(action), action
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """Return the timeout, or raise `ValueError` where it is not a positive number of seconds."""
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    return timeout
+
+
+def _load(plugin: Plugin | Path | str | None) -> Plugin | None:
+    if isinstance(plugin, str | Path):
+        from synapse_runtime.plugin import Plugin as PluginClass
+
+        return PluginClass.load(plugin)
+    return plugin

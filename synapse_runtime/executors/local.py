@@ -1,0 +1,65 @@
+"""Local mode: this process, this thread. Debuggers work, output goes where the process's output goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.events import Event
+from synapse_runtime.execution import ActionCall, ActionRun, run_call
+from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
+from synapse_runtime.loggers import Logger
+
+if TYPE_CHECKING:
+    from synapse_runtime.plugin import Plugin
+
+
+class LocalExecutor(Executor):
+    """Runs actions in this process. Needs nothing, starts at once; `breakpoint()` works inside.
+
+    Args:
+        env: Variables of the action's environment, over those of this process.
+        job_id: Id of the runs; each run gets a fresh one by default.
+        plugin: The plugin whose actions can be named; see `Executor`.
+        timeout: Seconds that a call may take.
+        logger: Sink for events; the console by default.
+        strict: Let params and result cross a border as they would on the way to a worker and back, so that what
+            cannot travel fails here already.
+
+    Example:
+        >>> from synapse_runtime.action import BaseAction
+        >>> class Answer(BaseAction):
+        ...     def execute(self):
+        ...         return self.ctx.env.get_int("ANSWER")
+        >>> LocalExecutor(env={"ANSWER": "42"}).execute(Answer, {})
+        42
+    """
+
+    mode = "local"
+
+    def __init__(
+        self,
+        env: PluginEnvironment | Mapping[str, Any] | None = None,
+        job_id: str | None = None,
+        *,
+        plugin: Plugin | Path | str | None = None,
+        timeout: float | None = None,
+        logger: Logger | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
+        self._strict = strict
+
+    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        __tracebackhide__ = True
+        listen: Callable[[Event], object] = self._logger.event
+        if on_event is not None:
+
+            def both(event: Event) -> None:
+                self._logger.event(event)
+                on_event(event)
+
+            listen = both
+        return run_call(call, on_event=listen, strict=self._strict)

@@ -1,0 +1,402 @@
+"""Job mode: each call is a Ray job of its own, submitted through the Jobs API; only HTTP is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_runtime import transport
+from synapse_runtime.capture import Captured
+from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.errors import (
+    ClusterError,
+    ExecutionError,
+    ExecutionTimeout,
+    ResultNotSerializable,
+    ValidationError,
+    WorkerCrashed,
+)
+from synapse_runtime.events import Event
+from synapse_runtime.execution import ActionCall, ActionRun
+from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
+from synapse_runtime.executors.ray import job_log
+from synapse_runtime.executors.ray.cluster import Cluster, dashboard_of, find_cluster, quiet
+from synapse_runtime.executors.ray.resources import checked_resources, require_resources, total_resources
+from synapse_runtime.executors.worker import pack_call, unpack_run
+from synapse_runtime.loggers import Logger, format_event
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from synapse_runtime.plugin import Plugin
+
+_ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+_CALL_FILE = "call.bin"
+# While a job is young its whole log is asked for now and then, which is quickest; later it is followed.
+_POLL_SECONDS = 0.1
+_POLL_FOR_SECONDS = 3.0
+_LAST_LINES = 50
+
+
+class RayJobsApiExecutor(Executor):
+    """Runs actions as Ray jobs: fresh processes, submitted over the dashboard's HTTP address.
+
+    `submit` returns at once, with the job's id; `run` and `execute` wait for the end, as in every mode.
+
+    Args:
+        env: Variables of the action's environment, over those of the worker. They travel with the call, not in the
+            job's `runtime_env`, so that no dashboard shows them.
+        job_id: Id of the job; each job gets a fresh one by default. A cluster takes an id once.
+        plugin: The plugin whose actions can be named; see `Executor`.
+        timeout: Seconds that the action may take, counted from its start.
+        logger: Sink for events, when the run is back; the console by default.
+        dashboard_address: The dashboard's URL, such as `http://127.0.0.1:8265`.
+        ray_address: The cluster's own address, where the dashboard's is not given. By default `RAY_ADDRESS`, else
+            an ephemeral cluster.
+        num_cpus: CPUs that the job's process holds.
+        num_gpus: GPUs that the job's process holds.
+
+    Example:
+        >>> executor = RayJobsApiExecutor(plugin="example_plugin")  # doctest: +SKIP
+        >>> job_id = executor.submit("train", {"epochs": 5})  # doctest: +SKIP
+        >>> for line in executor.stream_logs(job_id):  # doctest: +SKIP
+        ...     print(line, end="")
+        >>> executor.get_result(job_id)  # doctest: +SKIP
+    """
+
+    mode = "job"
+
+    def __init__(
+        self,
+        env: PluginEnvironment | Mapping[str, Any] | None = None,
+        job_id: str | None = None,
+        *,
+        plugin: Plugin | Path | str | None = None,
+        timeout: float | None = None,
+        logger: Logger | None = None,
+        dashboard_address: str | None = None,
+        ray_address: str | None = None,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+    ) -> None:
+        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
+        self._address = dashboard_address or ray_address
+        self._resources = checked_resources(num_cpus, num_gpus)
+        self._connection: tuple[Cluster, JobSubmissionClient] | None = None
+        self._calls: dict[str, ActionCall] = {}
+
+    def submit(self, action: Any, params: Any = None, *, job_id: str | None = None) -> str:
+        """Start a job and return its id at once.
+
+        Args:
+            action: As for `run`.
+            params: As for `run`.
+            job_id: Id of this job, instead of the executor's or a fresh one.
+
+        Raises:
+            ValidationError: The params do not fit; nothing was submitted.
+            ClusterError: There is no cluster, the id is taken, or the cluster lacks what was asked for.
+        """
+        return self._submit(self.call(action, params, job_id=job_id))
+
+    def get_status(self, job_id: str) -> str:
+        """Return `PENDING`, `RUNNING`, `STOPPED`, `SUCCEEDED` or `FAILED`.
+
+        Raises:
+            ClusterError: The cluster knows no such job, or does not answer.
+        """
+        with self._asking(job_id) as client:
+            return str(client.get_job_status(job_id).value)
+
+    def get_logs(self, job_id: str) -> str:
+        """Return all that the job's action has said and printed so far, as text."""
+        return "".join(_readable(job_log.LogReader().feed(self._raw_logs(job_id))))
+
+    def stream_logs(self, job_id: str) -> Iterator[str]:
+        """Yield the job's log line by line, as it grows, until the job has ended."""
+        reader = job_log.LogReader()
+        rest = ""
+        for chunk in self._follow(job_id):
+            for text in _readable(reader.feed(chunk)):
+                lines = (rest + text).splitlines(keepends=True)
+                rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
+                yield from lines
+        if rest:
+            yield rest
+
+    def wait(self, job_id: str, timeout: float | None = None) -> str:
+        """Wait until the job has ended and return its last status.
+
+        Args:
+            job_id: The job.
+            timeout: Seconds to wait at most; None for ever.
+
+        Raises:
+            TimeoutError: The job has not ended by then; it goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (status := self.get_status(job_id)) not in _ENDED:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"job {job_id} is {status} after {timeout:g} s")
+            time.sleep(_POLL_SECONDS)
+        return status
+
+    def get_run(self, job_id: str, timeout: float | None = None) -> ActionRun:
+        """Wait for the job's end and return its `ActionRun`. Arguments and errors as for `get_result`."""
+        return self._collect(job_id, None, None, timeout)
+
+    def get_result(self, job_id: str, timeout: float | None = None) -> Any:
+        """Wait for the job's end and return the action's result.
+
+        Args:
+            job_id: A job that this class submitted, in this process or another.
+            timeout: Seconds to wait at most; None for ever.
+
+        Raises:
+            TimeoutError: The job has not ended by then; it goes on.
+            ExecutionError: The action failed; the cause is what it raised.
+        """
+        return self.get_run(job_id, timeout).unwrap()
+
+    def stop(self, job_id: str) -> bool:
+        """Ask the job to stop. Returns whether it was running."""
+        with self._asking(job_id) as client:
+            return bool(client.stop_job(job_id))
+
+    def delete(self, job_id: str) -> bool:
+        """Delete what the cluster keeps of a job that has ended: its status, its log, its result."""
+        with self._asking(job_id) as client:
+            return bool(client.delete_job(job_id))
+
+    def close(self) -> None:
+        """Delete the jobs that `run` made, and stop those of them that still run."""
+        for job_id in list(self._calls):
+            with contextlib.suppress(ClusterError):
+                if self.get_status(job_id) not in _ENDED:
+                    self.stop(job_id)
+                    self.wait(job_id, timeout=10)
+                self.delete(job_id)
+            del self._calls[job_id]
+        self._connection = None
+
+    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        __tracebackhide__ = True
+        try:
+            job_id = self._submit(call)
+        except (ValidationError, ResultNotSerializable) as error:
+            return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
+        self._calls[job_id] = call
+        try:
+            run = self._collect(job_id, on_event, on_output, None)
+        except BaseException:  # Ctrl-C above all: the job must not go on without us
+            with contextlib.suppress(ClusterError):
+                self.stop(job_id)
+            raise
+        if on_event is None:
+            for event in run.events:
+                self._logger.event(event)
+        if run.captured is not None:
+            run.captured.replay(output=on_output is None)
+        return run
+
+    def _submit(self, call: ActionCall) -> str:
+        parcel = pack_call(call)
+        cluster, client = self._connect()
+        if self._resources:
+            require_resources(self._resources, total_resources(client.get_address(), cluster.headers))
+        python = sys.executable if cluster.shares_disk else "python"
+        with tempfile.TemporaryDirectory(prefix="synapse-call-") as directory:
+            Path(directory, _CALL_FILE).write_bytes(pickle.dumps(parcel))
+            with self._asking(call.job_id), quiet():
+                # The call goes as the job's working directory, an upload over HTTP: no listing shows its content.
+                return str(
+                    client.submit_job(
+                        entrypoint=f"{python} -m synapse_runtime.executors.ray.job_main {_CALL_FILE}",
+                        submission_id=call.job_id,
+                        runtime_env={"working_dir": directory},
+                        metadata={"synapse_action": call.name},
+                        **{f"entrypoint_{name}": number for name, number in self._resources.items()},
+                    )
+                )
+
+    def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
+        if self._connection is not None and not self._connection[0].is_gone():
+            return self._connection
+        cluster = find_cluster(self._address)
+        from ray.job_submission import JobSubmissionClient
+
+        url = dashboard_of(cluster)
+        try:
+            with quiet():
+                client = JobSubmissionClient(url, headers=cluster.headers)
+        except Exception as error:
+            raise ClusterError(f"the Jobs API does not answer at {url}: {error}") from error
+        self._connection = (cluster, client)
+        return self._connection
+
+    @contextlib.contextmanager
+    def _asking(self, job_id: str) -> Iterator[JobSubmissionClient]:
+        """Give the client, and turn what goes wrong into an error that says what it means."""
+        cluster, client = self._connect()
+        try:
+            yield client
+        except (OSError, RuntimeError, ValueError) as error:
+            text = str(error)
+            if "does not exist" in text:
+                raise ClusterError(f"the cluster at {cluster.dashboard or cluster.address} has no job {job_id!r}") from error
+            if "already exists" in text:
+                raise ClusterError(
+                    f"the cluster has a job {job_id!r} already: delete it, or give another job_id"
+                ) from error
+            raise ClusterError(f"the Jobs API failed for job {job_id!r}: {text}") from error
+
+    def _raw_logs(self, job_id: str) -> str:
+        with self._asking(job_id) as client:
+            return str(client.get_job_logs(job_id))
+
+    def _collect(
+        self, job_id: str, on_event: OnEvent | None, on_output: OnOutput | None, timeout: float | None
+    ) -> ActionRun:
+        """Follow the job to its run, or make the run that says how it ended without one."""
+        reader = job_log.LogReader()
+        printed: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        events: list[Event] = []
+        ended_with: int | None = None
+        started = time.monotonic()
+        call = self._calls.get(job_id)
+        for chunk in self._follow(job_id, timeout):
+            for item in reader.feed(chunk):
+                if isinstance(item, job_log.Output):
+                    printed[item.stream].append(item.text)
+                    if on_output is not None:
+                        on_output(*item)
+                elif item.kind == job_log.EVENTS:
+                    events.append(transport.loads(item.payload))
+                    if on_event is not None:
+                        on_event(events[-1])
+                elif item.kind == job_log.EXIT:
+                    ended_with = int(item.payload)
+                elif item.kind == job_log.RUN:
+                    run = unpack_run(item.payload, call)
+                    return _with_output(run, printed)
+        run = ActionRun(
+            call.name if call else job_id, events=events, mode=self.mode, job_id=job_id, duration=time.monotonic() - started
+        )
+        run.error = self._why_no_run(run, ended_with, printed, reader.preamble, call)
+        return _with_output(run, printed)
+
+    def _why_no_run(
+        self,
+        run: ActionRun,
+        ended_with: int | None,
+        printed: Mapping[str, list[str]],
+        preamble: str,
+        call: ActionCall | None,
+    ) -> ExecutionError:
+        output = "".join(printed["stdout"]) + "".join(printed["stderr"])
+        last = "\n".join(output.splitlines()[-_LAST_LINES:])
+        with self._asking(run.job_id) as client:
+            info = client.get_job_info(run.job_id)
+        if info.status.value == "STOPPED":
+            return ExecutionError(f"{run.name}: job {run.job_id} was stopped", details=last)
+        if ended_with is None:
+            said = preamble.splitlines()[-_LAST_LINES:]
+            return WorkerCrashed(
+                f"{run.name}: job {run.job_id} did not start: {info.message or info.status.value}",
+                details="\n".join(said),
+            )
+        if call is not None and call.timeout is not None and run.duration > call.timeout and ended_with in (1, -9):
+            return ExecutionTimeout(
+                f"{run.name} did not end within {call.timeout:g} s, and did not notice: its process was ended",
+                details=last,
+            )
+        return WorkerCrashed(f"the process of {run.name} {in_words(ended_with)}", details=last)
+
+    def _follow(self, job_id: str, timeout: float | None = None) -> Iterator[str]:
+        """Yield the job's log as it grows, in pieces, until the job has ended."""
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        young_until = time.monotonic() + _POLL_FOR_SECONDS
+        seen = 0
+        while time.monotonic() < young_until:
+            ended = self.get_status(job_id) in _ENDED
+            text = self._raw_logs(job_id)
+            if len(text) > seen:
+                yield text[seen:]
+                seen = len(text)
+            if ended:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
+            time.sleep(_POLL_SECONDS)
+        for chunk in self._tail(job_id, deadline):
+            if seen < len(chunk):
+                yield chunk[seen:]
+            seen = max(seen - len(chunk), 0)
+
+    def _tail(self, job_id: str, deadline: float) -> Iterator[str]:
+        """Yield the log from its beginning, through the socket that Ray offers for that."""
+        _, client = self._connect()
+        pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+
+        async def read() -> None:
+            async for piece in client.tail_job_logs(job_id):
+                pieces.put(piece)
+
+        def work() -> None:
+            try:
+                asyncio.run(read())
+                pieces.put(None)
+            except BaseException as error:  # noqa: BLE001 - raised again in the reader's thread
+                pieces.put(error)
+
+        threading.Thread(target=work, name=f"synapse-tail-{job_id}", daemon=True).start()
+        while True:
+            try:
+                left = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+                piece = pieces.get(timeout=max(left, 0))
+            except queue.Empty:
+                raise TimeoutError(f"job {job_id} has not ended in time") from None
+            if piece is None:
+                return
+            if isinstance(piece, BaseException):
+                raise ClusterError(f"the log of job {job_id!r} broke off: {piece}") from piece
+            yield piece
+
+
+def in_words(exit_code: int) -> str:
+    """Say how a process ended.
+
+    Example:
+        >>> in_words(3), in_words(-11)
+        ('exited with status 3', 'was killed by SIGSEGV')
+    """
+    if exit_code >= 0:
+        return f"exited with status {exit_code}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-exit_code).name}"
+    return f"was killed by signal {-exit_code}"
+
+
+def _readable(items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:
+    for item in items:
+        if isinstance(item, job_log.Output):
+            yield item.text
+        elif item.kind == job_log.EVENTS:
+            yield format_event(transport.loads(item.payload)) + "\n"
+
+
+def _with_output(run: ActionRun, printed: Mapping[str, list[str]]) -> ActionRun:
+    run.captured = run.captured or Captured()
+    run.captured.stdout = "".join(printed["stdout"])
+    run.captured.stderr = "".join(printed["stderr"])
+    return run

@@ -1,0 +1,164 @@
+"""The process that a Ray job starts: a supervisor, with the action in a child process.
+
+The supervisor alone writes the job's log (see `job_log`). It outlives whatever the action does to its own process,
+so that output is complete and the way it ended is known even after a crash.
+
+Started as `python -m synapse_runtime.executors.ray.job_main FILE`; the file holds the pickled parcel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from synapse_runtime.executors.ray import job_log
+
+_READ_BYTES = 65536
+# After the action's process has ended, something it started may still hold its output open: not for longer.
+_LINGER_SECONDS = 1.0
+# After the run is in, how long the interpreter may take to end: threads that the action left go on until then.
+_END_SECONDS = 5.0
+# Beyond the worker's own grace for an action that is past its time limit.
+_TIMEOUT_SECONDS = 2.0
+
+
+def main() -> None:
+    """Run the parcel in the file that the command line names."""
+    parcel = pickle.loads(Path(sys.argv[1]).read_bytes())
+    directory = os.path.dirname(os.path.abspath(sys.argv[1]))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != directory]
+    receive, send = Pipe(duplex=False)
+    stdout, stderr = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        receive.close()
+        os.dup2(stdout[1], 1)
+        os.dup2(stderr[1], 2)
+        for descriptor in (*stdout, *stderr):
+            os.close(descriptor)
+        _child(parcel, send)
+    send.close()
+    os.close(stdout[1])
+    os.close(stderr[1])
+    sys.exit(_Supervisor(child, receive, stdout[0], stderr[0], parcel.timeout).run())
+
+
+def _child(parcel: Any, send: Connection) -> NoReturn:
+    """Run the call and send its run to the supervisor; then end as any Python program does."""
+    from synapse_runtime.executors.worker import serve
+
+    def say(kind: str, payload: bytes = b"") -> None:
+        send.send_bytes(kind.encode() + b" " + payload)
+
+    data = serve(
+        parcel,
+        mode="job",
+        node=os.environ.get("RAY_NODE_ID", ""),
+        on_event=lambda event: say(job_log.EVENTS, _pickled(event)),
+        on_start=lambda: say("begin"),
+    )
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    say(job_log.RUN, data)
+    sys.exit(0)
+
+
+def _pickled(value: Any) -> bytes:
+    from synapse_runtime import transport
+
+    return transport.dumps(value)
+
+
+class _Supervisor:
+    """Writes the log, and watches over the action's process."""
+
+    def __init__(self, child: int, channel: Connection, stdout: int, stderr: int, timeout: float | None) -> None:
+        self._child = child
+        self._timeout = timeout
+        self._kill_at = float("inf")
+        self._run: bytes | None = None
+        self._writer = job_log.LogWriter()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(stdout, selectors.EVENT_READ, self._copier(stdout, job_log.STDOUT))
+        self._selector.register(stderr, selectors.EVENT_READ, self._copier(stderr, job_log.STDERR))
+        self._selector.register(channel, selectors.EVENT_READ, lambda: self._message(channel))
+
+    def run(self) -> int:
+        """Follow the action to its end; return the exit status of the job."""
+        signal.signal(signal.SIGTERM, self._pass_on)
+        self._write(job_log.frame(job_log.START))
+        status = self._follow()
+        if self._run is None:
+            self._write(job_log.frame(job_log.EXIT, str(status).encode()))
+            return 1
+        self._write(job_log.frame(job_log.RUN, self._run))
+        return 0
+
+    def _follow(self) -> int:
+        """Copy output and messages until the process has ended and all is read; return its exit code."""
+        status: int | None = None
+        until = float("inf")
+        while self._selector.get_map() and time.monotonic() < until:
+            for key, _ in self._selector.select(timeout=0.2 if status is None else 0.05):
+                key.data()
+            if status is None and time.monotonic() > self._kill_at:
+                self._signal(signal.SIGKILL)
+            if status is None:
+                pid, raw = os.waitpid(self._child, os.WNOHANG)
+                if pid:
+                    status = os.waitstatus_to_exitcode(raw)
+                    until = time.monotonic() + _LINGER_SECONDS
+        if status is None:
+            _, raw = os.waitpid(self._child, 0)
+            status = os.waitstatus_to_exitcode(raw)
+        return status
+
+    def _copier(self, descriptor: int, stream: str) -> Callable[[], None]:
+        def copy() -> None:
+            data = os.read(descriptor, _READ_BYTES)
+            if data:
+                self._write(self._writer.output(stream, data))
+            else:
+                self._selector.unregister(descriptor)
+
+        return copy
+
+    def _message(self, channel: Connection) -> None:
+        try:
+            kind, _, payload = channel.recv_bytes().partition(b" ")
+        except (EOFError, OSError):
+            self._selector.unregister(channel)
+            return
+        if kind == b"begin" and self._timeout is not None:
+            self._kill_at = time.monotonic() + self._timeout + _TIMEOUT_SECONDS
+        elif kind == job_log.RUN.encode():
+            self._run = payload
+            self._kill_at = time.monotonic() + _END_SECONDS
+        elif kind == job_log.EVENTS.encode():
+            self._write(job_log.frame(job_log.EVENTS, payload))
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, number)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._signal(number)
+
+
+if __name__ == "__main__":
+    main()

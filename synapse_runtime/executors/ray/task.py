@@ -1,0 +1,241 @@
+"""Task mode: a warm Ray actor runs one action after another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_runtime.capture import OutputFiles
+from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.errors import (
+    ClusterError,
+    ExecutionTimeout,
+    PluginError,
+    ResultNotSerializable,
+    ValidationError,
+    WorkerCrashed,
+)
+from synapse_runtime.events import Event
+from synapse_runtime.execution import ActionCall, ActionRun
+from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
+from synapse_runtime.executors.ray.cluster import connect, connected_address, find_cluster, quiet
+from synapse_runtime.executors.ray.resources import checked_resources, readable, require_resources
+from synapse_runtime.executors.worker import GRACE_SECONDS, Forwarder, Parcel, pack_call, serve, unpack_run
+from synapse_runtime.loggers import Logger
+
+if TYPE_CHECKING:
+    from synapse_runtime.plugin import Plugin
+
+# How long a watcher waits for news before it looks whether the call has ended.
+_WATCH_SECONDS = 0.1
+# A worker process starts in under a second; a minute means that the cluster will not give one.
+_ACTOR_START_SECONDS = 60.0
+
+
+class ActionWorker:
+    """The actor. It takes over its process's output once, then serves parcels."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._output = OutputFiles()
+        self._node = str(ray.get_runtime_context().get_node_id())
+
+    def ready(self) -> None:
+        """Answer, so that the caller knows that the worker is there."""
+
+    def run(self, parcel: Parcel) -> bytes:
+        """Run a parcel's call; return the packed run."""
+        return serve(parcel, mode="task", node=self._node, output=self._output)
+
+    def run_watched(self, parcel: Parcel, mailbox: Any) -> bytes:
+        """Run a parcel's call, and put events and output into the mailbox as they come."""
+        forwarder = Forwarder(mailbox.put, self._output)
+        try:
+            return serve(parcel, mode="task", node=self._node, output=self._output, on_event=forwarder.event)
+        finally:
+            forwarder.close()
+
+
+class RayActorExecutor(Executor):
+    """Runs actions on a Ray actor, which is created on first use and stays warm for the next call.
+
+    Calls are made one at a time. A worker that dies is replaced at the next call. Where no cluster is given or
+    running, an ephemeral one is started, which ends with this process.
+
+    Args:
+        env: Variables of the action's environment, over those of the worker. They travel with the call.
+        job_id: Id of the runs; each run gets a fresh one by default.
+        plugin: The plugin whose actions can be named; see `Executor`.
+        timeout: Seconds that a call may take.
+        logger: Sink for events, when the run is back; the console by default.
+        ray_address: `host:port`, `ray://host:port`, or `auto`. By default `RAY_ADDRESS`, else an ephemeral cluster.
+        num_cpus: CPUs that the worker holds. By default it needs one to be placed and holds none.
+        num_gpus: GPUs that the worker holds.
+        tasks_only: No job will need an ephemeral cluster of this process, which then starts without the Jobs API.
+
+    Example:
+        >>> with RayActorExecutor(plugin="example_plugin") as executor:  # doctest: +SKIP
+        ...     executor.execute("train", {"epochs": 5})
+        ...     executor.execute("evaluate", {"weights": "weights.npz"})  # the same worker
+    """
+
+    mode = "task"
+
+    def __init__(
+        self,
+        env: PluginEnvironment | Mapping[str, Any] | None = None,
+        job_id: str | None = None,
+        *,
+        plugin: Plugin | Path | str | None = None,
+        timeout: float | None = None,
+        logger: Logger | None = None,
+        ray_address: str | None = None,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        tasks_only: bool = False,
+    ) -> None:
+        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
+        self._address = ray_address
+        self._jobs = not tasks_only
+        self._resources = checked_resources(num_cpus, num_gpus)
+        self._actor: Any = None
+        self._actor_cluster = ""
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        """End the worker. The next call gets a new one."""
+        with self._lock:
+            self._kill_actor()
+
+    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        __tracebackhide__ = True
+        try:
+            parcel = pack_call(call)
+        except (ValidationError, ResultNotSerializable) as error:
+            return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
+        with self._lock:
+            actor = self._warm_actor()
+            started = time.monotonic()
+            try:
+                run = self._run_on(actor, parcel, call, on_event, on_output)
+            except BaseException:  # Ctrl-C above all: the action must not go on without us
+                self._kill_actor()
+                raise
+            if isinstance(run, PluginError):
+                self._kill_actor()
+                return ActionRun(
+                    call.name, error=run, mode=self.mode, job_id=call.job_id, duration=time.monotonic() - started
+                )
+        if on_event is None:
+            for event in run.events:
+                self._logger.event(event)
+        if run.captured is not None:
+            run.captured.replay(output=on_output is None)
+        return run
+
+    def _run_on(
+        self,
+        actor: Any,
+        parcel: Parcel,
+        call: ActionCall,
+        on_event: OnEvent | None,
+        on_output: OnOutput | None,
+    ) -> ActionRun | PluginError:
+        """Make the call; return the run, or the error where the worker was lost."""
+        import ray
+        from ray.exceptions import RayActorError, RayError
+
+        started = time.monotonic()
+        try:
+            if on_event is None and on_output is None:
+                data = ray.get(actor.run.remote(parcel))
+            else:
+                data = _watch(actor, parcel, on_event, on_output)
+        except RayActorError as error:
+            took = time.monotonic() - started
+            if call.timeout is not None and took >= call.timeout + GRACE_SECONDS:
+                lost: PluginError = ExecutionTimeout(
+                    f"{call.name} did not end within {call.timeout:g} s, and did not notice: its worker was ended"
+                )
+            else:
+                lost = WorkerCrashed(f"the worker of {call.name} died: {_cause_of_death(error)}")
+            lost.__cause__ = error
+            return lost
+        except RayError as error:
+            raise ClusterError(f"the cluster failed under {call.name}: {error}") from error
+        return unpack_run(data, call)
+
+    def _warm_actor(self) -> Any:
+        if self._actor is not None and connected_address() == self._actor_cluster:
+            return self._actor
+        self._actor_cluster = connect(find_cluster(self._address, jobs=self._jobs))
+        self._actor = self._new_actor()
+        return self._actor
+
+    def _new_actor(self) -> Any:
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError
+
+        require_resources(self._resources, ray.cluster_resources())
+        with quiet():
+            actor = ray.remote(ActionWorker).options(max_restarts=0, **self._resources).remote()
+        try:
+            ray.get(actor.ready.remote(), timeout=_ACTOR_START_SECONDS)
+        except GetTimeoutError as error:
+            ray.kill(actor)
+            raise ClusterError(
+                f"the cluster gave no worker within {_ACTOR_START_SECONDS:g} s: asked for "
+                f"{self._resources or 'one CPU'}, free is {readable(ray.available_resources())}"
+            ) from error
+        except RayError as error:
+            raise ClusterError(f"the worker did not start: {error}") from error
+        return actor
+
+    def _kill_actor(self) -> None:
+        actor, self._actor = self._actor, None
+        if actor is not None and connected_address() == self._actor_cluster:
+            import ray
+
+            ray.kill(actor)
+
+
+def _watch(actor: Any, parcel: Parcel, on_event: OnEvent | None, on_output: OnOutput | None) -> Any:
+    """Make the call and hand on what it says and prints while it runs."""
+    import ray
+    from ray.util.queue import Empty, Queue
+
+    with quiet():
+        mailbox = Queue(actor_options={"num_cpus": 0})
+    try:
+        answer = actor.run_watched.remote(parcel, mailbox)
+        while not ray.wait([answer], timeout=0)[0]:
+            try:
+                _hand_on(mailbox.get(timeout=_WATCH_SECONDS), on_event, on_output)
+            except Empty:
+                continue
+        data = ray.get(answer)
+        while not mailbox.empty():
+            _hand_on(mailbox.get_nowait(), on_event, on_output)
+        return data
+    finally:
+        mailbox.shutdown(force=True)
+
+
+def _hand_on(batch: list[Any], on_event: OnEvent | None, on_output: OnOutput | None) -> None:
+    for item in batch:
+        if not isinstance(item, Event):
+            if on_output is not None:
+                on_output(*item)
+        elif on_event is not None:
+            on_event(item)
+
+
+def _cause_of_death(error: Exception) -> str:
+    """Return Ray's own words for why an actor died, without its decoration."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    wanted = [line for line in lines if "cause" in line.lower() or "exit" in line.lower() or "killed" in line.lower()]
+    return (wanted or lines or [type(error).__name__])[-1]

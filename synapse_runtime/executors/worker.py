@@ -1,0 +1,230 @@
+"""The worker's side of a call, and what crosses the border: parcels with calls there, packed runs back.
+
+A parcel says first where modules are to be found, then holds the pickled call: reading the call imports them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from synapse_runtime import tracing, transport
+from synapse_runtime.capture import Captured, OutputFiles, captured_logging
+from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSerializable, safe_str
+from synapse_runtime.events import Event
+from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, run_call
+from synapse_runtime.modules import is_installed_path, modules_of
+
+# How long after its time limit an action may take to notice, before its worker is ended with it.
+GRACE_SECONDS = 1.0
+# Reading back a result of this size where it was made, to find a fault early, costs nothing that one would notice.
+_VERIFY_BELOW = 1_000_000
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A call on its way.
+
+    Attributes:
+        name: What people call the action.
+        job_id: The id of the run.
+        timeout: Seconds that the action may take, or None.
+        import_root: The directory of the plugin's modules, if there is a plugin.
+        import_paths: The caller's own additions to `sys.path`, for workers that see the same disk.
+        call: The pickled `ActionCall`.
+    """
+
+    name: str
+    job_id: str
+    timeout: float | None
+    import_root: str | None
+    import_paths: tuple[str, ...]
+    call: bytes
+
+
+def pack_call(call: ActionCall) -> Parcel:
+    """Validate the params here where that is possible, and pack the call.
+
+    Raises:
+        ValidationError: The params do not fit; nothing has been sent.
+        ResultNotSerializable: The params or the action cannot travel.
+    """
+    call = replace(call, params=check_params(call))
+    with _importable(call.import_root):
+        try:
+            data = transport.dumps(call)
+        except Exception as error:
+            transport.dumps_named(call.params, "params")
+            raise ResultNotSerializable(
+                f"{call.name}: the action itself cannot travel: {safe_str(error)}. "
+                "Define it in a module, or let it refer to less."
+            ) from error
+    paths = tuple(os.path.abspath(path) for path in sys.path if not is_installed_path(os.path.abspath(path)))
+    return Parcel(call.name, call.job_id, call.timeout, call.import_root, paths, data)
+
+
+def serve(
+    parcel: Parcel,
+    *,
+    mode: str,
+    node: str = "",
+    output: OutputFiles | None = None,
+    on_event: Callable[[Event], object] | None = None,
+    on_start: Callable[[], object] | None = None,
+) -> bytes:
+    """Run a parcel's call in this process and return the packed run.
+
+    Args:
+        parcel: The call.
+        mode: The mode, for the record.
+        node: Ray's id of this node, for the record.
+        output: Where this worker's output is collected, if here.
+        on_event: Called with each event as it happens.
+        on_start: Called when everything is imported and checked, and the action starts.
+    """
+    for path in parcel.import_paths:
+        if path not in sys.path and os.path.exists(path):
+            sys.path.append(path)
+    captured = Captured()
+    if output is not None:
+        output.begin()
+    with captured_logging(captured):
+        run = _run(parcel, mode, on_event, on_start)
+    if output is not None:
+        captured.stdout, captured.stderr = output.take()
+    run.captured = captured
+    run.node = node
+    with _importable(parcel.import_root):
+        return _pack_run(run)
+
+
+def unpack_run(data: bytes, call: ActionCall | None = None) -> ActionRun:
+    """Read a packed run back in the caller's process.
+
+    Args:
+        data: What `serve` returned.
+        call: The call that it answers, which knows where the plugin's modules are.
+    """
+    with _importable(None if call is None else call.import_root):
+        run, result, error = transport.loads(data)
+        if error is not None:
+            run.error = _own_error(tracing.unpack(error))
+        elif result is not None:
+            try:
+                run.result = transport.loads(result)
+            except Exception as problem:  # noqa: BLE001 - reading runs any code of the result's classes
+                run.error = ResultNotSerializable(
+                    f"the result of {run.name} cannot be read here: {type(problem).__name__}: {safe_str(problem)}"
+                )
+                run.error.__cause__ = problem
+    assert isinstance(run, ActionRun)
+    return run
+
+
+class Forwarder:
+    """Sends what a running action says and prints, in batches, from a thread of its own.
+
+    Args:
+        send: Takes a batch: a list of events and of (stream, text) pairs, in order.
+        output: Where this worker's output is collected.
+    """
+
+    _EVERY_SECONDS = 0.05
+
+    def __init__(self, send: Callable[[list[Any]], object], output: OutputFiles) -> None:
+        self._send = send
+        self._output = output
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="synapse-forwarder", daemon=True)
+        self._thread.start()
+
+    def event(self, event: Event) -> None:
+        """Take an event, to be sent soon."""
+        with self._lock:
+            self._events.append(event)
+
+    def close(self) -> None:
+        """Send what is left and end."""
+        self._done.set()
+        self._thread.join()
+        self._flush()
+
+    def _loop(self) -> None:
+        while not self._done.wait(self._EVERY_SECONDS):
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            batch: list[Any] = list(self._events)
+            self._events.clear()
+        batch += [(name, text) for name, text in zip(("stdout", "stderr"), self._output.peek(), strict=True) if text]
+        if batch:
+            self._send(batch)
+
+
+def _run(
+    parcel: Parcel,
+    mode: str,
+    on_event: Callable[[Event], object] | None,
+    on_start: Callable[[], object] | None,
+) -> ActionRun:
+    try:
+        with _importable(parcel.import_root):
+            call = transport.loads(parcel.call)
+    except Exception as error:  # noqa: BLE001 - reading the call imports any code of the user
+        problem = ExecutionError(
+            f"{parcel.name} cannot be imported in the worker: {type(error).__name__}: {safe_str(error)}"
+        )
+        problem.__cause__ = error
+        return ActionRun(parcel.name, error=problem, mode=mode, job_id=parcel.job_id)
+    try:
+        return run_call(call, mode=mode, on_event=on_event, on_start=_armed(parcel.timeout, on_start))
+    except KeyboardInterrupt as error:
+        return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _armed(timeout: float | None, on_start: Callable[[], object] | None) -> Callable[[], object] | None:
+    """Let the worker end itself where an action does not notice its limit, stuck in code that is not Python's."""
+    if timeout is None:
+        return on_start
+
+    def start() -> None:
+        faulthandler.dump_traceback_later(timeout + GRACE_SECONDS, exit=True, file=2)
+        if on_start is not None:
+            on_start()
+
+    return start
+
+
+def _pack_run(run: ActionRun) -> bytes:
+    result: bytes | None = None
+    error = run.error
+    if error is None and run.result is not None:
+        try:
+            result = transport.dumps_named(run.result, "result", verify_below=_VERIFY_BELOW)
+        except ResultNotSerializable as problem:
+            error = problem
+    packed = None if error is None else tracing.pack(error)
+    bare = replace(run, result=None, error=None)
+    return transport.dumps((bare, result, packed))
+
+
+def _own_error(error: BaseException) -> PluginError:
+    error.__traceback__ = None  # the frames of its cause tell where; its own are of the worker's plumbing
+    if isinstance(error, PluginError):
+        return error
+    return ExecutionError(safe_str(error))
+
+
+def _importable(root: str | None) -> contextlib.AbstractContextManager[None]:
+    return modules_of(root) if root is not None and os.path.isdir(root) else contextlib.nullcontext()

@@ -1,0 +1,34 @@
+"""Where a plugin's config file is. Standard library only: pytest asks this in every session that has us installed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG_NAMES = ("config.yaml", "config.yml", "synapse.yaml", "synapse.yml")
+# `config.yaml` is a name that many programs use: only a file with one of these keys is a plugin's.
+_PLUGIN_KEY = re.compile(r"^(actions|code)\s*:", re.MULTILINE)
+_READ_AT_MOST = 1_000_000
+
+
+def config_in(directory: Path) -> Path | None:
+    """Return the config file in this directory, whether it looks like a plugin's or not."""
+    return next((directory / name for name in CONFIG_NAMES if (directory / name).is_file()), None)
+
+
+def plugin_above(start: Path) -> Path | None:
+    """Return the config file of the nearest plugin at or above `start`; None where there is none."""
+    for directory in (start, *start.parents):
+        for name in CONFIG_NAMES:
+            path = directory / name
+            if path.is_file() and _looks_like_a_plugin(path):
+                return path
+    return None
+
+
+def _looks_like_a_plugin(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return _PLUGIN_KEY.search(file.read(_READ_AT_MOST)) is not None
+    except OSError:
+        return False

@@ -1,0 +1,205 @@
+"""A plugin on disk: its config file, its actions, and the import of its modules."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from synapse_runtime import action as actions
+from synapse_runtime.errors import ActionNotFoundError, ConfigError, nearest
+from synapse_runtime.locate import config_in
+from synapse_runtime.manifest import ActionSpec, Manifest, line_of, read_manifest
+from synapse_runtime.modules import modules_of
+
+
+class Plugin:
+    """A plugin: where it is, what its config file says, and its actions.
+
+    Make one with `Plugin.load`.
+
+    Attributes:
+        root: The plugin's directory; actions run there, and their modules are imported from there.
+        manifest: The config file's content.
+        config_path: The config file; None for a plugin that is an importable module without one.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, config_path: Path | None) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.config_path = config_path
+
+    def __repr__(self) -> str:
+        return f"<Plugin {self.manifest.code or self.manifest.name} at {self.root}>"
+
+    @classmethod
+    def load(cls, source: str | Path) -> Plugin:
+        """Find and read a plugin.
+
+        Args:
+            source: A directory with a config file, a config file, or an importable module's dotted name.
+
+        Raises:
+            ConfigError: It is none of these, or its config file is at fault; names file and line.
+        """
+        path = Path(source)
+        if path.is_dir():
+            return cls._from_config(path)
+        if path.is_file() and path.suffix in (".yaml", ".yml"):
+            return cls._from_config(path)
+        if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_absolute():
+            raise ConfigError("there is no such plugin: neither a directory nor a config file", path=path)
+        return cls._from_module(str(source))
+
+    @classmethod
+    def _from_config(cls, path: Path) -> Plugin:
+        manifest = read_manifest(path)
+        config = config_in(path) if path.is_dir() else path
+        assert config is not None
+        config = config.absolute()
+        return cls(config.parent, manifest, config)
+
+    @classmethod
+    def _from_module(cls, name: str) -> Plugin:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"plugin {name!r} cannot be imported: {error}") from error
+        if spec is None or spec.origin is None:
+            raise ConfigError(
+                f"plugin {name!r} is neither a directory, a config file, nor a module that can be imported"
+            )
+        directory = Path(spec.origin).parent
+        if spec.submodule_search_locations and config_in(directory) is not None:
+            return cls._from_config(directory)
+        found = _actions_in(importlib.import_module(name))
+        if not found:
+            raise ConfigError(
+                f"module {name!r} has no config.yaml beside it and defines no action "
+                "(a BaseAction subclass or an @action function)",
+                path=spec.origin,
+            )
+        return cls(directory, Manifest(code=name, actions=found), None)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the actions, in the order of the config file."""
+        return tuple(self.manifest.actions)
+
+    def entrypoint(self, name: str) -> str:
+        """Return where an action is, as `module:Name`.
+
+        Args:
+            name: The name of an action of this plugin, or an entrypoint, which comes back in its standard form.
+
+        Raises:
+            ActionNotFoundError: Lists the actions there are and suggests the nearest.
+            ConfigError: The action has no entrypoint; names file and line.
+        """
+        spec = self.manifest.actions.get(name)
+        if spec is None:
+            if is_entrypoint(name):
+                return standard_entrypoint(name)
+            raise self._not_found(name)
+        if not spec.entrypoint:
+            raise ConfigError(f"action {name!r} has no entrypoint", path=self.config_path, line=self._line(name))
+        return standard_entrypoint(spec.entrypoint)
+
+    def load_action(self, name: str) -> Any:
+        """Import an action and return its class or function.
+
+        Args:
+            name: The name of an action, or an entrypoint.
+
+        Raises:
+            ActionNotFoundError, ConfigError: As for `entrypoint`; also where module or name do not exist.
+            Exception: Whatever the plugin's module raises while it is imported.
+        """
+        entrypoint = self.entrypoint(name)
+        with self.importable():
+            try:
+                return actions.require_action(import_entrypoint(entrypoint))
+            except ConfigError as error:
+                line = self._line(name, "entrypoint")
+                raise ConfigError(f"action {name!r}: {error}", path=self.config_path, line=line) from error
+
+    def importable(self) -> contextlib.AbstractContextManager[None]:
+        """Let this plugin's modules be imported, and be the ones that their names mean, inside the block."""
+        return modules_of(self.root) if self.config_path is not None else contextlib.nullcontext()
+
+    def _not_found(self, name: str) -> ActionNotFoundError:
+        guess = nearest(name, self.action_names)
+        listed = ", ".join(self.action_names) or "none"
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        where = self.config_path or self.manifest.code
+        return ActionNotFoundError(
+            f"there is no action {name!r} in {where}.{hint} Available: {listed}.", available=self.action_names
+        )
+
+    def _line(self, *keys: str) -> int | None:
+        if self.config_path is None:
+            return None
+        return line_of(self.config_path.read_text(encoding="utf-8"), ("actions", *keys))
+
+
+def standard_entrypoint(text: str) -> str:
+    """Return an entrypoint in the form `module:Name`.
+
+    Example:
+        >>> standard_entrypoint("plugin.train.TrainAction")
+        'plugin.train:TrainAction'
+    """
+    if ":" in text:
+        return text
+    module, _, name = text.rpartition(".")
+    return f"{module}:{name}"
+
+
+def import_entrypoint(entrypoint: str) -> Any:
+    """Import what an entrypoint names.
+
+    Args:
+        entrypoint: `module:Name` or `module.Name`; the name may have dots itself in the first form.
+
+    Raises:
+        ConfigError: There is no such module, or no such name in it; suggests the nearest.
+        Exception: Whatever the module raises while it is imported.
+    """
+    module_name, _, name = standard_entrypoint(entrypoint).partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that the plugin's module imports is another matter: that one is the plugin's own error.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(f"there is no module {module_name!r} ({error})") from error
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            guess = nearest(part, [known for known in dir(value) if not known.startswith("_")])
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            raise ConfigError(f"module {module_name!r} has no {name!r}{hint}", path=module.__file__)
+        value = getattr(value, part)
+    return value
+
+
+def is_entrypoint(text: str) -> bool:
+    """Tell whether a text has the form of an entrypoint: `module:Name` or `module.Name`."""
+    parts = text.replace(":", ".", 1).split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+
+
+def _actions_in(module: ModuleType) -> dict[str, ActionSpec]:
+    found: dict[str, ActionSpec] = {}
+    for attribute, value in vars(module).items():
+        own = getattr(value, "__module__", "").split(".")[: module.__name__.count(".") + 1]
+        if attribute.startswith("_") or ".".join(own) != module.__name__ or not actions.is_action(value):
+            continue
+        if isinstance(value, type) and getattr(value, "__abstractmethods__", None):
+            continue
+        name = actions.name_of(value)
+        found[name] = ActionSpec(name=name, entrypoint=f"{module.__name__}:{attribute}")
+    return found

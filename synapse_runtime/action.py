@@ -184,7 +184,7 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     if not isinstance(target, type):
         return target(params, ctx)
     if not issubclass(target, BaseAction) and callable(getattr(target, "dispatch", None)):
-        return target.dispatch(params, ctx)  # type: ignore[attr-defined]
+        return target.dispatch(params, ctx)
     return target(params, ctx).execute()  # type: ignore[attr-defined]
 
 

@@ -98,14 +98,13 @@ class OutputFiles:
 
     def peek(self) -> tuple[str, str]:
         """Return what was printed since the last `peek` or `begin`, as (stdout, stderr)."""
-        for python_stream in (sys.stdout, sys.stderr):
-            python_stream.flush()
-        stdout, stderr = (stream.read() for stream in self._streams)
+        _flush()
+        stdout, stderr = (stream.news() for stream in self._streams)
         return stdout, stderr
 
     def take(self) -> tuple[str, str]:
-        """Return all that was printed since `begin`, as (stdout, stderr)."""
-        self.peek()
+        """Return all that was printed since `begin`, peeked at or not, as (stdout, stderr)."""
+        _flush()
         stdout, stderr = (stream.text() for stream in self._streams)
         return stdout, stderr
 
@@ -120,32 +119,43 @@ class _Redirected:
         # A character may be cut in two between two reads: the decoder keeps its first bytes for the next.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._parts: list[str] = []
+        self._told = 0
         self._before = os.dup(descriptor)
         os.dup2(self._reader, descriptor)
 
     def forget(self) -> None:
-        self.read()
+        self._read()
         # The descriptor shares this file's position: back to the start, so that the file does not grow for ever.
         os.ftruncate(self._reader, 0)
         os.lseek(self._reader, 0, os.SEEK_SET)
         self._position = 0
         self._decoder.reset()
         self._parts.clear()
+        self._told = 0
 
-    def read(self) -> str:
+    def news(self) -> str:
+        self._read()
+        told, self._told = self._told, len(self._parts)
+        return "".join(self._parts[told:])
+
+    def text(self) -> str:
+        self._read()
+        return "".join(self._parts) + self._decoder.decode(b"", final=True)
+
+    def _read(self) -> None:
         size = os.fstat(self._reader).st_size
         if size <= self._position:
-            return ""
+            return
         data = os.pread(self._reader, size - self._position, self._position)
         self._position += len(data)
         with contextlib.suppress(OSError):
             os.write(self._before, data)
-        text = self._decoder.decode(data)
-        self._parts.append(text)
-        return text
+        self._parts.append(self._decoder.decode(data))
 
-    def text(self) -> str:
-        return "".join(self._parts) + self._decoder.decode(b"", final=True)
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
 
 
 class _Recorder(logging.Handler):

@@ -229,9 +229,7 @@ def _read_toml(text: str, path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         line = message.rpartition("(at line ")[2].partition(",")[0]
-        raise ConfigError(
-            f"broken TOML: {message}", path=path, line=int(line) if line.isdigit() else None
-        ) from error
+        raise ConfigError(f"broken TOML: {message}", path=path, line=int(line) if line.isdigit() else None) from error
 
 
 def _read_lines(text: str, path: Path) -> dict[str, str]:

@@ -117,9 +117,7 @@ class ActionRun:
     def progress(self) -> list[Progress]:
         """Each progress that was reported, in order, as `(current, total)`."""
         return [
-            Progress(event.data["current"], event.data["total"])
-            for event in self.events
-            if event.kind == "progress"
+            Progress(event.data["current"], event.data["total"]) for event in self.events if event.kind == "progress"
         ]
 
     @property
@@ -173,7 +171,8 @@ def run_call(
             target = resolve(call)
             params = actions.validate_params(target, call.name, call.params)
             if strict:
-                params = transport.loads(transport.dumps_named(params, "params"))
+                transport.dumps_named(params, "params")
+                params = transport.round_trip(params)
         except PluginError as error:
             run.error = error
             return run
@@ -259,7 +258,10 @@ def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, 
     if mismatch is not None:
         ctx.log("result_mismatch", {"problem": mismatch}, level="warning")
         warnings.warn(mismatch, ResultMismatchWarning, stacklevel=2)
-    return transport.loads(transport.dumps_named(result, "result")) if strict else result
+    if not strict:
+        return result
+    transport.dumps_named(result, "result")
+    return transport.round_trip(result)
 
 
 def _await(coroutine: Any) -> Any:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+_REDRAW_SECONDS = 0.1
+
+
 class Logger(Protocol):
     """A sink for events. Called in the order in which the action said them."""
 
@@ -51,6 +54,7 @@ class ConsoleLogger:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._percent: dict[str, int] = {}
+        self._drawn = 0.0
 
     def event(self, event: Event) -> None:
         """Show one event."""
@@ -62,14 +66,29 @@ class ConsoleLogger:
             return
         line = format_event(event)
         if self._bars is not None:
-            self._bars.console.print(line, markup=False, highlight=False)
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             stream.write(line + "\n")
             stream.flush()
 
+    def output(self, stream: str, text: str) -> None:
+        """Show what a worker printed.
+
+        Args:
+            stream: `stdout` or `stderr`.
+            text: Any text, with or without an end of line.
+        """
+        if self._bars is not None:
+            self._bars.console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+        else:
+            target = self._stream or (sys.stdout if stream == "stdout" else sys.stderr)
+            target.write(text)
+            target.flush()
+
     def finish(self) -> None:
         """End the bars, if any; they stay on the screen as they stand."""
         if self._bars is not None:
+            self._bars.refresh()
             self._bars.stop()
         self._bars = None
         self._tasks.clear()
@@ -87,6 +106,8 @@ class ConsoleLogger:
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 console=Console(file=stream),
+                # Drawn when there is news only, and no stream is replaced: a debugger's prompt stays undisturbed.
+                auto_refresh=False,
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
@@ -94,7 +115,12 @@ class ConsoleLogger:
         name = event.step or "progress"
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=event.data["total"])
-        self._bars.update(self._tasks[name], completed=event.data["current"], total=event.data["total"])
+        current, total = event.data["current"], event.data["total"]
+        self._bars.update(self._tasks[name], completed=current, total=total)
+        now = time.monotonic()
+        if current >= total or now - self._drawn >= _REDRAW_SECONDS:
+            self._bars.refresh()
+            self._drawn = now
 
     def _worth_a_line(self, event: Event) -> bool:
         """Keep a log readable: at most one line for each percent of a step."""

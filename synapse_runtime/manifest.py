@@ -146,10 +146,10 @@ def _bad_fields(path: Path, text: str, error: PydanticValidationError) -> Config
 
 
 def line_of(text: str, keys: Sequence[str | int]) -> int | None:
-    """Return the line, counted from 1, of the deepest key of this path that the YAML text has.
+    r"""Return the line, counted from 1, of the deepest key of this path that the YAML text has.
 
     Example:
-        >>> line_of("code: x\\nactions:\\n  train:\\n    entrypoint: 3\\n", ("actions", "train", "entrypoint"))
+        >>> line_of("code: x\nactions:\n  train:\n    entrypoint: 3\n", ("actions", "train", "entrypoint"))
         4
     """
     node = yaml.compose(text, Loader=yaml.SafeLoader)

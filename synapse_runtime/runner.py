@@ -74,9 +74,18 @@ def run_plugin(
 
         # Not closed: the job is the caller's from here on.
         return cast(RayJobsApiExecutor, executor_type(**executor_kwargs)).submit(target, params)
-    logger = executor_kwargs.get("logger") or ConsoleLogger()
-    live = {} if mode == "local" else {"on_event": logger.event}
-    with executor_type(**executor_kwargs | {"logger": logger}) as executor:
-        return executor.execute(target, params, **live)
+    with executor_type(**executor_kwargs) as executor:
+        return executor.execute(target, params, **live_console(mode))
 
 
+def live_console(mode: str, console: ConsoleLogger | None = None) -> dict[str, Any]:
+    """Return the arguments of `Executor.run` that show what a worker says and prints while it runs.
+
+    Args:
+        mode: In local mode nothing is needed: the executor's logger hears everything at once.
+        console: Where to show it; standard output by default.
+    """
+    if mode == "local":
+        return {}
+    console = console or ConsoleLogger()
+    return {"on_event": console.event, "on_output": console.output}

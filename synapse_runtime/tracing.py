@@ -116,7 +116,7 @@ def _pack_whole(error: BaseException) -> bytes | None:
     if data is None:
         return None
     try:
-        copy = transport.loads(data)
+        copy = transport.round_trip(error)
         same = type(copy).__qualname__ == type(error).__qualname__ and repr(copy.args) == repr(error.args)
         same = same and safe_str(copy) == safe_str(error)
     except Exception:  # noqa: BLE001 - the author's __reduce__ or __init__ runs here and may do anything
@@ -135,7 +135,7 @@ def _pack_part(value: Any) -> bytes | str:
     data = _try_dumps(value)
     if data is not None:
         try:
-            transport.loads(data)
+            transport.round_trip(value)
         except Exception:  # noqa: BLE001 - as above
             data = None
     if data is not None:
@@ -150,7 +150,7 @@ def _unpack_part(part: bytes | str) -> Any:
     if isinstance(part, str):
         return part
     try:
-        return transport.loads(part)
+        return transport.loads_at_home(part)
     except Exception as error:  # noqa: BLE001 - a class that this process cannot import
         return f"<cannot be read here: {type(error).__name__}: {error}>"
 
@@ -158,7 +158,7 @@ def _unpack_part(part: bytes | str) -> Any:
 def _rebuild(packed: PackedException) -> BaseException:
     if packed.whole is not None:
         try:
-            error = transport.loads(packed.whole)
+            error = transport.loads_at_home(packed.whole)
         except Exception:  # noqa: BLE001 - the class may be importable only where the action ran
             error = None
         if isinstance(error, BaseException):
@@ -182,7 +182,7 @@ def _rebuild(packed: PackedException) -> BaseException:
 def _class_of(packed: PackedException) -> type[BaseException]:
     if packed.cls is not None:
         try:
-            cls = transport.loads(packed.cls)
+            cls = transport.loads_at_home(packed.cls)
         except Exception:  # noqa: BLE001 - as in _rebuild
             cls = None
         if isinstance(cls, type) and issubclass(cls, BaseException):
@@ -220,5 +220,6 @@ def _frame_of(code: types.CodeType, summary: FrameSummary) -> types.FrameType:
         exec(code, {"__name__": summary.module, "__file__": summary.filename}, local)
     except RuntimeError as raised:
         tb = raised.__traceback__
-    assert tb is not None and tb.tb_next is not None
+    assert tb is not None
+    assert tb.tb_next is not None
     return tb.tb_next.tb_frame

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import io
 import math
 import pickle
 import sys
 import threading
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,21 +37,17 @@ def ship_by_value(module_name: str) -> None:
 
 
 def dumps(value: Any) -> bytes:
-    """Pickle `value`.
+    """Pickle `value` for another process.
 
     Raises:
-        Exception: Whatever pickling raises; see `explain` for the part at fault.
+        Exception: Whatever pickling raises; see `dumps_named` for the part at fault.
 
     Example:
         >>> loads(dumps({"epochs": 3}))
         {'epochs': 3}
     """
-    try:
-        # The common case by far: plain data, which the C pickler does in microseconds and any process can read.
-        if not _by_value and _is_plain(value):
-            return pickle.dumps(value, protocol=5)
-    except RecursionError:
-        pass
+    if _is_plain(value):  # the common case by far, which the C pickler does in microseconds
+        return pickle.dumps(value, protocol=5)
     import cloudpickle
 
     with _lock, _registered(cloudpickle):
@@ -57,15 +56,36 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """Read back what `dumps` wrote, in this or another process."""
+    """Read what another process wrote with `dumps`."""
     return pickle.loads(data)
 
 
+def loads_at_home(data: bytes) -> Any:
+    """Read what came back from a worker, in the process that its classes came from.
+
+    Classes that went there by value come back as the ones they were, and stay as they are here.
+    """
+    return _HomeUnpickler(io.BytesIO(data)).load()
+
+
 def round_trip(value: Any) -> Any:
-    """Return what the other side would get. Immutable plain values come back themselves."""
-    if value is None or type(value) in _PLAIN:
+    """Return the copy of a value that a trip to another process and back would make, with the same classes.
+
+    Example:
+        >>> params = {"sizes": [1, 2]}
+        >>> copy = round_trip(params)
+        >>> copy == params, copy is params
+        (True, False)
+    """
+    if type(value) in _PLAIN:
         return value
-    return loads(dumps(value))
+    if _is_plain(value):
+        return pickle.loads(pickle.dumps(value, protocol=5))
+    code: list[Any] = []
+    buffer = io.BytesIO()
+    _pickler_class()(buffer, code).dump(value)
+    buffer.seek(0)
+    return _CopyUnpickler(buffer, code).load()
 
 
 def snapshot(value: Any) -> Any:
@@ -97,8 +117,8 @@ def dumps_named(value: Any, name: str, *, verify_below: float = math.inf) -> byt
     """
     try:
         data = dumps(value)
-        if len(data) < verify_below and not _is_plain(value):
-            loads(data)
+        if len(data) < verify_below:
+            round_trip(value)
     except Exception as error:
         raise not_serializable(value, name, error) from error
     return data
@@ -145,6 +165,71 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return False
 
 
+class _CopyUnpickler(pickle.Unpickler):
+    """Reads a copy in the process that wrote it: classes and functions are the same ones."""
+
+    def __init__(self, buffer: io.BytesIO, code: list[Any]) -> None:
+        super().__init__(buffer)
+        self._code = code
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._code[pid]
+
+
+@functools.cache
+def _pickler_class() -> type[Any]:
+    import cloudpickle
+
+    class CopyPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """Writes a copy to be read in this process: classes and functions stay outside, as they are."""
+
+        def __init__(self, buffer: io.BytesIO, code: list[Any]) -> None:
+            super().__init__(buffer, protocol=5)
+            self._code = code
+
+        def persistent_id(self, value: Any) -> int | None:
+            if not isinstance(value, type | types.FunctionType | types.ModuleType):
+                return None
+            self._code.append(value)
+            return len(self._code) - 1
+
+    return CopyPickler
+
+
+class _HomeUnpickler(pickle.Unpickler):
+    """Leaves classes alone that this process has already.
+
+    cloudpickle finds the class that a by-value copy was made from, but then writes the copy's attributes into it:
+    every method would become a stranger's, with globals of its own. No public way around; a test watches the names.
+    """
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer)
+        self._known: set[int] = set()
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        found = super().find_class(module_name, global_name)
+        if not module_name.startswith("cloudpickle."):
+            return found
+        if global_name in ("_make_skeleton_class", "_make_skeleton_enum"):
+            return functools.partial(self._make, found)
+        if global_name == "_class_setstate":
+            return functools.partial(self._set_state, found)
+        return found
+
+    def _make(self, make: Any, *arguments: Any) -> Any:
+        from cloudpickle import cloudpickle
+
+        known = set(map(id, cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.values()))
+        cls = make(*arguments)
+        if id(cls) in known:
+            self._known.add(id(cls))
+        return cls
+
+    def _set_state(self, set_state: Any, cls: Any, state: Any) -> Any:
+        return cls if id(cls) in self._known else set_state(cls, state)
+
+
 @contextlib.contextmanager
 def _registered(cloudpickle: Any) -> Iterator[None]:
     modules = [sys.modules[name] for name in _by_value if name in sys.modules]
@@ -161,7 +246,8 @@ def _registered(cloudpickle: Any) -> Iterator[None]:
 
 def _survives(value: Any) -> bool:
     try:
-        loads(dumps(value))
+        dumps(value)
+        round_trip(value)
     except Exception:  # noqa: BLE001 - the question is only whether it works
         return False
     return True

@@ -125,20 +125,27 @@ class Executor(ABC):
             cwd=os.getcwd() if plugin is None else str(plugin.root),
         )
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - local mode holds nothing
         """Free what the executor holds; it can be used again, which takes it anew."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     @abstractmethod
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         """Take the call to where it runs, and bring back the run."""
+
+    def _put_out(self, run: ActionRun, *, events: bool, output: bool) -> None:
+        """Let what a worker said and printed be seen here too, unless it was while it came."""
+        __tracebackhide__ = True
+        if events:
+            for event in run.events:
+                self._logger.event(event)
+        if run.captured is not None:
+            run.captured.replay(output=output)
 
     def _resolve(self, action: Any) -> tuple[Any, str]:
         if not isinstance(action, str):

@@ -112,12 +112,12 @@ def unpack_run(data: bytes, call: ActionCall | None = None) -> ActionRun:
         call: The call that it answers, which knows where the plugin's modules are.
     """
     with _importable(None if call is None else call.import_root):
-        run, result, error = transport.loads(data)
+        run, result, error = transport.loads_at_home(data)
         if error is not None:
             run.error = _own_error(tracing.unpack(error))
         elif result is not None:
             try:
-                run.result = transport.loads(result)
+                run.result = transport.loads_at_home(result)
             except Exception as problem:  # noqa: BLE001 - reading runs any code of the result's classes
                 run.error = ResultNotSerializable(
                     f"the result of {run.name} cannot be read here: {type(problem).__name__}: {safe_str(problem)}"
@@ -140,7 +140,7 @@ class Forwarder:
     def __init__(self, send: Callable[[list[Any]], object], output: OutputFiles) -> None:
         self._send = send
         self._output = output
-        self._events: list[Event] = []
+        self._batch: list[Event | tuple[str, str]] = []
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="synapse-forwarder", daemon=True)
@@ -149,7 +149,8 @@ class Forwarder:
     def event(self, event: Event) -> None:
         """Take an event, to be sent soon."""
         with self._lock:
-            self._events.append(event)
+            self._gather_output()  # what was printed before the event comes before it
+            self._batch.append(event)
 
     def close(self) -> None:
         """Send what is left and end."""
@@ -163,11 +164,15 @@ class Forwarder:
 
     def _flush(self) -> None:
         with self._lock:
-            batch: list[Any] = list(self._events)
-            self._events.clear()
-        batch += [(name, text) for name, text in zip(("stdout", "stderr"), self._output.peek(), strict=True) if text]
+            self._gather_output()
+            batch, self._batch = self._batch, []
         if batch:
             self._send(batch)
+
+    def _gather_output(self) -> None:
+        for stream, text in zip(("stdout", "stderr"), self._output.peek(), strict=True):
+            if text:
+                self._batch.append((stream, text))
 
 
 def _run(

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import secrets
 import select
@@ -26,7 +27,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from synapse_runtime.errors import ClusterError
@@ -35,6 +35,8 @@ _START_SECONDS = 90.0
 _PROBE_SECONDS = 5.0
 # Ray puts sockets 62 characters below its temporary directory; a socket's path has room for 107.
 _LONGEST_TEMP_ROOT = 30
+# Those of Ray's loggers that speak on the way of a job, with levels of their own.
+_RAY_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 # Variables that speak of the test that runs now, not of the workers that will run many.
 _NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "RAY_ADDRESS")
 
@@ -204,7 +206,7 @@ def _import_ray_with(token: str | None) -> None:
     import ray  # noqa: F401
 
     if token is not None and late and _ephemeral.first_use_of(token):
-        from ray._raylet import AuthenticationTokenLoader, Config
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
@@ -228,10 +230,18 @@ def _no_error_printer() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Ray's own warnings away from the user's: a test suite that makes them errors is not about Ray."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep Ray's own warnings and log records away from the user's: a test suite that checks them is not about Ray."""
+    loggers = [logging.getLogger(name) for name in _RAY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

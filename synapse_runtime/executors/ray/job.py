@@ -179,7 +179,12 @@ class RayJobsApiExecutor(Executor):
             return bool(client.delete_job(job_id))
 
     def close(self) -> None:
-        """Delete the jobs that `run` made, and stop those of them that still run."""
+        """Delete the jobs that `run` made, and stop those of them that still run.
+
+        On an ephemeral cluster, which keeps nothing, there is nothing to do.
+        """
+        if self._connection is not None and self._connection[0].origin == "ephemeral":
+            self._calls.clear()
         for job_id in list(self._calls):
             with contextlib.suppress(ClusterError):
                 if self.get_status(job_id) not in _ENDED:
@@ -202,11 +207,7 @@ class RayJobsApiExecutor(Executor):
             with contextlib.suppress(ClusterError):
                 self.stop(job_id)
             raise
-        if on_event is None:
-            for event in run.events:
-                self._logger.event(event)
-        if run.captured is not None:
-            run.captured.replay(output=on_output is None)
+        self._put_out(run, events=on_event is None, output=on_output is None)
         return run
 
     def _submit(self, call: ActionCall) -> str:
@@ -253,7 +254,9 @@ class RayJobsApiExecutor(Executor):
         except (OSError, RuntimeError, ValueError) as error:
             text = str(error)
             if "does not exist" in text:
-                raise ClusterError(f"the cluster at {cluster.dashboard or cluster.address} has no job {job_id!r}") from error
+                raise ClusterError(
+                    f"the cluster at {cluster.dashboard or cluster.address} has no job {job_id!r}"
+                ) from error
             if "already exists" in text:
                 raise ClusterError(
                     f"the cluster has a job {job_id!r} already: delete it, or give another job_id"
@@ -281,7 +284,7 @@ class RayJobsApiExecutor(Executor):
                     if on_output is not None:
                         on_output(*item)
                 elif item.kind == job_log.EVENTS:
-                    events.append(transport.loads(item.payload))
+                    events.append(transport.loads_at_home(item.payload))
                     if on_event is not None:
                         on_event(events[-1])
                 elif item.kind == job_log.EXIT:
@@ -290,7 +293,11 @@ class RayJobsApiExecutor(Executor):
                     run = unpack_run(item.payload, call)
                     return _with_output(run, printed)
         run = ActionRun(
-            call.name if call else job_id, events=events, mode=self.mode, job_id=job_id, duration=time.monotonic() - started
+            call.name if call else job_id,
+            events=events,
+            mode=self.mode,
+            job_id=job_id,
+            duration=time.monotonic() - started,
         )
         run.error = self._why_no_run(run, ended_with, printed, reader.preamble, call)
         return _with_output(run, printed)
@@ -392,7 +399,7 @@ def _readable(items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:
         if isinstance(item, job_log.Output):
             yield item.text
         elif item.kind == job_log.EVENTS:
-            yield format_event(transport.loads(item.payload)) + "\n"
+            yield format_event(transport.loads_at_home(item.payload)) + "\n"
 
 
 def _with_output(run: ActionRun, printed: Mapping[str, list[str]]) -> ActionRun:

@@ -74,15 +74,15 @@ def _is_plain(data: bytes) -> bool:
 
 
 class LogReader:
-    """Reads a log that comes in pieces, cut anywhere.
+    r"""Reads a log that comes in pieces, cut anywhere.
 
     Example:
         >>> reader = LogReader()
-        >>> log = "Ray's own line\\n" + (frame(START) + b"hello\\n" + frame(RUN, b"42")).decode()
+        >>> log = "Ray's own line\n" + (frame(START) + b"hello\n" + frame(RUN, b"42")).decode()
         >>> list(reader.feed(log[:30])) + list(reader.feed(log[30:]))
-        [Frame(kind='start', payload=b''), Output(stream='stdout', text='hello\\n'), Frame(kind='run', payload=b'42')]
+        [Frame(kind='start', payload=b''), Output(stream='stdout', text='hello\n'), Frame(kind='run', payload=b'42')]
         >>> reader.preamble
-        "Ray's own line\\n"
+        "Ray's own line\n"
     """
 
     def __init__(self) -> None:

@@ -57,6 +57,9 @@ def _child(parcel: Any, send: Connection) -> NoReturn:
     """Run the call and send its run to the supervisor; then end as any Python program does."""
     from synapse_runtime.executors.worker import serve
 
+    for stream in (sys.stdout, sys.stderr):  # pipes now: lines must not wait for a full buffer
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
     def say(kind: str, payload: bytes = b"") -> None:
         send.send_bytes(kind.encode() + b" " + payload)
 

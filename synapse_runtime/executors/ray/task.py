@@ -12,8 +12,8 @@ from synapse_runtime.capture import OutputFiles
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ClusterError,
+    ExecutionError,
     ExecutionTimeout,
-    PluginError,
     ResultNotSerializable,
     ValidationError,
     WorkerCrashed,
@@ -60,119 +60,91 @@ class ActionWorker:
             forwarder.close()
 
 
-class RayActorExecutor(Executor):
-    """Runs actions on a Ray actor, which is created on first use and stays warm for the next call.
-
-    Calls are made one at a time. A worker that dies is replaced at the next call. Where no cluster is given or
-    running, an ephemeral one is started, which ends with this process.
+class WarmWorker:
+    """One actor, created on first use and kept for the next call; several executors may share it.
 
     Args:
-        env: Variables of the action's environment, over those of the worker. They travel with the call.
-        job_id: Id of the runs; each run gets a fresh one by default.
-        plugin: The plugin whose actions can be named; see `Executor`.
-        timeout: Seconds that a call may take.
-        logger: Sink for events, when the run is back; the console by default.
-        ray_address: `host:port`, `ray://host:port`, or `auto`. By default `RAY_ADDRESS`, else an ephemeral cluster.
-        num_cpus: CPUs that the worker holds. By default it needs one to be placed and holds none.
+        address: The cluster's address; None for the one that `find_cluster` finds.
+        num_cpus: CPUs that the worker holds.
         num_gpus: GPUs that the worker holds.
-        tasks_only: No job will need an ephemeral cluster of this process, which then starts without the Jobs API.
-
-    Example:
-        >>> with RayActorExecutor(plugin="example_plugin") as executor:  # doctest: +SKIP
-        ...     executor.execute("train", {"epochs": 5})
-        ...     executor.execute("evaluate", {"weights": "weights.npz"})  # the same worker
+        jobs: Whether an ephemeral cluster started for it should offer the Jobs API too.
     """
-
-    mode = "task"
 
     def __init__(
         self,
-        env: PluginEnvironment | Mapping[str, Any] | None = None,
-        job_id: str | None = None,
+        address: str | None = None,
         *,
-        plugin: Plugin | Path | str | None = None,
-        timeout: float | None = None,
-        logger: Logger | None = None,
-        ray_address: str | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
-        tasks_only: bool = False,
+        jobs: bool = True,
     ) -> None:
-        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
-        self._address = ray_address
-        self._jobs = not tasks_only
+        self._address = address
         self._resources = checked_resources(num_cpus, num_gpus)
+        self._jobs = jobs
         self._actor: Any = None
-        self._actor_cluster = ""
+        self._cluster = ""
         self._lock = threading.RLock()
 
     def close(self) -> None:
         """End the worker. The next call gets a new one."""
         with self._lock:
-            self._kill_actor()
+            actor, self._actor = self._actor, None
+            if actor is not None and connected_address() == self._cluster:
+                import ray
 
-    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
-        __tracebackhide__ = True
-        try:
-            parcel = pack_call(call)
-        except (ValidationError, ResultNotSerializable) as error:
-            return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
+                ray.kill(actor)
+
+    def run(self, call: ActionCall, parcel: Parcel, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        """Make a call, after those before it have ended, and return its run.
+
+        Raises:
+            ClusterError: There is no cluster, or it failed.
+        """
         with self._lock:
             actor = self._warm_actor()
             started = time.monotonic()
             try:
-                run = self._run_on(actor, parcel, call, on_event, on_output)
+                data = self._answer(actor, parcel, call, on_event, on_output)
+            except ExecutionError as error:
+                self.close()
+                took = time.monotonic() - started
+                return ActionRun(call.name, error=error, mode="task", job_id=call.job_id, duration=took)
             except BaseException:  # Ctrl-C above all: the action must not go on without us
-                self._kill_actor()
+                self.close()
                 raise
-            if isinstance(run, PluginError):
-                self._kill_actor()
-                return ActionRun(
-                    call.name, error=run, mode=self.mode, job_id=call.job_id, duration=time.monotonic() - started
-                )
-        if on_event is None:
-            for event in run.events:
-                self._logger.event(event)
-        if run.captured is not None:
-            run.captured.replay(output=on_output is None)
-        return run
+        return unpack_run(data, call)
 
-    def _run_on(
+    def _answer(
         self,
         actor: Any,
         parcel: Parcel,
         call: ActionCall,
         on_event: OnEvent | None,
         on_output: OnOutput | None,
-    ) -> ActionRun | PluginError:
-        """Make the call; return the run, or the error where the worker was lost."""
+    ) -> bytes:
+        """Return the packed run; raise `ExecutionError` where the worker was lost with the call."""
         import ray
         from ray.exceptions import RayActorError, RayError
 
         started = time.monotonic()
         try:
             if on_event is None and on_output is None:
-                data = ray.get(actor.run.remote(parcel))
-            else:
-                data = _watch(actor, parcel, on_event, on_output)
+                return bytes(ray.get(actor.run.remote(parcel)))
+            return bytes(_watch(actor, parcel, on_event, on_output))
         except RayActorError as error:
             took = time.monotonic() - started
             if call.timeout is not None and took >= call.timeout + GRACE_SECONDS:
-                lost: PluginError = ExecutionTimeout(
+                raise ExecutionTimeout(
                     f"{call.name} did not end within {call.timeout:g} s, and did not notice: its worker was ended"
-                )
-            else:
-                lost = WorkerCrashed(f"the worker of {call.name} died: {_cause_of_death(error)}")
-            lost.__cause__ = error
-            return lost
+                ) from error
+            raise WorkerCrashed(f"the worker of {call.name} died: {_cause_of_death(error)}") from error
         except RayError as error:
             raise ClusterError(f"the cluster failed under {call.name}: {error}") from error
-        return unpack_run(data, call)
 
     def _warm_actor(self) -> Any:
-        if self._actor is not None and connected_address() == self._actor_cluster:
+        if self._actor is not None and connected_address() == self._cluster:
             return self._actor
-        self._actor_cluster = connect(find_cluster(self._address, jobs=self._jobs))
+        self._cluster = connect(find_cluster(self._address, jobs=self._jobs))
         self._actor = self._new_actor()
         return self._actor
 
@@ -195,12 +167,63 @@ class RayActorExecutor(Executor):
             raise ClusterError(f"the worker did not start: {error}") from error
         return actor
 
-    def _kill_actor(self) -> None:
-        actor, self._actor = self._actor, None
-        if actor is not None and connected_address() == self._actor_cluster:
-            import ray
 
-            ray.kill(actor)
+class RayActorExecutor(Executor):
+    """Runs actions on a Ray actor, which is created on first use and stays warm for the next call.
+
+    Calls are made one at a time. A worker that dies is replaced at the next call. Where no cluster is given or
+    running, an ephemeral one is started, which ends with this process.
+
+    Args:
+        env: Variables of the action's environment, over those of the worker. They travel with the call.
+        job_id: Id of the runs; each run gets a fresh one by default.
+        plugin: The plugin whose actions can be named; see `Executor`.
+        timeout: Seconds that a call may take.
+        logger: Sink for events, when the run is back; the console by default.
+        ray_address: `host:port`, `ray://host:port`, or `auto`. By default `RAY_ADDRESS`, else an ephemeral cluster.
+        num_cpus: CPUs that the worker holds. By default it needs one to be placed and holds none.
+        num_gpus: GPUs that the worker holds.
+        worker: A worker shared with other executors, instead of one of its own; closing leaves it warm.
+
+    Example:
+        >>> with RayActorExecutor(plugin="example_plugin") as executor:  # doctest: +SKIP
+        ...     trained = executor.execute("train", {"epochs": 5})
+        ...     executor.execute("evaluate", {"weights": trained.weights})  # the same worker
+    """
+
+    mode = "task"
+
+    def __init__(
+        self,
+        env: PluginEnvironment | Mapping[str, Any] | None = None,
+        job_id: str | None = None,
+        *,
+        plugin: Plugin | Path | str | None = None,
+        timeout: float | None = None,
+        logger: Logger | None = None,
+        ray_address: str | None = None,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        worker: WarmWorker | None = None,
+    ) -> None:
+        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
+        self._shared = worker is not None
+        self._worker = worker or WarmWorker(ray_address, num_cpus=num_cpus, num_gpus=num_gpus)
+
+    def close(self) -> None:
+        """End the worker, unless it is shared. The next call gets a new one."""
+        if not self._shared:
+            self._worker.close()
+
+    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        __tracebackhide__ = True
+        try:
+            parcel = pack_call(call)
+        except (ValidationError, ResultNotSerializable) as error:
+            return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
+        run = self._worker.run(call, parcel, on_event, on_output)
+        self._put_out(run, events=on_event is None, output=on_output is None)
+        return run
 
 
 def _watch(actor: Any, parcel: Parcel, on_event: OnEvent | None, on_output: OnOutput | None) -> Any:

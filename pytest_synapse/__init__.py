@@ -1,0 +1,1 @@
+"""Write a Synapse plugin action's test once; `pytest --synapse-mode` says where it runs."""

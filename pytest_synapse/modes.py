@@ -1,0 +1,130 @@
+"""Which mode, or modes, a test runs in: marker, command line, ini file, environment, in this order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import pytest
+
+MODES = ("local", "task", "job")
+_MARKER_ARGUMENTS = ("mode", "env", "timeout", "num_cpus", "num_gpus")
+
+MARKER_HELP = (
+    "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None): where and how the actions of this "
+    "test run. mode: 'local' (in this process), 'task' (on a Ray actor), 'job' (as a Ray job), or several as a tuple: "
+    "the test runs once in each. env: a dict of variables for the actions. timeout: seconds that an action may take. "
+    "num_cpus, num_gpus: what the worker asks of the cluster. On a class or module it holds for all tests in it; the "
+    "nearest wins, env is merged."
+)
+
+
+def parse_modes(value: str | Iterable[str], source: str) -> tuple[str, ...]:
+    """Return the modes that a text such as `local,task` or `all` means, each once.
+
+    Args:
+        value: The text, or several of them.
+        source: Where it was given, for the error.
+
+    Raises:
+        pytest.UsageError: A word is no mode.
+    """
+    texts = [value] if isinstance(value, str) else list(value)
+    modes: list[str] = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise pytest.UsageError(f"{source}: a mode is a string, not {text!r}")
+        for word in filter(None, (part.strip() for part in text.split(","))):
+            modes += MODES if word == "all" else [_known(word, source)]
+    if not modes:
+        raise pytest.UsageError(f"{source}: no mode given: choose from {', '.join(MODES)}, all")
+    return tuple(dict.fromkeys(modes))
+
+
+def session_modes(config: pytest.Config) -> tuple[str, ...]:
+    """Return the modes of tests that do not say themselves."""
+    given = config.getoption("synapse_mode")
+    if given:
+        return parse_modes(given, "--synapse-mode")
+    ini = config.getini("synapse_mode")
+    if ini:
+        return parse_modes(ini, f"synapse_mode in {config.inipath}")
+    variable = os.environ.get("SYNAPSE_MODE")
+    if variable:
+        return parse_modes(variable, "the environment variable SYNAPSE_MODE")
+    return ("local",)
+
+
+def marked(node: pytest.Item | Any) -> dict[str, Any]:
+    """Return the arguments of a test's `synapse` markers: of each the nearest, `env` merged.
+
+    Raises:
+        pytest.UsageError: An argument is unknown or of the wrong kind; names the test.
+    """
+    found: dict[str, Any] = {}
+    env: dict[str, Any] = {}
+    for mark in node.iter_markers("synapse"):
+        source = f"{node.nodeid}: @pytest.mark.synapse"
+        _check(mark, source)
+        env = {**(mark.kwargs.get("env") or {}), **env}
+        for name, value in mark.kwargs.items():
+            if value is not None:
+                found.setdefault(name, value)
+    if env:
+        found["env"] = env
+    return found
+
+
+def modes_of(node: Any, config: pytest.Config) -> tuple[str, ...]:
+    """Return the modes that a test runs in.
+
+    Raises:
+        pytest.UsageError: As `marked`.
+    """
+    mode = marked(node).get("mode")
+    if mode is None:
+        return session_modes(config)
+    return parse_modes(mode, f"{node.nodeid}: @pytest.mark.synapse(mode=...)")
+
+
+def _check(mark: pytest.Mark, source: str) -> None:
+    if mark.args:
+        raise pytest.UsageError(
+            f"{source}: give its arguments by name, such as mode={mark.args[0]!r}: {', '.join(_MARKER_ARGUMENTS)}"
+        )
+    for name, value in mark.kwargs.items():
+        if name not in _MARKER_ARGUMENTS:
+            raise pytest.UsageError(
+                f"{source}: unknown argument {name!r}{_hint(name, _MARKER_ARGUMENTS)}; "
+                f"there are {', '.join(_MARKER_ARGUMENTS)}"
+            )
+        if value is None:
+            continue
+        if name == "mode":
+            if not isinstance(value, str | tuple | list):
+                raise pytest.UsageError(f"{source}: mode must be a string or a tuple of them, not {value!r}")
+            parse_modes(value, f"{source}(mode=...)")
+        elif name == "env":
+            if not isinstance(value, Mapping):
+                raise pytest.UsageError(f"{source}: env must be a dict, not {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise pytest.UsageError(f"{source}: {name} must be a positive number, not {value!r}")
+        elif name == "timeout" and value == 0:
+            raise pytest.UsageError(f"{source}: timeout must be a positive number of seconds, not 0")
+
+
+def _known(word: str, source: str) -> str:
+    if word in MODES:
+        return word
+    if word == "remote":
+        raise pytest.UsageError(f"{source}: remote mode is not available yet: choose from {', '.join(MODES)}, all")
+    raise pytest.UsageError(
+        f"{source}: there is no mode {word!r}{_hint(word, MODES)}: choose from {', '.join(MODES)}, all"
+    )
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word, list(known), n=1)
+    return f", did you mean {near[0]!r}" if near else ""

@@ -1,0 +1,10 @@
+"""The `synapse` command."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command with this process's arguments and exit with its status."""
+    from synapse_runtime.cli.app import run
+
+    raise SystemExit(run())

@@ -1,0 +1,120 @@
+"""What the command shows: results, failures, notes; and output kept apart where a program reads it.
+
+Exit statuses: 0 done, 1 the action failed, 2 bad arguments, params or config, 3 no cluster, 124 timeout,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import typer
+
+from synapse_runtime.errors import ClusterError, ExecutionError, ExecutionTimeout, PluginError
+
+
+def note(text: str) -> None:
+    """Tell the person something that is not output."""
+    typer.secho(text, err=True, dim=True)
+
+
+@contextlib.contextmanager
+def exit_on_errors() -> Iterator[None]:
+    """Turn errors into one line on standard error and an exit status; no traceback of ours."""
+    try:
+        yield
+    except (PluginError, FileNotFoundError) as error:
+        show_failure(error, debug=False)
+        raise typer.Exit(exit_status(error)) from error
+    except (KeyboardInterrupt, typer.Abort) as error:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from error
+
+
+def exit_status(error: Exception) -> int:
+    """Return the exit status that tells of this error."""
+    if isinstance(error, ExecutionTimeout):
+        return 124
+    if isinstance(error, ExecutionError):
+        return 1
+    return 3 if isinstance(error, ClusterError) else 2
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a result as JSON. Models, dataclasses, paths, dates become plain data; arrays lists; others their text.
+
+    Example:
+        >>> from pathlib import Path
+        >>> to_json({"weights": Path("w.npz"), "loss": float("nan")})
+        '{"weights":"w.npz","loss":null}'
+    """
+    from pydantic_core import to_json as serialize
+
+    data: bytes = serialize(value, indent=indent, fallback=_plain, bytes_mode="base64", inf_nan_mode="null")
+    return data.decode()
+
+
+def _plain(value: Any) -> Any:
+    for method in ("tolist", "item"):  # arrays and scalars of numpy, torch and their kind
+        if callable(getattr(value, method, None)):
+            return getattr(value, method)()
+    return str(value)
+
+
+def show_failure(error: Exception, *, debug: bool) -> None:
+    """Say why there is no result.
+
+    Args:
+        error: The error of a run.
+        debug: Whether to show the action's traceback too.
+    """
+    cause = error.__cause__
+    if debug and isinstance(error, ExecutionError) and cause is not None:
+        typer.echo("".join(_own_frames(cause)).rstrip(), err=True)
+    details = getattr(error, "details", "")
+    if debug and details:
+        typer.echo(details, err=True)
+    typer.secho(f"error: {error}", err=True, fg="red")
+
+
+def _own_frames(error: BaseException) -> list[str]:
+    """Return a traceback's text, without the frames of the runtime around the action."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+    summary = traceback.TracebackException.from_exception(error)
+    seen: set[int] = set()
+
+    def trim(part: traceback.TracebackException | None) -> None:
+        if part is None or id(part) in seen:
+            return
+        seen.add(id(part))
+        frames = [frame for frame in part.stack if not frame.filename.startswith(here)]
+        part.stack = traceback.StackSummary.from_list(frames)
+        trim(part.__cause__)
+        trim(part.__context__)
+
+    trim(summary)
+    return list(summary.format())
+
+
+@contextlib.contextmanager
+def only_results_on_stdout() -> Iterator[TextIO]:
+    """Send everything that is written to standard output, child processes' output included, to standard error.
+
+    Yields:
+        A stream that still reaches the real standard output.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as results:
+            yield results
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -183,9 +183,10 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     __tracebackhide__ = True
     if not isinstance(target, type):
         return target(params, ctx)
-    if not issubclass(target, BaseAction) and callable(getattr(target, "dispatch", None)):
-        return target.dispatch(params, ctx)
-    return target(params, ctx).execute()  # type: ignore[attr-defined]
+    cls: Any = target
+    if not issubclass(cls, BaseAction) and callable(getattr(cls, "dispatch", None)):
+        return cls.dispatch(params, ctx)
+    return cls(params, ctx).execute()
 
 
 def result_mismatch(target: Any, name: str, result: Any) -> str | None:

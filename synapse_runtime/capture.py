@@ -60,6 +60,16 @@ class Captured:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.line)
 
 
+def last_lines(text: str, count: int = 50) -> str:
+    r"""Return the last lines of an output.
+
+    Example:
+        >>> last_lines("one\ntwo\nthree\n", 2)
+        'two\nthree'
+    """
+    return "\n".join(text.splitlines()[-count:])
+
+
 @contextlib.contextmanager
 def captured_logging(into: Captured) -> Iterator[None]:
     """Collect log records and warnings of this process while the block runs."""
@@ -91,6 +101,12 @@ class OutputFiles:
     def __init__(self) -> None:
         self._streams = [_Redirected(1), _Redirected(2)]
 
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The descriptors of the two files, for whoever wants to read them from outside: stdout's and stderr's."""
+        stdout, stderr = (stream.reader for stream in self._streams)
+        return stdout, stderr
+
     def begin(self) -> None:
         """Start a call: what was printed before does not belong to it."""
         for stream in self._streams:
@@ -114,20 +130,20 @@ class _Redirected:
 
     def __init__(self, descriptor: int) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the worker
-        self._reader = self._file.fileno()
+        self.reader = self._file.fileno()
         self._position = 0
         # A character may be cut in two between two reads: the decoder keeps its first bytes for the next.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._parts: list[str] = []
         self._told = 0
         self._before = os.dup(descriptor)
-        os.dup2(self._reader, descriptor)
+        os.dup2(self.reader, descriptor)
 
     def forget(self) -> None:
         self._read()
         # The descriptor shares this file's position: back to the start, so that the file does not grow for ever.
-        os.ftruncate(self._reader, 0)
-        os.lseek(self._reader, 0, os.SEEK_SET)
+        os.ftruncate(self.reader, 0)
+        os.lseek(self.reader, 0, os.SEEK_SET)
         self._position = 0
         self._decoder.reset()
         self._parts.clear()
@@ -143,10 +159,10 @@ class _Redirected:
         return "".join(self._parts) + self._decoder.decode(b"", final=True)
 
     def _read(self) -> None:
-        size = os.fstat(self._reader).st_size
+        size = os.fstat(self.reader).st_size
         if size <= self._position:
             return
-        data = os.pread(self._reader, size - self._position, self._position)
+        data = os.pread(self.reader, size - self._position, self._position)
         self._position += len(data)
         with contextlib.suppress(OSError):
             os.write(self._before, data)

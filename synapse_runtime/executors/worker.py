@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from synapse_runtime.modules import is_installed_path, modules_of
 GRACE_SECONDS = 1.0
 # Reading back a result of this size where it was made, to find a fault early, costs nothing that one would notice.
 _VERIFY_BELOW = 1_000_000
+
+# Variable that brings a worker of our own cluster the TMPDIR of whoever started it; empty where there was none.
+CALLERS_TMPDIR = "SYNAPSE_CALLERS_TMPDIR"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,16 @@ def pack_call(call: ActionCall) -> Parcel:
             ) from error
     paths = tuple(os.path.abspath(path) for path in sys.path if not is_installed_path(os.path.abspath(path)))
     return Parcel(call.name, call.job_id, call.timeout, call.import_root, paths, data)
+
+
+def restore_temp_dir() -> None:
+    """Let this worker's temporary files be where the caller's are, not among those of the cluster's own processes."""
+    value = os.environ.pop(CALLERS_TMPDIR, None)
+    if value:
+        os.environ["TMPDIR"] = value
+    elif value is not None:
+        os.environ.pop("TMPDIR", None)
+    tempfile.tempdir = None
 
 
 def serve(

@@ -30,6 +30,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.worker import CALLERS_TMPDIR
 
 _START_SECONDS = 90.0
 _PROBE_SECONDS = 5.0
@@ -391,7 +392,7 @@ class _Ephemeral:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     cwd=self._temp_dir,
-                    env=_worker_environment(self._token),
+                    env=_cluster_environment(self._token, self._temp_dir),
                     start_new_session=True,
                 )
             atexit.register(self.stop)
@@ -479,10 +480,13 @@ def _temp_root() -> str:
     return root if len(root) <= _LONGEST_TEMP_ROOT or not Path("/tmp").is_dir() else "/tmp"
 
 
-def _worker_environment(token: str) -> Mapping[str, str]:
+def _cluster_environment(token: str, temp_dir: Path) -> Mapping[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_WORKERS)}
     kept.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "PYTHONPATH" in kept:  # the workers have other working directories
         paths = kept["PYTHONPATH"].split(os.pathsep)
         kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
+    # Ray's own processes leave temporary files when they are killed; workers get the caller's directory back.
+    kept[CALLERS_TMPDIR] = kept.get("TMPDIR", "")
+    kept["TMPDIR"] = str(temp_dir)
     return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import transport
-from synapse_runtime.capture import Captured
+from synapse_runtime.capture import Captured, last_lines
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ClusterError,
@@ -45,7 +45,7 @@ _CALL_FILE = "call.bin"
 # While a job is young its whole log is asked for now and then, which is quickest; later it is followed.
 _POLL_SECONDS = 0.1
 _POLL_FOR_SECONDS = 3.0
-_LAST_LINES = 50
+_AGENT_START_SECONDS = 30.0
 
 
 class RayJobsApiExecutor(Executor):
@@ -218,17 +218,16 @@ class RayJobsApiExecutor(Executor):
         python = sys.executable if cluster.shares_disk else "python"
         with tempfile.TemporaryDirectory(prefix="synapse-call-") as directory:
             Path(directory, _CALL_FILE).write_bytes(pickle.dumps(parcel))
-            with self._asking(call.job_id), quiet():
+            submission: dict[str, Any] = {
+                "entrypoint": f"{python} -m synapse_runtime.executors.ray.job_main {_CALL_FILE}",
+                "submission_id": call.job_id,
                 # The call goes as the job's working directory, an upload over HTTP: no listing shows its content.
-                return str(
-                    client.submit_job(
-                        entrypoint=f"{python} -m synapse_runtime.executors.ray.job_main {_CALL_FILE}",
-                        submission_id=call.job_id,
-                        runtime_env={"working_dir": directory},
-                        metadata={"synapse_action": call.name},
-                        **{f"entrypoint_{name}": number for name, number in self._resources.items()},
-                    )
-                )
+                "runtime_env": {"working_dir": directory},
+                "metadata": {"synapse_action": call.name},
+                **{f"entrypoint_{name}": number for name, number in self._resources.items()},
+            }
+            with self._asking(call.job_id), quiet():
+                return _submit_when_ready(client, submission)
 
     def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
         if self._connection is not None and not self._connection[0].is_gone():
@@ -311,16 +310,15 @@ class RayJobsApiExecutor(Executor):
         call: ActionCall | None,
     ) -> ExecutionError:
         output = "".join(printed["stdout"]) + "".join(printed["stderr"])
-        last = "\n".join(output.splitlines()[-_LAST_LINES:])
+        last = last_lines(output)
         with self._asking(run.job_id) as client:
             info = client.get_job_info(run.job_id)
         if info.status.value == "STOPPED":
             return ExecutionError(f"{run.name}: job {run.job_id} was stopped", details=last)
         if ended_with is None:
-            said = preamble.splitlines()[-_LAST_LINES:]
             return WorkerCrashed(
                 f"{run.name}: job {run.job_id} did not start: {info.message or info.status.value}",
-                details="\n".join(said),
+                details=last_lines(preamble),
             )
         if call is not None and call.timeout is not None and run.duration > call.timeout and ended_with in (1, -9):
             return ExecutionTimeout(
@@ -378,6 +376,18 @@ class RayJobsApiExecutor(Executor):
             if isinstance(piece, BaseException):
                 raise ClusterError(f"the log of job {job_id!r} broke off: {piece}") from piece
             yield piece
+
+
+def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) -> str:
+    """Submit, and try again while the agent that takes jobs is still starting: it comes up after the cluster does."""
+    deadline = time.monotonic() + _AGENT_START_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(**submission))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def in_words(exit_code: int) -> str:

@@ -55,8 +55,9 @@ def main() -> None:
 
 def _child(parcel: Any, send: Connection) -> NoReturn:
     """Run the call and send its run to the supervisor; then end as any Python program does."""
-    from synapse_runtime.executors.worker import serve
+    from synapse_runtime.executors.worker import restore_temp_dir, serve
 
+    restore_temp_dir()
     for stream in (sys.stdout, sys.stderr):  # pipes now: lines must not wait for a full buffer
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 

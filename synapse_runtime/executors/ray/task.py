@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from synapse_runtime.capture import OutputFiles
+from synapse_runtime.capture import Captured, OutputFiles, last_lines
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ClusterError,
@@ -23,7 +26,15 @@ from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.ray.cluster import connect, connected_address, find_cluster, quiet
 from synapse_runtime.executors.ray.resources import checked_resources, readable, require_resources
-from synapse_runtime.executors.worker import GRACE_SECONDS, Forwarder, Parcel, pack_call, serve, unpack_run
+from synapse_runtime.executors.worker import (
+    GRACE_SECONDS,
+    Forwarder,
+    Parcel,
+    pack_call,
+    restore_temp_dir,
+    serve,
+    unpack_run,
+)
 from synapse_runtime.loggers import Logger
 
 if TYPE_CHECKING:
@@ -33,6 +44,8 @@ if TYPE_CHECKING:
 _WATCH_SECONDS = 0.1
 # A worker process starts in under a second; a minute means that the cluster will not give one.
 _ACTOR_START_SECONDS = 60.0
+# As much of a dead worker's output as is worth reading.
+_LAST_BYTES = 16_000_000
 
 
 class ActionWorker:
@@ -41,11 +54,13 @@ class ActionWorker:
     def __init__(self) -> None:
         import ray
 
+        restore_temp_dir()
         self._output = OutputFiles()
         self._node = str(ray.get_runtime_context().get_node_id())
 
-    def ready(self) -> None:
-        """Answer, so that the caller knows that the worker is there."""
+    def ready(self) -> tuple[str, int, tuple[int, int]]:
+        """Answer, so that the caller knows that the worker is there: host, pid, descriptors of its output."""
+        return socket.gethostname(), os.getpid(), self._output.descriptors
 
     def run(self, parcel: Parcel) -> bytes:
         """Run a parcel's call; return the packed run."""
@@ -82,6 +97,7 @@ class WarmWorker:
         self._resources = checked_resources(num_cpus, num_gpus)
         self._jobs = jobs
         self._actor: Any = None
+        self._last_words: LastWords | None = None
         self._cluster = ""
         self._lock = threading.RLock()
 
@@ -89,6 +105,9 @@ class WarmWorker:
         """End the worker. The next call gets a new one."""
         with self._lock:
             actor, self._actor = self._actor, None
+            if self._last_words is not None:
+                self._last_words.close()
+                self._last_words = None
             if actor is not None and connected_address() == self._cluster:
                 import ray
 
@@ -106,9 +125,13 @@ class WarmWorker:
             try:
                 data = self._answer(actor, parcel, call, on_event, on_output)
             except ExecutionError as error:
+                captured = self._last_words.read() if self._last_words is not None else Captured()
+                error.details = last_lines(captured.stdout + captured.stderr)
                 self.close()
                 took = time.monotonic() - started
-                return ActionRun(call.name, error=error, mode="task", job_id=call.job_id, duration=took)
+                return ActionRun(
+                    call.name, error=error, captured=captured, mode="task", job_id=call.job_id, duration=took
+                )
             except BaseException:  # Ctrl-C above all: the action must not go on without us
                 self.close()
                 raise
@@ -156,7 +179,7 @@ class WarmWorker:
         with quiet():
             actor = ray.remote(ActionWorker).options(max_restarts=0, **self._resources).remote()
         try:
-            ray.get(actor.ready.remote(), timeout=_ACTOR_START_SECONDS)
+            self._last_words = LastWords(*ray.get(actor.ready.remote(), timeout=_ACTOR_START_SECONDS))
         except GetTimeoutError as error:
             ray.kill(actor)
             raise ClusterError(
@@ -166,6 +189,37 @@ class WarmWorker:
         except RayError as error:
             raise ClusterError(f"the worker did not start: {error}") from error
         return actor
+
+
+class LastWords:
+    """What a worker on this machine has printed in its current call, readable after its death.
+
+    Its output goes to files without a name, which vanish with the last process that has them open; so we have them
+    open too. Of a worker on another machine nothing is known here.
+
+    Args:
+        host: The worker's machine.
+        pid: The worker's process.
+        descriptors: Its own descriptors of the files for stdout and stderr.
+    """
+
+    def __init__(self, host: str, pid: int, descriptors: tuple[int, int]) -> None:
+        self._files: list[BinaryIO] = []
+        if host == socket.gethostname():
+            with contextlib.suppress(OSError):  # no /proc here, or the pid is of another container
+                for descriptor in descriptors:
+                    self._files.append(open(f"/proc/{pid}/fd/{descriptor}", "rb"))  # noqa: SIM115
+
+    def read(self) -> Captured:
+        """Return what was printed."""
+        texts = [os.pread(file.fileno(), _LAST_BYTES, 0).decode("utf-8", errors="replace") for file in self._files]
+        return Captured(stdout=texts[0], stderr=texts[1]) if len(texts) == 2 else Captured()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
 
 
 class RayActorExecutor(Executor):
@@ -260,5 +314,6 @@ def _hand_on(batch: list[Any], on_event: OnEvent | None, on_output: OnOutput | N
 def _cause_of_death(error: Exception) -> str:
     """Return Ray's own words for why an actor died, without its decoration."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    wanted = [line for line in lines if "cause" in line.lower() or "exit" in line.lower() or "killed" in line.lower()]
-    return (wanted or lines or [type(error).__name__])[-1]
+    told = [line for line in lines if "exit" in line.lower() or "killed" in line.lower()]
+    # Ray goes on with a list of what it might have been.
+    return (told or lines or [type(error).__name__])[-1].partition(" Some common causes")[0]

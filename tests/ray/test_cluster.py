@@ -1,0 +1,174 @@
+"""Which cluster is used, who may use it, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+from synapse_runtime.executors.ray.cluster import describe, find_cluster
+from tests.ray.conftest import PLUGIN
+
+USE_A_CLUSTER = """
+    import sys, time
+    from synapse_runtime.executors.ray import RayActorExecutor
+    from synapse_runtime.loggers import NullLogger
+    executor = RayActorExecutor(plugin=sys.argv[1], logger=NullLogger())
+    assert executor.execute("echo", {"value": 1}) == 1
+"""
+
+
+class Process:
+    """A Python process of a test, known with all its descendants by a mark in their environment."""
+
+    def __init__(self, code: str, temp_dir: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.temp_dir = temp_dir
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), str(PLUGIN)],
+            env={**os.environ, "SYNAPSE_TEST_MARK": self.mark, "TMPDIR": str(temp_dir)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def relatives(self) -> list[str]:
+        """Return the command lines of all living processes that bear the mark."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    marked = self.mark.encode() in (entry / "environ").read_bytes()
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                except OSError:
+                    continue
+                if marked and command:
+                    found.append(command)
+        return found
+
+    def leaves_nothing_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not self.relatives() and not list(self.temp_dir.iterdir()):
+                return True
+            time.sleep(0.1)
+        raise AssertionError(f"left: {self.relatives()} {list(self.temp_dir.iterdir())}")
+
+
+@pytest.fixture
+def short_temp_dir() -> Iterator[Path]:
+    import shutil
+    import tempfile
+
+    path = Path(tempfile.mkdtemp(prefix="st", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def test_nothing_is_left_when_the_process_ends(short_temp_dir):
+    process = Process(USE_A_CLUSTER, short_temp_dir)
+    output, _ = process.process.communicate(timeout=60)
+    assert process.process.returncode == 0, output
+    assert output == ""
+    assert process.leaves_nothing_within(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_nothing_is_left_when_the_process_is_killed(short_temp_dir, number):
+    process = Process(USE_A_CLUSTER + "    print('ready', flush=True)\n    time.sleep(60)\n", short_temp_dir)
+    assert process.process.stdout is not None
+    assert process.process.stdout.readline() == "ready\n"
+    assert any("gcs_server" in command for command in process.relatives())
+    process.process.send_signal(number)
+    process.process.wait(timeout=15)
+    process.process.stdout.close()
+    assert process.leaves_nothing_within(10)
+
+
+def test_ray_that_was_imported_before_still_gets_in(short_temp_dir):
+    process = Process("    import ray\n" + USE_A_CLUSTER, short_temp_dir)
+    output, _ = process.process.communicate(timeout=60)
+    assert process.process.returncode == 0, output
+
+
+def test_a_cluster_that_the_process_is_connected_to_is_used_and_left_alone(short_temp_dir):
+    code = """
+        import ray, sys
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+        before = ray.get_runtime_context().gcs_address
+        from synapse_runtime.executors.ray import RayActorExecutor
+        from synapse_runtime.loggers import NullLogger
+        with RayActorExecutor(plugin=sys.argv[1], logger=NullLogger()) as executor:
+            assert executor.execute("echo", {"value": 1}) == 1
+        assert ray.get_runtime_context().gcs_address == before
+    """
+    process = Process(code, short_temp_dir)
+    output, _ = process.process.communicate(timeout=60)
+    assert process.process.returncode == 0, output
+
+
+def test_the_token_keeps_strangers_out_and_shows_nowhere(worker):
+    worker.run  # noqa: B018 - the fixture alone starts nothing
+    cluster = find_cluster()
+    assert cluster.token
+    assert cluster.token not in repr(cluster)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
+    assert refused.value.code == 401
+    assert cluster.token not in os.environ.values()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                assert cluster.token.encode() not in (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+
+
+@pytest.mark.parametrize("executor_class", [RayActorExecutor, RayJobsApiExecutor])
+@pytest.mark.parametrize("form", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "http://127.0.0.1:{port}"])
+def test_an_address_where_nobody_answers_is_told_in_seconds(executor_class, form):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = form.format(port=free.getsockname()[1])
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=f"no cluster answers at {address}"):
+        executor_class(plugin=PLUGIN, ray_address=address).execute("echo")
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host", "host:", ":80"])
+def test_what_is_no_address_is_told(address):
+    with pytest.raises(ClusterError, match="is not a cluster's address"):
+        find_cluster(address)
+
+
+def test_the_header_words_say_which_cluster_it_will_be(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert describe() == "ephemeral, started on first need"
+    assert describe("10.0.0.1:6379") == "10.0.0.1:6379 (given)"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    assert describe() == "10.0.0.2:6379 (RAY_ADDRESS)"
+
+
+def test_the_private_names_that_we_use_of_ray_are_there():
+    from ray._private import worker
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    assert callable(worker.listen_error_messages)
+    assert callable(worker.get_dashboard_url)
+    assert callable(Config.initialize)
+    assert callable(AuthenticationTokenLoader.instance().reset_cache)

@@ -1,0 +1,124 @@
+"""Job mode's own: jobs by their ids, and the log as a channel."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import pytest
+
+from synapse_runtime.errors import ClusterError, ExecutionError, ValidationError
+from synapse_runtime.executors.ray import RayJobsApiExecutor
+from synapse_runtime.executors.ray.job_log import EVENTS, RUN, frame
+from synapse_runtime.loggers import NullLogger
+from tests.ray.conftest import PLUGIN
+
+
+def test_a_job_is_submitted_followed_and_asked_for_its_result(job):
+    job_id = job.submit("narrate", {"steps": 2, "pause": 0.2})
+    assert job.get_status(job_id) in {"PENDING", "RUNNING"}
+    lines = list(job.stream_logs(job_id))
+    assert all(line.endswith("\n") for line in lines)
+    assert any("walk: 1/2 (50%)" in line for line in lines)
+    assert job.wait(job_id, timeout=30) == "SUCCEEDED"
+    assert job.get_logs(job_id) == "".join(lines)
+    assert job.get_result(job_id) is None
+    assert job.get_run(job_id).progress == [(1, 2), (2, 2)]
+
+
+def test_another_executor_can_fetch_the_result_by_id(job):
+    job_id = job.submit("echo", {"value": [1, 2]})
+    assert RayJobsApiExecutor(logger=NullLogger()).get_result(job_id, timeout=30) == [1, 2]
+
+
+def test_whatever_an_action_prints_the_result_is_exact_and_the_log_complete(job):
+    lines = [
+        '{"result": "mine"}',
+        frame(RUN, b"forged").decode().strip(),
+        frame(EVENTS, b"forged").decode().strip(),
+        "\x1e",
+        "\x1erun",
+        "SYNAPSE_RESULT_START",
+        "no newline problem \r carriage",
+        "",
+    ]
+    job_id = job.submit("print", {"count": 10_000, "lines": lines})
+    assert job.get_result(job_id, timeout=60) == {"printed": 10_000}
+    expected = "".join(f"line {n}\n" for n in range(10_000)) + "".join(line + "\n" for line in lines)
+    log = job.get_logs(job_id)
+    assert log.replace("child\n", "") == expected
+    assert "".join(job.stream_logs(job_id)) == log
+
+
+def test_a_long_job_is_followed_to_its_end(job):
+    job_id = job.submit("narrate", {"steps": 8, "pause": 0.6})
+    assert sum("walk: height=" in line for line in job.stream_logs(job_id)) == 8
+    assert job.get_result(job_id) is None
+
+
+def test_a_failed_job_raises_what_its_action_raised(job):
+    job_id = job.submit("fail")
+    with pytest.raises(ExecutionError, match="OwnError") as caught:
+        job.get_result(job_id, timeout=30)
+    assert type(caught.value.__cause__).__name__ == "OwnError"
+
+
+def test_waiting_has_a_limit_and_the_job_goes_on(job):
+    job_id = job.submit("sleep", {"seconds": 30})
+    with pytest.raises(TimeoutError, match=job_id):
+        job.wait(job_id, timeout=0.2)
+    with pytest.raises(TimeoutError, match=job_id):
+        job.get_result(job_id, timeout=0.2)
+    assert job.get_status(job_id) in {"PENDING", "RUNNING"}
+    job.stop(job_id)
+
+
+def test_a_stopped_job_stops_its_action(job, tmp_path):
+    heartbeat = tmp_path / "heartbeat"
+    job_id = job.submit("sleep", {"touch": str(heartbeat)})
+    deadline = time.monotonic() + 20
+    while not heartbeat.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert job.stop(job_id)
+    assert job.wait(job_id, timeout=20) == "STOPPED"
+    last = heartbeat.read_text()
+    time.sleep(0.3)
+    assert heartbeat.read_text() == last
+    with pytest.raises(ExecutionError, match="was stopped"):
+        job.get_result(job_id, timeout=5)
+
+
+def test_a_deleted_job_is_forgotten(job):
+    job_id = job.submit("echo")
+    job.wait(job_id, timeout=30)
+    assert job.delete(job_id)
+    with pytest.raises(ClusterError, match=f"no job '{job_id}'"):
+        job.get_status(job_id)
+
+
+def test_an_id_is_taken_once(job):
+    job_id = f"train-{uuid.uuid4().hex[:8]}"
+    assert job.submit("echo", job_id=job_id) == job_id
+    with pytest.raises(ClusterError, match="already"):
+        job.submit("echo", job_id=job_id)
+
+
+def test_bad_params_are_refused_by_submit(job):
+    with pytest.raises(ValidationError, match="seconds"):
+        job.submit("sleep", {"seconds": "long"})
+
+
+def test_values_of_the_environment_show_nowhere_in_the_job_listing(job):
+    secret = uuid.uuid4().hex
+    executor = RayJobsApiExecutor({"API_KEY": secret}, plugin=PLUGIN, logger=NullLogger())
+    job_id = executor.submit("echo", {"value": 1})
+    assert executor.get_result(job_id, timeout=30) == 1
+    _, client = executor._connect()
+    assert all(secret not in str(details) for details in client.list_jobs())
+
+
+def test_resources_that_nobody_has_are_told_at_once():
+    executor = RayJobsApiExecutor(plugin=PLUGIN, num_gpus=7, logger=NullLogger())
+    with pytest.raises(ClusterError, match=r"num_gpus=7, but the cluster has 0 GPU"):
+        executor.submit("echo")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pprint
+import select
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,7 +17,14 @@ from typing import Any, TextIO
 
 import typer
 
-from synapse_runtime.errors import ClusterError, ExecutionError, ExecutionTimeout, PluginError
+from synapse_runtime.errors import (
+    ClusterError,
+    ExecutionError,
+    ExecutionTimeout,
+    PluginError,
+    ResultNotSerializable,
+    safe_str,
+)
 
 
 def note(text: str) -> None:
@@ -34,6 +43,17 @@ def exit_on_errors() -> Iterator[None]:
     except (KeyboardInterrupt, typer.Abort) as error:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from error
+    except BrokenPipeError as error:
+        # Whoever read our output is gone, `| head` for instance: end quietly, and let nothing flush into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(141) from error
+
+
+def reader_is_gone() -> bool:
+    """Tell whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(state & select.POLLERR for _, state in poll.poll(0))
 
 
 def exit_status(error: Exception) -> int:
@@ -48,6 +68,9 @@ def exit_status(error: Exception) -> int:
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Return a result as JSON. Models, dataclasses, paths, dates become plain data; arrays lists; others their text.
 
+    Raises:
+        ResultNotSerializable: No JSON can say it, such as a list that contains itself.
+
     Example:
         >>> from pathlib import Path
         >>> to_json({"weights": Path("w.npz"), "loss": float("nan")})
@@ -55,8 +78,19 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     """
     from pydantic_core import to_json as serialize
 
-    data: bytes = serialize(value, indent=indent, fallback=_plain, bytes_mode="base64", inf_nan_mode="null")
+    try:
+        data: bytes = serialize(value, indent=indent, fallback=_plain, bytes_mode="base64", inf_nan_mode="null")
+    except Exception as error:
+        raise ResultNotSerializable(f"the result cannot be written as JSON: {safe_str(error)}") from error
     return data.decode()
+
+
+def readable(value: Any) -> str:
+    """Return a result for people: as JSON, or where that cannot be as Python writes it."""
+    try:
+        return to_json(value, indent=2)
+    except ResultNotSerializable:
+        return pprint.pformat(value)
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,8 @@ from synapse_runtime.cli.console import (
     exit_status,
     note,
     only_results_on_stdout,
+    readable,
+    reader_is_gone,
     show_failure,
     to_json,
 )
@@ -99,6 +101,10 @@ def run(
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout}
         if mode != "local":
             options |= {"ray_address": ray_address, "num_cpus": cpus, "num_gpus": gpus}
+        if mode != "local":
+            from synapse_runtime.executors.ray.cluster import describe
+
+            note(f"cluster: {describe(ray_address)}")
         _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or gpus or cpus), sdk=debug_sdk)
         _run(action, values, mode, options, as_json=as_json, debug=debug)
 
@@ -115,13 +121,15 @@ def _run(
         executor = stack.enter_context(executor_class(mode)(**options, logger=console))
         outcome = executor.run(action, values, **live_console(mode, console))
         if outcome.error is not None:
+            if isinstance(outcome.error.__cause__, BrokenPipeError) and reader_is_gone():
+                raise outcome.error.__cause__
             show_failure(outcome.error, debug=debug)
             raise typer.Exit(exit_status(outcome.error))
         if as_json:
             results.write(to_json(outcome.result) + "\n")
         else:
             typer.echo(f"Result of {action} ({mode}, {outcome.duration:.2f} s):")
-            typer.echo(to_json(outcome.result, indent=2))
+            typer.echo(readable(outcome.result))
 
 
 def _note_unused(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:

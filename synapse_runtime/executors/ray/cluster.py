@@ -37,7 +37,12 @@ _PROBE_SECONDS = 5.0
 # Ray puts sockets 62 characters below its temporary directory; a socket's path has room for 107.
 _LONGEST_TEMP_ROOT = 30
 # Those of Ray's loggers that speak on the way of a job, with levels of their own.
-_RAY_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+_RAY_LOGGERS = (
+    "ray",
+    "ray._private.runtime_env.packaging",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
 # Variables that speak of the test that runs now, not of the workers that will run many.
 _NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "RAY_ADDRESS")
 
@@ -232,14 +237,20 @@ def _no_error_printer() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep Ray's own warnings and log records away from the user's: a test suite that checks them is not about Ray."""
+    with no_log_records(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def no_log_records() -> Iterator[None]:
+    """Keep Ray's log records away; unlike `quiet`, also while other threads run."""
     loggers = [logging.getLogger(name) for name in _RAY_LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -30,7 +30,7 @@ from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.ray import job_log
-from synapse_runtime.executors.ray.cluster import Cluster, dashboard_of, find_cluster, quiet
+from synapse_runtime.executors.ray.cluster import Cluster, dashboard_of, find_cluster, no_log_records, quiet
 from synapse_runtime.executors.ray.resources import checked_resources, require_resources, total_resources
 from synapse_runtime.executors.worker import pack_call, unpack_run
 from synapse_runtime.loggers import Logger, format_event
@@ -343,10 +343,11 @@ class RayJobsApiExecutor(Executor):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
             time.sleep(_POLL_SECONDS)
-        for chunk in self._tail(job_id, deadline):
-            if seen < len(chunk):
-                yield chunk[seen:]
-            seen = max(seen - len(chunk), 0)
+        with no_log_records():
+            for chunk in self._tail(job_id, deadline):
+                if seen < len(chunk):
+                    yield chunk[seen:]
+                seen = max(seen - len(chunk), 0)
 
     def _tail(self, job_id: str, deadline: float) -> Iterator[str]:
         """Yield the log from its beginning, through the socket that Ray offers for that."""

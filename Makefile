@@ -1,0 +1,49 @@
+# Everything a newcomer needs: `make demo`, `make test`. `make check` is what must pass before a change lands.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST ?= $(BIN)/python -m pytest
+
+.PHONY: demo test lint types check format clean help
+
+help:
+	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
+	@echo "make test    the project's own tests"
+	@echo "make lint    style"
+	@echo "make types   strict type check"
+	@echo "make check   lint, types, test and demo"
+
+demo: $(VENV)/.demo
+	$(PYTEST) example_plugin --synapse-mode=all -v
+
+test: $(VENV)/.dev
+	$(PYTEST)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: lint types test demo
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[ray]' --group example
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	@touch $@

@@ -9,24 +9,28 @@ from typing import Any
 from synapse_runtime.environment import PluginEnvironment
 
 
-class _LayeredEnvironment(PluginEnvironment):
-    """All layers, to look at. Not to be given on: only the marker's layer is the test's own."""
+class _Inherited(str):
+    """A value of this process's own environment. It is there to look at; it never travels with a call."""
 
     __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
 
 
 def layered(config: Mapping[str, Any], marker: Mapping[str, Any]) -> PluginEnvironment:
     """Return the environment that actions will see: variables of this process, under config, under marker."""
-    return _LayeredEnvironment({**os.environ, **config, **marker})
+    inherited = {name: _Inherited(value) for name, value in os.environ.items()}
+    return PluginEnvironment({**inherited, **config, **marker})
 
 
-def given(plugin_env: Any, marker: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a test gives over the config file's env.
+def given(plugin_env: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a test gives over the environment of the process that its actions run in.
 
     Args:
-        plugin_env: What the fixture returned: our own, or, where a user overrides it, a mapping of variables.
+        plugin_env: What the fixture returned: our own, or, where a user overrides it, a mapping of variables, which
+            may be made from ours.
         marker: The marker's `env`.
     """
-    if isinstance(plugin_env, _LayeredEnvironment) or plugin_env is None:
-        return dict(marker)
-    return {**plugin_env, **marker}
+    own = {name: value for name, value in (plugin_env or {}).items() if not isinstance(value, _Inherited)}
+    return {**own, **marker}

@@ -80,4 +80,5 @@ def _plugin(request: pytest.FixtureRequest) -> Plugin | None:
     try:
         return request.config.stash[SynapseSession.KEY].plugin_for(request.path)
     except PluginError as error:
-        pytest.fail(f"the plugin of this test cannot be used: {error}", pytrace=False)
+        problem = str(error)
+    pytest.fail(f"the plugin of this test cannot be used: {problem}", pytrace=False)

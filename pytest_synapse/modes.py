@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -37,7 +38,7 @@ def parse_modes(value: str | Iterable[str], source: str) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise pytest.UsageError(f"{source}: a mode is a string, not {text!r}")
         for word in filter(None, (part.strip() for part in text.split(","))):
-            modes += MODES if word == "all" else [_known(word, source)]
+            modes += MODES if word == "all" else [known_mode(word, source)]
     if not modes:
         raise pytest.UsageError(f"{source}: no mode given: choose from {', '.join(MODES)}, all")
     return tuple(dict.fromkeys(modes))
@@ -109,13 +110,25 @@ def _check(mark: pytest.Mark, source: str) -> None:
         elif name == "env":
             if not isinstance(value, Mapping):
                 raise pytest.UsageError(f"{source}: env must be a dict, not {value!r}")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            for key in value:
+                if not isinstance(key, str):
+                    raise pytest.UsageError(f"{source}: names in env must be strings, not {key!r}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise pytest.UsageError(f"{source}: {name} must be a positive number, not {value!r}")
         elif name == "timeout" and value == 0:
             raise pytest.UsageError(f"{source}: timeout must be a positive number of seconds, not 0")
 
 
-def _known(word: str, source: str) -> str:
+def known_mode(word: str, source: str) -> str:
+    """Return the word if it is a mode.
+
+    Args:
+        word: The name of one mode.
+        source: Where it was given, for the error.
+
+    Raises:
+        pytest.UsageError: It is no mode; suggests the nearest.
+    """
     if word in MODES:
         return word
     if word == "remote":
@@ -126,5 +139,5 @@ def _known(word: str, source: str) -> str:
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
-    near = get_close_matches(word, list(known), n=1)
+    near = get_close_matches(word.lower(), list(known), n=1)
     return f", did you mean {near[0]!r}" if near else ""

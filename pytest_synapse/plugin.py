@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, synapse_plugin
-from pytest_synapse.modes import MARKER_HELP, MODES, marked, modes_of, session_modes
+from pytest_synapse.modes import MARKER_HELP, MODES, known_mode, marked, modes_of, session_modes
 from pytest_synapse.session import SynapseSession, seconds
 from synapse_runtime.locate import plugin_above
 
@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Make the plugins above the given paths importable for the conftest files that are read first."""
-    arguments = early_config.known_args_namespace.file_or_dir or ["."]
+    arguments = early_config.known_args_namespace.file_or_dir or early_config.getini("testpaths") or ["."]
     for argument in arguments:
         path = Path(argument.partition("::")[0]).absolute()
         _make_plugin_importable(path if path.is_dir() else path.parent)
@@ -75,7 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check what was given and register the marker."""
     config.addinivalue_line("markers", MARKER_HELP)
     session_modes(config)
-    config.stash[SynapseSession.KEY] = SynapseSession(config)
+    session = config.stash[SynapseSession.KEY] = SynapseSession(config)
+    session.timeout()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -87,6 +88,18 @@ def pytest_report_header(config: pytest.Config) -> str:
     from synapse_runtime.executors.ray.cluster import describe
 
     return f"{line}; cluster: {describe(config.getoption('synapse_ray_address'))}"
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Make the plugin above a directory importable before the directory's conftest file is read."""
+    if isinstance(collector, pytest.Directory):
+        _make_plugin_importable(collector.path)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collect_directory(path: Path) -> None:
+    """Make a plugin importable before the conftest files below its directory are imported."""
+    _make_plugin_importable(path)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -112,16 +125,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse wrong markers before any test runs."""
+    """Refuse wrong markers and modes before any test runs."""
     for item in items:
         marked(item)
+        _modes_to_run(item)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Begin to start an ephemeral cluster while the first tests run, if any test will need one."""
-    if session.config.option.collectonly or (
-        session.testsfailed and not session.config.option.continue_on_collection_errors
+    if (
+        session.config.option.collectonly
+        or session.config.getoption("setuponly", False)
+        or (session.testsfailed and not session.config.option.continue_on_collection_errors)
     ):
         return
     needed = {mode for item in session.items for mode in _modes_to_run(item)}
@@ -145,13 +161,16 @@ def _modes_to_run(item: pytest.Item) -> tuple[str, ...]:
         return ()
     callspec = getattr(item, "callspec", None)
     if callspec is not None and "synapse_mode" in callspec.params:
-        return (str(callspec.params["synapse_mode"]),)
+        return (known_mode(str(callspec.params["synapse_mode"]), f"{item.nodeid}: synapse_mode"),)
     return modes_of(item, item.config)[:1]
 
 
 def _parametrized_by_user(metafunc: pytest.Metafunc) -> bool:
-    names = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
-    return any("synapse_mode" in (name.split(",") if isinstance(name, str) else name) for name in names)
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+        if "synapse_mode" in ([name.strip() for name in names.split(",")] if isinstance(names, str) else names):
+            return True
+    return False
 
 
 def _make_plugin_importable(directory: Path) -> None:

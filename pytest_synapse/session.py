@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_synapse.modes import marked
+from pytest_synapse.modes import known_mode, marked
 from synapse_runtime.locate import plugin_above
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ class SynapseSession:
         """Make the executor of a test."""
         from synapse_runtime.loggers import NullLogger
 
+        known_mode(mode, f"{item.nodeid}: the fixture synapse_mode")
         marks = marked(item)
         common: dict[str, Any] = {
             "env": env,
             "plugin": plugin,
-            "timeout": marks.get("timeout", self._timeout()),
+            "timeout": marks.get("timeout", self.timeout()),
             "logger": NullLogger(),
         }
         resources: dict[str, Any] = {name: marks[name] for name in ("num_cpus", "num_gpus") if name in marks}
@@ -109,7 +111,12 @@ class SynapseSession:
         path = base / (option or ini)
         return path if path.exists() else Path(option or ini)
 
-    def _timeout(self) -> float | None:
+    def timeout(self) -> float | None:
+        """Return the time limit of actions whose tests set none, in seconds.
+
+        Raises:
+            pytest.UsageError: It is no positive number.
+        """
         option: float | None = self._config.getoption("synapse_timeout")
         ini = self._config.getini("synapse_timeout")
         return option if option is not None else (seconds(ini, "synapse_timeout") if ini else None)
@@ -121,7 +128,7 @@ def seconds(text: str, source: str = "--synapse-timeout") -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise pytest.UsageError(f"{source}: a positive number of seconds is wanted, not {text!r}")
     return value
 

@@ -70,12 +70,21 @@ class ExecutionError(PluginError):
     """The action started and failed. The cause (`__cause__`) is what it raised.
 
     Attributes:
-        details: Text that a person needs and the cause cannot carry: a stack, the last output; may be empty.
+        details: What a person needs and the cause cannot tell: the stack at which the action was stuck, the last
+            output of its worker. Empty where there is nothing. It shows below the message, as the exception's note.
     """
 
-    def __init__(self, message: str, *, details: str = "") -> None:
+    details: str = ""
+
+    def __init__(self, message: str, *, details: str = "", title: str = "") -> None:
         super().__init__(message)
-        self.details = details
+        self.attach(title, details)
+
+    def attach(self, title: str, details: str) -> None:
+        """Add details under a title, unless they are empty."""
+        if details:
+            self.details = details
+            self.add_note(f"{title}\n{details}")
 
 
 class ExecutionTimeout(ExecutionError):
@@ -111,8 +120,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         >>> nearest("export", ["train", "infer"]) is None
         True
     """
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    spellings = {spelling.lower(): spelling for spelling in known}
+    matches = difflib.get_close_matches(name.lower(), list(spellings), n=1, cutoff=0.6)
+    return spellings[matches[0]] if matches else None
 
 
 def safe_str(value: object) -> str:

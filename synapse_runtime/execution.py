@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import logging
 import os
 import secrets
 import socket
@@ -21,6 +23,7 @@ from synapse_runtime.context import RuntimeContext
 from synapse_runtime.deadline import deadline
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
+    ConfigError,
     ExecutionError,
     ExecutionTimeout,
     PluginError,
@@ -29,10 +32,10 @@ from synapse_runtime.errors import (
 )
 from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
 from synapse_runtime.modules import modules_of
-from synapse_runtime.plugin import import_entrypoint
+from synapse_runtime.plugin import at_its_line, import_entrypoint
 
 if TYPE_CHECKING:
-    from synapse_runtime.capture import Captured
+    from synapse_runtime.capture import Captured, CapturedWarning
 
 # The environment, the working directory and the meaning of module names belong to the whole process, so
 # one action at a time has them. A thread that runs an action waits for the one before.
@@ -52,6 +55,7 @@ class ActionCall:
         timeout: Seconds that the action may take; None for any.
         import_root: The directory that the plugin's modules are imported from, if there is a plugin.
         cwd: The working directory of the action: the plugin's directory, or that of the caller.
+        config_path: The plugin's config file, for errors that are to be mended there.
     """
 
     action: Any
@@ -62,6 +66,7 @@ class ActionCall:
     timeout: float | None = None
     import_root: str | None = None
     cwd: str | None = None
+    config_path: str | None = None
 
 
 @dataclass
@@ -72,10 +77,8 @@ class ActionRun:
         result: What the action returned; None if it failed.
         error: Why there is no result; None if there is one.
         events: What the action said through its context and logger, in order.
-        stdout: What it printed, where a worker's output is captured; empty in local mode, where it prints here.
-        stderr: As `stdout`.
-        records: Records of `logging`, of any logger, where they are captured (not in local mode).
-        warnings: Python warnings, where they are captured (not in local mode).
+        captured: What it printed, logged and warned in a worker: `stdout`, `stderr`, `records`, `warnings`. In
+            local mode None: there all that goes where this process's own goes.
         duration: Seconds that the action took.
         mode: `local`, `task`, `job` or `remote`.
         job_id: The id of this run.
@@ -112,6 +115,16 @@ class ActionRun:
     def stderr(self) -> str:
         """What the action wrote to standard error in a worker."""
         return self.captured.stderr if self.captured else ""
+
+    @property
+    def records(self) -> list[logging.LogRecord]:
+        """Records of `logging`, of any logger, in a worker."""
+        return self.captured.records if self.captured else []
+
+    @property
+    def warnings(self) -> list[CapturedWarning]:
+        """Python warnings in a worker."""
+        return self.captured.warnings if self.captured else []
 
     @property
     def progress(self) -> list[Progress]:
@@ -184,7 +197,7 @@ def run_call(
         try:
             with deadline(call.timeout) as limit:
                 result = actions.invoke(target, params, ctx)
-                if asyncio.iscoroutine(result):
+                if inspect.iscoroutine(result):
                     result = _await(result)
         except KeyboardInterrupt:
             raise
@@ -195,7 +208,8 @@ def run_call(
             run.duration = time.perf_counter() - started
         try:
             if limit.stack is not None:
-                raise ExecutionTimeout(f"{call.name} did not end within {call.timeout:g} s", details=limit.stack)
+                text = f"{call.name} did not end within {call.timeout:g} s"
+                raise ExecutionTimeout(text, details=limit.stack, title="It was here:")
             run.result = _settle(target, result, ctx, call, strict=strict)
         except ExecutionError as error:
             run.error = error
@@ -232,6 +246,8 @@ def resolve(call: ActionCall) -> Any:
         return call.action
     try:
         return actions.require_action(import_entrypoint(call.action))
+    except ConfigError as error:
+        raise at_its_line(error, call.name, call.config_path) from error
     except PluginError:
         raise
     except Exception as error:

@@ -155,6 +155,10 @@ def line_of(text: str, keys: Sequence[str | int]) -> int | None:
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     line: int | None = None
     for key in keys:
+        if isinstance(node, yaml.SequenceNode):
+            node = next((item for item in node.value if _named(item, str(key))), None)
+            line = line if node is None else node.start_mark.line + 1
+            continue
         if not isinstance(node, yaml.MappingNode):
             break
         for key_node, value_node in node.value:
@@ -164,3 +168,10 @@ def line_of(text: str, keys: Sequence[str | int]) -> int | None:
         else:
             break
     return line
+
+
+def _named(node: yaml.Node, name: str) -> bool:
+    """Tell whether this is a mapping with `name: <name>` in it."""
+    return isinstance(node, yaml.MappingNode) and any(
+        key.value == "name" and value.value == name for key, value in node.value
+    )

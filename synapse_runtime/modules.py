@@ -113,6 +113,6 @@ def _top_level_names(root: Path) -> frozenset[str]:
     for entry in root.iterdir():
         if entry.suffix == ".py":
             names.add(entry.stem)
-        elif entry.name.isidentifier() and entry.is_dir() and any(entry.rglob("*.py")):
+        elif entry.name.isidentifier() and entry.is_dir():  # a package, or nothing that clashes with one
             names.add(entry.name)
     return frozenset(names)

@@ -105,7 +105,7 @@ class Plugin:
                 return standard_entrypoint(name)
             raise self._not_found(name)
         if not spec.entrypoint:
-            raise ConfigError(f"action {name!r} has no entrypoint", path=self.config_path, line=self._line(name))
+            raise at_its_line(ConfigError("it has no entrypoint"), name, self.config_path)
         return standard_entrypoint(spec.entrypoint)
 
     def load_action(self, name: str) -> Any:
@@ -123,8 +123,7 @@ class Plugin:
             try:
                 return actions.require_action(import_entrypoint(entrypoint))
             except ConfigError as error:
-                line = self._line(name, "entrypoint")
-                raise ConfigError(f"action {name!r}: {error}", path=self.config_path, line=line) from error
+                raise at_its_line(error, name, self.config_path) from error
 
     def importable(self) -> contextlib.AbstractContextManager[None]:
         """Let this plugin's modules be imported, and be the ones that their names mean, inside the block."""
@@ -139,10 +138,22 @@ class Plugin:
             f"there is no action {name!r} in {where}.{hint} Available: {listed}.", available=self.action_names
         )
 
-    def _line(self, *keys: str) -> int | None:
-        if self.config_path is None:
-            return None
-        return line_of(self.config_path.read_text(encoding="utf-8"), ("actions", *keys))
+
+def at_its_line(error: ConfigError, name: str, config_path: Path | str | None) -> ConfigError:
+    """Return the error of an entrypoint that led nowhere, with the file and line where the entrypoint stands.
+
+    Args:
+        error: What is wrong with the entrypoint.
+        name: The action's name.
+        config_path: The plugin's config file, if it has one.
+    """
+    text = f"action {name!r}: {error}"
+    if config_path is None:
+        return ConfigError(text)
+    with contextlib.suppress(OSError):  # the file may be the caller's, on another machine
+        line = line_of(Path(config_path).read_text(encoding="utf-8"), ("actions", name, "entrypoint"))
+        return ConfigError(text, path=config_path, line=line)
+    return ConfigError(text, path=config_path)
 
 
 def standard_entrypoint(text: str) -> str:

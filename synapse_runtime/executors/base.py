@@ -123,6 +123,7 @@ class Executor(ABC):
             timeout=self._timeout if timeout is None else checked_timeout(timeout),
             import_root=None if plugin is None or plugin.config_path is None else str(plugin.root),
             cwd=os.getcwd() if plugin is None else str(plugin.root),
+            config_path=None if plugin is None or plugin.config_path is None else str(plugin.config_path),
         )
 
     def close(self) -> None:  # noqa: B027 - local mode holds nothing

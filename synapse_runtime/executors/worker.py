@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +59,8 @@ def pack_call(call: ActionCall) -> Parcel:
         ValidationError: The params do not fit; nothing has been sent.
         ResultNotSerializable: The params or the action cannot travel.
     """
-    call = replace(call, params=check_params(call))
+    with _no_bytecode():
+        call = replace(call, params=check_params(call))
     with _importable(call.import_root):
         try:
             data = transport.dumps(call)
@@ -108,7 +109,7 @@ def serve(
     captured = Captured()
     if output is not None:
         output.begin()
-    with captured_logging(captured):
+    with captured_logging(captured), _no_bytecode():
         run = _run(parcel, mode, on_event, on_start)
     if output is not None:
         captured.stdout, captured.stderr = output.take()
@@ -243,6 +244,17 @@ def _own_error(error: BaseException) -> PluginError:
     if isinstance(error, PluginError):
         return error
     return ExecutionError(safe_str(error))
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Keep Python from writing `__pycache__` into a plugin's directory: a call that goes elsewhere leaves no trace."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _importable(root: str | None) -> contextlib.AbstractContextManager[None]:

@@ -134,7 +134,7 @@ def test_a_result_that_cannot_travel_is_named(executor):
 
 def test_an_action_out_of_time_says_where_it_was_and_the_next_call_works(executor):
     started = time.monotonic()
-    with pytest.raises(ExecutionTimeout, match="sleep did not end within 0.5 s") as caught:
+    with pytest.raises(ExecutionTimeout, match=r"sleep did not end within 0\.5 s") as caught:
         executor.execute("sleep", timeout=0.5)
     assert "time.sleep(0.05)" in caught.value.details or "time.monotonic() < until" in caught.value.details
     assert time.monotonic() - started < 6

@@ -165,9 +165,12 @@ def test_the_header_words_say_which_cluster_it_will_be(monkeypatch):
 
 
 def test_the_private_names_that_we_use_of_ray_are_there():
-    from ray._private import worker
+    import inspect
+
+    from ray._private import parameter, worker
     from ray._raylet import AuthenticationTokenLoader, Config
 
+    assert "dashboard_agent_listen_port" in inspect.signature(parameter.RayParams).parameters
     assert callable(worker.listen_error_messages)
     assert callable(worker.get_dashboard_url)
     assert callable(Config.initialize)

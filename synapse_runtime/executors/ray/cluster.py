@@ -143,7 +143,7 @@ def connect(cluster: Cluster) -> str:
             f"({cluster.dashboard})"
         )
     connected = connected_address()
-    if connected is not None and (connected == cluster.address or _same_client(cluster.address)):
+    if connected is not None and (_same_address(connected, cluster.address) or _same_client(cluster.address)):
         return connected
     if connected is not None:
         if not _ephemeral.made(connected):
@@ -164,7 +164,7 @@ def connect(cluster: Cluster) -> str:
                     configure_logging=False,
                 )
     except Exception as error:
-        raise ClusterError(f"cannot connect to the cluster at {cluster.address}: {_first_line(error)}") from error
+        raise ClusterError(f"cannot connect to the cluster at {cluster.address}: {_reason(error)}") from error
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -279,7 +279,8 @@ def _given(address: str, origin: str) -> Cluster:
     if address.startswith(("http://", "https://")):
         parts = urlsplit(address)
         _probe(address, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
-        return Cluster("", dashboard=address.rstrip("/"), origin=origin)
+        shares_disk = _is_this_machine(parts.hostname or "")
+        return Cluster("", dashboard=address.rstrip("/"), origin=origin, shares_disk=shares_disk)
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or not host:
         raise ClusterError(
@@ -323,6 +324,14 @@ def connected_address() -> str | None:
     return str(ray.get_runtime_context().gcs_address)
 
 
+def _same_address(one: str, other: str) -> bool:
+    """Tell whether two addresses mean the same cluster: 127.0.0.1:6379 is the one at this machine's own address."""
+    if one == other:
+        return True
+    (one_host, _, one_port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
+    return one_port == other_port and _is_this_machine(one_host) and _is_this_machine(other_host)
+
+
 def _same_client(address: str) -> bool:
     if not address.startswith("ray://"):
         return False
@@ -347,7 +356,16 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """Return why Ray could not connect, in a line: it hides a refused token below a general error."""
+    below: BaseException | None = error
+    while below is not None:
+        if "InvalidAuthToken" in str(below):
+            return (
+                "it demands a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+                "unless the token is in ~/.ray/auth_token"
+            )
+        below = below.__cause__ or below.__context__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -8,6 +8,7 @@ happens however the owner ends, `kill -9` included.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -35,7 +36,11 @@ def main() -> None:
 
 def _serve(options: dict[str, Any], owner: int) -> None:
     import ray
+    from ray._private import parameter
 
+    # The agent that takes jobs listens on one fixed port, and gives up where another cluster's has it. `ray start`
+    # has an option for that, `ray.init` has none.
+    parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
     context = ray.init(
         include_dashboard=options["dashboard"],
         num_cpus=options["num_cpus"],

@@ -238,7 +238,9 @@ class RayJobsApiExecutor(Executor):
         url = dashboard_of(cluster)
         try:
             with quiet():
-                client = JobSubmissionClient(url, headers=cluster.headers)
+                # Without TLS there is nothing to verify, and Ray's default makes aiohttp warn at each followed log.
+                verify = url.startswith("https://")
+                client = JobSubmissionClient(url, headers=cluster.headers, verify=verify)
         except Exception as error:
             raise ClusterError(f"the Jobs API does not answer at {url}: {error}") from error
         self._connection = (cluster, client)
@@ -314,18 +316,22 @@ class RayJobsApiExecutor(Executor):
         with self._asking(run.job_id) as client:
             info = client.get_job_info(run.job_id)
         if info.status.value == "STOPPED":
-            return ExecutionError(f"{run.name}: job {run.job_id} was stopped", details=last)
+            return ExecutionError(f"{run.name}: job {run.job_id} was stopped", details=last, title="Its last output:")
         if ended_with is None:
             return WorkerCrashed(
                 f"{run.name}: job {run.job_id} did not start: {info.message or info.status.value}",
                 details=last_lines(preamble),
+                title="Its log:",
             )
         if call is not None and call.timeout is not None and run.duration > call.timeout and ended_with in (1, -9):
             return ExecutionTimeout(
                 f"{run.name} did not end within {call.timeout:g} s, and did not notice: its process was ended",
                 details=last,
+                title="Its last output:",
             )
-        return WorkerCrashed(f"the process of {run.name} {in_words(ended_with)}", details=last)
+        return WorkerCrashed(
+            f"the process of {run.name} {in_words(ended_with)}", details=last, title="Its last output:"
+        )
 
     def _follow(self, job_id: str, timeout: float | None = None) -> Iterator[str]:
         """Yield the job's log as it grows, in pieces, until the job has ended."""

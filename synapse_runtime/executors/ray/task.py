@@ -126,7 +126,7 @@ class WarmWorker:
                 data = self._answer(actor, parcel, call, on_event, on_output)
             except ExecutionError as error:
                 captured = self._last_words.read() if self._last_words is not None else Captured()
-                error.details = last_lines(captured.stdout + captured.stderr)
+                error.attach("Its last output:", last_lines(captured.stdout + captured.stderr))
                 self.close()
                 took = time.monotonic() - started
                 return ActionRun(

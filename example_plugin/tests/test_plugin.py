@@ -1,0 +1,11 @@
+"""The config file: what it promises is there."""
+
+from __future__ import annotations
+
+from synapse_runtime.action import is_action
+from synapse_runtime.plugin import Plugin
+
+
+def test_every_action_of_the_config_file_can_be_loaded(synapse_plugin: Plugin) -> None:
+    assert synapse_plugin.action_names == ("train", "evaluate", "infer", "export")
+    assert all(is_action(synapse_plugin.load_action(name)) for name in synapse_plugin.action_names)

@@ -1,0 +1,216 @@
+"""Real processes for tests: the `synapse` command, terminals around programs, clusters to send work to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pexpect
+
+COMMAND = [sys.executable, "-m", "synapse_runtime"]
+SCRIPT = str(Path(sys.executable).with_name("synapse"))
+MARK = "SYNAPSE_TEST_MARK"
+_NOT_INHERITED = ("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "COLUMNS", "TMPDIR")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def result(self) -> Any:
+        """What `--json` printed."""
+        return json.loads(self.stdout)
+
+    @property
+    def shown_result(self) -> Any:
+        """What was printed after the heading `Result of …`."""
+        return json.loads(self.stdout.partition("Result of ")[2].partition("\n")[2])
+
+
+@dataclass
+class Synapse:
+    """The `synapse` command, started in a directory, with a mark in its environment and a temporary directory."""
+
+    cwd: Path
+    temp: Path
+    env: dict[str, str] = field(default_factory=dict)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __call__(
+        self, *arguments: str, cwd: Path | None = None, command: list[str] | None = None, **env: str
+    ) -> Finished:
+        started = time.monotonic()
+        done = subprocess.run(
+            [*(command or COMMAND), *arguments],
+            cwd=cwd or self.cwd,
+            env=self.environment(**env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+    def run(self, *arguments: str, cwd: Path | None = None, **env: str) -> Finished:
+        """Run `synapse plugin run …`."""
+        return self("plugin", "run", *arguments, cwd=cwd, **env)
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+        """Start `synapse plugin run …`, and do not wait for it."""
+        process = subprocess.Popen(
+            [*COMMAND, "plugin", "run", *arguments],
+            cwd=self.cwd,
+            env=self.environment(**env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        try:
+            with process:
+                yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+    @contextlib.contextmanager
+    def on_terminal(self, *arguments: str, **env: str) -> Iterator[pexpect.spawn]:
+        """Start `synapse plugin run …` on a terminal of 100 columns."""
+        with terminal([*COMMAND, "plugin", "run", *arguments], self.cwd, self.environment(**env)) as child:
+            yield child
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment of the command: this process's, but nothing in it that speaks of this test run."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        return kept | {"TMPDIR": str(self.temp), MARK: self.mark} | self.env | more
+
+    def leftovers(self) -> list[str]:
+        """Return processes of the command's, and files in its temporary directory, that are left after 5 s."""
+        found: list[str] = []
+
+        def are_gone() -> bool:
+            found[:] = [command_of(pid) for pid in processes_with(self.mark)]
+            found.extend(str(path) for path in self.temp.rglob("*"))
+            return not found
+
+        within(5, are_gone)
+        return found
+
+
+@contextlib.contextmanager
+def synapse_in(directory: Path, **env: str) -> Iterator[Synapse]:
+    """Give the command, for this directory, with a temporary directory of a short name."""
+    with tempfile.TemporaryDirectory(prefix="s") as temp:
+        yield Synapse(directory, Path(temp), env)
+
+
+@contextlib.contextmanager
+def terminal(command: list[str], cwd: Path, env: dict[str, str]) -> Iterator[pexpect.spawn]:
+    """Run a program on a terminal of 100 columns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = pexpect.spawn(
+            command[0],
+            command[1:],
+            cwd=str(cwd),
+            env=env | {"TERM": "xterm-256color"},
+            dimensions=(40, 100),
+            encoding="utf-8",
+            timeout=20,
+        )
+    try:
+        yield child
+    finally:
+        child.close(force=True)
+
+
+def status_of(child: pexpect.spawn) -> int:
+    """Wait for the end of a program on a terminal and return its exit status."""
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus is not None, f"ended by signal {child.signalstatus}"
+    return child.exitstatus
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Do what Ctrl-C does."""
+    process.send_signal(signal.SIGINT)
+
+
+def processes_with(mark: str) -> list[int]:
+    """Return the processes that have this mark in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Tell whether something comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@contextlib.contextmanager
+def cluster(**resources: int) -> Iterator[dict[str, str]]:
+    """Run a Ray cluster with these resources.
+
+    Yields:
+        `address` and `dashboard`, and the variables that hold the token which it demands.
+    """
+    with tempfile.TemporaryDirectory(prefix="r") as temp:
+        options = {"temp_dir": temp, "dashboard": True, "num_cpus": None, "num_gpus": None} | resources
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        owner = subprocess.Popen(
+            [sys.executable, "-m", "synapse_runtime.executors.ray.cluster_main", json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=temp,
+            env=kept | token | {"RAY_USAGE_STATS_ENABLED": "0"},
+            start_new_session=True,
+        )
+        with owner:
+            assert owner.stdin is not None
+            assert owner.stdout is not None
+            try:
+                ready = json.loads(owner.stdout.readline())
+                yield {"address": ready["address"], "dashboard": f"http://{ready['dashboard']}"} | token
+            finally:
+                owner.stdin.close()
+                owner.wait(timeout=30)

@@ -1,0 +1,49 @@
+"""A debugger in an action: under the command and under pytest, both in local mode."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import write_plugin
+from tests.cli.processes import Synapse, status_of, terminal
+
+
+@pytest.mark.parametrize("action", ["stop_here", "trace_here"])
+def test_stops_under_the_command(synapse: Synapse, action: str) -> None:
+    with synapse.on_terminal(action, "--mode", "local", "--params", '{"epochs": 7}') as child:
+        child.expect_exact("(Pdb) ")
+        child.sendline("p self.params.epochs")
+        child.expect_exact("\r\n7\r\n")
+        child.expect_exact("(Pdb) ")
+        child.sendline("c")
+        child.expect_exact('"status": "done"')
+        assert status_of(child) == 0
+
+
+def test_quit_ends_the_command_as_a_failed_action(synapse: Synapse) -> None:
+    with synapse.on_terminal("stop_here", "--mode", "local") as child:
+        child.expect_exact("(Pdb) ")
+        child.sendline("q")
+        child.expect_exact("BdbQuit")
+        assert status_of(child) == 1
+
+
+@pytest.mark.parametrize("action", ["stop_here", "trace_here"])
+def test_stops_under_pytest(synapse: Synapse, tmp_path: Path, action: str) -> None:
+    write_plugin(tmp_path)
+    (tmp_path / "test_it.py").write_text(
+        "def test_it(synapse_executor):\n"
+        f"    assert synapse_executor.execute({action!r}, {{'epochs': 7}}) == {{'status': 'done'}}\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    with terminal(command, tmp_path, synapse.environment()) as child:
+        child.expect_exact("(Pdb) ")
+        child.sendline("p self.params.epochs")
+        child.expect_exact("\r\n7\r\n")
+        child.expect_exact("(Pdb) ")
+        child.sendline("c")
+        child.expect_exact("1 passed")
+        assert status_of(child) == 0

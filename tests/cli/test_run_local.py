@@ -1,0 +1,404 @@
+"""`synapse plugin run` in local mode: what it prints, and the exit status it ends with."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime import __version__
+from tests.cli.conftest import write_plugin
+from tests.cli.processes import COMMAND, SCRIPT, Synapse, interrupt, status_of
+
+LOCAL = ("--mode", "local")
+
+
+class TestResult:
+    def test_is_printed_after_the_events_with_status_0(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--params", '{"epochs": 2, "batch_size": 32}')
+        lines = [re.sub(r"^\[\d\d:\d\d:\d\d\] ", "", line) for line in done.stdout.splitlines()]
+        assert lines[:5] == [
+            "progress: 1/2 (50%)",
+            "epoch_complete epoch=0 loss=0.1",
+            "progress: 2/2 (100%)",
+            "epoch_complete epoch=1 loss=0.1",
+            "training: final_loss=0.05",
+        ]
+        assert re.fullmatch(r"Result of train \(local, \d+\.\d\d s\):", lines[5])
+        assert done.shown_result == {"epochs": 2, "batch_size": 32}
+        assert (done.status, done.stderr) == (0, "")
+
+    def test_comes_the_same_from_the_installed_script_and_from_python_m(self, synapse: Synapse) -> None:
+        arguments = ("plugin", "run", "train", *LOCAL, "--json")
+        by_script, by_module = synapse(*arguments, command=[SCRIPT]), synapse(*arguments, command=COMMAND)
+        assert by_script.result == by_module.result == {"epochs": 2, "batch_size": 16}
+        assert by_script.status == by_module.status == 0
+
+    def test_is_alone_on_stdout_with_json_and_everything_else_on_stderr(self, synapse: Synapse) -> None:
+        done = synapse.run("noise", *LOCAL, "--json")
+        assert done.stdout == '{"ok":true}\n'
+        assert done.status == 0
+        for text in ('{"looks": "like a result"}', "to stderr", "from a child process", "1/1 (100%)", "a message"):
+            assert text in done.stderr
+        assert "WARNING a warning" in done.stderr
+
+    def test_of_any_kind_becomes_json(self, synapse: Synapse) -> None:
+        assert synapse.run("kinds", *LOCAL, "--json").result == {
+            "path": "weights/best.npz",
+            "point": {"x": 1, "at": "here"},
+            "model": {"accuracy": 0.5},
+            "array": [0, 1, 2],
+            "scalar": 0.25,
+            "not_a_number": None,
+            "array_with_nan": [1.0, None],
+            "infinite": None,
+            "tuple": [1, "zwei"],
+            "bytes": "YWJj",
+            "other": "<class 'object'>",
+            "text": "größer",
+        }
+
+    def test_of_any_kind_is_shown_to_people(self, synapse: Synapse) -> None:
+        assert synapse.run("kinds", *LOCAL).shown_result["point"] == {"x": 1, "at": "here"}
+
+    def test_that_no_json_can_say_is_shown_as_python_writes_it(self, synapse: Synapse) -> None:
+        done = synapse.run("loop", *LOCAL)
+        assert done.status == 0
+        assert "Recursion on list" in done.stdout
+
+    def test_that_no_json_can_say_is_an_error_with_json(self, synapse: Synapse) -> None:
+        done = synapse.run("loop", *LOCAL, "--json")
+        assert (done.status, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: the result cannot be written as JSON: ")
+        assert "Traceback" not in done.stderr
+
+
+class TestFailingAction:
+    def test_ends_with_1_and_its_own_traceback_only(self, synapse: Synapse) -> None:
+        done = synapse.run("fail", *LOCAL)
+        assert (done.status, done.stdout) == (1, "")
+        assert 'return weights["missing"]' in done.stderr
+        assert done.stderr.endswith("error: fail failed: KeyError: 'missing'\n")
+        assert done.stderr.count("Traceback") == 1
+        assert "synapse_runtime" not in done.stderr
+
+    def test_shows_no_traceback_with_no_debug(self, synapse: Synapse) -> None:
+        done = synapse.run("fail", *LOCAL, "--no-debug")
+        assert (done.status, done.stdout) == (1, "")
+        assert done.stderr == "error: fail failed: KeyError: 'missing'\n"
+
+    def test_prints_nothing_on_stdout_with_json(self, synapse: Synapse) -> None:
+        done = synapse.run("fail", *LOCAL, "--json")
+        assert (done.status, done.stdout) == (1, "")
+        assert "KeyError: 'missing'" in done.stderr
+
+    def test_that_calls_sys_exit_ends_with_1_too(self, synapse: Synapse) -> None:
+        done = synapse.run("leave", *LOCAL)
+        assert done.status == 1
+        assert "error: leave ended with sys.exit(3)" in done.stderr
+
+    def test_that_takes_too_long_ends_with_124_and_shows_where_it_was_stuck(self, synapse: Synapse) -> None:
+        done = synapse.run("nap", *LOCAL, "--timeout", "0.3")
+        assert done.status == 124
+        assert "error: nap did not end within 0.3 s" in done.stderr
+        assert "time.sleep(60)" in done.stderr
+        assert done.seconds < 10
+
+
+class TestWrongInput:
+    def test_action_name_suggests_the_right_one(self, synapse: Synapse) -> None:
+        done = synapse.run("trian", *LOCAL)
+        assert (done.status, done.stdout) == (2, "")
+        assert "there is no action 'trian'" in done.stderr
+        assert "Did you mean 'train'? Available: train, infer, fail," in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_params_name_the_field(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--params", '{"epochs": "x"}')
+        assert (done.status, done.stdout) == (2, "")
+        assert "error: train: 1 invalid parameter (TrainParams)\n  epochs: " in done.stderr
+        assert "got 'x'" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ('{"epochs": x}', 'line 1, column 12\n  {"epochs": x}\n             ^\n'),
+            ('{\n "epochs": 1,\n "b" 2}', 'line 3, column 6\n   "b" 2}\n       ^\n'),
+            ("", "line 1, column 1\n  \n  ^\n"),
+        ],
+    )
+    def test_json_shows_where_with_a_caret(self, synapse: Synapse, text: str, shown: str) -> None:
+        done = synapse.run("train", *LOCAL, "--params", text)
+        assert (done.status, done.stdout) == (2, "")
+        assert "Invalid value for --params: invalid JSON: " in done.stderr
+        assert shown in done.stderr
+
+    @pytest.mark.parametrize("text", ["[1]", '"epochs"', "5", "null"])
+    def test_params_must_be_an_object(self, synapse: Synapse, text: str) -> None:
+        done = synapse.run("train", *LOCAL, "--params", text)
+        assert done.status == 2
+        assert "a JSON object is wanted, such as '{\"epochs\": 5}'" in done.stderr
+
+    def test_yaml_names_file_and_line(self, synapse: Synapse, tmp_path: Path) -> None:
+        (tmp_path / "config.yaml").write_text("code: broken\nactions:\n  train: [unclosed\n")
+        done = synapse.run("train", *LOCAL, "--path", str(tmp_path))
+        assert (done.status, done.stdout) == (2, "")
+        assert f"error: {tmp_path / 'config.yaml'}:4: broken YAML: " in done.stderr
+
+    def test_field_of_the_config_names_file_and_line(self, synapse: Synapse, tmp_path: Path) -> None:
+        (tmp_path / "config.yaml").write_text("code: odd\nactions:\n  train:\n    entrypoint: not an entrypoint\n")
+        done = synapse.run("train", *LOCAL, "--path", str(tmp_path))
+        assert done.status == 2
+        assert f"error: {tmp_path / 'config.yaml'}:4: actions.train.entrypoint: must be 'module:Name'" in done.stderr
+
+    def test_path_without_a_plugin_says_so(self, synapse: Synapse, tmp_path: Path) -> None:
+        done = synapse.run("train", *LOCAL, "--path", str(tmp_path))
+        assert done.status == 2
+        assert f"error: {tmp_path}: there is no config.yaml or synapse.yaml in this directory" in done.stderr
+
+    def test_path_that_is_not_there_says_so(self, synapse: Synapse, tmp_path: Path) -> None:
+        done = synapse.run("train", *LOCAL, "--path", str(tmp_path / "nowhere"))
+        assert done.status == 2
+        assert "there is no such plugin" in done.stderr
+
+    def test_mode_suggests_the_right_one(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--mode", "lcoal")
+        assert done.status == 2
+        assert "there is no mode 'lcoal'. Did you mean 'local'?" in done.stderr
+
+    @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+    def test_timeout_must_be_a_positive_number(self, synapse: Synapse, seconds: str) -> None:
+        done = synapse.run("train", *LOCAL, "--timeout", seconds)
+        assert done.status == 2
+        assert "--timeout" in done.stderr
+
+    def test_unknown_option_is_refused(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--epochs", "5")
+        assert done.status == 2
+        assert "No such option: --epochs" in done.stderr
+
+    def test_missing_action_is_told(self, synapse: Synapse) -> None:
+        done = synapse.run()
+        assert done.status == 2
+        assert "Missing argument 'ACTION'" in done.stderr
+
+
+class TestEnvironment:
+    def test_comes_from_process_config_file_and_option_the_later_wins(self, synapse: Synapse, tmp_path: Path) -> None:
+        file = tmp_path / "settings.env"
+        file.write_text("# settings\nSHARED=file\nexport FROM_FILE='a b'\nGIVEN=file\n")
+        done = synapse.run(
+            "show_env", *LOCAL, "--json", "--env-file", str(file), "--env", "GIVEN=first", "--env", "GIVEN=a=b",
+            OUTSIDE="process", LEVEL="process", SHARED="process", GIVEN="process",
+        )  # fmt: skip
+        assert done.result == {
+            "OUTSIDE": ["process", "process"],
+            "LEVEL": ["config", "config"],
+            "SHARED": ["file", "file"],
+            "FROM_FILE": ["a b", "a b"],
+            "GIVEN": ["a=b", "a=b"],
+        }
+
+    def test_file_may_be_toml_whose_values_keep_their_types(self, synapse: Synapse, tmp_path: Path) -> None:
+        (tmp_path / "settings.toml").write_text('FROM_FILE = 5\nGIVEN = ["a", "b"]\n')
+        done = synapse.run("show_env", *LOCAL, "--json", "--env-file", str(tmp_path / "settings.toml"))
+        assert done.result["FROM_FILE"] == [5, "5"]
+        assert done.result["GIVEN"] == [["a", "b"], "a,b"]
+
+    @pytest.mark.parametrize("pair", ["GIVEN", "=value", ""])
+    def test_option_must_be_name_and_value(self, synapse: Synapse, pair: str) -> None:
+        done = synapse.run("show_env", *LOCAL, "--env", pair)
+        assert done.status == 2
+        assert "Invalid value for --env: expected NAME=VALUE" in done.stderr
+
+    def test_file_that_is_not_there_is_told(self, synapse: Synapse) -> None:
+        done = synapse.run("show_env", *LOCAL, "--env-file", "nowhere.env")
+        assert done.status == 2
+        assert done.stderr == "error: there is no environment file nowhere.env\n"
+
+    def test_file_that_is_broken_names_the_line(self, synapse: Synapse, tmp_path: Path) -> None:
+        (tmp_path / "broken.env").write_text("A=1\nno pair\n")
+        done = synapse.run("show_env", *LOCAL, "--env-file", str(tmp_path / "broken.env"))
+        assert done.status == 2
+        assert f"error: {tmp_path / 'broken.env'}:2: expected NAME=value" in done.stderr
+
+
+class TestInference:
+    def test_input_and_infer_path_reach_the_action_as_params(self, synapse: Synapse) -> None:
+        done = synapse.run("infer", *LOCAL, "--json", "--input", '{"text": "hi"}', "--infer-path", "/v1")
+        assert done.result == {"input": {"text": "hi"}, "infer_path": "/v1"}
+
+    def test_input_may_be_any_json_beside_params(self, synapse: Synapse) -> None:
+        done = synapse.run("infer", *LOCAL, "--json", "-i", "[1, 2]", "--params", '{"top": 3, "input": 0}')
+        assert done.result == {"top": 3, "input": [1, 2]}
+
+    def test_input_that_is_no_json_shows_where(self, synapse: Synapse) -> None:
+        done = synapse.run("infer", *LOCAL, "--input", "{nope}")
+        assert done.status == 2
+        assert "Invalid value for --input: invalid JSON" in done.stderr
+        assert "  {nope}\n   ^\n" in done.stderr
+
+
+class TestMode:
+    def test_is_local_with_a_note_where_there_is_no_terminal(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--json")
+        assert done.result == {"epochs": 2, "batch_size": 16}
+        assert "no --mode given: running in local mode\n" in done.stderr
+
+    def test_is_asked_for_on_a_terminal(self, synapse: Synapse) -> None:
+        with synapse.on_terminal("train") as child:
+            child.expect(r"Where to run: local, task or job \[local\]: ")
+            child.sendline("")
+            child.expect(r"Result of train \(local")
+            assert status_of(child) == 0
+
+    def test_that_was_answered_wrongly_is_told(self, synapse: Synapse) -> None:
+        with synapse.on_terminal("train") as child:
+            child.expect("Where to run")
+            child.sendline("tsak")
+            child.expect("Did you mean 'task'")
+            assert status_of(child) == 2
+
+    @pytest.mark.parametrize("key", ["c", "d"])
+    def test_question_can_be_left_with_130(self, synapse: Synapse, key: str) -> None:
+        with synapse.on_terminal("train") as child:
+            child.expect("Where to run.*: ")
+            child.sendcontrol(key)
+            child.expect("interrupted")
+            assert status_of(child) == 130
+
+    def test_is_not_asked_for_before_a_wrong_action_name_is_told(self, synapse: Synapse) -> None:
+        with synapse.on_terminal("trian") as child:
+            assert child.expect(["Did you mean 'train'", "Where to run"]) == 0
+            assert status_of(child) == 2
+
+    def test_remote_ends_with_a_clear_error(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--mode", "remote", "--host", "https://api.example", "--token", "secret")
+        assert (done.status, done.stdout) == (2, "")
+        assert "running through a Synapse backend is not available yet; choose local, task or job" in done.stderr
+        assert "secret" not in done.stderr
+
+    def test_tells_of_options_that_it_does_not_use(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--gpus", "1", "--debug-sdk", "--host", "h", "--token", "secret", "--json")
+        assert done.status == 0
+        assert "--ray-address, --cpus and --gpus are for task and job mode" in done.stderr
+        assert "--debug-sdk is for task and job mode" in done.stderr
+        assert "--host and --token are for remote mode" in done.stderr
+
+
+class TestPlugin:
+    def test_can_be_named_by_its_code(self, synapse: Synapse) -> None:
+        assert synapse.run("train", *LOCAL, "--plugin", "demo", "--json").status == 0
+
+    def test_can_be_named_by_its_module(self, synapse: Synapse, tmp_path: Path) -> None:
+        package = tmp_path / "vision" / "yolov8"
+        package.mkdir(parents=True)
+        for directory in (package, package.parent):
+            (directory / "__init__.py").touch()
+        write_plugin(package)
+        done = synapse.run("train", *LOCAL, "-p", "vision.yolov8", "--json", cwd=tmp_path)
+        assert done.result == {"epochs": 2, "batch_size": 16}
+
+    def test_with_another_code_at_the_path_is_refused(self, synapse: Synapse, plugin_dir: Path) -> None:
+        done = synapse.run("train", *LOCAL, "--plugin", "other", "--path", str(plugin_dir))
+        assert (done.status, done.stdout) == (2, "")
+        assert f"error: {plugin_dir / 'config.yaml'}: this is plugin 'demo', not 'other'" in done.stderr
+
+    def test_that_nobody_knows_is_refused(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--plugin", "nobody_knows")
+        assert (done.status, done.stdout) == (2, "")
+        assert "plugin 'nobody_knows' is neither a directory, a config file, nor a module" in done.stderr
+
+    @pytest.mark.parametrize("inside", [".", "config.yaml"])
+    def test_is_found_at_the_path(self, synapse: Synapse, plugin_dir: Path, tmp_path: Path, inside: str) -> None:
+        done = synapse.run("train", *LOCAL, "--json", "--path", str(plugin_dir / inside), cwd=tmp_path)
+        assert done.result == {"epochs": 2, "batch_size": 16}
+
+    def test_is_found_above_the_current_directory(self, synapse: Synapse, plugin_dir: Path) -> None:
+        deeper = plugin_dir / "data" / "raw"
+        deeper.mkdir(parents=True, exist_ok=True)
+        assert synapse.run("train", *LOCAL, "--json", cwd=deeper).status == 0
+        assert synapse.run("train", *LOCAL, "--json", "--plugin", "demo", cwd=deeper).status == 0
+
+    def test_may_have_a_synapse_yaml(self, synapse: Synapse, tmp_path: Path) -> None:
+        write_plugin(tmp_path)
+        (tmp_path / "config.yaml").rename(tmp_path / "synapse.yaml")
+        assert synapse.run("train", *LOCAL, "--json", cwd=tmp_path).result == {"epochs": 2, "batch_size": 16}
+
+    def test_that_is_missing_where_one_stands_is_told(self, synapse: Synapse, tmp_path: Path) -> None:
+        done = synapse.run("train", *LOCAL, cwd=tmp_path)
+        assert done.status == 2
+        assert "there is no config.yaml or synapse.yaml" in done.stderr
+
+
+class TestEnd:
+    @pytest.mark.parametrize("action", ["talk", "big"])
+    def test_is_quiet_when_nobody_reads_any_more(self, synapse: Synapse, action: str) -> None:
+        with synapse.started(action, *LOCAL) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr.read() == ""
+            assert process.wait(20) == 141
+
+    def test_is_quiet_behind_head(self, synapse: Synapse) -> None:
+        pipeline = subprocess.run(
+            ["bash", "-c", '"$@" | head -1', "bash", *COMMAND, "plugin", "run", "talk", *LOCAL],
+            cwd=synapse.cwd,
+            env=synapse.environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert "line number=0" in pipeline.stdout
+        assert (pipeline.stdout.count("\n"), pipeline.stderr) == (1, "")
+
+    def test_after_ctrl_c_is_130_without_a_traceback(self, synapse: Synapse) -> None:
+        with synapse.started("nap", *LOCAL) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert "asleep" in process.stdout.readline()
+            interrupt(process)
+            assert process.wait(5) == 130
+            assert process.stderr.read() == "interrupted\n"
+
+    def test_leaves_nothing_behind(self, synapse: Synapse, plugin_dir: Path) -> None:
+        before = {path for path in plugin_dir.rglob("*") if "__pycache__" not in path.parts}
+        assert synapse.run("noise", *LOCAL).status == 0
+        assert {path for path in plugin_dir.rglob("*") if "__pycache__" not in path.parts} == before
+        assert synapse.leftovers() == []
+
+
+class TestHelp:
+    def test_shows_the_version(self, synapse: Synapse) -> None:
+        done = synapse("--version")
+        assert (done.status, done.stdout, done.stderr) == (0, f"synapse {__version__}\n", "")
+
+    @pytest.mark.parametrize(
+        ("arguments", "mentions"), [((), "plugin"), (("plugin",), "run"), (("plugin", "run"), "-")]
+    )
+    def test_tells_what_there_is(self, synapse: Synapse, arguments: tuple[str, ...], mentions: str) -> None:
+        done = synapse(*arguments, "--help")
+        assert (done.status, done.stderr) == (0, "")
+        assert mentions in done.stdout
+
+    def test_is_shown_with_status_2_where_no_command_is_given(self, synapse: Synapse) -> None:
+        done = synapse()
+        assert done.status == 2
+        assert "COMMAND [ARGS]" in done.stdout + done.stderr
+
+    def test_unknown_command_is_refused(self, synapse: Synapse) -> None:
+        done = synapse("plugins")
+        assert done.status == 2
+        assert "No such command 'plugins'" in done.stderr
+
+    def test_does_not_import_ray(self, synapse: Synapse) -> None:
+        script = (
+            "import sys; from synapse_runtime.cli.app import run; "
+            "run(['plugin', 'run', '--help']); print('ray' in sys.modules)"
+        )
+        done = synapse(command=[*COMMAND[:1], "-c", script])
+        assert done.stdout.endswith("\nFalse\n")

@@ -1,0 +1,131 @@
+"""Small projects on disk, and real pytest sessions over them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+_NOT_INHERITED = ("SYNAPSE_", "RAY_", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_XDIST", "PYTEST_DISABLE", "COV_CORE")
+
+CONFIG = """\
+code: demo
+env: {LEVEL: config, SHARED: config}
+actions:
+  double: {entrypoint: "plugin.actions:Double"}
+  show_env: {entrypoint: "plugin.actions:show_env"}
+  nap: {entrypoint: "plugin.actions:nap"}
+  lock: {entrypoint: "plugin.actions:lock"}
+"""
+
+ACTIONS = """\
+import os
+import threading
+import time
+
+from pydantic import BaseModel
+
+from synapse_runtime.action import BaseAction
+from synapse_runtime.decorators import action
+
+
+class DoubleParams(BaseModel):
+    number: int = 1
+
+
+class Double(BaseAction[DoubleParams]):
+    def execute(self):
+        return 2 * self.params.number
+
+
+@action
+def show_env(params, context):
+    return {name: [context.env.get(name), os.environ.get(name)] for name in params["names"]}
+
+
+@action
+def nap(params, context):
+    time.sleep(params["seconds"])
+    return "slept"
+
+
+@action
+def lock(params, context):
+    return {"model": threading.Lock()}
+"""
+
+
+class Project:
+    """A project in a temporary directory, with a `pytest.ini` of its own, and pytest sessions over it."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self._pytester = pytester
+        self.path = pytester.path
+        self.write("pytest.ini", "[pytest]\n")
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file, and the directories that it is in."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text), encoding="utf-8")
+        return path
+
+    def ini(self, text: str) -> Path:
+        """Write `pytest.ini`."""
+        return self.write("pytest.ini", "[pytest]\n" + dedent(text))
+
+    def plugin(self, directory: str = "demo", config: str = CONFIG, actions: str = ACTIONS) -> Path:
+        """Write a plugin with a package `plugin`, in a directory that pytest is not started in."""
+        self.write(f"{directory}/config.yaml", config)
+        self.write(f"{directory}/plugin/__init__.py", "")
+        self.write(f"{directory}/plugin/actions.py", actions)
+        return self.path / directory
+
+    def test(self, text: str, name: str = "demo/tests/test_it.py") -> Path:
+        """Write a test file; by default one of the plugin's."""
+        return self.write(name, "import pytest\n" + dedent(text))
+
+    def pytest(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest in a process of its own, in the project's directory."""
+        return self._pytester.runpytest_subprocess(*arguments, timeout=60)
+
+    def ids(self, *arguments: str) -> list[str]:
+        """Return the ids of the tests that pytest collects, without their files."""
+        result = self.pytest("--collect-only", "-q", *arguments)
+        assert result.ret == pytest.ExitCode.OK
+        return [line.partition("::")[2] for line in result.outlines if "::" in line]
+
+    def header(self, *arguments: str) -> str:
+        """Return what the session's header says of Synapse."""
+        (line,) = (line for line in self.pytest("--collect-only", *arguments).outlines if line.startswith("synapse:"))
+        return line
+
+    def usage_error(self, *arguments: str) -> str:
+        """Return the text of the usage error that the session ends with."""
+        result = self.pytest(*arguments)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert "Traceback" not in result.stderr.str()
+        (line,) = (line for line in result.errlines if line.startswith("ERROR: "))
+        return line
+
+
+def not_inherited(variable: str) -> bool:
+    """Tell whether a variable speaks of the session that runs these tests, not of those that they run."""
+    return variable.startswith(_NOT_INHERITED)
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """An empty project; its sessions know nothing of the one that runs this test."""
+    for name in filter(not_inherited, os.environ):
+        monkeypatch.delenv(name)
+    return Project(pytester)
+
+
+@pytest.fixture
+def demo(project: Project) -> Project:
+    """A project with one plugin, in `demo/`."""
+    project.plugin()
+    return project

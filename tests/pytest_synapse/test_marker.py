@@ -1,0 +1,242 @@
+"""The marker: what it takes, what it refuses, how markers on class and module join, and the ids that come of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.pytest_synapse.conftest import Project
+
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("modes='local'", "unknown argument 'modes', did you mean 'mode'"),
+        ("num_cpu=1", "unknown argument 'num_cpu', did you mean 'num_cpus'"),
+        ("retries=3", "unknown argument 'retries'; there are mode, env, timeout, num_cpus, num_gpus"),
+        ("mode='tsak'", "there is no mode 'tsak', did you mean 'task'"),
+        ("mode=('local', 'jbo')", "there is no mode 'jbo', did you mean 'job'"),
+        ("mode='remote'", "remote mode is not available yet"),
+        ("mode=()", "no mode given"),
+        ("mode=3", "mode must be a string or a tuple of them, not 3"),
+        ("mode=('local', 3)", "a mode is a string, not 3"),
+        ("env=['A']", "env must be a dict, not ['A']"),
+        ("env={1: 'a'}", "names in env must be strings, not 1"),
+        ("timeout='5'", "timeout must be a positive number, not '5'"),
+        ("timeout=0", "timeout must be a positive number of seconds, not 0"),
+        ("timeout=float('nan')", "timeout must be a positive number, not nan"),
+        ("timeout=float('inf')", "timeout must be a positive number, not inf"),
+        ("num_cpus=-1", "num_cpus must be a positive number, not -1"),
+        ("num_gpus=True", "num_gpus must be a positive number, not True"),
+        ("'task'", "give its arguments by name, such as mode='task'"),
+    ],
+    ids=lambda value: value if "=" in value or value == "'task'" else "",
+)
+def test_a_wrong_marker_is_a_usage_error_that_names_the_test_and_no_test_runs(project: Project, arguments, message):
+    project.test(
+        f"""
+        def test_first():
+            open("has_run", "w").close()
+
+        class TestMarked:
+            @pytest.mark.synapse({arguments})
+            def test_it(self, synapse_executor): pass
+        """,
+        "test_marked.py",
+    )
+
+    error = project.usage_error()
+
+    assert "test_marked.py::TestMarked::test_it: @pytest.mark.synapse" in error
+    assert message in error
+    assert not (project.path / "has_run").exists()
+
+
+def test_a_wrong_marker_is_refused_where_the_test_asks_for_no_executor(project):
+    project.test("@pytest.mark.synapse(modes='local')\ndef test_it(): pass\n", "test_marked.py")
+
+    assert "did you mean 'mode'" in project.usage_error()
+
+
+def test_the_marker_is_registered(project):
+    project.test("@pytest.mark.synapse(mode='local')\ndef test_it(): pass\n", "test_marked.py")
+
+    project.pytest("--strict-markers").assert_outcomes(passed=1)
+
+
+def test_the_nearest_of_function_class_and_module_wins_and_env_is_merged(demo):
+    demo.test(
+        """
+        pytestmark = pytest.mark.synapse(mode="job", env={"A": "module", "B": "module", "C": "module"})
+        NAMES = {"names": ["A", "B", "C"]}
+
+        def values(executor):
+            return [given for given, _ in executor.execute("show_env", NAMES).values()]
+
+        @pytest.mark.synapse(mode="local", env={"B": "class", "C": "class"})
+        class TestMarked:
+            def test_class(self, synapse_mode, synapse_executor):
+                assert synapse_mode == "local"
+                assert values(synapse_executor) == ["module", "class", "class"]
+
+            @pytest.mark.synapse(env={"C": "function"})
+            def test_function(self, synapse_mode, synapse_executor):
+                assert synapse_mode == "local"
+                assert values(synapse_executor) == ["module", "class", "function"]
+
+            @pytest.mark.synapse(mode="task")
+            def test_mode_of_function(self, synapse_mode):
+                assert synapse_mode == "task"
+
+        @pytest.mark.synapse(env={"C": "nearer"})
+        @pytest.mark.synapse(mode="local", env={"B": "farther", "C": "farther"})
+        def test_two_on_one_function(synapse_executor):
+            assert values(synapse_executor) == ["module", "farther", "farther"]
+
+        def test_module(synapse_mode):
+            assert synapse_mode == "job"
+        """
+    )
+
+    demo.pytest(f"--synapse-ray-address={NOWHERE}").assert_outcomes(passed=5)
+
+
+def test_none_in_a_marker_means_that_it_does_not_say(demo):
+    demo.test(
+        """
+        @pytest.mark.synapse(mode="local", timeout=0.2)
+        class TestMarked:
+            @pytest.mark.synapse(mode=None, timeout=None, env=None, num_cpus=None, num_gpus=None)
+            def test_it(self, synapse_mode, synapse_executor):
+                assert synapse_mode == "local"
+                with pytest.raises(Exception, match="did not end within 0.2 s"):
+                    synapse_executor.execute("nap", {"seconds": 5})
+        """
+    )
+
+    demo.pytest().assert_outcomes(passed=1)
+
+
+def test_ids_name_the_mode_where_a_marker_gives_several(project):
+    project.test(
+        """
+        @pytest.mark.synapse(mode=("local", "task"))
+        def test_tuple(synapse_mode): pass
+
+        @pytest.mark.synapse(mode=["task", "job"])
+        def test_list(synapse_executor): pass
+
+        @pytest.mark.synapse(mode="all")
+        def test_all(synapse_mode): pass
+
+        @pytest.mark.synapse(mode="task")
+        def test_one(synapse_executor): pass
+
+        def test_unmarked(synapse_executor): pass
+
+        @pytest.mark.synapse(mode="all")
+        def test_without_executor(): pass
+        """,
+        "test_marked.py",
+    )
+
+    assert sorted(project.ids()) == [
+        "test_all[job]",
+        "test_all[local]",
+        "test_all[task]",
+        "test_list[job]",
+        "test_list[task]",
+        "test_one",
+        "test_tuple[local]",
+        "test_tuple[task]",
+        "test_unmarked",
+        "test_without_executor",
+    ]
+
+
+def test_tests_of_one_mode_run_together(project):
+    project.test("def test_a(synapse_mode): pass\ndef test_b(synapse_mode): pass\n", "test_one.py")
+    project.test("def test_c(synapse_mode): pass\n", "test_two.py")
+
+    assert project.ids("--synapse-mode=local,task") == [
+        "test_a[local]",
+        "test_b[local]",
+        "test_c[local]",
+        "test_a[task]",
+        "test_b[task]",
+        "test_c[task]",
+    ]
+
+
+def test_modes_combine_with_parameters_of_the_tests_own(demo):
+    demo.test(
+        """
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_it(synapse_executor, number):
+            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+        """
+    )
+
+    assert demo.ids() == ["test_it[1]", "test_it[2]"]
+    assert demo.ids("--synapse-mode=local,task") == [
+        "test_it[1-local]",
+        "test_it[2-local]",
+        "test_it[1-task]",
+        "test_it[2-task]",
+    ]
+    demo.pytest("--synapse-mode=local").assert_outcomes(passed=2)
+
+
+def test_a_test_may_parametrize_its_mode_itself(demo):
+    demo.test(
+        """
+        @pytest.mark.parametrize("synapse_mode", ["local"], indirect=True)
+        def test_indirect(synapse_mode, synapse_executor):
+            assert synapse_mode == "local"
+            assert synapse_executor.run("double").mode == "local"
+
+        @pytest.mark.parametrize("synapse_mode", ["local"])
+        def test_direct(synapse_executor):
+            assert synapse_executor.run("double").mode == "local"
+
+        @pytest.mark.parametrize(("synapse_mode", "number"), [("local", 1)], indirect=["synapse_mode"])
+        def test_names_as_a_tuple(synapse_executor, number): pass
+
+        @pytest.mark.parametrize("number, synapse_mode", [(1, "local")], indirect=["synapse_mode"])
+        def test_names_as_text(synapse_executor, number): pass
+
+        @pytest.mark.parametrize(argnames="synapse_mode", argvalues=["local"], indirect=True)
+        def test_names_by_keyword(synapse_executor): pass
+        """
+    )
+
+    result = demo.pytest("--synapse-mode=all", "-v")
+
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*::test_indirect?local? PASSED*",
+            "*::test_direct?local? PASSED*",
+            "*::test_names_as_a_tuple?local-1? PASSED*",
+            "*::test_names_as_text?1-local? PASSED*",
+            "*::test_names_by_keyword?local? PASSED*",
+        ]
+    )
+
+
+def test_a_test_that_parametrizes_its_mode_wrongly_is_refused_before_any_runs(project):
+    project.test(
+        """
+        @pytest.mark.parametrize("synapse_mode", ["local", "tsak"], indirect=True)
+        def test_it(synapse_mode):
+            open("has_run", "w").close()
+        """,
+        "test_marked.py",
+    )
+
+    error = project.usage_error()
+
+    assert "test_marked.py::test_it[tsak]" in error
+    assert "there is no mode 'tsak', did you mean 'task'" in error
+    assert not (project.path / "has_run").exists()

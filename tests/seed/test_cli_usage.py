@@ -1,0 +1,171 @@
+"""The part "CLI Usage" of the text, and the commands of "Best Practices"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cli.processes import Synapse, cluster
+from tests.seed.conftest import Plugins
+
+
+@pytest.fixture(scope="module")
+def gpu_cluster() -> Iterator[dict[str, str]]:
+    """A Ray cluster that says it has a GPU."""
+    with cluster(num_cpus=4, num_gpus=1) as reached:
+        yield reached
+
+
+@pytest.fixture
+def on_cluster(synapse: Synapse, gpu_cluster: dict[str, str]) -> Synapse:
+    """The command, which finds that cluster in RAY_ADDRESS."""
+    token = {name: value for name, value in gpu_cluster.items() if name.startswith("RAY_")}
+    synapse.env |= {"RAY_ADDRESS": gpu_cluster["address"], **token}
+    return synapse
+
+
+@pytest.fixture(scope="module")
+def help_text(plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `synapse plugin run --help` says, in one line."""
+    command = Synapse(plugins.path, tmp_path_factory.mktemp("temp"))
+    return re.sub(r"\s+", " ", command.run("--help", COLUMNS="200").stdout)
+
+
+class TestBasicCommand:
+    def test_basic_local_execution(self, synapse: Synapse) -> None:
+        done = synapse.run("train")
+        assert (done.status, done.stderr) == (0, "no --mode given: running in local mode\n")
+        assert "Result of train (local, " in done.stdout
+        assert done.shown_result["params"]["epochs"] == 1
+
+    def test_with_parameters(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--params", '{"epochs": 10, "batch_size": 32}')
+        assert done.status == 0
+        assert done.shown_result["params"] == {"epochs": 10, "batch_size": 32, "sample_size": None}
+
+    def test_explicit_local_mode(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--mode", "local")
+        assert (done.status, done.stderr) == (0, "")
+        assert "Result of train (local, " in done.stdout
+
+
+class TestOptions:
+    @pytest.mark.parametrize("option", ["--plugin", "-p"])
+    def test_plugin(self, synapse: Synapse, option: str) -> None:
+        assert synapse.run("infer", "-m", "local", option, "my-plugin").status == 0
+        assert synapse.run("infer", "-m", "local", option, "another").status == 2
+
+    def test_plugin_is_detected_from_config_yaml_by_default(self, synapse: Synapse) -> None:
+        assert synapse.run("infer", "-m", "local").status == 0
+
+    def test_path(self, synapse: Synapse, plugins: Plugins) -> None:
+        assert synapse.run("infer", "-m", "local", "--path", "elsewhere", cwd=plugins.root).status == 0
+
+    def test_path_is_the_current_directory_by_default(self, help_text: str) -> None:
+        assert re.search(r"--path <path> [^\[]*\[default: \.\]", help_text)
+
+    def test_params_are_empty_by_default(self, help_text: str) -> None:
+        assert re.search(r"--params JSON [^\[]*\[default: \{\}\]", help_text)
+
+    @pytest.mark.parametrize("option", ["--mode", "-m"])
+    def test_mode(self, synapse: Synapse, option: str) -> None:
+        assert "(local, " in synapse.run("infer", option, "local").stdout
+
+    def test_mode_is_asked_for_by_default(self, synapse: Synapse) -> None:
+        with synapse.on_terminal("infer") as child:
+            child.expect("Where to run")
+            child.sendline("local")
+            child.expect(r"Result of infer \(local")
+
+    def test_mode_is_one_of_four(self, help_text: str) -> None:
+        assert "-m, --mode local|task|job|remote" in help_text
+
+    @pytest.mark.parametrize("mode", ["task", "job"])
+    def test_ray_address(self, synapse: Synapse, mode: str) -> None:
+        done = synapse.run("infer", "--mode", mode, "--ray-address", "127.0.0.1:1")
+        assert done.status == 3
+        assert "no cluster answers at 127.0.0.1:1" in done.stderr
+
+    def test_ray_address_may_be_auto(self, on_cluster: Synapse) -> None:
+        done = on_cluster.run("infer", "--mode", "task", "--ray-address", "auto", "--json")
+        assert (done.status, done.result) == (0, {})
+
+    @pytest.mark.parametrize(("option", "resource"), [("--gpus", "GPU"), ("--cpus", "CPU")])
+    def test_gpus_and_cpus_are_integers(self, on_cluster: Synapse, option: str, resource: str, help_text: str) -> None:
+        assert on_cluster.run("infer", "--mode", "task", option, "some").status == 2
+        done = on_cluster.run("infer", "--mode", "task", option, "9999")
+        assert done.status == 3
+        assert f"asked for num_{resource.lower()}s=9999" in done.stderr
+        assert not re.search(rf"{option} <int[^>]*> [^-]*\[default", help_text)
+
+    def test_debug_is_on_by_default(self, synapse: Synapse, help_text: str) -> None:
+        arguments = ("fail", "--mode", "local")
+        assert "Traceback" in synapse.run(*arguments).stderr
+        assert "Traceback" in synapse.run(*arguments, "--debug").stderr
+        assert "Traceback" not in synapse.run(*arguments, "--no-debug").stderr
+        assert re.search(r"--debug / --no-debug [^\[]*\[default: debug\]", help_text)
+
+
+class TestRemoteModeOptions:
+    @pytest.mark.parametrize("token", ["--token", "-t"])
+    def test_host_and_token(self, synapse: Synapse, token: str) -> None:
+        done = synapse.run("infer", "--mode", "remote", "--host", "https://api.example", token, "secret")
+        assert done.status == 2
+        assert "not available yet" in done.stderr
+        assert "secret" not in done.stderr + done.stdout
+
+
+class TestInferenceOptions:
+    @pytest.mark.parametrize("option", ["--input", "-i"])
+    def test_input_is_json(self, synapse: Synapse, option: str) -> None:
+        done = synapse.run("infer", "--mode", "local", option, '{"images": [1, 2]}', "--json")
+        assert done.result == {"input": {"images": [1, 2]}}
+
+    def test_infer_path_is_the_root_by_default(self, synapse: Synapse, help_text: str) -> None:
+        assert re.search(r"--infer-path <str> [^\[]*\[default: /\]", help_text)
+        done = synapse.run("infer", "--mode", "local", "--infer-path", "/v1/predict", "--json")
+        assert done.result == {"infer_path": "/v1/predict"}
+
+
+class TestDevelopmentOptions:
+    def test_debug_sdk_is_a_flag_that_is_off_by_default(self, synapse: Synapse, help_text: str) -> None:
+        assert "--debug-sdk" in help_text
+        assert "--no-debug-sdk" not in help_text
+        assert synapse.run("infer", "--mode", "local").stderr == ""
+        assert "--debug-sdk" in synapse.run("infer", "--mode", "local", "--debug-sdk").stderr
+
+
+class TestExamples:
+    def test_plugin_in_another_directory(self, synapse: Synapse, plugins: Plugins) -> None:
+        done = synapse.run("train", "--path", str(plugins.path), cwd=plugins.root)
+        assert done.status == 0
+        assert done.shown_result["status"] == "done"
+
+    def test_mode_explicitly(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--mode", "local", "--params", '{"epochs": 5}')
+        assert done.shown_result["params"]["epochs"] == 5
+
+    def test_on_a_ray_cluster_with_gpu(self, on_cluster: Synapse) -> None:
+        done = on_cluster.run("train", "--mode", "task", "--gpus", "1")
+        assert done.status == 0, done.stderr
+        assert "Result of train (task, " in done.stdout
+
+    def test_via_ray_jobs_api(self, on_cluster: Synapse) -> None:
+        done = on_cluster.run("train", "--mode", "job", "--params", '{"epochs": 10}')
+        assert done.status == 0, done.stderr
+        assert "Result of train (job, " in done.stdout
+        assert done.shown_result["params"]["epochs"] == 10
+
+    def test_via_synapse_backend_is_told_to_come(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--mode", "remote")
+        assert done.status == 2
+        assert "running through a Synapse backend is not available yet" in done.stderr
+
+
+class TestBestPractices:
+    def test_rapid_iteration_testing(self, synapse: Synapse) -> None:
+        done = synapse.run("train", "--mode", "local", "--params", '{"epochs": 1}')
+        assert done.status == 0
+        assert done.seconds < 5

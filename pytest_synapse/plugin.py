@@ -5,6 +5,7 @@ Imported in every pytest run of everybody who has it installed, so it imports th
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,5 +176,10 @@ def _parametrized_by_user(metafunc: pytest.Metafunc) -> bool:
 
 def _make_plugin_importable(directory: Path) -> None:
     config = plugin_above(directory)
-    if config is not None and str(config.parent) not in sys.path:
-        sys.path.insert(0, str(config.parent))
+    if config is None:
+        return
+    root = str(config.parent)
+    if sys.path[:1] != [root]:  # first, also where another plugin was before: their modules share names
+        with contextlib.suppress(ValueError):
+            sys.path.remove(root)
+        sys.path.insert(0, root)

@@ -22,7 +22,7 @@ import pexpect
 COMMAND = [sys.executable, "-m", "synapse_runtime"]
 SCRIPT = str(Path(sys.executable).with_name("synapse"))
 MARK = "SYNAPSE_TEST_MARK"
-_NOT_INHERITED = ("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "COLUMNS", "TMPDIR")
+_NOT_INHERITED = ("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "COLUMNS", "TMPDIR", "PYTHONBREAKPOINT")
 
 
 @dataclass(frozen=True)

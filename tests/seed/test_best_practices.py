@@ -41,6 +41,10 @@ class TestMigrationToRay:
         assert _comparable(result) == _expected()
         assert "progress: 2/2 (100%)" in capsys.readouterr().out
 
+    def test_debugger_of_local_mode_is_still_pythons_own_after_ray_was_used(self, plugins: Plugins) -> None:
+        run_plugin("my_plugin", "train", PARAMS, mode="task")
+        assert not os.environ.get("PYTHONBREAKPOINT", "").startswith("ray.")
+
     def test_production_ray_job_mode(self, plugins: Plugins) -> None:
         job_id = run_plugin("my_plugin", "train", PARAMS, mode="job")
         assert isinstance(job_id, str)

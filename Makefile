@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: demo test lint types check format clean help
+.PHONY: demo test test-core lint types check format clean help
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
 	@echo "make test    the project's own tests"
+	@echo "make test-core   those of the runtime and of its executors on Ray"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
 	@echo "make check   lint, types, test and demo"
@@ -18,6 +19,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(PYTEST)
+
+test-core: $(VENV)/.dev
+	$(PYTEST) tests/runtime tests/ray
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

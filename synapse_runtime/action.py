@@ -42,18 +42,26 @@ class BaseAction(ABC, Generic[P]):
     action_name: ClassVar[str | None] = None
     params_model: ClassVar[type[BaseModel] | None] = None
     result_model: ClassVar[type[BaseModel] | None] = None
+    _params_variable: ClassVar[Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "params_model" in cls.__dict__:
             return
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in cls.__dict__.get("__orig_bases__", ()):  # its own: those above have had their turn
             origin = get_origin(base)
             if isinstance(origin, type) and issubclass(origin, BaseAction):
-                for argument in get_args(base):
-                    if isinstance(argument, type) and issubclass(argument, BaseModel):
-                        cls.params_model = argument
-                        return
+                cls._bind(origin, get_args(base))
+
+    @classmethod
+    def _bind(cls, generic: type[BaseAction[Any]], arguments: tuple[Any, ...]) -> None:
+        """Take what stands for the type variable `P`: a model, or the type variable of a generic action's own."""
+        variables = dict(zip(getattr(generic, "__parameters__", ()), arguments, strict=False))
+        argument = variables.get(generic._params_variable)
+        if isinstance(argument, type) and issubclass(argument, BaseModel):
+            cls.params_model = argument
+        elif isinstance(argument, TypeVar):
+            cls._params_variable = argument
 
     def __init__(self, params: P, ctx: RuntimeContext) -> None:
         self.params = params
@@ -83,6 +91,9 @@ class BaseAction(ABC, Generic[P]):
     def log_message(self, message: str, level: str = "info", **values: Any) -> None:
         """Say something to the person who runs the action; see `RuntimeContext.log_message`."""
         self.ctx.log_message(message, level, **values)
+
+
+BaseAction._params_variable = P
 
 
 def is_action(value: object) -> bool:

@@ -109,6 +109,7 @@ class OutputFiles:
 
     def begin(self) -> None:
         """Start a call: what was printed before does not belong to it."""
+        _flush()
         for stream in self._streams:
             stream.forget()
 

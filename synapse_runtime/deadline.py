@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,26 +54,44 @@ def deadline(seconds: float | None) -> Iterator[Limit]:
     try:
         with _alarm(seconds, limit) if in_main else _watchdog(seconds, limit):
             yield limit
-    except _OutOfTime:
-        pass
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        # What a stopped action raises on its way out is not its outcome. The end of an outer limit is not ours.
+        if limit.stack is None:
+            raise
 
 
 @contextlib.contextmanager
 def _alarm(seconds: float, limit: Limit) -> Iterator[None]:
+    # There is one alarm for all: somebody else's (an outer limit's, pytest-timeout's) rings on time, and goes on after.
+    remaining, interval = signal.getitimer(signal.ITIMER_REAL)
+    ours = time.monotonic() + seconds
+    theirs = time.monotonic() + remaining if remaining else math.inf
+
+    def arm(moment: float, interval: float = 0.0) -> None:
+        signal.setitimer(signal.ITIMER_REAL, max(moment - time.monotonic(), 1e-6), interval)
+
     def ring(signum: int, frame: FrameType | None) -> None:
+        nonlocal theirs
+        if theirs < ours:
+            theirs = time.monotonic() + interval if interval else math.inf
+            arm(min(ours, theirs))
+            if callable(handler):
+                handler(signum, frame)
+            return
         limit.stack = _stack_text(frame)
         raise _OutOfTime
 
     handler = signal.signal(signal.SIGALRM, ring)
-    # Somebody else's alarm (pytest-timeout's, say) goes on afterwards, with what is left of it.
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+    arm(min(ours, theirs))
     try:
         yield
     finally:
-        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        if remaining:
-            signal.setitimer(signal.ITIMER_REAL, max(remaining - (seconds - left), 1e-3), interval)
+        if theirs < math.inf:
+            arm(theirs, interval)
 
 
 @contextlib.contextmanager

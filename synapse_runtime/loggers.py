@@ -54,6 +54,7 @@ class ConsoleLogger:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._percent: dict[str, int] = {}
+        self._unfinished = ""
         self._drawn = 0.0
 
     def event(self, event: Event) -> None:
@@ -66,7 +67,7 @@ class ConsoleLogger:
             return
         line = format_event(event)
         if self._bars is not None:
-            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._print_above(line)
         else:
             stream.write(line + "\n")
             stream.flush()
@@ -79,7 +80,10 @@ class ConsoleLogger:
             text: Any text, with or without an end of line.
         """
         if self._bars is not None:
-            self._bars.console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+            # The bars stand below the text: an unfinished line would be drawn over, so its end is waited for.
+            lines, newline, self._unfinished = (self._unfinished + text).rpartition("\n")
+            if newline:
+                self._print_above(lines)
         else:
             target = self._stream or (sys.stdout if stream == "stdout" else sys.stderr)
             target.write(text)
@@ -88,11 +92,19 @@ class ConsoleLogger:
     def finish(self) -> None:
         """End the bars, if any; they stay on the screen as they stand."""
         if self._bars is not None:
+            if self._unfinished:
+                self._print_above(self._unfinished)
             self._bars.refresh()
             self._bars.stop()
         self._bars = None
+        self._unfinished = ""
         self._tasks.clear()
         self._percent.clear()
+
+    def _print_above(self, text: str) -> None:
+        """Print text as it is above the bars."""
+        assert self._bars is not None
+        self._bars.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _draw_bar(self, event: Event, stream: TextIO) -> None:
         from rich.console import Console

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from synapse_runtime.errors import ConfigError
+
 # Modules of installed packages and of Python itself are everybody's; they never move.
 _SHARED = tuple(
     os.path.join(path, "")
@@ -48,6 +50,9 @@ def modules_of(root: str | Path) -> Iterator[None]:
     Args:
         root: The directory that holds them: modules and packages directly in it are importable.
 
+    Raises:
+        ConfigError: There is no such directory.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as root:
@@ -58,6 +63,8 @@ def modules_of(root: str | Path) -> Iterator[None]:
         42
     """
     root = os.fspath(root)
+    if not os.path.isdir(root):
+        raise ConfigError("the plugin's directory does not exist", path=root)
     names = _shelf.top_level_names(root)
     foreign = [name for name in names if name in sys.modules and not _may_stay(sys.modules[name], root)]
     moved = _take(foreign) if foreign else {}

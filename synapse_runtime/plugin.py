@@ -206,7 +206,7 @@ def is_entrypoint(text: str) -> bool:
 def _actions_in(module: ModuleType) -> dict[str, ActionSpec]:
     found: dict[str, ActionSpec] = {}
     for attribute, value in vars(module).items():
-        own = getattr(value, "__module__", "").split(".")[: module.__name__.count(".") + 1]
+        own = str(getattr(value, "__module__", "")).split(".")[: module.__name__.count(".") + 1]
         if attribute.startswith("_") or ".".join(own) != module.__name__ or not actions.is_action(value):
             continue
         if isinstance(value, type) and getattr(value, "__abstractmethods__", None):

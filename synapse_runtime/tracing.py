@@ -9,6 +9,7 @@ a function, without which pytest shows a single line instead of the function.)
 
 from __future__ import annotations
 
+import contextlib
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from synapse_runtime import transport
 from synapse_runtime.errors import safe_str
 
+# Longer chains than this cannot be pickled, being nested; the far end of one is left out.
+_MAX_CHAIN = 100
 _STUB = compile("raise error", "<frame>", "exec")
 
 
@@ -46,13 +49,14 @@ class PackedException:
     frames: tuple[FrameSummary, ...]
     cause: PackedException | None
     context: PackedException | None
+    context_is_cause: bool
     suppress_context: bool
     group: tuple[PackedException, ...] | None
 
 
 def pack(error: BaseException) -> PackedException:
-    """Take an exception apart, with its whole chain."""
-    return _pack(error, set())
+    """Take an exception apart, with its chain."""
+    return _pack(error, set(), 0)
 
 
 def unpack(packed: PackedException) -> BaseException:
@@ -63,6 +67,8 @@ def unpack(packed: PackedException) -> BaseException:
         error.__context__ = unpack(packed.context)
     if packed.cause is not None:
         error.__cause__ = unpack(packed.cause)
+        if packed.context_is_cause:
+            error.__context__ = error.__cause__
     error.__suppress_context__ = packed.suppress_context
     return error
 
@@ -88,11 +94,16 @@ def frames_of(tb: types.TracebackType | None) -> tuple[FrameSummary, ...]:
     return tuple(frames)
 
 
-def _pack(error: BaseException, seen: set[int]) -> PackedException:
+def _pack(error: BaseException, seen: set[int], depth: int) -> PackedException:
     seen.add(id(error))
-    cause, context = error.__cause__, error.__context__
-    group = error.exceptions if isinstance(error, BaseExceptionGroup) else None
-    cls = type(error)
+    args, group, cls = error.args, None, type(error)
+    if isinstance(error, BaseExceptionGroup) and depth < _MAX_CHAIN:
+        # Its arguments may be anything that its class wants; what makes up every group is a message and members.
+        args, group = (error.message,), error.exceptions
+
+    def linked(other: BaseException | None) -> PackedException | None:
+        return None if other is None or id(other) in seen or depth >= _MAX_CHAIN else _pack(other, seen, depth + 1)
+
     state = {name: _pack_part(value) for name, value in getattr(error, "__dict__", {}).items()}
     return PackedException(
         type_name=cls.__qualname__,
@@ -100,13 +111,14 @@ def _pack(error: BaseException, seen: set[int]) -> PackedException:
         text=safe_str(error),
         whole=None if group is not None else _pack_whole(error),
         cls=_try_dumps(cls),
-        args=tuple(_pack_part(value) for value in error.args),
+        args=tuple(_pack_part(value) for value in args),
         state=state,
         frames=frames_of(error.__traceback__),
-        cause=None if cause is None or id(cause) in seen else _pack(cause, seen),
-        context=None if context is None or id(context) in seen or context is cause else _pack(context, seen),
+        cause=linked(error.__cause__),
+        context=linked(error.__context__),
+        context_is_cause=error.__context__ is error.__cause__,
         suppress_context=error.__suppress_context__,
-        group=None if group is None else tuple(_pack(member, seen) for member in group),
+        group=None if group is None else tuple(_pack(member, seen, depth + 1) for member in group),
     )
 
 
@@ -117,8 +129,9 @@ def _pack_whole(error: BaseException) -> bytes | None:
         return None
     try:
         copy = transport.round_trip(error)
-        same = type(copy).__qualname__ == type(error).__qualname__ and repr(copy.args) == repr(error.args)
-        same = same and safe_str(copy) == safe_str(error)
+        same = type(copy).__qualname__ == type(error).__qualname__ and safe_str(copy) == safe_str(error)
+        if type(error).__reduce__ is BaseException.__reduce__:  # another one knows what makes up the exception
+            same = same and repr(copy.args) == repr(error.args)
     except Exception:  # noqa: BLE001 - the author's __reduce__ or __init__ runs here and may do anything
         return None
     return data if same else None
@@ -162,21 +175,38 @@ def _rebuild(packed: PackedException) -> BaseException:
         except Exception:  # noqa: BLE001 - the class may be importable only where the action ran
             error = None
         if isinstance(error, BaseException):
+            # The author's __reduce__ need not know of these.
+            if not any(isinstance(part, str) for part in packed.args):
+                _set_args(error, tuple(_unpack_part(part) for part in packed.args))
+            if "__notes__" in packed.state:
+                error.__notes__ = _unpack_part(packed.state["__notes__"])
             return error
     args = tuple(_unpack_part(part) for part in packed.args)
     if packed.group is not None:
-        args = (args[0] if args else "", [unpack(member) for member in packed.group])
-    cls = _class_of(packed)
-    try:
-        # Past __init__: the author's constructor may want what cannot be known here.
-        error = cls.__new__(cls, *args)
-        error.args = args
-    except Exception:  # noqa: BLE001 - read-only args, or a __new__ of its own
-        error = _stand_in(packed)(packed.text)
+        args = (*args, [unpack(member) for member in packed.group])
+    error = _bare(_class_of(packed), args) or _stand_in(packed)(packed.text)
     for name, part in packed.state.items():
         if hasattr(error, "__dict__"):
             error.__dict__[name] = _unpack_part(part)
     return error
+
+
+def _bare(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | None:
+    """Make an exception past its constructors: the author's may want what cannot be known here."""
+    makers: tuple[Any, ...] = (BaseException, BaseExceptionGroup, cls)
+    for maker in makers:
+        try:
+            error: BaseException = maker.__new__(cls, *args)
+        except Exception:  # noqa: BLE001 - a class that only one of the others can make
+            continue
+        _set_args(error, args)
+        return error
+    return None
+
+
+def _set_args(error: BaseException, args: tuple[Any, ...]) -> None:
+    with contextlib.suppress(Exception):  # a class may make them read-only
+        error.args = args
 
 
 def _class_of(packed: PackedException) -> type[BaseException]:

@@ -240,8 +240,8 @@ def test_a_broken_config_file_is_told_once_with_file_and_line(demo, fixture):
     broken = demo.write("demo/config.yaml", "code: demo\nactions:\n  train: {entrypoint: 'a:b'\nenv: {}\n")
     demo.test(f"def test_it({fixture}): pass\n")
 
-    result = demo.pytest("--no-summary", "-rN")
-    told = demo.pytest().stdout.str()
+    result = demo.pytest("-rN")
+    told = result.stdout.str()
 
     result.assert_outcomes(errors=1)
     assert told.count(f"the plugin of this test cannot be used: {broken}:4: broken YAML: ") == 1

@@ -149,9 +149,8 @@ def connect(cluster: Cluster) -> str:
         if not _ephemeral.made(connected):
             raise ClusterError(f"this process is connected to {connected} already, not to {cluster.address}")
         disconnect()
-    before = signal.getsignal(signal.SIGTERM) if _in_main_thread() else None
     try:
-        with quiet(), _authentication(cluster.token):
+        with _untouched_process(), quiet(), _authentication(cluster.token):
             _import_ray_with(cluster.token)
             import ray
 
@@ -165,9 +164,6 @@ def connect(cluster: Cluster) -> str:
                 )
     except Exception as error:
         raise ClusterError(f"cannot connect to the cluster at {cluster.address}: {_reason(error)}") from error
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
     return connected_address() or cluster.address
 
 
@@ -219,6 +215,23 @@ def _import_ray_with(token: str | None) -> None:
 
 
 @contextlib.contextmanager
+def _untouched_process() -> Iterator[None]:
+    """Put back what Ray takes over in a driver: the handler of SIGTERM, and what `breakpoint()` means."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if in_main_thread else None
+    debugger = os.environ.get("PYTHONBREAKPOINT")
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+        if debugger is not None:
+            os.environ["PYTHONBREAKPOINT"] = debugger
+        else:
+            os.environ.pop("PYTHONBREAKPOINT", None)
+
+
+@contextlib.contextmanager
 def _no_error_printer() -> Iterator[None]:
     """Keep the driver from printing Ray's own notes on lost workers, in colour, into a test's output.
 
@@ -257,12 +270,21 @@ def no_log_records() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def only_this_dashboard(url: str) -> Iterator[None]:
+    """Let Ray's HTTP clients take the address they are given: RAY_ADDRESS would win over it."""
+    with _variables({"RAY_API_SERVER_ADDRESS": url}):
+        yield
+
+
+@contextlib.contextmanager
 def _authentication(token: str | None) -> Iterator[None]:
     """Put the token where Ray reads it, for no longer than that: actions in this process must not see it."""
-    if token is None:
+    with _variables({} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}):
         yield
-        return
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
+@contextlib.contextmanager
+def _variables(settings: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -350,10 +372,6 @@ def _running_here() -> str | None:
     except (OSError, ValueError, ClusterError):
         return None
     return address
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _reason(error: BaseException) -> str:

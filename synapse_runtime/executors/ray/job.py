@@ -30,7 +30,14 @@ from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.ray import job_log
-from synapse_runtime.executors.ray.cluster import Cluster, dashboard_of, find_cluster, no_log_records, quiet
+from synapse_runtime.executors.ray.cluster import (
+    Cluster,
+    dashboard_of,
+    find_cluster,
+    no_log_records,
+    only_this_dashboard,
+    quiet,
+)
 from synapse_runtime.executors.ray.resources import checked_resources, require_resources, total_resources
 from synapse_runtime.executors.worker import pack_call, unpack_run
 from synapse_runtime.loggers import Logger, format_event
@@ -237,7 +244,7 @@ class RayJobsApiExecutor(Executor):
 
         url = dashboard_of(cluster)
         try:
-            with quiet():
+            with quiet(), only_this_dashboard(url):
                 # Without TLS there is nothing to verify, and Ray's default makes aiohttp warn at each followed log.
                 verify = url.startswith("https://")
                 client = JobSubmissionClient(url, headers=cluster.headers, verify=verify)

@@ -120,16 +120,26 @@ class LogReader:
         if kind in (STDOUT, STDERR):
             self._stream = kind
         elif kind == RAW:
-            yield self._output(self._decoders[self._stream].decode(payload))
+            yield from self._output(self._decoders[self._stream].decode(payload))
         else:
             self._started = self._started or kind == START
+            if kind in (RUN, EXIT):
+                yield from self._cut_characters()
             yield Frame(kind, payload)
 
     def _text(self, text: str) -> Iterator[Output]:
         if self._started:
-            yield self._output(text)
+            # Plain text never goes on with a character that was cut in two: what was kept of one belongs before it.
+            yield from self._output(self._decoders[self._stream].decode(b"", final=True) + text)
         else:
             self.preamble += text
 
-    def _output(self, text: str) -> Output:
-        return Output("stdout" if self._stream == STDOUT else "stderr", text)
+    def _cut_characters(self) -> Iterator[Output]:
+        """Yield what is left of characters whose end never came."""
+        for stream, decoder in self._decoders.items():
+            self._stream = stream
+            yield from self._output(decoder.decode(b"", final=True))
+
+    def _output(self, text: str) -> Iterator[Output]:
+        if text:
+            yield Output("stdout" if self._stream == STDOUT else "stderr", text)

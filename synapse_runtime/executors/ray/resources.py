@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.ray.cluster import only_this_dashboard
 
 
 def checked_resources(num_cpus: float | None, num_gpus: float | None) -> dict[str, float]:
@@ -49,7 +50,8 @@ def total_resources(dashboard: str, headers: dict[str, str] | None) -> dict[str,
     from ray.util.state.common import ListApiOptions, StateResource
 
     try:
-        client = StateApiClient(address=dashboard, headers=headers)
+        with only_this_dashboard(dashboard):
+            client = StateApiClient(address=dashboard, headers=headers)
         nodes = client.list(StateResource.NODES, ListApiOptions(detail=True), raise_on_missing_output=False)
     except Exception as error:
         raise ClusterError(f"the cluster at {dashboard} does not tell its resources: {error}") from error

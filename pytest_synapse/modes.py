@@ -111,8 +111,8 @@ def _check(mark: pytest.Mark, source: str) -> None:
             if not isinstance(value, Mapping):
                 raise pytest.UsageError(f"{source}: env must be a dict, not {value!r}")
             for key in value:
-                if not isinstance(key, str):
-                    raise pytest.UsageError(f"{source}: names in env must be strings, not {key!r}")
+                if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+                    raise pytest.UsageError(f"{source}: {key!r} in env is no name of a variable")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise pytest.UsageError(f"{source}: {name} must be a positive number, not {value!r}")
         elif name == "timeout" and value == 0:

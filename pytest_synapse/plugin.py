@@ -91,12 +91,6 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"{line}; cluster: {describe(config.getoption('synapse_ray_address'))}"
 
 
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Make the plugin above a directory importable before the directory's conftest file is read."""
-    if isinstance(collector, pytest.Directory):
-        _make_plugin_importable(collector.path)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collect_directory(path: Path) -> None:
     """Make a plugin importable before the conftest files below its directory are imported."""
@@ -149,6 +143,17 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     from synapse_runtime.executors.ray.cluster import start_early
 
     start_early(shared.address, jobs=shared.jobs_wanted)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector, call: pytest.CallInfo[object]) -> None:
+    """Let `--pdb` open where the action failed, not where the test asked for the result, if that was here."""
+    executor = getattr(node, "funcargs", {}).get("synapse_executor")
+    if getattr(executor, "mode", None) != "local" or call.excinfo is None or not node.config.option.usepdb:
+        return
+    cause = call.excinfo.value.__cause__
+    if cause is not None and cause.__traceback__ is not None and call.excinfo.typename == "ExecutionError":
+        call.excinfo = pytest.ExceptionInfo.from_exception(cause)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

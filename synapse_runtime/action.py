@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
 from synapse_runtime.context import RuntimeContext
-from synapse_runtime.errors import ConfigError, ValidationError, nearest
+from synapse_runtime.errors import ConfigError, ValidationError, nearest, safe_str
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -153,7 +153,7 @@ def validate_params(target: Any, name: str, params: Any) -> Any:
     An instance of the model passes as it is. Without a model, the params pass unchecked.
 
     Raises:
-        ValidationError: Names action and fields; the cause is pydantic's error.
+        ValidationError: Names action and fields; the cause is pydantic's error, or what a validator raised.
     """
     model = params_model_of(target)
     if model is None or isinstance(params, model):
@@ -162,6 +162,9 @@ def validate_params(target: Any, name: str, params: Any) -> Any:
         return model.model_validate(params)
     except PydanticValidationError as error:
         raise _validation_error(name, model, error) from error
+    except Exception as error:  # of a validator of the author's
+        text = f"{name}: checking the parameters failed ({model.__name__}): {type(error).__name__}: {safe_str(error)}"
+        raise ValidationError(text) from error
 
 
 def _validation_error(name: str, model: type[BaseModel], error: PydanticValidationError) -> ValidationError:

@@ -54,7 +54,7 @@ class ActionNotFoundError(PluginError):
 class ValidationError(PluginError, ValueError):
     """The params do not fit the action's params model. The action has not started.
 
-    The cause (`__cause__`) is pydantic's own error.
+    The cause (`__cause__`) is pydantic's own error, or what a validator of the model raised instead.
     """
 
     def __init__(self, message: str, *, errors: Iterable[dict[str, Any]] = ()) -> None:

@@ -25,11 +25,12 @@ _SHARED = tuple(
 
 
 class _Shelf:
-    """What this process knows of plugin directories: their top-level names, and modules put aside."""
+    """What this process knows of plugin directories: top-level names, modules put aside, whose block we are in."""
 
     def __init__(self) -> None:
         self.names: dict[str, tuple[int, frozenset[str]]] = {}
         self.aside: dict[str, dict[str, ModuleType]] = {}
+        self.in_use: str | None = None
 
     def top_level_names(self, root: str) -> frozenset[str]:
         changed = os.stat(root).st_mtime_ns
@@ -68,16 +69,22 @@ def modules_of(root: str | Path) -> Iterator[None]:
     names = _shelf.top_level_names(root)
     foreign = [name for name in names if name in sys.modules and not _may_stay(sys.modules[name], root)]
     moved = _take(foreign) if foreign else {}
+    outer, _shelf.in_use = _shelf.in_use, root
+    if moved and outer is not None:  # a block inside this one may be the outer plugin's again
+        _shelf.aside[outer] = {name: module for name, module in moved.items() if is_within(module, outer)}
     sys.modules.update(_shelf.aside.pop(root, {}))
     sys.path.insert(0, root)
     try:
         yield
     finally:
+        _shelf.in_use = outer
         with contextlib.suppress(ValueError):
             sys.path.remove(root)
         if moved:
             _shelf.aside[root] = _take(foreign)
             sys.modules.update(moved)
+            if outer is not None:
+                sys.modules.update(_shelf.aside.pop(outer, {}))
 
 
 def is_within(module: ModuleType, root: str | Path) -> bool:

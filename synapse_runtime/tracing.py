@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,7 +178,8 @@ def _rebuild(packed: PackedException) -> BaseException:
         if isinstance(error, BaseException):
             # The author's __reduce__ need not know of these.
             if not any(isinstance(part, str) for part in packed.args):
-                _set_args(error, tuple(_unpack_part(part) for part in packed.args))
+                with contextlib.suppress(Exception):  # a class may make them read-only
+                    error.args = tuple(_unpack_part(part) for part in packed.args)
             if "__notes__" in packed.state:
                 error.__notes__ = _unpack_part(packed.state["__notes__"])
             return error
@@ -199,14 +201,20 @@ def _bare(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | No
             error: BaseException = maker.__new__(cls, *args)
         except Exception:  # noqa: BLE001 - a class that only one of the others can make
             continue
-        _set_args(error, args)
+        with contextlib.suppress(Exception):
+            _builtin_init(cls)(error, *args)
         return error
     return None
 
 
-def _set_args(error: BaseException, args: tuple[Any, ...]) -> None:
-    with contextlib.suppress(Exception):  # a class may make them read-only
-        error.args = args
+def _builtin_init(cls: type[BaseException]) -> Callable[..., None]:
+    """Return the nearest `__init__` that is Python's own: it sets `args`, and `errno`, `code` and their like."""
+    found: Callable[..., None] = next(
+        vars(base)["__init__"]
+        for base in cls.__mro__
+        if isinstance(vars(base).get("__init__"), types.WrapperDescriptorType)
+    )
+    return found
 
 
 def _class_of(packed: PackedException) -> type[BaseException]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command with this process's arguments and exit with its status."""
-    from synapse_runtime.cli.app import run
+    try:
+        from synapse_runtime.cli.app import run
 
-    raise SystemExit(run())
+        raise SystemExit(run())
+    except KeyboardInterrupt:  # before the command is there to handle it
+        raise SystemExit(130) from None

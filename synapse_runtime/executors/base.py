@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -166,7 +167,7 @@ class Executor(ABC):
 
 def checked_timeout(timeout: float | None) -> float | None:
     """Return the timeout, or raise `ValueError` where it is not a positive number of seconds."""
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
         raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
     return timeout
 

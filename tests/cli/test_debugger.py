@@ -47,3 +47,24 @@ def test_stops_under_pytest(synapse: Synapse, tmp_path: Path, action: str) -> No
         child.sendline("c")
         child.expect_exact("1 passed")
         assert status_of(child) == 0
+
+
+def test_pdb_option_opens_where_the_action_failed(synapse: Synapse, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "from synapse_runtime.action import BaseAction\n"
+        "class Fail(BaseAction):\n"
+        "    def execute(self):\n"
+        "        inside = 42\n"
+        "        raise ValueError(inside)\n"
+        "def test_it(synapse_executor):\n"
+        "    synapse_executor.execute(Fail)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "--pdb", "-p", "no:cacheprovider", "test_it.py"]
+    with terminal(command, tmp_path, synapse.environment()) as child:
+        child.expect_exact("(Pdb) ")
+        child.sendline("p inside")
+        child.expect_exact("\r\n42\r\n")
+        child.expect_exact("(Pdb) ")
+        child.sendline("q")
+        child.expect_exact("1 failed")
+        assert status_of(child) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -93,7 +94,7 @@ class TestWithExplicitActionClass:
         result = run_plugin("yolov8", "train", {"epochs": 10}, action_cls=TrainAction)
         assert result["params"]["epochs"] == 10
 
-    def test_discovery_is_skipped_even_where_the_plugin_is_broken(self, plugins: Plugins, tmp_path) -> None:
+    def test_discovery_is_skipped_even_where_the_plugin_is_broken(self, plugins: Plugins, tmp_path: Path) -> None:
         from my_plugin.train import TrainAction
 
         (tmp_path / "config.yaml").write_text("code: [broken")

@@ -216,19 +216,21 @@ def _import_ray_with(token: str | None) -> None:
 
 @contextlib.contextmanager
 def _untouched_process() -> Iterator[None]:
-    """Put back what Ray takes over in a driver: the handler of SIGTERM, and what `breakpoint()` means."""
+    """Put back what Ray takes over in a driver: the handler of SIGTERM, and variables.
+
+    One of them, PYTHONBREAKPOINT, would make `breakpoint()` in local mode Ray's own debugger.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if in_main_thread else None
-    debugger = os.environ.get("PYTHONBREAKPOINT")
+    variables = os.environ.copy()
     try:
         yield
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)
-        if debugger is not None:
-            os.environ["PYTHONBREAKPOINT"] = debugger
-        else:
-            os.environ.pop("PYTHONBREAKPOINT", None)
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
 
 
 @contextlib.contextmanager

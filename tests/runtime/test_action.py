@@ -1,0 +1,409 @@
+"""What an action is, which params it gets, and what is told where they do not fit."""
+
+from __future__ import annotations
+
+import abc
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ValidationError as PydanticValidationError
+
+from synapse_runtime.action import BaseAction, P, describe, is_action, name_of, params_model_of, require_action
+from synapse_runtime.decorators import action
+from synapse_runtime.errors import ConfigError, ExecutionError, ResultMismatchWarning, ValidationError
+
+R = TypeVar("R", bound=BaseModel)
+Q = TypeVar("Q", bound=BaseModel)
+
+
+class Params(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    epochs: int = Field(1, ge=1)
+
+
+class OtherParams(Params):
+    rate: float = 0.1
+
+
+class Result(BaseModel):
+    accuracy: float
+
+
+class Train(BaseAction[Params]):
+    def execute(self) -> Any:
+        return type(self.params).__name__, self.params.epochs
+
+
+def test_the_params_model_is_taken_from_the_generic():
+    assert Train.params_model is Params
+
+
+def test_a_subclass_and_its_subclass_inherit_the_model():
+    class Sub(Train):
+        pass
+
+    class SubSub(Sub):
+        pass
+
+    assert SubSub.params_model is Params
+
+
+def test_a_subclass_may_name_another_model_and_its_own_subclass_keeps_that():
+    class Sub(Train):
+        params_model = OtherParams
+
+    class SubSub(Sub):
+        pass
+
+    assert Sub.params_model is OtherParams
+    assert SubSub.params_model is OtherParams
+    assert Train.params_model is Params
+
+
+def test_a_model_that_is_named_wins_over_the_generic():
+    class Both(BaseAction[Params]):
+        params_model = OtherParams
+
+        def execute(self) -> Any: ...
+
+    class Sub(Both):
+        pass
+
+    assert (Both.params_model, Sub.params_model) == (OtherParams, OtherParams)
+
+
+def test_a_generic_action_of_ones_own_gets_its_model_in_the_end():
+    class Middle(BaseAction[Q], Generic[Q]):
+        def execute(self) -> Any: ...
+
+    class Leaf(Middle[Params]):
+        pass
+
+    class LeafOfLeaf(Leaf):
+        pass
+
+    class Other(Middle[OtherParams]):
+        pass
+
+    assert Middle.params_model is None
+    assert (Leaf.params_model, LeafOfLeaf.params_model, Other.params_model) == (Params, Params, OtherParams)
+
+
+def test_of_several_type_variables_the_one_that_stands_for_the_params_counts():
+    class Middle(BaseAction[P], Generic[R, P]):
+        def execute(self) -> Any: ...
+
+    class Lower(Middle[Result, Q], Generic[Q]):
+        pass
+
+    class Leaf(Lower[Params]):
+        pass
+
+    class Direct(Middle[Result, OtherParams]):
+        pass
+
+    assert Leaf.params_model is Params
+    assert Direct.params_model is OtherParams
+
+
+def test_a_mixin_does_not_hide_the_model():
+    class Mixin:
+        pass
+
+    class Mixed(Mixin, Train):
+        pass
+
+    assert Mixed.params_model is Params
+
+
+def test_the_action_gets_an_instance_of_its_model_with_defaults_and_coercions(local):
+    assert local.execute(Train, {}) == ("Params", 1)
+    assert local.execute(Train, {"epochs": "7"}) == ("Params", 7)
+    assert local.execute(Train, MappingProxyType({"epochs": 2})) == ("Params", 2)
+
+
+def test_an_instance_of_a_subclass_of_the_model_passes(local):
+    assert local.execute(Train, OtherParams(epochs=3)) == ("OtherParams", 3)
+
+
+def test_an_instance_that_was_given_is_not_checked_again(local):
+    assert local.execute(Train, Params.model_construct(epochs=-5)) == ("Params", -5)
+
+
+def refusal(local, params, target=Train) -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        local.execute(target, params)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("params", "lines"),
+    [
+        (
+            {"epochs": 0},
+            ["train: 1 invalid parameter (Params)", "  epochs: Input should be greater than or equal to 1, got 0"],
+        ),
+        (
+            {"epoch": 3},
+            ["train: 1 invalid parameter (Params)", "  epoch: Extra inputs are not permitted; did you mean 'epochs'?"],
+        ),
+        ({"zzz": 3}, ["train: 1 invalid parameter (Params)", "  zzz: Extra inputs are not permitted"]),
+        (
+            {"epochs": "many", "zzz": 1},
+            [
+                "train: 2 invalid parameters (Params)",
+                "  epochs: Input should be a valid integer, unable to parse string as an integer, got 'many'",
+                "  zzz: Extra inputs are not permitted",
+            ],
+        ),
+    ],
+)
+def test_params_that_do_not_fit_are_told_line_by_line(local, params, lines):
+    assert str(refusal(local, params)).splitlines() == lines
+
+
+def test_a_missing_parameter_and_a_nested_one_are_told_by_their_path(local):
+    class Nested(BaseModel):
+        data: list[Params]
+        name: str
+
+    class Nest(BaseAction[Nested]):
+        def execute(self) -> Any: ...
+
+    text = str(refusal(local, {"data": [{"epochs": 1}, {"epochs": "x"}]}, Nest))
+    assert "  data.1.epochs: Input should be a valid integer" in text
+    assert "  name: Field required (missing)" in text
+
+
+def test_params_that_are_no_dict_are_told(local):
+    assert "  params: Input should be a valid dictionary or instance of Params, got [1]" in str(refusal(local, [1]))
+
+
+def test_a_value_of_any_length_is_told_in_short(local):
+    line = str(refusal(local, {"epochs": "x" * 100_000})).splitlines()[1]
+    assert len(line) < 200
+    assert line.endswith("…")
+
+
+def test_the_error_gives_pydantics_list_and_pydantics_error(local):
+    error = refusal(local, {"epochs": "x"})
+    assert isinstance(error.__cause__, PydanticValidationError)
+    assert error.errors() == error.__cause__.errors()
+    assert error.errors()[0]["loc"] == ("epochs",)
+
+
+def test_what_a_validator_raises_by_mistake_is_a_validation_error_with_that_cause(local):
+    class Careless(BaseModel):
+        name: str
+
+        @field_validator("name")
+        @classmethod
+        def known(cls, value: str) -> str:
+            return {}[value]
+
+    class Look(BaseAction[Careless]):
+        def execute(self) -> Any:
+            raise AssertionError("must not start")
+
+    error = refusal(local, {"name": "n"}, Look)
+    assert str(error) == "look: checking the parameters failed (Careless): KeyError: 'n'"
+    assert isinstance(error.__cause__, KeyError)
+
+
+def test_without_a_model_the_action_gets_the_dict_as_it_is(local):
+    class Plain(BaseAction):
+        def execute(self) -> Any:
+            return self.params
+
+    assert local.execute(Plain, {"anything": [1]}) == {"anything": [1]}
+    assert local.execute(Plain) == {}
+
+
+def test_an_action_function_gets_params_and_context(local):
+    @action(params=Params)
+    def scale(params, context):
+        return params.epochs, context.job_id
+
+    run = local.run(scale, {"epochs": "2"})
+    assert run.result == (2, run.job_id)
+    assert run.name == "scale"
+
+
+def test_an_action_function_without_a_model_gets_the_dict_and_stays_callable(local):
+    @action
+    def echo(params, context):
+        return params
+
+    assert local.execute(echo, {"a": 1}) == {"a": 1}
+    assert echo("called", None) == "called"
+    assert params_model_of(echo) is None
+
+
+def test_an_action_function_carries_its_description(local):
+    @action("resize", description="Make it small.", params=Params, result=Result, category="data")
+    def anything(params, context):
+        return {"accuracy": 1}
+
+    assert name_of(anything) == "resize"
+    assert anything._action_description == "Make it small."
+    assert anything._action_category == "data"
+    assert local.execute(anything, {}) == {"accuracy": 1}
+
+
+def test_any_class_with_a_model_and_execute_is_an_action(local):
+    class Own:
+        params_model = Params
+
+        def __init__(self, params, ctx):
+            self.params, self.ctx = params, ctx
+
+        def execute(self):
+            self.ctx.log("own")
+            return self.params.epochs
+
+    run = local.run(Own, {"epochs": "4"})
+    assert run.result == 4
+    assert [event.name for event in run.logs] == ["own"]
+    assert "epochs: Input should be a valid integer" in str(refusal(local, {"epochs": "x"}, Own))
+
+
+def test_a_class_with_its_own_dispatch_is_called_through_that(local):
+    class Own:
+        params_model = Params
+
+        def __init__(self):
+            raise AssertionError("dispatch makes what it needs")
+
+        @classmethod
+        def dispatch(cls, params, ctx):
+            return cls.__name__, params.epochs, ctx.env.get("A")
+
+        def execute(self):
+            raise AssertionError("dispatch decides")
+
+    assert local.execute(Own, {"epochs": 2}) == ("Own", 2, None)
+
+
+def test_an_async_action_of_any_form_is_awaited(local):
+    class Class(BaseAction):
+        async def execute(self):
+            return "class"
+
+    @action
+    async def function(params, context):
+        return "function"
+
+    class Own:
+        @classmethod
+        async def dispatch(cls, params, ctx):
+            return "dispatch"
+
+    assert [local.execute(each) for each in (Class, function, Own)] == ["class", "function", "dispatch"]
+
+
+def test_what_an_async_action_raises_is_its_failure(local):
+    @action
+    async def fail(params, context):
+        raise KeyError("k")
+
+    with pytest.raises(ExecutionError, match="fail failed: KeyError: 'k'") as caught:
+        local.execute(fail)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_abstract_action_fails_and_says_what_it_lacks(local):
+    class Unfinished(BaseAction):
+        @abc.abstractmethod
+        def more(self): ...
+
+    with pytest.raises(ExecutionError, match="abstract"):
+        local.execute(Unfinished)
+
+
+@pytest.mark.parametrize("returned", [{"accuracy": 0.5}, {"accuracy": "0.5"}, Result(accuracy=0.5)])
+def test_a_result_that_fits_its_model_comes_back_as_it_is(local, returned):
+    class Fits(BaseAction):
+        result_model = Result
+
+        def execute(self):
+            return returned
+
+    run = local.run(Fits)
+    assert run.result is returned
+    assert run.logs == []
+
+
+@pytest.mark.parametrize("form", ["class", "function"])
+def test_a_result_that_does_not_fit_warns_is_logged_and_comes_back_unchanged(local, form):
+    class Misfit(BaseAction):
+        result_model = Result
+
+        def execute(self):
+            return {"acc": 1}
+
+    @action("misfit", result=Result)
+    def function(params, context):
+        return {"acc": 1}
+
+    text = "misfit: the result does not fit Result: accuracy: Field required"
+    with pytest.warns(ResultMismatchWarning, match=text):
+        run = local.run(Misfit if form == "class" else function)
+    assert run.result == {"acc": 1}
+    assert [(event.name, event.level, event.data) for event in run.logs] == [
+        ("result_mismatch", "warning", {"problem": text})
+    ]
+
+
+def test_a_base_action_speaks_through_its_context(local):
+    class Talk(BaseAction):
+        def execute(self):
+            self.log("saved", {"a": 1}, "f.txt")
+            self.set_progress(1, 2, "s")
+            self.set_metrics({"x": 1}, "s")
+            self.log_message("{n} done", "warning", n=3)
+            self.logger.info("plain")
+            return self.logger is self.ctx.logger
+
+    run = local.run(Talk)
+    assert run.result is True
+    assert [(event.kind, event.name, event.step, event.file) for event in run.events] == [
+        ("log", "saved", None, "f.txt"),
+        ("progress", "", "s", None),
+        ("metrics", "", "s", None),
+        ("message", "3 done", None, None),
+        ("message", "plain", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("class_name", "name"),
+    [
+        ("Train", "train"),
+        ("TrainAction", "train"),
+        ("TrainModelAction", "train_model"),
+        ("Action", "action"),
+        ("YOLOExport", "yoloexport"),
+        ("Export2ONNX", "export2_onnx"),
+    ],
+)
+def test_the_name_of_an_action_is_made_from_its_class(class_name, name):
+    assert name_of(type(class_name, (), {})) == name
+
+
+def test_an_action_may_name_itself():
+    assert name_of(type("Train", (), {"action_name": "learn"})) == "learn"
+
+
+@pytest.mark.parametrize("value", [3, None, "train", len, object, Params, lambda params, context: None])
+def test_what_is_no_action_is_refused_with_what_would_be_one(value):
+    assert not is_action(value)
+    with pytest.raises(ConfigError, match="is not an action: give a class with an execute method, an @action function"):
+        require_action(value)
+
+
+def test_things_are_called_by_module_and_name():
+    assert describe(Train) == f"{__name__}.Train"
+    assert describe(len) == "builtins.len"
+    assert describe(3) == "3"

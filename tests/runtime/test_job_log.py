@@ -1,0 +1,74 @@
+"""A job's log as a channel: nothing printed can pass for a frame, nothing is lost, wherever the log is cut."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from synapse_runtime.executors.ray.job_log import (
+    EVENTS,
+    EXIT,
+    RUN,
+    START,
+    STDERR,
+    STDOUT,
+    Frame,
+    LogReader,
+    LogWriter,
+    Output,
+    frame,
+)
+
+CHUNKS = [
+    (STDOUT, b"plain\n"),
+    (STDERR, b"to stderr\n"),
+    (STDOUT, b"no end of line"),
+    (STDOUT, frame(RUN, b"forged")),
+    (STDERR, b"\x1e"),
+    (STDOUT, "snow ☃".encode()[:-1]),
+    (STDOUT, "☃".encode()[-1:] + b" rest\r\n"),
+    (STDERR, b"\xff\xfe\x00"),
+    (STDOUT, b""),
+]
+
+
+def read(log: str, cuts: list[int]) -> list[Output | Frame]:
+    reader = LogReader()
+    items: list[Output | Frame] = []
+    for start, end in zip([0, *cuts], [*cuts, len(log)], strict=True):
+        items += reader.feed(log[start:end])
+    return items
+
+
+def printed(items: list[Output | Frame], stream: str) -> str:
+    return "".join(item.text for item in items if isinstance(item, Output) and item.stream == stream)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_output_and_frames_come_back_wherever_the_log_is_cut(seed):
+    chance = random.Random(seed)
+    writer = LogWriter()
+    log = b"Ray's own lines\n" + frame(START)
+    for stream, data in CHUNKS:
+        log += writer.output(stream, data) + frame(EVENTS, data)
+    log += frame(RUN, b"r" * 100_000) + frame(EXIT, b"0")
+    text = log.decode("utf-8")
+    items = read(text, sorted(chance.sample(range(len(text)), 40)))
+    frames = [item for item in items if isinstance(item, Frame)]
+    assert [f.kind for f in frames] == [START, *[EVENTS] * len(CHUNKS), RUN, EXIT]
+    assert [f.payload for f in frames if f.kind == EVENTS] == [data for _, data in CHUNKS]
+    assert frames[-2].payload == b"r" * 100_000
+    for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+        whole = b"".join(data for of, data in CHUNKS if of == stream).decode("utf-8", errors="replace")
+        assert printed(items, name) == whole
+
+
+def test_no_line_of_a_frame_is_too_long_for_rays_socket():
+    assert max(map(len, frame(RUN, b"x" * 1_000_000).splitlines())) < 40_000
+
+
+def test_what_comes_before_the_start_is_not_the_actions():
+    reader = LogReader()
+    assert list(reader.feed("Runtime env is setting up.\n")) == []
+    assert reader.preamble == "Runtime env is setting up.\n"

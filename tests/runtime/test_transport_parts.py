@@ -1,0 +1,229 @@
+"""Pickling further: the name of every kind of part, and modules whose content travels by value."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pickle
+import subprocess
+import sys
+import threading
+from collections import OrderedDict, namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from synapse_runtime import transport
+from synapse_runtime.errors import ExecutionError, ResultNotSerializable
+
+
+class Box(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    content: object = None
+
+
+@dataclasses.dataclass
+class Part:
+    inner: object
+    other: int = 1
+
+
+Pair = namedtuple("Pair", "first second")
+LOCK = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (LOCK, "result"),
+        ({"a": 1, "model": SimpleNamespace(lock=LOCK)}, 'result["model"].lock'),
+        ([0, 1, (2, LOCK)], "result[2][1]"),
+        ({("k", 1): LOCK}, "result[('k', 1)]"),
+        (Part(Part([LOCK])), "result.inner.inner[0]"),
+        (Box(content={"x": LOCK}), 'result.content["x"]'),
+        (Pair(1, LOCK), "result[1]"),
+        (OrderedDict(a=LOCK), 'result["a"]'),
+        ({LOCK}, "result"),
+        ({"file": [sys.stdout]}, 'result["file"][0]'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_innermost_part_is_named(value, path):
+    assert transport.explain(value, "result")[0] == path
+
+
+def test_the_error_says_path_type_reason_and_what_to_do():
+    with pytest.raises(ResultNotSerializable) as caught:
+        transport.dumps_named({"model": SimpleNamespace(lock=LOCK)}, "result")
+    assert str(caught.value) == (
+        "result[\"model\"].lock cannot travel between processes: _thread.lock: cannot pickle '_thread.lock' object. "
+        "Return plain data, or a path to a file that holds it."
+    )
+    assert isinstance(caught.value, ExecutionError)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_the_search_ends_in_a_value_that_contains_itself():
+    value: list[object] = [LOCK]
+    value.insert(0, value)
+    path, _ = transport.explain(value, "result")
+    assert path.startswith("result[0]")
+
+
+@pytest.mark.parametrize("limit", [10, 10_000_000])
+def test_reading_back_is_tried_below_a_size_only(limit):
+    class Greedy:
+        def __reduce__(self):
+            return int, ("no number",)
+
+    if limit == 10:
+        assert isinstance(transport.dumps_named(Greedy(), "result", verify_below=limit), bytes)
+    else:
+        with pytest.raises(ResultNotSerializable, match="result cannot travel"):
+            transport.dumps_named(Greedy(), "result", verify_below=limit)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        2**70,
+        1j,
+        b"\x00",
+        "snow ☃",
+        [1, [2, {"a": (3,)}]],
+        {1: {2: {3: {4: {5: {6: 7}}}}}},
+        list(range(1000)),
+        {3, 4},
+        Path("a/b"),
+        Part(Part(1)),
+        Box(content=[1]),
+        Pair(1, 2),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_trip_keeps_value_and_type(value):
+    for copy in (transport.loads(transport.dumps(value)), transport.round_trip(value)):
+        assert copy == value
+        assert type(copy) is type(value)
+
+
+def test_arrays_keep_type_shape_and_content():
+    array = numpy.arange(12, dtype=numpy.float32).reshape(3, 4)
+    for copy in (transport.loads(transport.dumps(array)), transport.round_trip(array)):
+        assert copy.dtype == array.dtype
+        assert numpy.array_equal(copy, array)
+        assert not numpy.shares_memory(copy, array)
+
+
+def test_a_round_trip_keeps_what_is_shared_and_what_is_circular():
+    shared = [1]
+    value: dict[str, object] = {"a": shared, "b": shared}
+    value["self"] = value
+    copy = transport.round_trip(value)
+    assert copy["a"] is copy["b"]
+    assert copy["self"] is copy
+    assert copy["a"] is not shared
+
+
+def test_classes_and_functions_of_any_place_stay_themselves_in_a_round_trip():
+    class Local:
+        def __init__(self):
+            self.kind = Local
+
+    def function():
+        return Local
+
+    value = Local()
+    copy, same, module = transport.round_trip([value, function, sys])
+    assert type(copy) is Local
+    assert copy is not value
+    assert copy.kind is Local
+    assert same is function
+    assert module is sys
+
+
+def test_a_snapshot_does_not_change_with_its_original():
+    values = [1]
+    snapshot = transport.snapshot({"values": values})
+    values.append(2)
+    assert snapshot == {"values": [1]}
+
+
+def test_dumps_leaves_no_module_registered_and_works_in_several_threads(tmp_path, monkeypatch):
+    from cloudpickle import list_registry_pickle_by_value
+
+    (tmp_path / "by_value_threads.py").write_text("class Thing:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("by_value_threads")
+    transport.ship_by_value(module.__name__)
+    failures = []
+
+    def work():
+        try:
+            for _ in range(50):
+                transport.dumps(module.Thing())
+        except Exception as error:  # noqa: BLE001 - any is a failure
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    assert list_registry_pickle_by_value() == set()
+    del sys.modules["by_value_threads"]
+
+
+SPEAKER = """\
+import json
+
+WORD = "hi"
+
+def helper():
+    return json.dumps(WORD)
+
+class Speaker:
+    def speak(self):
+        return helper()
+"""
+
+READ = """\
+import pickle, sys
+from pathlib import Path
+from synapse_runtime import transport
+value = transport.loads(Path(sys.argv[1]).read_bytes())
+print(value.speak())
+"""
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_only_what_a_registered_module_defines_can_be_read_where_the_module_is_not(tmp_path, monkeypatch, registered):
+    name = f"by_value_{registered}".lower()
+    (tmp_path / f"{name}.py").write_text(SPEAKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(name)
+    if registered:
+        transport.ship_by_value(name)
+    packed = tmp_path / "packed"
+    packed.write_bytes(transport.dumps(module.Speaker()))
+    done = subprocess.run([sys.executable, "-c", READ, str(packed)], capture_output=True, text=True, cwd="/")
+    if registered:
+        assert done.stdout == '"hi"\n'
+    else:
+        assert f"No module named '{name}'" in done.stderr
+    del sys.modules[name]
+
+
+def test_a_name_that_is_no_module_does_no_harm():
+    transport.ship_by_value("no_such_module_anywhere")
+    assert transport.loads(transport.dumps({Part})) == {Part}
+
+
+def test_plain_data_is_pickled_by_pickle_alone_and_can_be_read_by_it():
+    assert transport.dumps({"a": [1, (2.0, None)]}) == pickle.dumps({"a": [1, (2.0, None)]}, protocol=5)

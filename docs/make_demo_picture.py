@@ -29,7 +29,7 @@ def main() -> None:
         timeout=300,
     )
     shown = [line for line in done.stdout.splitlines() if not _is_of_this_machine(line)]
-    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=108, file=io.StringIO(), force_terminal=True)
     console.print(Text("$ " + " ".join(word if " " not in word else f"'{word}'" for word in COMMAND), style="bold"))
     for line in shown:
         console.print(Text.from_ansi(line))

@@ -107,6 +107,11 @@ def pytest_pycollect_makemodule(module_path: Path) -> Iterator[None]:
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Let a test with several modes run once in each."""
+    if hasattr(metafunc.config, "workerinput"):  # of xdist, which has no way to tell of a usage error
+        try:
+            modes_of(metafunc.definition, metafunc.config)
+        except pytest.UsageError as error:
+            raise pytest.Collector.CollectError(str(error)) from None
     if "synapse_mode" not in metafunc.fixturenames or _parametrized_by_user(metafunc):
         return
     try:

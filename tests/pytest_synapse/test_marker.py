@@ -59,6 +59,14 @@ def test_a_wrong_marker_is_refused_where_the_test_asks_for_no_executor(project):
     assert "did you mean 'mode'" in project.usage_error()
 
 
+def test_a_wrong_marker_is_told_by_the_workers_of_xdist_too(project):
+    project.test("@pytest.mark.synapse(modes='local')\ndef test_it(): pass\n", "test_marked.py")
+
+    result = project.pytest("-n", "1")
+    assert result.ret not in {pytest.ExitCode.OK, pytest.ExitCode.INTERNAL_ERROR}
+    result.stdout.fnmatch_lines(["test_marked.py::test_it: @pytest.mark.synapse: unknown argument 'modes', did you*"])
+
+
 def test_the_marker_is_registered(project):
     project.test("@pytest.mark.synapse(mode='local')\ndef test_it(): pass\n", "test_marked.py")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -31,9 +32,10 @@ def in_a_worker(tmp_path, code: str) -> tuple[list[Any], subprocess.CompletedPro
     """Run code in a child process, whose descriptors it takes over; return what it has put into `seen`."""
     report = tmp_path / "seen.json"
     program = PRELUDE + textwrap.dedent(code) + "\nPath(sys.argv[1]).write_text(json.dumps(seen))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(report)], capture_output=True, text=True, errors="replace", timeout=30
-    )
+    # Buffered, as a worker's streams are, whatever the environment of this session says.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", program, str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30, env=environment)
     assert report.exists(), done.stderr
     return json.loads(report.read_text()), done
 

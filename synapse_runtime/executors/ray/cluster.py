@@ -32,6 +32,7 @@ from urllib.parse import urlsplit
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.worker import CALLERS_TMPDIR
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 _START_SECONDS = 90.0
 _PROBE_SECONDS = 5.0
 # Ray puts sockets 62 characters below its temporary directory; a socket's path has room for 107.
@@ -319,7 +320,7 @@ def _probe(address: str, host: str | None, port: int) -> None:
     try:
         socket.create_connection((host or "", port), timeout=_PROBE_SECONDS).close()
     except OSError as error:
-        raise ClusterError(f"no cluster answers at {address}: {error.strerror or error}") from error
+        raise ClusterError(f"no cluster answers at {address}: {error.strerror or error}") from None
 
 
 def _is_this_machine(host: str) -> bool:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from synapse_runtime.plugin import Plugin
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _CALL_FILE = "call.bin"
 # While a job is young its whole log is asked for now and then, which is quickest; later it is followed.

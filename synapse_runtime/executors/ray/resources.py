@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray.cluster import only_this_dashboard
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
 
 def checked_resources(num_cpus: float | None, num_gpus: float | None) -> dict[str, float]:
     """Return what was asked for as Ray's options.

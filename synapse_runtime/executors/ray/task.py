@@ -40,6 +40,7 @@ from synapse_runtime.loggers import Logger
 if TYPE_CHECKING:
     from synapse_runtime.plugin import Plugin
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 # How long a watcher waits for news before it looks whether the call has ended.
 _WATCH_SECONDS = 0.1
 # A worker process starts in under a second; a minute means that the cluster will not give one.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 
-class _OutOfTime(BaseException):
+class OutOfTime(BaseException):
     """Raised in the action's thread at its limit. No `except Exception` of the action's can stop it."""
 
 
@@ -81,7 +81,7 @@ def _alarm(seconds: float, limit: Limit) -> Iterator[None]:
                 handler(signum, frame)
             return
         limit.stack = _stack_text(frame)
-        raise _OutOfTime
+        raise OutOfTime
 
     handler = signal.signal(signal.SIGALRM, ring)
     arm(min(ours, theirs))
@@ -103,7 +103,7 @@ def _watchdog(seconds: float, limit: Limit) -> Iterator[None]:
         if ended.wait(seconds):
             return
         limit.stack = _stack_text(sys._current_frames().get(thread_id))
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(_OutOfTime))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(OutOfTime))
 
     watcher = threading.Thread(target=watch, name="synapse-deadline", daemon=True)
     watcher.start()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from synapse_runtime import action as actions
 from synapse_runtime import transport
 from synapse_runtime.context import RuntimeContext
-from synapse_runtime.deadline import deadline
+from synapse_runtime.deadline import OutOfTime, deadline
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ConfigError,
@@ -199,7 +199,7 @@ def run_call(
                 result = actions.invoke(target, params, ctx)
                 if inspect.iscoroutine(result):
                     result = _await(result)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OutOfTime):  # OutOfTime: of an action that this one runs inside
             raise
         except BaseException as error:  # noqa: BLE001 - whatever an action raises is its outcome
             run.error = failure(call.name, error)

@@ -307,6 +307,18 @@ def test_a_timeout_says_where_the_action_was_and_the_next_call_works(where):
     assert local(timeout=5).execute(Echo) == Params()
 
 
+def test_an_outer_limit_ends_an_action_that_tries_another_again_and_again():
+    class Outer(BaseAction):
+        def execute(self):
+            for _ in range(20):
+                local().run(Slow)
+
+    started = time.monotonic()
+    with pytest.raises(ExecutionTimeout, match=r"outer did not end within 0\.2 s"):
+        local(timeout=0.2).execute(Outer)
+    assert time.monotonic() - started < 2
+
+
 @pytest.mark.parametrize("timeout", [0, -1, "soon"])
 def test_a_timeout_is_a_positive_number(timeout):
     with pytest.raises(ValueError, match="timeout must be a positive number"):

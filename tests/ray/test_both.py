@@ -137,7 +137,7 @@ def test_an_action_out_of_time_says_where_it_was_and_the_next_call_works(executo
     with pytest.raises(ExecutionTimeout, match=r"sleep did not end within 0\.5 s") as caught:
         executor.execute("sleep", timeout=0.5)
     assert "time.sleep(0.05)" in caught.value.details or "time.monotonic() < until" in caught.value.details
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 20
     assert executor.execute("echo", {"value": 1}) == 1
 
 
@@ -146,7 +146,7 @@ def test_an_action_that_cannot_notice_its_limit_is_ended_with_its_process(execut
     with pytest.raises(ExecutionTimeout, match="did not notice") as caught:
         executor.execute("stick", timeout=0.5)
     assert "in execute" in caught.value.details
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
     assert executor.execute("echo", {"value": 1}) == 1
 
 

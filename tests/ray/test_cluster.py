@@ -128,6 +128,7 @@ def test_the_token_keeps_strangers_out_and_shows_nowhere(worker):
     assert cluster.token not in repr(cluster)
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
+    refused.value.close()
     assert refused.value.code == 401
     assert cluster.token not in os.environ.values()
     for entry in Path("/proc").iterdir():

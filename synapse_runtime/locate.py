@@ -12,8 +12,9 @@ _READ_AT_MOST = 1_000_000
 
 
 def config_in(directory: Path) -> Path | None:
-    """Return the config file in this directory, whether it looks like a plugin's or not."""
-    return next((directory / name for name in CONFIG_NAMES if (directory / name).is_file()), None)
+    """Return the config file in this directory: one that looks like a plugin's if there is one, else any."""
+    found = [directory / name for name in CONFIG_NAMES if (directory / name).is_file()]
+    return next(filter(_looks_like_a_plugin, found), found[0] if found else None)
 
 
 def plugin_above(start: Path) -> Path | None:

@@ -118,7 +118,7 @@ class Executor(ABC):
         return ActionCall(
             action=target,
             name=name,
-            params={} if params is None else params,
+            params=dict(params or {}) if params is None or isinstance(params, Mapping) else params,
             env=env.to_dict(),
             job_id=job_id or self._job_id or fresh_job_id(),
             timeout=self._timeout if timeout is None else checked_timeout(timeout),

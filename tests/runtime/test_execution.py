@@ -79,6 +79,16 @@ def test_without_a_model_the_params_are_the_dict():
     assert local().execute(Bare, {"a": 1}) == {"a": 1}
 
 
+def test_without_a_model_too_the_callers_dict_stays():
+    class Greedy(BaseAction):
+        def execute(self):
+            return self.params.pop("a")
+
+    params = {"a": 1}
+    assert local().execute(Greedy, params) == 1
+    assert params == {"a": 1}
+
+
 def test_the_environment_has_three_layers_and_is_put_back(monkeypatch, tmp_path):
     monkeypatch.setenv("OUTER", "outer")
     monkeypatch.setenv("SHARED", "outer")

@@ -50,6 +50,13 @@ def test_synapse_yaml_is_a_config_file_too(tmp_path):
     assert execute(root) == 1
 
 
+def test_another_programs_config_file_beside_the_plugins_is_passed_over(tmp_path):
+    root = make_plugin(tmp_path)
+    (root / "config.yaml").rename(root / "synapse.yaml")
+    (root / "config.yaml").write_text("optimizer: adam\n")
+    assert execute(root) == 1
+
+
 @pytest.mark.parametrize(
     "actions",
     [

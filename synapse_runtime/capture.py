@@ -1,26 +1,82 @@
-"""What an action prints, logs and warns in a worker: taken there, carried back, and put out again here."""
+"""What an action prints, logs and warns in a worker: taken there, carried back, and put out again here.
+
+What of it is heard is decided where the call comes from: levels of loggers and filters of warnings travel along.
+"""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
+import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast
+
+from synapse_runtime import transport
+from synapse_runtime.errors import safe_str
+
+_Filter = tuple[str, str, type[Warning], str, int]
 
 
 class CapturedWarning(NamedTuple):
-    """A Python warning: its text, class, and the place that it points at."""
+    """A Python warning, and the place that it points at."""
 
-    message: str
+    message: Warning
     category: type[Warning]
     filename: str
     line: int
+
+
+@dataclass(frozen=True)
+class Audience:
+    """What a process listens to: make one where a call comes from with `Audience.here`.
+
+    Attributes:
+        levels: The level of each logger that has one of its own; the root logger's name is empty.
+        disabled: The level up to which `logging.disable` has silenced all of them.
+        filters: The filters of warnings, each pickled: a worker may lack the class that one is about.
+    """
+
+    levels: tuple[tuple[str, int], ...] = (("", logging.WARNING),)
+    disabled: int = 0
+    filters: tuple[bytes, ...] = ()
+
+    @classmethod
+    def here(cls) -> Audience:
+        """Return what this process listens to at the moment."""
+        manager = logging.root.manager
+        levels = [("", logging.root.level)]
+        for name, logger in list(manager.loggerDict.items()):
+            if isinstance(logger, logging.Logger) and logger.level:
+                levels.append((name, logger.level))
+        return cls(tuple(levels), manager.disable, _packed_filters(tuple(warnings.filters)))
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let this process listen to the same, inside the block."""
+        disabled = logging.root.manager.disable
+        loggers = [(logging.getLogger(name), level) for name, level in self.levels]
+        changed = [(logger, logger.level, level) for logger, level in loggers if logger.level != level]
+        for logger, _, level in changed:
+            logger.setLevel(level)
+        logging.disable(self.disabled)
+        try:
+            with warnings.catch_warnings():
+                warnings.resetwarnings()
+                for packed in self.filters:
+                    _add_filter(_read_filter(packed))
+                yield
+        finally:
+            logging.disable(disabled)
+            for logger, before, _ in changed:
+                logger.setLevel(before)
 
 
 @dataclass
@@ -32,12 +88,14 @@ class Captured:
         stderr: The same of file descriptor 2.
         records: Records of `logging`, of any logger.
         warnings: Python warnings.
+        printed: Positions of the records that a handler in the worker has printed; they are in its output.
     """
 
     stdout: str = ""
     stderr: str = ""
     records: list[logging.LogRecord] = field(default_factory=list)
     warnings: list[CapturedWarning] = field(default_factory=list)
+    printed: set[int] = field(default_factory=set)
 
     def replay(self, *, output: bool = True) -> None:
         """Put it all out in this process: print, log and warn, as the action would have here.
@@ -52,12 +110,11 @@ class Captured:
         if output and self.stderr:
             sys.stderr.write(self.stderr)
             sys.stderr.flush()
-        for record in self.records:
-            logger = logging.getLogger(record.name)
-            if logger.isEnabledFor(record.levelno) or record.name.startswith("synapse."):
-                logger.handle(record)
+        for index, record in enumerate(self.records):
+            _hand_on(record, printed=index in self.printed)
         for warning in self.warnings:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.line)
+            # Past the filters, which the worker has applied: straight to whoever shows or records warnings here.
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.line)
 
 
 def last_lines(text: str, count: int = 50) -> str:
@@ -71,23 +128,23 @@ def last_lines(text: str, count: int = 50) -> str:
 
 
 @contextlib.contextmanager
-def captured_logging(into: Captured) -> Iterator[None]:
-    """Collect log records and warnings of this process while the block runs."""
-    handler = _Recorder(into.records)
+def captured_logging(into: Captured, audience: Audience | None = None) -> Iterator[None]:
+    """Collect log records and warnings of this process while the block runs.
+
+    Args:
+        into: What collects them.
+        audience: What to listen to; what this process listens to by default.
+    """
+    handler = _Recorder(into)
     root = logging.getLogger()
-    level = root.level
     root.addHandler(handler)
-    # What the caller's levels let pass is decided where the caller is: here everything from info up is kept.
-    root.setLevel(min(level, logging.INFO) if level else logging.INFO)
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with (audience or Audience.here()).applied(), warnings.catch_warnings(record=True) as caught:
             yield
     finally:
         root.removeHandler(handler)
-        root.setLevel(level)
     into.warnings.extend(
-        CapturedWarning(str(item.message), item.category, item.filename, item.lineno) for item in caught
+        CapturedWarning(_travelling_warning(item), item.category, item.filename, item.lineno) for item in caught
     )
 
 
@@ -172,28 +229,88 @@ class _Redirected:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(ValueError, AttributeError, OSError):  # an action may have closed or removed it
+            stream.flush()
 
 
 class _Recorder(logging.Handler):
     """Keeps records in a form that travels: text instead of arguments and tracebacks."""
 
-    def __init__(self, records: list[logging.LogRecord]) -> None:
+    def __init__(self, into: Captured) -> None:
         super().__init__(logging.NOTSET)
-        self._records = records
+        self._into = into
 
     def emit(self, record: logging.LogRecord) -> None:
+        if any(_prints(handler) and record.levelno >= handler.level for handler in _handlers_of(record)):
+            self._into.printed.add(len(self._into.records))
         copy = logging.makeLogRecord(dict(record.__dict__))
         copy.msg, copy.args = record.getMessage(), None
         if record.exc_info:
             copy.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
             copy.exc_info = None
-        self._records.append(_travelling(copy))
+        self._into.records.append(_travelling(copy))
+
+
+def _hand_on(record: logging.LogRecord, *, printed: bool) -> None:
+    """Give a worker's record to the handlers of this process, but not to those that would print it a second time."""
+    handlers = list(_handlers_of(record))
+    if not printed or not any(map(_prints, handlers)):
+        logging.getLogger(record.name).handle(record)
+        return
+    for handler in handlers:
+        if record.levelno >= handler.level and not _prints(handler):
+            handler.handle(record)
+
+
+def _handlers_of(record: logging.LogRecord) -> Iterator[logging.Handler]:
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
+
+
+def _prints(handler: logging.Handler) -> bool:
+    """Tell whether it is the plain handler that modules and `basicConfig` add, which writes to the terminal."""
+    return type(handler) is logging.StreamHandler and not isinstance(handler.stream, io.StringIO)
 
 
 def _travelling(record: logging.LogRecord) -> logging.LogRecord:
     """Replace `extra` values that do not pickle by their text."""
-    from synapse_runtime.transport import snapshot
-
-    values: dict[str, Any] = {name: snapshot(value) for name, value in record.__dict__.items()}
+    values: dict[str, Any] = {name: transport.snapshot(value) for name, value in record.__dict__.items()}
     return logging.makeLogRecord(values)
+
+
+def _travelling_warning(item: warnings.WarningMessage) -> Warning:
+    message = transport.snapshot(item.message)
+    return message if isinstance(message, Warning) else UserWarning(safe_str(item.message))
+
+
+@functools.lru_cache(maxsize=8)
+def _packed_filters(filters: tuple[Any, ...]) -> tuple[bytes, ...]:
+    packed = []
+    for action, message, category, module, line in filters:
+        with contextlib.suppress(Exception):  # of a class that cannot travel, which no worker can have either
+            packed.append(transport.dumps((action, _pattern(message), category, _pattern(module), line)))
+    return tuple(packed)
+
+
+def _pattern(matcher: re.Pattern[str] | str | None) -> str:
+    """Return what `filterwarnings` takes: it makes patterns, Python's own filters have plain names."""
+    if matcher is None:
+        return ""
+    return re.escape(matcher) + r"\Z" if isinstance(matcher, str) else matcher.pattern
+
+
+@functools.lru_cache(maxsize=256)
+def _read_filter(packed: bytes) -> _Filter | None:
+    try:
+        return cast(_Filter, transport.loads(packed))
+    except Exception:  # noqa: BLE001 - about a class that this process cannot import, so it never warns of it
+        return None
+
+
+def _add_filter(item: _Filter | None) -> None:
+    if item is not None:
+        action, message, category, module, line = item
+        how = cast(Literal["default", "error", "ignore", "always", "module", "once"], action)
+        warnings.filterwarnings(how, message, category, module, line, append=True)

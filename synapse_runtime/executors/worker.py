@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from synapse_runtime import tracing, transport
-from synapse_runtime.capture import Captured, OutputFiles, captured_logging
+from synapse_runtime.capture import Audience, Captured, OutputFiles, captured_logging
 from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSerializable, safe_str
 from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, run_call
@@ -42,6 +42,7 @@ class Parcel:
         import_root: The directory of the plugin's modules, if there is a plugin.
         import_paths: The caller's own additions to `sys.path`, for workers that see the same disk.
         call: The pickled `ActionCall`.
+        audience: What of its logging and warnings is heard.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Parcel:
     import_root: str | None
     import_paths: tuple[str, ...]
     call: bytes
+    audience: Audience
 
 
 def pack_call(call: ActionCall) -> Parcel:
@@ -71,7 +73,7 @@ def pack_call(call: ActionCall) -> Parcel:
                 "Define it in a module, or let it refer to less."
             ) from error
     paths = tuple(os.path.abspath(path) for path in sys.path if not is_installed_path(os.path.abspath(path)))
-    return Parcel(call.name, call.job_id, call.timeout, call.import_root, paths, data)
+    return Parcel(call.name, call.job_id, call.timeout, call.import_root, paths, data, Audience.here())
 
 
 def restore_temp_dir() -> None:
@@ -109,7 +111,7 @@ def serve(
     captured = Captured()
     if output is not None:
         output.begin()
-    with captured_logging(captured), _no_bytecode():
+    with captured_logging(captured, parcel.audience), _no_bytecode():
         run = _run(parcel, mode, on_event, on_start)
     if output is not None:
         captured.stdout, captured.stderr = output.take()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from synapse_runtime.capture import Captured, CapturedWarning, captured_logging, last_lines
+from synapse_runtime.capture import Audience, Captured, CapturedWarning, captured_logging, last_lines
 
 PRELUDE = """\
 import json, os, subprocess, sys
@@ -162,10 +162,10 @@ def test_a_worker_whose_own_output_is_gone_captures_all_the_same(tmp_path):
     assert json.loads(report.read_text()) == ["kept\n", ""]
 
 
-def test_log_records_of_all_loggers_are_taken_from_info_up_and_travel():
+def test_log_records_of_all_loggers_are_taken_and_travel():
     captured = Captured()
     root_level = logging.getLogger().level
-    with captured_logging(captured):
+    with captured_logging(captured, Audience(levels=(("", logging.INFO),))):
         logging.getLogger("some.where").info("n=%d", 3, extra={"lock": threading.Lock(), "epoch": 2})
         logging.getLogger("some.where").debug("too low")
     logging.getLogger("some.where").warning("after the block")
@@ -206,21 +206,104 @@ def test_handlers_and_level_are_put_back_after_a_failure():
     assert (list(root.handlers), root.level) == before
 
 
-def test_warnings_are_taken_each_time_with_their_place_and_travel():
+def test_warnings_are_taken_with_their_place_and_travel():
     captured = Captured()
-    with captured_logging(captured):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        audience = Audience.here()
+    with captured_logging(captured, audience):
         for _ in range(2):
             warnings.warn("old", DeprecationWarning, stacklevel=1)
     first, second = pickle.loads(pickle.dumps(captured.warnings))
-    assert first == second
-    assert (first.message, first.category, first.filename) == ("old", DeprecationWarning, __file__)
+    assert first[1:] == second[1:]
+    assert (str(first.message), first.category, first.filename) == ("old", DeprecationWarning, __file__)
     assert first.line > 1
+
+
+class Awkward(UserWarning):
+    """A warning whose constructor wants more than its text."""
+
+    def __init__(self, code, *, lock=None):
+        super().__init__(f"code {code}")
+        self.code = code
+        self.lock = lock
+
+
+def test_a_warning_comes_as_the_object_that_it_is_or_else_as_its_text():
+    captured = Captured()
+    with captured_logging(captured, Audience()):
+        warnings.warn(Plain("kept"), stacklevel=1)
+        warnings.warn(Awkward(7, lock=threading.Lock()), stacklevel=1)
+    kept, replaced = captured.warnings
+    assert (type(kept.message), kept.message.extra) == (Plain, "extra of kept")
+    assert (type(replaced.message), str(replaced.message), replaced.category) == (UserWarning, "code 7", Awkward)
+
+
+class Plain(UserWarning):
+    """A warning with an attribute."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.extra = f"extra of {text}"
+
+
+def test_filters_of_warnings_and_levels_of_loggers_are_those_of_the_audience():
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.filterwarnings("ignore", "not this", UserWarning)
+        warnings.filterwarnings("error", category=RuntimeWarning, module=r"tests\.runtime\.test_capture")
+        logging.getLogger("loud.for.test_capture").setLevel(logging.DEBUG)
+        try:
+            audience = pickle.loads(pickle.dumps(Audience.here()))
+        finally:
+            logging.getLogger("loud.for.test_capture").setLevel(logging.NOTSET)
+    filters, captured = list(warnings.filters), Captured()
+    with captured_logging(captured, audience):
+        warnings.warn("not this one", UserWarning, stacklevel=1)
+        warnings.warn("but this", UserWarning, stacklevel=1)
+        with pytest.raises(RuntimeWarning, match="an error here"):
+            warnings.warn("an error here", RuntimeWarning, stacklevel=1)
+        logging.getLogger("loud.for.test_capture").debug("heard")
+        logging.getLogger("other.for.test_capture").debug("not heard")
+    assert [str(warning.message) for warning in captured.warnings] == ["but this"]
+    assert [record.getMessage() for record in captured.records] == ["heard"]
+    assert warnings.filters == filters
+    assert logging.getLogger("loud.for.test_capture").level == logging.NOTSET
+
+
+def test_logging_that_is_disabled_here_is_not_heard_there():
+    logging.disable(logging.WARNING)
+    try:
+        audience = Audience.here()
+    finally:
+        logging.disable(logging.NOTSET)
+    captured = Captured()
+    with captured_logging(captured, audience):
+        logging.getLogger("some.where").warning("silenced")
+        logging.getLogger("some.where").error("heard")
+    assert [record.getMessage() for record in captured.records] == ["heard"]
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_a_filter_about_a_class_that_is_not_there_does_no_harm(tmp_path):
+    (tmp_path / "only_there.py").write_text("class Odd(Warning): pass")
+    program = (
+        "import sys, pickle, warnings; from only_there import Odd; from synapse_runtime.capture import Audience; "
+        "warnings.filterwarnings('ignore', category=Odd); sys.stdout.buffer.write(pickle.dumps(Audience.here()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=tmp_path, check=True, timeout=30)
+    captured = Captured()
+    with captured_logging(captured, pickle.loads(done.stdout)):
+        warnings.warn("heard", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in captured.warnings] == ["heard"]
 
 
 def test_replay_puts_everything_out_here(capsys, caplog):
     caplog.set_level(logging.DEBUG)
     record = logging.makeLogRecord({"name": "a.worker", "levelno": logging.INFO, "levelname": "INFO", "msg": "logged"})
-    captured = Captured("out\n", "err\n", [record], [CapturedWarning("careful", UserWarning, "there.py", 7)])
+    captured = Captured(
+        "out\n", "err\n", [record], [CapturedWarning(UserWarning("careful"), UserWarning, "there.py", 7)]
+    )
     with pytest.warns(UserWarning, match="careful") as caught:
         captured.replay()
     assert capsys.readouterr() == ("out\n", "err\n")
@@ -236,17 +319,48 @@ def test_replay_does_not_print_what_was_shown_while_it_came(capsys, caplog):
     assert caplog.messages == ["logged"]
 
 
-def test_the_levels_of_this_process_decide_what_a_replay_logs():
-    stream = io.StringIO()
-    logger = logging.getLogger("quiet.for.test_capture")
-    logger.addHandler(logging.StreamHandler(stream))
-    logger.setLevel(logging.WARNING)
-    records = [
-        logging.makeLogRecord({"name": logger.name, "levelno": level, "msg": str(level)})
-        for level in (logging.INFO, logging.WARNING)
-    ]
-    Captured(records=records).replay()
-    assert stream.getvalue() == "30\n"
+def test_what_a_handler_in_the_worker_has_printed_is_not_printed_again():
+    logger = logging.getLogger("printing.for.test_capture")
+    printer, other = logging.StreamHandler(), logging.Handler()
+    seen = []
+    other.emit = lambda record: seen.append(record.getMessage())
+    printer.emit = lambda record: seen.append("printed again")
+    logger.addHandler(printer)
+    logger.addHandler(other)
+    captured = Captured()
+    try:
+        with captured_logging(captured, Audience()):
+            logger.warning("once")
+        assert captured.printed == {0}
+        seen.clear()
+        captured.replay()
+    finally:
+        logger.removeHandler(printer)
+        logger.removeHandler(other)
+    assert seen == ["once"]
+
+
+def test_what_no_handler_in_the_worker_has_printed_is_printed_here():
+    logger = logging.getLogger("printing.here.for.test_capture")
+    captured = Captured()
+    with captured_logging(captured, Audience()):
+        logger.warning("once")
+    stream = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    printer = logging.StreamHandler(stream)
+    logger.addHandler(printer)
+    try:
+        captured.replay()
+    finally:
+        logger.removeHandler(printer)
+    assert stream.buffer.getvalue() == b"once\n"
+
+
+def test_a_replayed_warning_does_not_meet_the_filters_a_second_time():
+    captured = Captured(warnings=[CapturedWarning(UserWarning("heard there"), UserWarning, "there.py", 7)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error")
+        captured.replay()
+    assert [str(item.message) for item in caught] == ["heard there"]
 
 
 def test_an_actions_own_logger_is_always_replayed(caplog):

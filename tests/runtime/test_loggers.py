@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
-import subprocess
-import sys
-import warnings
 
-import pytest
-
-from synapse_runtime.capture import Captured, captured_logging
 from synapse_runtime.events import Event
 from synapse_runtime.loggers import ConsoleLogger
 
@@ -52,38 +45,3 @@ def test_on_a_terminal_progress_is_a_bar_and_ends_complete():
     assert "━" in stream.getvalue()
     assert "3/3" in stream.getvalue()
     assert "printed\n" in stream.getvalue()
-
-
-def test_log_records_and_warnings_are_carried_and_put_out_again(caplog):
-    captured = Captured()
-    with captured_logging(captured):
-        logging.getLogger("deep.inside").warning("value %s", {"a": 1}, extra={"lock": io.StringIO()})
-        warnings.warn("old", DeprecationWarning, stacklevel=1)
-    assert captured.records[0].getMessage() == "value {'a': 1}"
-    caplog.clear()
-    with pytest.warns(DeprecationWarning, match="old"):
-        captured.replay()
-    assert caplog.messages == ["value {'a': 1}"]
-
-
-def test_a_workers_output_is_taken_at_the_level_of_descriptors():
-    code = """
-import os, subprocess, sys
-from synapse_runtime.capture import OutputFiles
-files = OutputFiles()
-print("before")
-files.begin()
-print("print")
-os.write(1, "snow ☃".encode()[:-1])
-first = files.peek()
-os.write(1, "☃".encode()[-1:])
-subprocess.run([sys.executable, "-c", "import sys; print('child', file=sys.stderr)"])
-stdout, stderr = files.take()
-assert first[0] == "print\\nsnow ", first
-assert (stdout, stderr) == ("print\\nsnow ☃", "child\\n"), (stdout, stderr)
-files.begin()
-assert files.take() == ("", "")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "before\nprint\nsnow ☃"

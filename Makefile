@@ -4,12 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: demo test test-core lint types check format clean help
+PARITY ?= $(VENV)/parity.xml
+
+.PHONY: demo test test-core parity parity-check lint types check format clean help
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
 	@echo "make test    the project's own tests"
 	@echo "make test-core   those of the runtime and of its executors on Ray"
+	@echo "make parity  the contract's tests, and the page that tells of them; make parity-check only compares"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
 	@echo "make check   lint, types, test and demo"
@@ -18,10 +21,19 @@ demo: $(VENV)/.demo
 	$(PYTEST) example_plugin --synapse-mode=all -v
 
 test: $(VENV)/.dev
-	$(PYTEST)
+	$(PYTEST) --junitxml=$(VENV)/tests.xml
+	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
 
 test-core: $(VENV)/.dev
 	$(PYTEST) tests/runtime tests/ray
+
+parity: $(VENV)/.dev
+	$(PYTEST) tests/parity -v --junitxml=$(PARITY)
+	$(BIN)/python docs/make_parity_page.py $(PARITY)
+
+parity-check: $(VENV)/.dev
+	$(PYTEST) tests/parity -v --junitxml=$(PARITY)
+	$(BIN)/python docs/make_parity_page.py $(PARITY) --check
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 
 MODES = ("local", "task", "job")
-_MARKER_ARGUMENTS = ("mode", "env", "timeout", "num_cpus", "num_gpus")
+_MARKER_ARGUMENTS = ("mode", "env", "timeout", "num_cpus", "num_gpus", "isolation")
+ISOLATIONS = ("shared", "fresh")
 
 MARKER_HELP = (
-    "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None): where and how the actions of this "
-    "test run. mode: 'local' (in this process), 'task' (on a Ray actor), 'job' (as a Ray job), or several as a tuple: "
-    "the test runs once in each. env: a dict of variables for the actions. timeout: seconds that an action may take. "
-    "num_cpus, num_gpus: what the worker asks of the cluster. On a class or module it holds for all tests in it; the "
-    "nearest wins, env is merged."
+    "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None, isolation=None): where and how the "
+    "actions of this test run. mode: 'local' (in this process), 'task' (on a Ray actor), 'job' (as a Ray job), or "
+    "several as a tuple: the test runs once in each. env: a dict of variables for the actions. timeout: seconds that "
+    "an action may take. num_cpus, num_gpus: what the worker asks of the cluster. isolation: 'fresh' gives the test a "
+    "worker of its own (task) or freshly imported plugin modules for each call (local), so that no state is left from "
+    "other tests; a job is always fresh. On a class or module it holds for all tests in it; the nearest wins, env is "
+    "merged."
 )
 
 
@@ -107,6 +110,9 @@ def _check(mark: pytest.Mark, source: str) -> None:
             if not isinstance(value, str | tuple | list):
                 raise pytest.UsageError(f"{source}: mode must be a string or a tuple of them, not {value!r}")
             parse_modes(value, f"{source}(mode=...)")
+        elif name == "isolation":
+            if value not in ISOLATIONS:
+                raise pytest.UsageError(f"{source}: isolation must be 'shared' or 'fresh', not {value!r}")
         elif name == "env":
             if not isinstance(value, Mapping):
                 raise pytest.UsageError(f"{source}: env must be a dict, not {value!r}")

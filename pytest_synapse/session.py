@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,9 @@ class SynapseSession:
             self._plugins[config_file] = Plugin.load(config_file)
         return self._plugins[config_file]
 
-    def executor(self, item: pytest.Item, mode: str, env: Any, plugin: Plugin | None) -> Executor:
-        """Make the executor of a test."""
+    @contextlib.contextmanager
+    def executor(self, item: pytest.Item, mode: str, env: Any, plugin: Plugin | None) -> Iterator[Executor]:
+        """Give the executor of a test; what the test has for itself ends with the block."""
         from synapse_runtime.loggers import NullLogger
 
         known_mode(mode, f"{item.nodeid}: the fixture synapse_mode")
@@ -70,19 +72,27 @@ class SynapseSession:
             "logger": NullLogger(),
         }
         resources: dict[str, Any] = {name: marks[name] for name in ("num_cpus", "num_gpus") if name in marks}
+        fresh = marks.get("isolation") == "fresh"
         _let_tests_travel(item)
         if mode == "local":
             from synapse_runtime.executors.local import LocalExecutor
 
-            return LocalExecutor(strict=self._config.getini("synapse_strict"), **common)
+            yield LocalExecutor(strict=self._config.getini("synapse_strict"), fresh=fresh, **common)
+            return
         if mode == "task":
             from synapse_runtime.executors.ray.task import RayActorExecutor
 
-            return RayActorExecutor(worker=self._worker(resources), **common)
+            worker = self._new_worker(resources) if fresh else self._worker(resources)
+            try:
+                yield RayActorExecutor(worker=worker, **common)
+            finally:
+                if fresh:
+                    worker.close()
+            return
         from synapse_runtime.executors.ray.job import RayJobsApiExecutor
 
         executor = RayJobsApiExecutor(ray_address=self.address, **resources, **common)
-        return self._cleanup.enter_context(executor)
+        yield self._cleanup.enter_context(executor)
 
     def close(self) -> None:
         """End what the tests have used: jobs first, then workers, then the cluster if it is ours."""
@@ -97,10 +107,13 @@ class SynapseSession:
     def _worker(self, resources: dict[str, float]) -> WarmWorker:
         key = tuple(sorted(resources.items()))
         if key not in self._workers:
-            from synapse_runtime.executors.ray.task import WarmWorker
-
-            self._workers[key] = WarmWorker(self.address, jobs=self.jobs_wanted, **resources)
+            self._workers[key] = self._new_worker(resources)
         return self._workers[key]
+
+    def _new_worker(self, resources: dict[str, float]) -> WarmWorker:
+        from synapse_runtime.executors.ray.task import WarmWorker
+
+        return WarmWorker(self.address, jobs=self.jobs_wanted, **resources)
 
     def _named_plugin(self) -> Path | None:
         option = self._config.getoption("synapse_plugin")

@@ -14,6 +14,8 @@ from pydantic import ValidationError as PydanticValidationError
 from synapse_runtime.context import RuntimeContext
 from synapse_runtime.errors import ConfigError, ValidationError, nearest, safe_str
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
 P = TypeVar("P", bound=BaseModel)
 
 
@@ -159,12 +161,50 @@ def validate_params(target: Any, name: str, params: Any) -> Any:
     if model is None or isinstance(params, model):
         return params
     try:
-        return model.model_validate(params)
+        return model.model_validate(_own(params))
     except PydanticValidationError as error:
         raise _validation_error(name, model, error) from error
     except Exception as error:  # of a validator of the author's
         text = f"{name}: checking the parameters failed ({model.__name__}): {type(error).__name__}: {safe_str(error)}"
         raise ValidationError(text) from error
+
+
+_CONTAINERS = frozenset({dict, list, tuple, set})
+# Tuples within tuples are copied to this depth; nothing else costs stack.
+_MAX_TUPLES = 100
+
+
+def _own(value: Any) -> Any:
+    """Copy the builtin containers of a value, so that a validator can take them apart; all else stays as it is.
+
+    What is one thing stays one thing, so that containers may contain themselves.
+    """
+    copies: dict[int, Any] = {}
+    unfinished: list[Any] = []
+
+    def own(item: Any, depth: int = 0) -> Any:
+        kind = type(item)
+        if kind not in _CONTAINERS or (kind is tuple and depth == _MAX_TUPLES):
+            return item
+        if id(item) not in copies:
+            if kind is tuple:
+                parts = tuple([own(part, depth + 1) for part in item])
+                changed = any(part is not old for part, old in zip(parts, item, strict=True))
+                copies.setdefault(id(item), parts if changed else item)
+            else:
+                copies[id(item)] = item.copy()
+                if kind is not set:  # what a set has in it cannot change
+                    unfinished.append(copies[id(item)])
+        return copies[id(item)]
+
+    copy = own(value)
+    for container in unfinished:  # which grows meanwhile
+        is_dict = type(container) is dict
+        if _CONTAINERS.isdisjoint(map(type, container.values() if is_dict else container)):
+            continue  # quicker to find out than by a loop, for long lists of numbers
+        for place, item in container.items() if is_dict else enumerate(container):
+            container[place] = own(item)
+    return copy
 
 
 def _validation_error(name: str, model: type[BaseModel], error: PydanticValidationError) -> ValidationError:
@@ -194,7 +234,6 @@ def _shortened(value: object, limit: int = 80) -> str:
 
 def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     """Call an action, in whichever form it is, and return what it returns."""
-    __tracebackhide__ = True
     if not isinstance(target, type):
         return target(params, ctx)
     cls: Any = target
@@ -209,7 +248,7 @@ def result_mismatch(target: Any, name: str, result: Any) -> str | None:
     if model is None or isinstance(result, model):
         return None
     try:
-        model.model_validate(result)
+        model.model_validate(_own(result))
     except PydanticValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'result'}: {problem['msg']}" for problem in error.errors()

@@ -1,43 +1,44 @@
-"""Time limits: stop an action where it is stuck, and keep the stack that shows where."""
+"""Time limits: stop an action where it is stuck, and keep the stacks that show where."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import ctypes
 import math
+import os
 import signal
 import sys
+import sysconfig
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
+
+# Where a coroutine that waits is, its task tells better than the event loop's own frames.
+_EVENT_LOOP = tuple(os.path.join(sysconfig.get_path("stdlib"), name) for name in ("asyncio", "selectors.py"))
+# The last of our own frames on the way to an action, as (file, function).
+_OUR_LAST = {("action.py", "invoke"), ("execution.py", "_await"), ("execution.py", "work"), ("threading.py", "run")}
 
 
 class OutOfTime(BaseException):
     """Raised in the action's thread at its limit. No `except Exception` of the action's can stop it."""
 
 
-@dataclass
-class Limit:
-    """A time limit in force. `stack` is the text of the stack at which the action was stuck, once it was."""
-
-    stack: str | None = None
-
-
-@contextlib.contextmanager
-def deadline(seconds: float | None) -> Iterator[Limit]:
+class deadline:
     """Stop what runs in the block after this many seconds, and leave the block.
 
     In the main thread an alarm interrupts even a blocking call; in others the interpreter does it between two
-    instructions, so a call that blocks in C ends first.
+    instructions, so a call that blocks in C ends first. (A class, not a generator: that would write to the exceptions
+    that pass through, which those of users may refuse.)
 
     Args:
         seconds: The limit; None for none.
 
-    Yields:
-        The `Limit`, whose `stack` is set afterwards if time ran out.
+    Attributes:
+        stack: The stacks at which the block was stuck, as text, once it was: of its own thread, of the threads that it
+            has started, and of the tasks of their event loops.
 
     Example:
         >>> with deadline(0.05) as limit:
@@ -46,79 +47,136 @@ def deadline(seconds: float | None) -> Iterator[Limit]:
         >>> "while True" in limit.stack or "stdin" in limit.stack or "doctest" in limit.stack
         True
     """
-    limit = Limit()
-    if seconds is None:
-        yield limit
-        return
-    in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
-    try:
-        with _alarm(seconds, limit) if in_main else _watchdog(seconds, limit):
-            yield limit
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
+
+    def __init__(self, seconds: float | None) -> None:
+        self.stack: str | None = None
+        self._seconds = seconds
+        self._timer: _Alarm | _Watchdog | None = None
+
+    def __enter__(self) -> deadline:
+        if self._seconds is not None:
+            in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+            self._before = {thread.ident for thread in threading.enumerate()}
+            self._timer = (_Alarm if in_main else _Watchdog)(self._seconds, self._ring)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        if self._timer is not None:
+            self._timer.cancel()
         # What a stopped action raises on its way out is not its outcome. The end of an outer limit is not ours.
-        if limit.stack is None:
-            raise
+        return self.stack is not None and kind is not None and not issubclass(kind, KeyboardInterrupt)
+
+    def _ring(self, frame: FrameType | None) -> None:
+        self.stack = stacks(frame, threads_before=self._before)
 
 
-@contextlib.contextmanager
-def _alarm(seconds: float, limit: Limit) -> Iterator[None]:
-    # There is one alarm for all: somebody else's (an outer limit's, pytest-timeout's) rings on time, and goes on after.
-    remaining, interval = signal.getitimer(signal.ITIMER_REAL)
-    ours = time.monotonic() + seconds
-    theirs = time.monotonic() + remaining if remaining else math.inf
+class _Alarm:
+    """There is one alarm for all: somebody else's (an outer limit's, pytest-timeout's) rings on time, and goes on."""
 
-    def arm(moment: float, interval: float = 0.0) -> None:
+    def __init__(self, seconds: float, ring: Any) -> None:
+        remaining, self._interval = signal.getitimer(signal.ITIMER_REAL)
+        self._ours = time.monotonic() + seconds
+        self._theirs = time.monotonic() + remaining if remaining else math.inf
+        self._ring = ring
+        self._handler = signal.signal(signal.SIGALRM, self._on_alarm)
+        self._arm(min(self._ours, self._theirs))
+
+    def cancel(self) -> None:
+        """Give the alarm back."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._handler)
+        if self._theirs < math.inf:
+            self._arm(self._theirs, self._interval)
+
+    def _arm(self, moment: float, interval: float = 0.0) -> None:
         signal.setitimer(signal.ITIMER_REAL, max(moment - time.monotonic(), 1e-6), interval)
 
-    def ring(signum: int, frame: FrameType | None) -> None:
-        nonlocal theirs
-        if theirs < ours:
-            theirs = time.monotonic() + interval if interval else math.inf
-            arm(min(ours, theirs))
-            if callable(handler):
-                handler(signum, frame)
+    def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
+        if self._theirs < self._ours:
+            self._theirs = time.monotonic() + self._interval if self._interval else math.inf
+            self._arm(min(self._ours, self._theirs))
+            if callable(self._handler):
+                self._handler(signum, frame)
             return
-        limit.stack = _stack_text(frame)
+        self._ring(frame)
         raise OutOfTime
 
-    handler = signal.signal(signal.SIGALRM, ring)
-    arm(min(ours, theirs))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        if theirs < math.inf:
-            arm(theirs, interval)
 
+class _Watchdog:
+    """A thread that waits for the limit of another one."""
 
-@contextlib.contextmanager
-def _watchdog(seconds: float, limit: Limit) -> Iterator[None]:
-    thread_id = threading.get_ident()
-    ended = threading.Event()
+    def __init__(self, seconds: float, ring: Any) -> None:
+        self._seconds = seconds
+        self._ring = ring
+        self._thread_id = threading.get_ident()
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="synapse-deadline", daemon=True)
+        self._watcher.start()
 
-    def watch() -> None:
-        if ended.wait(seconds):
+    def cancel(self) -> None:
+        """End the watch."""
+        self._ended.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        if self._ended.wait(self._seconds):
             return
-        limit.stack = _stack_text(sys._current_frames().get(thread_id))
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(OutOfTime))
+        self._ring(sys._current_frames().get(self._thread_id))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(OutOfTime))
 
-    watcher = threading.Thread(target=watch, name="synapse-deadline", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+
+def stacks(frame: FrameType | None, *, threads_before: set[int | None]) -> str:
+    """Return where an action is, as text: its own thread's stack first, then those of threads that it has started.
+
+    Args:
+        frame: The innermost frame of the action's thread.
+        threads_before: Ids of the threads that were there before the action.
+    """
+    parts = [_stack_text(frame)]
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        if thread.ident in threads_before or thread.name == "synapse-deadline":
+            continue
+        text = _stack_text(frames.get(thread.ident or 0))
+        if text:
+            parts.append(text if thread.name == "synapse-action" else f"Thread {thread.name}:\n{text}")
+    return "\n".join(filter(None, parts))
 
 
 def _stack_text(frame: FrameType | None) -> str:
-    """Return the stack as text, the action's own part of it: from the outermost frame that is not ours."""
-    frames = traceback.extract_stack(frame) if frame is not None else []
-    for index, entry in enumerate(frames):
-        if entry.name == "invoke" and entry.filename.endswith("action.py"):
-            frames = frames[index + 1 :]
+    """Return a thread's stack as text, the action's own part of it: without frames of ours and of an event loop."""
+    if frame is None:
+        return ""
+    entries = traceback.extract_stack(frame)
+    for index in range(len(entries) - 1, -1, -1):
+        if (os.path.basename(entries[index].filename), entries[index].name) in _OUR_LAST:
+            entries = traceback.StackSummary.from_list(entries[index + 1 :])
             break
-    return "".join(traceback.format_list(frames)).rstrip()
+    loop = _loop_of(frame)
+    if loop is not None:
+        entries = traceback.StackSummary.from_list([e for e in entries if not e.filename.startswith(_EVENT_LOOP)])
+    parts = ["".join(entries.format()).rstrip()]
+    for task in sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name()) if loop is not None else ():
+        waiting = traceback.StackSummary.extract(_coroutine_frames(task.get_coro()))
+        if waiting:
+            parts.append(f"Task {task.get_name()}:\n" + "".join(waiting.format()).rstrip())
+    return "\n".join(filter(None, parts))
+
+
+def _loop_of(frame: FrameType | None) -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that a thread is running, told by its stack: a loop is asked for in its own thread only."""
+    while frame is not None:
+        if frame.f_code.co_name == "run_forever":
+            loop = frame.f_locals.get("self")
+            return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
+        frame = frame.f_back
+    return None
+
+
+def _coroutine_frames(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
+    """Yield the frames of a coroutine that waits, outermost first; nothing of one that runs."""
+    while coroutine is not None and not getattr(coroutine, "cr_running", False):
+        frame = getattr(coroutine, "cr_frame", None)
+        if frame is not None:
+            yield frame, frame.f_lineno
+        coroutine = getattr(coroutine, "cr_await", None)

@@ -134,5 +134,5 @@ def safe_str(value: object) -> str:
     """
     try:
         return str(value)
-    except Exception as error:  # noqa: BLE001 - any code of a user may run here
+    except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001 - any code of a user may run here
         return f"<str() failed: {type(error).__name__}>"

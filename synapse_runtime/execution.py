@@ -12,6 +12,8 @@ import socket
 import threading
 import time
 import warnings
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from synapse_runtime.errors import (
     ExecutionTimeout,
     PluginError,
     ResultMismatchWarning,
+    ResultNotSerializable,
     safe_str,
 )
 from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
@@ -37,9 +40,7 @@ from synapse_runtime.plugin import at_its_line, import_entrypoint
 if TYPE_CHECKING:
     from synapse_runtime.capture import Captured, CapturedWarning
 
-# The environment, the working directory and the meaning of module names belong to the whole process, so
-# one action at a time has them. A thread that runs an action waits for the one before.
-_surroundings = threading.RLock()
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,18 @@ class ActionRun:
 
     def unwrap(self) -> Any:
         """Return the result, or raise the error."""
-        __tracebackhide__ = True
         if self.error is not None:
             raise self.error
         return self.result
+
+    def sign_error(self) -> None:
+        """Let the error of a failed action say where it ran; its traceback begins where it is raised to the caller."""
+        if self.error is not None:
+            self.error.__traceback__ = None
+        if isinstance(self.error, ExecutionError) and self.duration:
+            self.error.add_note(
+                f"{self.name} ran in {self.mode} mode, job {self.job_id}, on {self.host}, pid {self.pid}"
+            )
 
     @property
     def stdout(self) -> str:
@@ -144,6 +153,10 @@ class ActionRun:
         return [event for event in self.events if event.kind in ("log", "message")]
 
 
+# Actions of which it is known that they can travel: pickling the class of a test costs a millisecond.
+_travelled: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
 def fresh_job_id() -> str:
     """Return an id for a run that was given none."""
     return f"run-{secrets.token_hex(8)}"
@@ -170,7 +183,6 @@ def run_call(
     Returns:
         The run. Errors of the action are in it; only `KeyboardInterrupt` comes out of here.
     """
-    __tracebackhide__ = True
     run = ActionRun(call.name, mode=mode, job_id=call.job_id)
     append = run.events.append
 
@@ -178,13 +190,13 @@ def run_call(
         append(event)
         on_event(event)  # type: ignore[misc]
 
-    with _surroundings, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
-            enter_surroundings(stack, call)
+            stack.enter_context(_process.surroundings(call))
             target = resolve(call)
             params = actions.validate_params(target, call.name, call.params)
             if strict:
-                transport.dumps_named(params, "params")
+                require_travel(call.name, target, params)
                 params = transport.round_trip(params)
         except PluginError as error:
             run.error = error
@@ -226,9 +238,9 @@ def check_params(call: ActionCall) -> Any:
     Raises:
         ValidationError: The params do not fit.
     """
-    with _surroundings, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
-            enter_surroundings(stack, call)
+            stack.enter_context(_process.surroundings(call))
             target = resolve(call)
         except Exception:  # noqa: BLE001 - the worker tells why, and may well succeed
             return call.params
@@ -257,8 +269,70 @@ def resolve(call: ActionCall) -> Any:
         ) from error
 
 
-def enter_surroundings(stack: contextlib.ExitStack, call: ActionCall) -> None:
-    """Give the process the call's modules, working directory and environment until the stack unwinds."""
+def require_travel(name: str, target: Any, params: Any) -> None:
+    """Raise `ResultNotSerializable` where the params or the action itself cannot reach a worker."""
+    transport.dumps_named(params, "params")
+    if isinstance(target, str) or target in _travelled:
+        return
+    try:
+        transport.dumps(target)
+        _travelled.add(target)
+    except Exception as error:
+        raise ResultNotSerializable(
+            f"{name}: the action itself cannot travel: {safe_str(error)}. "
+            "Define it in a module, or let it refer to less."
+        ) from error
+
+
+class _Process:
+    """The surroundings of actions: environment, working directory and names of modules belong to the whole process.
+
+    A thread that runs an action waits for those whose actions need other surroundings; those that need the same run
+    beside each other. An action that an action runs in its own thread has its surroundings within those.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._threads: Counter[int] = Counter()
+        self._key: Any = None
+        self._within = 0
+        self._outermost = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def surroundings(self, call: ActionCall) -> Iterator[None]:
+        """Give the process the call's surroundings inside the block."""
+        me, key = threading.get_ident(), (call.import_root, call.cwd, call.env)
+        with self._changed:
+            nested = me in self._threads
+            if not nested:
+                self._changed.wait_for(lambda: not self._threads or (self._key == key and not self._within))
+            if not self._threads:
+                with contextlib.ExitStack() as stack:
+                    _enter_surroundings(stack, call)
+                    self._outermost = stack.pop_all()
+                self._key = key
+            self._threads[me] += 1
+            self._within += nested
+        try:
+            with contextlib.ExitStack() as stack:
+                if nested:
+                    _enter_surroundings(stack, call)
+                yield
+        finally:
+            with self._changed:
+                self._within -= nested
+                self._threads[me] -= 1
+                if not self._threads[me]:
+                    del self._threads[me]
+                if not self._threads:
+                    self._outermost.close()
+                self._changed.notify_all()
+
+
+_process = _Process()
+
+
+def _enter_surroundings(stack: contextlib.ExitStack, call: ActionCall) -> None:
     if call.import_root is not None:
         stack.enter_context(modules_of(call.import_root))
     if call.cwd is not None:
@@ -269,11 +343,19 @@ def enter_surroundings(stack: contextlib.ExitStack, call: ActionCall) -> None:
 def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, strict: bool) -> Any:
     """Check what an action returned, and return the result of the run."""
     if actions.is_generator(result):
-        raise ExecutionError(f"{call.name} returned a generator; return its items as a list instead")
-    mismatch = actions.result_mismatch(target, call.name, result)
+        raise ResultNotSerializable(f"{call.name} returned a generator; return its items as a list instead")
+    try:
+        mismatch = actions.result_mismatch(target, call.name, result)
+    except Exception as error:  # of a validator of the author's
+        raise ExecutionError(
+            f"{call.name}: checking the result failed: {type(error).__name__}: {safe_str(error)}"
+        ) from error
     if mismatch is not None:
         ctx.log("result_mismatch", {"problem": mismatch}, level="warning")
-        warnings.warn(mismatch, ResultMismatchWarning, stacklevel=2)
+        try:
+            warnings.warn(mismatch, ResultMismatchWarning, stacklevel=2)
+        except ResultMismatchWarning as warning:  # where warnings are errors
+            raise failure(call.name, warning) from warning
     if not strict:
         return result
     transport.dumps_named(result, "result")
@@ -281,26 +363,44 @@ def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, 
 
 
 def _await(coroutine: Any) -> Any:
-    """Run a coroutine to its end, on a loop of its own."""
-    __tracebackhide__ = True
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    """Run a coroutine to its end, on a loop of its own: in a thread of its own where this one runs a loop already."""
+    if not _has_running_loop():  # not in the handler below: what the action raises would come with its exception
         return asyncio.run(coroutine)
     outcome: dict[str, Any] = {}
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
-    def run() -> None:
+    async def main() -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        running.append((asyncio.get_running_loop(), task))
+        return await coroutine
+
+    def work() -> None:
         try:
-            outcome["result"] = asyncio.run(coroutine)
+            outcome["result"] = asyncio.run(main())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             outcome["error"] = error
 
-    thread = threading.Thread(target=run, name="synapse-action")
+    thread = threading.Thread(target=work, name="synapse-action", daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:  # out of time, or Ctrl-C: the action must not go on without us
+        for loop, task in running:
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join(1.0)
+        raise
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]
+
+
+def _has_running_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def failure(name: str, error: BaseException) -> ExecutionError:

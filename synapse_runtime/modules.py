@@ -11,11 +11,13 @@ import importlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 
 from synapse_runtime.errors import ConfigError
+
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
 # Modules of installed packages and of Python itself are everybody's; they never move.
 _SHARED = tuple(
@@ -85,6 +87,34 @@ def modules_of(root: str | Path) -> Iterator[None]:
             sys.modules.update(moved)
             if outer is not None:
                 sys.modules.update(_shelf.aside.pop(outer, {}))
+
+
+@contextlib.contextmanager
+def fresh_modules(root: str | Path, *, but: Collection[str] = ()) -> Iterator[None]:
+    """Import the modules of a plugin anew inside the block; afterwards those of before are back.
+
+    Args:
+        root: The plugin's directory.
+        but: Modules that stay as they are, with the packages that they are in.
+    """
+    kept = {name.partition(".")[0] for name in but}
+    with modules_of(root):
+        before = _take(_loaded_from(root, kept))
+        try:
+            yield
+        finally:
+            _take(_loaded_from(root, kept))
+            sys.modules.update(before)
+
+
+def top_level_names(root: str | Path) -> frozenset[str]:
+    """Return the names of the modules and packages directly in a directory."""
+    return _shelf.top_level_names(os.fspath(root))
+
+
+def _loaded_from(root: str | Path, kept: Collection[str]) -> list[str]:
+    tops = _shelf.top_level_names(os.fspath(root)) - frozenset(kept)
+    return [name for name in tops if name in sys.modules and is_within(sys.modules[name], root)]
 
 
 def is_within(module: ModuleType, root: str | Path) -> bool:

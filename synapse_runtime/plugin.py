@@ -15,6 +15,8 @@ from synapse_runtime.locate import config_in
 from synapse_runtime.manifest import ActionSpec, Manifest, line_of, read_manifest
 from synapse_runtime.modules import modules_of
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
 
 class Plugin:
     """A plugin: where it is, what its config file says, and its actions.

@@ -10,21 +10,33 @@ import contextlib
 import dataclasses
 import functools
 import io
-import math
+import operator
 import pickle
 import sys
 import threading
+import time
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, get_args
 
 from synapse_runtime.errors import ResultNotSerializable, safe_str
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
 # The one registry of this package: names of modules whose classes and functions travel by value.
 _by_value: set[str] = set()
-_lock = threading.Lock()
+# A user's pickling hook may say something to its action's log, which pickles what it says: in the same thread.
+_lock = threading.RLock()
 
-_MAX_DEPTH = 12
+# What a user's hook may raise to end the process, which must not end with it. All else that is no `Exception` comes
+# from outside and passes: Ctrl-C, the end of a time limit, ours or that of pytest-timeout.
+EXITS: Final = (SystemExit, GeneratorExit)
+
+# How far the search for a part at fault goes: levels, parts in all, parts at fault beside one another, seconds.
+_MAX_DEPTH = 100
+_MAX_PARTS = 10_000
+_MAX_BESIDE = 100
+_MAX_SECONDS = 3.0
 
 
 def ship_by_value(module_name: str) -> None:
@@ -36,11 +48,17 @@ def ship_by_value(module_name: str) -> None:
     _by_value.add(module_name)
 
 
+def shipped_by_value() -> frozenset[str]:
+    """Return the names of the modules whose definitions travel by value."""
+    return frozenset(_by_value)
+
+
 def dumps(value: Any) -> bytes:
     """Pickle `value` for another process.
 
     Raises:
-        Exception: Whatever pickling raises; see `dumps_named` for the part at fault.
+        Exception: Whatever pickling raises; see `dumps_named` for the part at fault. An exit that a user's hook asks
+            for is a `PickleError`.
 
     Example:
         >>> loads(dumps({"epochs": 3}))
@@ -50,14 +68,15 @@ def dumps(value: Any) -> bytes:
         return pickle.dumps(value, protocol=5)
     import cloudpickle
 
+    buffer = io.BytesIO()
     with _lock, _registered(cloudpickle):
-        data: bytes = cloudpickle.dumps(value, protocol=5)
-        return data
+        _guarded(_travel_pickler_class()(buffer).dump, value)
+    return buffer.getvalue()
 
 
 def loads(data: bytes) -> Any:
     """Read what another process wrote with `dumps`."""
-    return pickle.loads(data)
+    return _guarded(pickle.loads, data)
 
 
 def loads_at_home(data: bytes) -> Any:
@@ -65,11 +84,16 @@ def loads_at_home(data: bytes) -> Any:
 
     Classes that went there by value come back as the ones they were, and stay as they are here.
     """
-    return _HomeUnpickler(io.BytesIO(data)).load()
+    return _guarded(_HomeUnpickler(io.BytesIO(data)).load)
 
 
-def round_trip(value: Any) -> Any:
+def round_trip(value: Any, *, code_too: bool = False) -> Any:
     """Return the copy of a value that a trip to another process and back would make, with the same classes.
+
+    Args:
+        value: Anything.
+        code_too: Make sure that the classes and functions in the value could make the trip too. They stay here, as
+            they are, but a function may hold what cannot travel.
 
     Example:
         >>> params = {"sizes": [1, 2]}
@@ -82,28 +106,64 @@ def round_trip(value: Any) -> Any:
     if _is_plain(value):
         return pickle.loads(pickle.dumps(value, protocol=5))
     code: list[Any] = []
-    buffer = io.BytesIO()
-    _pickler_class()(buffer, code).dump(value)
-    buffer.seek(0)
-    return _CopyUnpickler(buffer, code).load()
+    copy = _read_here(*_write_here(value, code, None), code)
+    if code_too and code:
+        dumps(code)
+    return copy
+
+
+def require_readable(value: Any) -> None:
+    """Find out that a value which can be pickled can be read too, without copying its arrays.
+
+    Raises:
+        Exception: Whatever reading raises.
+    """
+    if not _is_plain(value):
+        code: list[Any] = []
+        buffers: list[pickle.PickleBuffer] = []
+        _read_here(*_write_here(value, code, buffers), code)
+
+
+def _write_here(
+    value: Any, code: list[Any], buffers: list[pickle.PickleBuffer] | None
+) -> tuple[io.BytesIO, list[pickle.PickleBuffer] | None]:
+    stream = io.BytesIO()
+    _guarded(_copy_pickler_class()(stream, code, buffers).dump, value)
+    stream.seek(0)
+    return stream, buffers
+
+
+def _read_here(stream: io.BytesIO, buffers: list[pickle.PickleBuffer] | None, code: list[Any]) -> Any:
+    return _guarded(_CopyUnpickler(stream, code, buffers).load)
 
 
 def snapshot(value: Any) -> Any:
-    """Return the value as it is now: a copy, or its `repr` where it cannot be copied by pickling."""
+    """Return the value as it is now: a copy, or its `repr` where it cannot travel, in this process too."""
     try:
-        return round_trip(value)
+        return round_trip(value, code_too=True)
     except Exception:  # noqa: BLE001 - pickling runs any code of a user
+        return safe_repr(value)
+
+
+def safe_repr(value: object) -> str:
+    """Return `repr(value)`, or the name of its type where a user's `__repr__` fails.
+
+    Example:
+        >>> safe_repr([1])
+        '[1]'
+    """
+    try:
         return repr(value)
+    except (Exception, *EXITS):  # noqa: BLE001 - a user's __repr__ may do anything
+        return f"<{type(value).__qualname__}>"
 
 
-def dumps_named(value: Any, name: str, *, verify_below: float = math.inf) -> bytes:
-    """Pickle `value`, or say which part of it cannot be pickled.
+def dumps_named(value: Any, name: str) -> bytes:
+    """Pickle `value`, or say which part of it cannot be pickled, or be read again.
 
     Args:
         value: Anything.
         name: What the error calls the whole, such as `result`.
-        verify_below: Up to this size, in bytes, what was pickled is read back here, which finds what pickles but
-            cannot be read, such as an object whose constructor wants more.
 
     Raises:
         ResultNotSerializable: Names the part, for instance `result["model"].lock`, and why.
@@ -117,8 +177,7 @@ def dumps_named(value: Any, name: str, *, verify_below: float = math.inf) -> byt
     """
     try:
         data = dumps(value)
-        if len(data) < verify_below:
-            round_trip(value)
+        require_readable(value)
     except Exception as error:
         raise not_serializable(value, name, error) from error
     return data
@@ -135,15 +194,32 @@ def not_serializable(value: Any, name: str, error: Exception) -> ResultNotSerial
 
 
 def explain(value: Any, name: str) -> tuple[str, Any]:
-    """Return the innermost part of `value` that does not survive pickling, as (path, part)."""
-    for _ in range(_MAX_DEPTH):
-        for child_name, child in _children(value):
-            if not _survives(child):
-                name, value = name + child_name, child
+    """Return the innermost part of `value` that does not survive pickling, as (path, part).
+
+    Of several, the one with the shortest path. A search that takes too long ends with the part that it has come to.
+    """
+    until = time.monotonic() + _MAX_SECONDS
+    left = _MAX_PARTS
+    # Level by level. The queue also keeps alive what `seen` knows by id.
+    queue = [(name, value, 0)]
+    seen = {id(value)}
+    for path, part, depth in queue:
+        at_fault = 0
+        for step, child in _children(part):
+            left -= 1
+            if left < 0 or time.monotonic() > until:
+                return path, part
+            if _survives(child):
+                continue
+            at_fault += 1
+            if id(child) not in seen:
+                seen.add(id(child))
+                queue.append((path + step, child, depth + 1))
+            if at_fault == _MAX_BESIDE:
                 break
-        else:
-            break
-    return name, value
+        if not at_fault or depth == _MAX_DEPTH:
+            return path, part
+    return name, value  # its parts hold one another, and none is the one
 
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -168,23 +244,31 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 class _CopyUnpickler(pickle.Unpickler):
     """Reads a copy in the process that wrote it: classes and functions are the same ones."""
 
-    def __init__(self, buffer: io.BytesIO, code: list[Any]) -> None:
-        super().__init__(buffer)
+    def __init__(self, stream: io.BytesIO, code: list[Any], buffers: list[pickle.PickleBuffer] | None) -> None:
+        super().__init__(stream, buffers=buffers)
         self._code = code
 
     def persistent_load(self, pid: Any) -> Any:
         return self._code[pid]
 
 
+def _guarded(step: Callable[..., Any], *arguments: Any) -> Any:
+    """Write or read a pickle. An exit that a user's hook asks for there is a failure like any other."""
+    try:
+        return step(*arguments)
+    except EXITS as error:
+        raise pickle.PickleError(f"a pickling hook raised {error!r}") from error
+
+
 @functools.cache
-def _pickler_class() -> type[Any]:
+def _copy_pickler_class() -> type[Any]:
     import cloudpickle
 
     class CopyPickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Writes a copy to be read in this process: classes and functions stay outside, as they are."""
 
-        def __init__(self, buffer: io.BytesIO, code: list[Any]) -> None:
-            super().__init__(buffer, protocol=5)
+        def __init__(self, stream: io.BytesIO, code: list[Any], buffers: list[pickle.PickleBuffer] | None) -> None:
+            super().__init__(stream, protocol=5, buffer_callback=None if buffers is None else buffers.append)
             self._code = code
 
         def persistent_id(self, value: Any) -> int | None:
@@ -194,6 +278,62 @@ def _pickler_class() -> type[Any]:
             return len(self._code) - 1
 
     return CopyPickler
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _EndOf:
+    """Stands at the end of the attributes of a class that goes by value, to tell when all are written."""
+
+    cls: type
+
+
+@functools.cache
+def _travel_pickler_class() -> type[Any]:
+    import cloudpickle
+
+    class TravelPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """Writes for another process, with better manners towards classes.
+
+        Private things, which a test watches: what cloudpickle makes of a class that goes by value, and two attributes
+        of pydantic's models.
+        """
+
+        def __init__(self, buffer: io.BytesIO) -> None:
+            super().__init__(buffer, protocol=5)
+            self._unfinished: set[type] = set()
+
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, type):
+                return self._reduce_class(value)
+            if type(value) is _EndOf:
+                self._unfinished.discard(value.cls)
+                return types.NoneType, ()
+            return super().reducer_override(value)
+
+        def _reduce_class(self, cls: type) -> Any:
+            # `Box[int]` is made anew wherever it is asked for, and is the same class for all who ask there. Not so
+            # while what it is made of is itself still being read: there is no model to build upon yet.
+            generic = vars(cls).get("__pydantic_generic_metadata__") or {}
+            origin, args = generic.get("origin"), generic.get("args", ())
+            if origin is not None and not _mentions((origin, *args), self._unfinished):
+                return operator.getitem, (origin, args[0] if len(args) == 1 else args)
+            reduced = super().reducer_override(cls)
+            if not (isinstance(reduced, tuple) and len(reduced) == 6):
+                return reduced  # by reference
+            make, arguments, (attributes, slots), *rest = reduced
+            if "__pydantic_parent_namespace__" in attributes:
+                # All that the function around the class had in its variables, for names that were not known yet.
+                attributes["__pydantic_parent_namespace__"] = None
+            attributes["__qualname__"] = cls.__qualname__  # cloudpickle knows the last part only
+            self._unfinished.add(cls)
+            return make, arguments, (attributes, {**slots, "": _EndOf(cls)}), *rest
+
+    return TravelPickler
+
+
+def _mentions(args: tuple[Any, ...], classes: set[type]) -> bool:
+    """Tell whether the arguments of a type are or have in them one of these classes."""
+    return any((isinstance(arg, type) and arg in classes) or _mentions(get_args(arg), classes) for arg in args)
 
 
 class _HomeUnpickler(pickle.Unpickler):
@@ -246,26 +386,37 @@ def _registered(cloudpickle: Any) -> Iterator[None]:
 
 def _survives(value: Any) -> bool:
     try:
-        dumps(value)
-        round_trip(value)
+        round_trip(value, code_too=True)
     except Exception:  # noqa: BLE001 - the question is only whether it works
         return False
     return True
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield f"[{_quoted(key)}]", item
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield f"[{index}]", item
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield f".{field.name}", getattr(value, field.name, None)
-    elif not isinstance(value, type) and not callable(value):
-        for name, item in getattr(value, "__dict__", {}).items():
-            yield f".{name}", item
+    # Walking through an object runs its author's code. What cannot be reached cannot be named.
+    with contextlib.suppress(Exception, *EXITS):
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                yield f"[{_quoted(key)}]", item
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                yield f"[{index}]", item
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field in dataclasses.fields(value):
+                yield f".{field.name}", getattr(value, field.name, None)
+        elif not isinstance(value, type | types.ModuleType):
+            yield from _attributes(value)
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes that pickling takes along, those in slots too."""
+    state = value.__getstate__()
+    for names in state if isinstance(state, tuple) else (state,):
+        for name, item in names.items() if isinstance(names, dict) else ():
+            if name.startswith("__") and isinstance(item, dict):  # pydantic's models keep theirs in several dicts
+                yield from ((f".{inner}", innermost) for inner, innermost in item.items())
+            else:
+                yield f".{name}", item
 
 
 def _quoted(key: Any) -> str:

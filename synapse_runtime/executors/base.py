@@ -20,6 +20,8 @@ from synapse_runtime.loggers import ConsoleLogger, Logger
 if TYPE_CHECKING:
     from synapse_runtime.plugin import Plugin
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
 OnEvent = Callable[[Event], object]
 OnOutput = Callable[[str, str], object]
 
@@ -81,12 +83,13 @@ class Executor(ABC):
             ConfigError: What was given is not an action.
             ClusterError: There is no cluster to run on.
         """
-        __tracebackhide__ = True
         call = self.call(action, params, timeout=timeout)
         try:
-            return self._carry(call, on_event, on_output)
+            run = self._carry(call, on_event, on_output)
         finally:
             self._logger.finish()
+        run.sign_error()
+        return run
 
     def execute(self, action_cls: Any, params: Mapping[str, Any] | Any = None, **kwargs: Any) -> Any:
         """Run an action and return its result: `run(...).unwrap()`.
@@ -100,7 +103,6 @@ class Executor(ABC):
             ValidationError: The params do not fit; the action has not started.
             ExecutionError: The action failed; the cause is what it raised.
         """
-        __tracebackhide__ = True
         return self.run(action_cls, params, **kwargs).unwrap()
 
     def call(
@@ -142,7 +144,6 @@ class Executor(ABC):
 
     def _put_out(self, run: ActionRun, *, events: bool, output: bool) -> None:
         """Let what a worker said and printed be seen here too, unless it was while it came."""
-        __tracebackhide__ = True
         if events:
             for event in run.events:
                 self._logger.event(event)

@@ -15,6 +15,8 @@ from synapse_runtime.loggers import Logger
 if TYPE_CHECKING:
     from synapse_runtime.plugin import Plugin
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
 
 class LocalExecutor(Executor):
     """Runs actions in this process. Needs nothing, starts at once; `breakpoint()` works inside.
@@ -25,6 +27,8 @@ class LocalExecutor(Executor):
         plugin: The plugin whose actions can be named; see `Executor`.
         timeout: Seconds that a call may take.
         logger: Sink for events; the console by default.
+        fresh: Import the plugin's modules anew for each call, so that no state which an action leaves in a module or
+            class is seen by the next; includes `strict`.
         strict: Let params and result cross a border as they would on the way to a worker and back, so that what
             cannot travel fails here already.
 
@@ -48,12 +52,13 @@ class LocalExecutor(Executor):
         timeout: float | None = None,
         logger: Logger | None = None,
         strict: bool = False,
+        fresh: bool = False,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
         self._strict = strict
+        self._fresh = fresh
 
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
-        __tracebackhide__ = True
         listen: Callable[[Event], object] = self._logger.event
         if on_event is not None:
 
@@ -62,4 +67,8 @@ class LocalExecutor(Executor):
                 on_event(event)
 
             listen = both
+        if self._fresh:
+            from synapse_runtime.executors.worker import run_in_fresh_modules
+
+            return run_in_fresh_modules(call, on_event=listen)
         return run_call(call, on_event=listen, strict=self._strict)

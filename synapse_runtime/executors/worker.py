@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from synapse_runtime import tracing, transport
+from synapse_runtime import assertions, tracing, transport
 from synapse_runtime.capture import Audience, Captured, OutputFiles, captured_logging
-from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSerializable, safe_str
+from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSerializable, ValidationError, safe_str
 from synapse_runtime.events import Event
-from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, run_call
-from synapse_runtime.modules import is_installed_path, modules_of
+from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, require_travel, run_call
+from synapse_runtime.executors.crash import Notes
+from synapse_runtime.modules import fresh_modules, is_installed_path, modules_of, top_level_names
+
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
 # How long after its time limit an action may take to notice, before its worker is ended with it.
 GRACE_SECONDS = 1.0
-# Reading back a result of this size where it was made, to find a fault early, costs nothing that one would notice.
-_VERIFY_BELOW = 1_000_000
 
 # Variable that brings a worker of our own cluster the TMPDIR of whoever started it; empty where there was none.
 CALLERS_TMPDIR = "SYNAPSE_CALLERS_TMPDIR"
@@ -43,6 +44,7 @@ class Parcel:
         import_paths: The caller's own additions to `sys.path`, for workers that see the same disk.
         call: The pickled `ActionCall`.
         audience: What of its logging and warnings is heard.
+        rewritten: The plugin's modules whose assertions pytest rewrites where the call comes from.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Parcel:
     import_paths: tuple[str, ...]
     call: bytes
     audience: Audience
+    rewritten: tuple[str, ...] = ()
 
 
 def pack_call(call: ActionCall) -> Parcel:
@@ -66,14 +69,12 @@ def pack_call(call: ActionCall) -> Parcel:
     with _importable(call.import_root):
         try:
             data = transport.dumps(call)
-        except Exception as error:
-            transport.dumps_named(call.params, "params")
-            raise ResultNotSerializable(
-                f"{call.name}: the action itself cannot travel: {safe_str(error)}. "
-                "Define it in a module, or let it refer to less."
-            ) from error
+        except Exception:
+            require_travel(call.name, call.action, call.params)
+            raise
     paths = tuple(os.path.abspath(path) for path in sys.path if not is_installed_path(os.path.abspath(path)))
-    return Parcel(call.name, call.job_id, call.timeout, call.import_root, paths, data, Audience.here())
+    rewritten = () if call.import_root is None else assertions.rewritten(top_level_names(call.import_root))
+    return Parcel(call.name, call.job_id, call.timeout, call.import_root, paths, data, Audience.here(), rewritten)
 
 
 def restore_temp_dir() -> None:
@@ -91,6 +92,7 @@ def serve(
     *,
     mode: str,
     node: str = "",
+    notes: Notes,
     output: OutputFiles | None = None,
     on_event: Callable[[Event], object] | None = None,
     on_start: Callable[[], object] | None = None,
@@ -101,6 +103,7 @@ def serve(
         parcel: The call.
         mode: The mode, for the record.
         node: Ray's id of this node, for the record.
+        notes: Where this worker notes how it ends.
         output: Where this worker's output is collected, if here.
         on_event: Called with each event as it happens.
         on_start: Called when everything is imported and checked, and the action starts.
@@ -109,10 +112,12 @@ def serve(
         if path not in sys.path and os.path.exists(path):
             sys.path.append(path)
     captured = Captured()
+    notes.clear()
+    assertions.rewrite_here(parcel.rewritten)
     if output is not None:
         output.begin()
     with captured_logging(captured, parcel.audience), _no_bytecode():
-        run = _run(parcel, mode, on_event, on_start)
+        run = _run(parcel, mode, on_event, _armed(parcel.timeout, notes, on_start))
     if output is not None:
         captured.stdout, captured.stderr = output.take()
     run.captured = captured
@@ -129,9 +134,10 @@ def unpack_run(data: bytes, call: ActionCall | None = None) -> ActionRun:
         call: The call that it answers, which knows where the plugin's modules are.
     """
     with _importable(None if call is None else call.import_root):
-        run, result, error = transport.loads_at_home(data)
+        run, result, error, failed = transport.loads_at_home(data)
         if error is not None:
             run.error = _own_error(tracing.unpack(error))
+            assertions.explain(run.error, failed)
         elif result is not None:
             try:
                 run.result = transport.loads_at_home(result)
@@ -141,7 +147,27 @@ def unpack_run(data: bytes, call: ActionCall | None = None) -> ActionRun:
                 )
                 run.error.__cause__ = problem
     assert isinstance(run, ActionRun)
+    if call is not None and run.error is not None and not run.duration:
+        run.error = _at_home(call, run.error)
     return run
+
+
+def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object] | None = None) -> ActionRun:
+    """Run a call in this process as a new worker would: with modules of the plugin that are imported anew.
+
+    What goes in and comes out crosses the border as on the way to a worker; so results are of the classes that the
+    caller knows, not of those that the fresh modules made.
+    """
+    try:
+        parcel = pack_call(call)
+    except (ValidationError, ResultNotSerializable) as error:
+        return ActionRun(call.name, error=error, job_id=call.job_id)
+    root = call.import_root
+    fresh = contextlib.nullcontext() if root is None else fresh_modules(root, but=transport.shipped_by_value())
+    with fresh:
+        run = _run(parcel, "local", on_event, None, transport.loads_at_home)
+        data = _pack_run(run)
+    return unpack_run(data, call)
 
 
 class Forwarder:
@@ -197,10 +223,11 @@ def _run(
     mode: str,
     on_event: Callable[[Event], object] | None,
     on_start: Callable[[], object] | None,
+    loads: Callable[[bytes], Any] = transport.loads,
 ) -> ActionRun:
     try:
         with _importable(parcel.import_root):
-            call = transport.loads(parcel.call)
+            call = loads(parcel.call)
     except Exception as error:  # noqa: BLE001 - reading the call imports any code of the user
         problem = ExecutionError(
             f"{parcel.name} cannot be imported in the worker: {type(error).__name__}: {safe_str(error)}"
@@ -208,24 +235,31 @@ def _run(
         problem.__cause__ = error
         return ActionRun(parcel.name, error=problem, mode=mode, job_id=parcel.job_id)
     try:
-        return run_call(call, mode=mode, on_event=on_event, on_start=_armed(parcel.timeout, on_start))
+        return run_call(call, mode=mode, on_event=on_event, on_start=on_start)
     except KeyboardInterrupt as error:
         return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _armed(timeout: float | None, on_start: Callable[[], object] | None) -> Callable[[], object] | None:
-    """Let the worker end itself where an action does not notice its limit, stuck in code that is not Python's."""
-    if timeout is None:
-        return on_start
+def _armed(timeout: float | None, notes: Notes, on_start: Callable[[], object] | None) -> Callable[[], object]:
+    """Make ready for the moment when an action starts: listen to its assertions, and set its time limit.
+
+    The worker ends itself where an action does not notice its limit, stuck in code that is not Python's.
+    """
 
     def start() -> None:
-        faulthandler.dump_traceback_later(timeout + GRACE_SECONDS, exit=True, file=2)
+        _notebook.begin()
+        if timeout is not None:
+            notes.end_after(timeout + GRACE_SECONDS)
         if on_start is not None:
             on_start()
 
     return start
+
+
+# What this process, a worker, notes of assertions that fail.
+_notebook = assertions.Notebook()
 
 
 def _pack_run(run: ActionRun) -> bytes:
@@ -233,12 +267,24 @@ def _pack_run(run: ActionRun) -> bytes:
     error = run.error
     if error is None and run.result is not None:
         try:
-            result = transport.dumps_named(run.result, "result", verify_below=_VERIFY_BELOW)
+            result = transport.dumps_named(run.result, "result")
         except ResultNotSerializable as problem:
             error = problem
     packed = None if error is None else tracing.pack(error)
     bare = replace(run, result=None, error=None)
-    return transport.dumps((bare, result, packed))
+    return transport.dumps((bare, result, packed, _notebook.take(error)))
+
+
+def _at_home(call: ActionCall, error: PluginError) -> PluginError:
+    """Return why an action did not even start: what its worker says, unless it shows here that the call cannot travel.
+
+    Some params can be pickled and not be read again, which costs too much to find out before each call.
+    """
+    try:
+        require_travel(call.name, call.action, check_params(call))
+    except PluginError as problem:
+        return problem
+    return error
 
 
 def _own_error(error: BaseException) -> PluginError:

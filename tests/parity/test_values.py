@@ -1,12 +1,529 @@
 """Rows 1 to 3, 17 and 18: params in, results out."""
 
-import pytest
+import contextlib
+import hashlib
+import math
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
 
-from tests.parity.modes import everywhere
+import pytest
+from lab import values
+from lab.portrait import named, portrait
+from pydantic import BaseModel
+from pydantic import ValidationError as PydanticValidationError
+
+from synapse_runtime import transport
+from synapse_runtime.action import BaseAction
+from synapse_runtime.errors import (
+    ClusterError,
+    ExecutionError,
+    ResultMismatchWarning,
+    ResultNotSerializable,
+    ValidationError,
+)
+from tests.parity.modes import everywhere, on_workers
 
 pytestmark = everywhere
+# A job costs a second: what has very many cases has each of them alone here, and some or all together as a job.
+each_alone = pytest.mark.synapse(mode=("local", "task"))
 
 
-@pytest.mark.parametrize("value", [None, 3], ids=["none", "int"])
-def test_01_result(synapse_executor, value):
-    assert synapse_executor.execute("echo", {"value": value}) == value
+# Row 1: results
+
+ALL_NAMES = [(kind, name) for kind, make in values.KINDS.items() for name in make()]
+
+
+def test_01_results_of_every_kind_come_back_equal_and_of_the_same_types(synapse_executor):
+    result = synapse_executor.execute(values.MakeAll)
+    expected = {kind: make() for kind, make in values.KINDS.items()}
+    assert [list(part) for part in result.values()] == [list(part) for part in expected.values()]
+    different = [(k, n) for k, n in ALL_NAMES if portrait(result[k][n]) != portrait(expected[k][n])]
+    assert different == []
+
+
+@each_alone
+@pytest.mark.parametrize(("kind", "name"), ALL_NAMES, ids=[name.replace(" ", "_") for _, name in ALL_NAMES])
+def test_01_a_result_alone_comes_back_equal_and_of_the_same_type(synapse_executor, kind, name):
+    result = synapse_executor.execute(values.Make, {"kind": kind, "name": name})
+    assert portrait(result) == portrait(values.KINDS[kind]()[name])
+
+
+def test_01_no_result_comes_back_as_none(synapse_executor):
+    run = synapse_executor.run("echo")
+    assert run.result is None
+    assert run.error is None
+
+
+def test_01_a_result_of_many_megabytes_comes_back_whole(synapse_executor, synapse_mode):
+    megabytes = 16 if synapse_mode == "job" else 50
+    result = synapse_executor.execute(values.MakeMuch, {"megabytes": megabytes})
+    assert type(result) is bytes
+    assert len(result) == megabytes * 1_000_000
+    assert hashlib.sha256(result).digest() == hashlib.sha256(values.random_bytes(megabytes)).digest()
+
+
+@each_alone
+def test_01_many_megabytes_in_an_array_and_in_text_come_back_whole(synapse_executor):
+    result = synapse_executor.execute(values.MakeMuchInPieces, {"megabytes": 50})
+    data = values.random_bytes(50)
+    assert portrait(result["array"].tobytes()) == portrait(data[:25_000_000])
+    assert portrait(result["text"]) == portrait(data[25_000_000:].hex()[:25_000_000])
+    result["array"][0] = 1  # an array that comes back can be written to
+
+
+def test_01_what_is_one_thing_in_a_result_stays_one_thing(synapse_executor):
+    knot = synapse_executor.execute(values.MakeKnot)
+    assert type(knot[0]) is values.Plain
+    assert knot[0] is knot[1]
+    assert knot[2] is knot
+    assert knot[0].knot is knot
+
+
+@each_alone
+def test_01_a_result_is_the_callers_own(synapse_executor):
+    synapse_executor.execute(values.ChangeableResults).append(3)
+    assert synapse_executor.execute(values.ChangeableResults) == [1, 2]
+
+
+class Shade(Enum):
+    DARK = 1
+
+
+@dataclass
+class Corner:
+    shade: Shade
+
+
+class Pair(NamedTuple):
+    left: Corner
+    right: Corner
+
+
+class Summary(BaseModel):
+    pair: Pair
+    shades: dict[Shade, int] = {}
+
+
+class Summarize(BaseAction):
+    def execute(self):
+        return Summary(pair=Pair(Corner(Shade.DARK), Corner(Shade.DARK)), shades={Shade.DARK: 1})
+
+
+def test_01_a_result_of_classes_of_the_test_module_comes_back_of_these_classes(synapse_executor):
+    methods = Corner.__init__, Corner.__eq__, Summary.__init__, Summarize.execute
+    result = synapse_executor.execute(Summarize)
+    assert portrait(result) == portrait(Summarize.execute(None))
+    assert result.pair.left.shade is Shade.DARK
+    assert (Corner.__init__, Corner.__eq__, Summary.__init__, Summarize.execute) == methods
+
+
+def test_01_a_result_of_classes_of_the_test_function_comes_back_of_these_classes(synapse_executor):
+    class Tone(Enum):
+        HIGH = "high"
+
+    @dataclass
+    class Note:
+        tone: Tone
+
+    class Song(BaseModel):
+        notes: list[Note]
+
+    class Sing(BaseAction):
+        def execute(self):
+            return Song(notes=[Note(Tone.HIGH)])
+
+    result = synapse_executor.execute(Sing)
+    assert type(result) is Song
+    assert result == Song(notes=[Note(Tone.HIGH)])
+    assert result.notes[0].tone is Tone.HIGH
+
+
+# Row 2: params
+
+AWKWARD_PARAMS = {
+    "unicode": "snow ☃ 한국어 \U0001f600 e\u0301",
+    "half a character": "\ud800",
+    "control characters": "\x00\x1e\r\n\u2028",
+    "nan": math.nan,
+    "inf": [math.inf, -math.inf, -0.0],
+    "large": 2**70,
+    "long": "0123456789☃" * 95_000,
+    "long bytes": bytes(range(256)) * 4096,
+    "types": [None, True, 1, 1.0, (1,), {1}, b"1", complex(1, -0.0)],
+    "keys": {1: "a", None: "b", (1, 2): "c"},
+    "enum": values.Color.GREEN,
+    "dataclass": values.Point(1.0, 2.0, ["a"]),
+    "model": values.Report(accuracy=0.5),
+    "path": Path("some/where"),
+}
+
+
+def awkward_params() -> dict:
+    return {"value": {**AWKWARD_PARAMS, "arrays": values.array_values()}}
+
+
+def test_02_params_arrive_intact(synapse_executor):
+    seen = synapse_executor.execute(values.See, awkward_params())
+    assert seen == repr(portrait(awkward_params()["value"], named))
+
+
+@each_alone
+def test_02_params_that_no_model_checks_arrive_intact(synapse_executor):
+    seen = synapse_executor.execute(values.SeeAll, awkward_params())
+    assert seen == repr(portrait(awkward_params(), named))
+
+
+def test_02_params_are_validated_once_and_by_the_model_that_the_test_sees(synapse_executor, tmp_path):
+    params = synapse_executor.execute(values.Counted, {"tally": str(tmp_path / "tally"), "number": "5"})
+    assert (tmp_path / "tally").read_text() == "number\nwhole\n"
+    assert type(params) is values.CountedParams
+    assert params.number == 5
+
+
+def test_02_params_that_are_a_model_already_are_not_validated_again(synapse_executor, tmp_path):
+    given = values.CountedParams.model_construct(tally=tmp_path / "tally", number="unchecked")
+    params = synapse_executor.execute(values.Counted, given)
+    assert not (tmp_path / "tally").exists()
+    assert params.number == "unchecked"
+    assert params is not given
+
+
+def test_02_defaults_and_coercions_are_applied(synapse_executor):
+    params = {
+        "learning_rate": "0.25",
+        "where": "some/where",
+        "day": "2024-02-29",
+        "layers": [{"size": "3"}, {"size": 4, "color": "green"}],
+        "sizes": ["1", 2.0],
+        "names": ["a", "a"],
+        "by_color": {"red": 1},
+        "point": {"x": "1", "y": 2},
+    }
+    result = synapse_executor.execute(values.Train, params)
+    assert portrait(result) == portrait(values.TrainParams.model_validate(params))
+    assert (result.epochs, result.rate, result.layers[1].color) == (3, 0.25, values.Color.GREEN)
+    assert "epochs" not in result.model_fields_set
+
+
+def changeable() -> dict:
+    return {"list": [1], "dict": {"inner": {}}, "gone": 1}
+
+
+def test_02_an_action_that_changes_its_params_leaves_the_callers_alone(synapse_executor):
+    params = {"value": changeable()}
+    result = synapse_executor.execute(values.Change, params)
+    assert result == {"list": [1, "changed"], "dict": {"inner": {"changed": True}}}
+    assert params == {"value": changeable()}
+
+
+@each_alone
+def test_02_an_action_that_changes_unchecked_params_leaves_the_callers_alone(synapse_executor):
+    params = {"value": changeable()}
+    result = synapse_executor.execute(values.change_unchecked, params)
+    assert result == {"list": [1, "changed"], "dict": {"inner": {"changed": True}}}
+    assert params == {"value": changeable()}
+
+
+@each_alone
+def test_02_an_action_that_changes_its_params_leaves_the_callers_model_alone(synapse_executor):
+    params = values.EchoParams(value=changeable())
+    synapse_executor.execute(values.Change, params)
+    assert params.value == changeable()
+
+
+def test_02_a_validator_that_takes_its_input_apart_leaves_the_callers_params_alone(synapse_executor):
+    params = {"inner": {"old_size": 3}}
+    assert synapse_executor.execute(values.Upgrade, params) == 3
+    assert params == {"inner": {"old_size": 3}}
+
+
+def test_02_params_of_a_model_in_the_test_function_take_nothing_else_of_it_along(synapse_executor):
+    lock = threading.Lock()
+    word = "this word stays here"
+
+    class Words(BaseModel):
+        text: str
+
+    class Speak(BaseAction[Words]):
+        def execute(self):
+            return self.params.text
+
+    assert word.encode() not in transport.dumps(Words)
+    with lock:
+        assert synapse_executor.execute(Speak, {"text": "said"}) == "said"
+
+
+# Row 3: params that do not fit
+
+BAD_PARAMS = {
+    "one": {"epochs": 0},
+    "several": {"epochs": "many", "learning_rate": -1, "layers": [{"size": 1}, {"size": "x", "colour": "red"}]},
+    "unknown": {"epoch": 3, "rate": 0.5},
+    "of a validator": {"names": ["dog", "cat"]},
+    "not finite": {"epochs": math.nan, "sizes": [math.inf]},
+    "of strange types": {"epochs": threading.Lock(), "where": object, "point": lambda: 1},
+}
+
+
+def comparable(problems: list) -> list:
+    """Return problems as they compare: an exception in them equals itself only."""
+    return [{**problem, "ctx": repr(problem.get("ctx")), "input": repr(problem["input"])} for problem in problems]
+
+
+class TestBadParams:
+    @pytest.fixture
+    def started(self, tmp_path):
+        return tmp_path / "started"
+
+    @pytest.fixture
+    def plugin_env(self, started):
+        return {"STARTED": str(started), "NOT_IN_PROCESS": str(os.getpid())}
+
+    @pytest.mark.parametrize("params", BAD_PARAMS.values(), ids=[name.replace(" ", "_") for name in BAD_PARAMS])
+    def test_03_bad_params_are_refused_in_pydantics_words(self, synapse_executor, started, params):
+        with pytest.raises(PydanticValidationError) as pydantics:
+            values.TrainParams.model_validate(params)
+        with pytest.raises(ValidationError) as caught:
+            synapse_executor.execute(values.Train, params)
+        assert comparable(caught.value.errors()) == comparable(pydantics.value.errors())
+        assert type(caught.value.__cause__) is PydanticValidationError
+        assert comparable(caught.value.__cause__.errors()) == comparable(pydantics.value.errors())
+        assert not started.exists()
+
+    def test_03_the_error_says_what_is_wrong_in_the_same_words(self, synapse_executor):
+        run = synapse_executor.run(values.Train, BAD_PARAMS["several"] | {"epoch": 3})
+        assert type(run.error) is ValidationError
+        assert run.result is None
+        assert run.events == []
+        assert str(run.error) == (
+            "train: 5 invalid parameters (TrainParams)\n"
+            "  epochs: Input should be a valid integer, unable to parse string as an integer, got 'many'\n"
+            "  learning_rate: Input should be greater than 0, got -1\n"
+            "  layers.1.size: Input should be a valid integer, unable to parse string as an integer, got 'x'\n"
+            "  layers.1.colour: Extra inputs are not permitted\n"
+            "  epoch: Extra inputs are not permitted; did you mean 'epochs'?"
+        )
+
+    def test_03_the_action_starts_with_good_params_only(self, synapse_executor, started):
+        with pytest.raises(ValidationError):
+            synapse_executor.execute(values.Train, {"epochs": 0})
+        assert not started.exists()
+        assert synapse_executor.execute(values.Train, {"epochs": 1}).epochs == 1
+        assert started.exists()
+
+    def test_03_a_validator_with_a_bug_is_told_with_what_it_raised(self, synapse_executor):
+        with pytest.raises(ValidationError, match="RuntimeError: a bug, met at 3") as caught:
+            synapse_executor.execute(values.Broken, {"value": 3})
+        assert type(caught.value.__cause__) is RuntimeError
+        assert caught.value.__cause__.args == ("a bug, met at 3",)
+        assert caught.value.errors() == []
+
+    @pytest.mark.parametrize("params", [[1, 2], "text", values.Point(1, 2), 3], ids=["list", "str", "other", "int"])
+    def test_03_what_is_no_dict_is_refused(self, synapse_executor, params):
+        with pytest.raises(ValidationError) as caught:
+            synapse_executor.execute(values.Train, params)
+        assert [problem["type"] for problem in caught.value.errors()] == ["model_type"]
+
+    # Whoever asks for such a worker gets a ClusterError; who gets another error has not asked.
+    @pytest.mark.synapse(num_cpus=100_000)
+    def test_03_with_bad_params_nothing_is_submitted(self, synapse_executor, synapse_mode):
+        run = synapse_executor.run(values.Train, {"epochs": 0})
+        assert type(run.error) is ValidationError
+        if synapse_mode == "job":
+            with pytest.raises(ClusterError, match=f"has no job '{run.job_id}'"):
+                synapse_executor.get_status(run.job_id)
+        asked = contextlib.nullcontext() if synapse_mode == "local" else pytest.raises(ClusterError, match="100000")
+        with asked:
+            synapse_executor.execute(values.Train, {"epochs": 1})
+
+    @on_workers
+    def test_03_where_the_model_cannot_be_imported_here_the_worker_refuses_in_the_same_words(self, synapse_executor):
+        with pytest.raises(ImportError, match="not here"):
+            self.import_here()
+        with pytest.raises(ValidationError) as caught:
+            synapse_executor.execute("lab.elsewhere:Far", {"epochs": "many", "rate": [1]})
+        problems = caught.value.errors()
+        assert [(problem["type"], problem["loc"]) for problem in problems] == [
+            ("int_parsing", ("epochs",)),
+            ("float_type", ("rate",)),
+        ]
+        assert type(caught.value.__cause__) is PydanticValidationError
+        assert caught.value.__cause__.errors() == problems
+
+    def import_here(self):
+        os.environ["NOT_IN_PROCESS"] = str(os.getpid())
+        try:
+            import lab.elsewhere  # noqa: F401
+        finally:
+            del os.environ["NOT_IN_PROCESS"]
+
+
+# Row 17: what cannot travel
+
+
+def refused(executor, action, params=None) -> ResultNotSerializable:
+    error = executor.run(action, params).error
+    assert type(error) is ResultNotSerializable, error
+    return error
+
+
+def test_17_a_result_that_cannot_travel_is_refused_and_its_part_named(synapse_executor):
+    error = refused(synapse_executor, values.ReturnStuck, {"name": "attribute of an item"})
+    assert str(error) == (
+        'result["model"].lock cannot travel between processes: _thread.lock: '
+        f"{values.NO_LOCK}. Return plain data, or a path to a file that holds it."
+    )
+    assert type(error.__cause__) is TypeError
+    assert error.__cause__.args == (values.NO_LOCK,)
+
+
+@each_alone
+@pytest.mark.parametrize("name", values.STUCK, ids=lambda name: name.replace(" ", "_"))
+def test_17_the_part_at_fault_is_named_wherever_it_is(synapse_executor, name):
+    error = refused(synapse_executor, values.ReturnStuck, {"name": name})
+    assert str(error) == values.stuck_text("result", name)
+
+
+@each_alone
+def test_17_a_key_that_cannot_travel_is_named_by_its_table(synapse_executor):
+    text = str(refused(synapse_executor, values.ReturnLockAsKey))
+    assert text.startswith('result["table"] cannot travel between processes: dict: ')
+    assert values.NO_LOCK in text
+
+
+def test_17_a_generator_as_a_result_is_refused(synapse_executor):
+    error = refused(synapse_executor, values.ReturnGenerator)
+    assert str(error) == "return_generator returned a generator; return its items as a list instead"
+
+
+def one_way_text(whole):
+    return (
+        f"{whole} cannot travel between processes: lab.values.OneWay: this cannot be read. "
+        "Return plain data, or a path to a file that holds it."
+    )
+
+
+@each_alone
+def test_17_a_result_that_pickles_but_cannot_be_read_is_named_too(synapse_executor):
+    error = refused(synapse_executor, values.ReturnOneWay, {"size": 10})
+    assert str(error) == one_way_text('result["model"].part')
+
+
+def test_17_a_large_result_that_pickles_but_cannot_be_read_is_named_too(synapse_executor):
+    error = refused(synapse_executor, values.ReturnOneWay, {"size": 2_000_000})
+    assert str(error) == one_way_text('result["model"].part')
+
+
+def test_17_events_before_a_result_that_cannot_travel_are_kept(synapse_executor):
+    class Speak(BaseAction):
+        def execute(self):
+            self.log("before")
+            return threading.Lock()
+
+    run = synapse_executor.run(Speak)
+    assert type(run.error) is ResultNotSerializable
+    assert [event.name for event in run.events] == ["before"]
+
+
+# These fail before a worker is asked for, so that all modes can have all of them.
+@pytest.mark.parametrize("name", values.STUCK, ids=lambda name: name.replace(" ", "_"))
+def test_17_params_that_cannot_travel_are_refused_in_the_same_words(synapse_executor, name):
+    error = refused(synapse_executor, values.SeeAll, {"value": values.STUCK[name][0]()})
+    assert str(error) == values.stuck_text('params["value"]', name)
+
+
+def test_17_params_of_a_model_that_cannot_travel_are_named_by_their_field(synapse_executor):
+    error = refused(synapse_executor, values.Echo, {"value": {"model": values.Model()}})
+    assert str(error) == (
+        'params.value["model"].lock cannot travel between processes: _thread.lock: '
+        f"{values.NO_LOCK}. Return plain data, or a path to a file that holds it."
+    )
+
+
+def test_17_params_that_pickle_but_cannot_be_read_are_named_too(synapse_executor):
+    error = refused(synapse_executor, values.SeeAll, {"value": [values.OneWay()]})
+    assert str(error) == one_way_text('params["value"][0]')
+
+
+# Row 18: results against their model
+
+MISMATCH = (
+    "scored: the result does not fit Score: accuracy: Input should be a valid number, "
+    "unable to parse string as a number; name: Input should be a valid string"
+)
+
+
+def reports_mismatch(executor, action):
+    result = {"accuracy": "high", "name": 3}
+    with pytest.warns(ResultMismatchWarning) as caught:
+        run = executor.run(action, {"value": result})
+    assert run.result == result
+    assert [(item.category, str(item.message)) for item in caught] == [(ResultMismatchWarning, MISMATCH)]
+    assert [(event.kind, event.name, event.data, event.level) for event in run.events] == [
+        ("log", "result_mismatch", {"problem": MISMATCH}, "warning")
+    ]
+
+
+def test_18_a_result_that_does_not_fit_its_model_is_told_by_warning_and_event(synapse_executor):
+    reports_mismatch(synapse_executor, values.Scored)
+
+
+@each_alone
+def test_18_the_result_of_a_function_is_checked_alike(synapse_executor):
+    reports_mismatch(synapse_executor, values.scored)
+
+
+@each_alone
+def test_18_each_mismatch_is_told_not_the_first_alone(synapse_executor):
+    reports_mismatch(synapse_executor, values.Scored)
+    reports_mismatch(synapse_executor, values.Scored)
+
+
+@each_alone
+def test_18_a_result_of_none_does_not_fit(synapse_executor):
+    with pytest.warns(ResultMismatchWarning, match="scored: the result does not fit Score: result: Input should be"):
+        run = synapse_executor.run(values.Scored)
+    assert run.result is None
+    assert run.error is None
+    assert len(run.events) == 1
+
+
+def passes_in_silence(executor, given):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = executor.run(values.Scored, {"value": given})
+    assert [item for item in caught if item.category is ResultMismatchWarning] == []
+    assert run.events == []
+    return run.result
+
+
+def test_18_a_result_that_fits_passes_unchanged_and_in_silence(synapse_executor):
+    assert passes_in_silence(synapse_executor, {"accuracy": "1"}) == {"accuracy": "1"}
+
+
+@each_alone
+def test_18_a_result_of_the_models_class_passes(synapse_executor):
+    result = passes_in_silence(synapse_executor, "a score")
+    assert type(result) is values.Score
+    assert result.accuracy == 0.5
+
+
+def test_18_where_warnings_are_errors_a_mismatch_fails_the_run(synapse_executor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = synapse_executor.run(values.Scored, {"value": {"accuracy": "high", "name": 3}})
+    assert type(run.error) is ExecutionError
+    assert type(run.error.__cause__) is ResultMismatchWarning
+    assert str(run.error.__cause__) == MISMATCH
+
+
+def test_18_a_result_model_with_a_bug_fails_the_run_with_what_it_raised(synapse_executor):
+    run = synapse_executor.run(values.ScoredByBroken)
+    assert type(run.error) is ExecutionError
+    assert type(run.error.__cause__) is RuntimeError
+    assert run.error.__cause__.args == ("a bug",)

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import abc
+import copy
+from collections import OrderedDict, UserDict, deque, namedtuple
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
-from synapse_runtime.action import BaseAction, P, describe, is_action, name_of, params_model_of, require_action
+from synapse_runtime.action import (
+    BaseAction,
+    P,
+    describe,
+    is_action,
+    name_of,
+    params_model_of,
+    require_action,
+    result_mismatch,
+    validate_params,
+)
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import ConfigError, ExecutionError, ResultMismatchWarning, ValidationError
 
 R = TypeVar("R", bound=BaseModel)
 Q = TypeVar("Q", bound=BaseModel)
+
+
+Point = namedtuple("Point", "x y")
 
 
 class Params(BaseModel):
@@ -407,3 +422,90 @@ def test_things_are_called_by_module_and_name():
     assert describe(Train) == f"{__name__}.Train"
     assert describe(len) == "builtins.len"
     assert describe(3) == "3"
+
+
+class TakesApart(BaseModel):
+    """Its validator takes its input apart, as those do that read older forms of their params."""
+
+    size: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_form(cls, data: Any) -> Any:
+        return {"size": data.pop("old_size")}
+
+
+class Nested(BaseModel):
+    one: TakesApart | None = None
+    many: list[TakesApart] = []
+    pair: tuple[TakesApart, ...] = ()
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"one": {"old_size": 1}},
+        {"many": [{"old_size": 1}, {"old_size": 2}]},
+        {"pair": ({"old_size": 1}, {"old_size": 2})},
+    ],
+    ids=lambda params: next(iter(params)),
+)
+def test_a_validator_that_takes_its_input_apart_leaves_the_callers_params_alone(params):
+    before = copy.deepcopy(params)
+    assert validate_params(_action_of(Nested), "nested", params) == Nested.model_validate(copy.deepcopy(params))
+    assert params == before
+
+
+def test_a_validator_that_takes_a_result_apart_leaves_the_result_alone():
+    result = {"one": {"old_size": 1}}
+    assert result_mismatch(_action_of(Nested), "nested", result) is None
+    assert result == {"one": {"old_size": 1}}
+
+
+def test_params_that_contain_themselves_are_checked():
+    cyclic: list[Any] = [{}]
+    cyclic[0]["pair"] = (cyclic, {1})
+    checked = validate_params(_action_of(Nested), "nested", {"anything": cyclic}).anything
+    assert checked is not cyclic
+    assert checked[0]["pair"][0] is checked
+    assert cyclic[0]["pair"][0] is cyclic
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: (inner,)])
+def test_params_of_any_depth_are_checked(wrap):
+    value: Any = 1
+    for _ in range(5_000):
+        value = wrap(value)
+    checked = validate_params(_action_of(Nested), "nested", {"anything": value}).anything
+    while isinstance(checked, dict | list | tuple):
+        checked = next(iter(checked.values() if isinstance(checked, dict) else checked))
+    assert checked == 1
+
+
+def test_many_ways_to_the_same_tuple_cost_no_time():
+    value: Any = ([],)
+    for _ in range(90):
+        value = (value, value)
+    checked = validate_params(_action_of(Nested), "nested", {"anything": value}).anything
+    assert checked[0] is checked[1]
+    assert checked[0] is not value[0]
+
+
+def test_values_of_other_classes_than_pythons_containers_are_not_copied():
+    values = [OrderedDict(a=1), UserDict(a=1), deque([1]), Point(1, 2), Params()]
+    checked = validate_params(_action_of(Nested), "nested", {"anything": values}).anything
+    assert all(one is other for one, other in zip(checked, values, strict=True))
+
+
+def test_what_is_one_thing_in_the_params_stays_one_thing():
+    shared = [1]
+    params = {"anything": {"a": shared, "b": (shared, {2}), "c": (1, "x")}}
+    checked = validate_params(_action_of(Nested), "nested", params).anything
+    assert checked == params["anything"]
+    assert checked["a"] is checked["b"][0] is not shared
+    assert checked["c"] is params["anything"]["c"]
+
+
+def _action_of(model: type[BaseModel]) -> Any:
+    return type("Checked", (), {"params_model": model, "result_model": model, "execute": None})

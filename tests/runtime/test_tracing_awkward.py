@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import traceback
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -385,3 +386,238 @@ def test_an_exception_that_was_never_raised_has_no_frames():
 def test_what_travels_is_plain_enough_for_pickle_alone():
     packed = pack(raised(HoldsALock("held")))
     assert pickle.loads(pickle.dumps(packed)) == packed
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+class WithSlots(Exception):
+    __slots__ = ("code", "nothing", "unset")
+
+    def __init__(self, text: str, code: Any) -> None:
+        super().__init__(text)
+        self.code, self.nothing = code, None
+
+
+class OwnOSError(FileNotFoundError):
+    def __init__(self, path: str) -> None:
+        super().__init__(2, "nothing there", path)
+
+
+class Exits(Exception):
+    """Ends the process that pickles it, or that reads it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.where = where
+
+    def __reduce__(self) -> Any:
+        if self.where == "there":
+            sys.exit("not to be pickled")
+        return sys.exit, (9,)
+
+
+def test_what_two_branches_of_a_chain_share_stays_one_thing():
+    root, outer = KeyError("root"), ValueError("outer")
+    middle = OSError("middle")
+    middle.__context__ = root
+    outer.__cause__, outer.__context__ = middle, root
+    copy = through(outer)
+    assert type(copy.__context__) is KeyError
+    assert copy.__cause__.__context__ is copy.__context__
+
+
+def test_members_of_a_group_share_what_they_shared():
+    root, member = KeyError("root"), ValueError(1)
+    other = ValueError(2)
+    member.__context__ = other.__context__ = root
+    group = ExceptionGroup("all", [member, other, member])
+    group.__cause__ = member
+    copy = through(group)
+    first, second, third = copy.exceptions
+    assert first.__context__ is second.__context__
+    assert first is third
+    assert copy.__cause__ is first
+
+
+def test_a_group_of_what_it_comes_from_comes_to_an_end():
+    error = ValueError("inner")
+    error.__context__ = ExceptionGroup("all", [error])
+    (member,) = through(error).__context__.exceptions
+    assert member.args == ("inner",)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Frozen(3), WithSlots("x", 7), OwnOSError("a.txt"), OSError(18, "Invalid link", "a.txt", None, "b.txt")],
+    ids=lambda error: type(error).__name__,
+)
+def test_classes_that_refuse_attributes_and_those_with_slots_come_back_with_chain_and_all(error):
+    BaseException.__setattr__(error, "__cause__", KeyError("why"))
+    copy = through(raised(error))
+    assert type(copy) is type(error)
+    assert (str(copy), copy.args, vars(copy)) == (str(error), error.args, vars(error))
+    for name in ("code", "nothing", "unset", "errno", "strerror", "filename", "filename2"):
+        assert getattr(copy, name, "none such") == getattr(error, name, "none such")
+    assert type(copy.__cause__) is KeyError
+    assert copy.__traceback__.tb_frame.f_code.co_name == "raised"
+
+
+def test_a_slot_whose_content_cannot_travel_holds_its_text():
+    assert through(WithSlots("x", threading.Lock())).code.startswith("<unlocked _thread.lock")
+
+
+@pytest.mark.parametrize("code", ["[].appendd", "undefined_name", "import no_such_module.inner"])
+def test_what_python_tells_beside_the_text_comes_back_but_for_the_object(code):
+    with pytest.raises((AttributeError, NameError, ImportError)) as caught:
+        exec(code, {})
+    copy = through(caught.value)
+    assert copy.name == caught.value.name is not None
+    assert getattr(copy, "obj", None) is None
+
+
+@pytest.mark.parametrize("where", ["there", "here"])
+def test_an_exception_that_exits_when_it_is_pickled_or_read_comes_back(where):
+    copy = through(raised(Exits(where)))
+    assert (type(copy), copy.args, copy.where) == (Exits, (where,), where)
+
+
+def test_attributes_that_were_removed_do_not_come_back_and_those_that_were_added_or_changed_do():
+    class Tagged(Exception):
+        def __init__(self, code: int) -> None:
+            super().__init__(code)
+            self.code, self.tags = code, ["a"]
+
+    removed = Tagged(3)
+    del removed.tags
+    assert vars(through(removed)) == {"code": 3}
+    changed = OwnReduce("broken", 3)
+    changed.code, changed.added = 4, [1]
+    assert vars(through(changed)) == {"text": "broken", "code": 4, "added": [1]}
+
+
+def test_attributes_that_were_one_thing_stay_one_thing():
+    error = ValueError("x")
+    error.one = error.other = [1]
+    copy = through(error)
+    assert copy.one is copy.other
+
+
+def test_an_attribute_that_the_constructor_makes_anew_is_better_than_a_text():
+    class Locked(Exception):
+        def __init__(self) -> None:
+            super().__init__("locked")
+            self.lock = threading.Lock()
+
+        def __reduce__(self) -> Any:
+            return type(self), ()
+
+    assert through(Locked()).lock.acquire()
+
+
+def test_a_group_with_a_constructor_of_its_own_keeps_its_arguments():
+    group = Errors([ValueError(1), KeywordOnly(code=2)], 3)
+    copy = through(raised(group))
+    assert repr(copy.args) == repr(group.args)
+    assert copy.args == (list(copy.exceptions), 3)
+    plain = through(ExceptionGroup("all", (ValueError(1),)))
+    assert plain.args == ("all", plain.exceptions)
+
+
+def test_a_class_in_a_function_that_is_not_here_keeps_its_whole_name(tmp_path):
+    code = """
+    import sys
+    from pathlib import Path
+    from synapse_runtime import tracing, transport
+    def outer():
+        class Hidden(Exception):
+            pass
+        return Hidden(4)
+    Path(sys.argv[1]).write_bytes(transport.dumps(tracing.pack(outer())))
+    """
+    packed = tmp_path / "packed"
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(packed)], check=True)
+    error = unpack(transport.loads_at_home(packed.read_bytes()))
+    assert (type(error).__qualname__, error.args) == ("outer.<locals>.Hidden", (4,))
+
+
+def fail_in_part(depth: int) -> Any:
+    if depth:
+        return (
+            "☃", fail_in_part(
+                depth - 1
+            ),
+        )  # fmt: skip
+    part: Any = {"a": {"b": None}}
+    return len("☃☃☃ and a rather long text, to move what fails beyond column 64"), part["a"]["b"]["c"]
+
+
+@pytest.mark.parametrize("trips", [1, 2])
+def test_python_marks_the_same_parts_of_the_lines_as_in_the_original(trips):
+    with pytest.raises(TypeError) as caught:
+        fail_in_part(2)
+    copy = caught.value
+    for _ in range(trips):
+        copy = through(copy)
+    text = "".join(traceback.format_tb(copy.__traceback__))
+    assert text == "".join(traceback.format_tb(caught.value.__traceback__))
+    assert "~~~~~~~~~~~~~~^^^^^" in text
+    assert frames_of(copy.__traceback__) == frames_of(caught.value.__traceback__)
+
+
+def test_frames_without_positions_come_back_without(tmp_path):
+    code = """
+    import traceback
+    from synapse_runtime.tracing import pack, unpack
+    try:
+        1 / 0
+    except ZeroDivisionError as error:
+        copy = unpack(pack(error))
+    frame, = traceback.extract_tb(copy.__traceback__)
+    print(frame.lineno, frame.colno, copy.__traceback__.tb_lasti)
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
+    command = [sys.executable, "-X", "no_debug_ranges", str(script)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "5 None -1\n"
+
+
+def test_putting_frames_together_runs_no_line_of_theirs():
+    with pytest.raises(TypeError) as caught:
+        fail_in_part(0)
+    packed = pack(caught.value)
+    lines = set()
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line" and frame.f_code.co_filename == __file__:
+            lines.add((frame.f_code.co_name, frame.f_lineno))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        unpack(packed)
+    finally:
+        sys.settrace(before)
+    first = fail_in_part.__code__.co_firstlineno
+    assert {line for name, line in lines if name == "fail_in_part"} <= {first}
+
+
+def test_an_exception_that_counts_as_false_comes_back_as_itself():
+    class Empty(Exception):
+        def __init__(self, *, code: int) -> None:
+            super().__init__("nothing")
+
+        def __len__(self) -> int:
+            return 0
+
+    assert type(through(Empty(code=1))) is Empty
+
+
+def test_a_group_of_a_class_that_is_not_here_comes_back_as_a_group():
+    packed = replace(pack(Errors([ValueError(1)], 3)), cls=None)
+    assert type(unpack(packed)) is ExceptionGroup
+    packed = replace(pack(BaseExceptionGroup("all", [KeyboardInterrupt()])), cls=None)
+    assert type(unpack(packed)) is BaseExceptionGroup

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from synapse_runtime import transport
 from synapse_runtime.errors import ExecutionError, ResultNotSerializable
@@ -29,6 +29,43 @@ class Box(BaseModel):
 class Part:
     inner: object
     other: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenPart:
+    inner: object
+
+
+class Callable(SimpleNamespace):
+    def __call__(self):
+        """As a model of torch."""
+
+
+class Slotted:
+    __slots__ = ("inner", "unset")
+
+    def __init__(self, inner):
+        self.inner = inner
+
+
+class Private(BaseModel):
+    _lock: object = PrivateAttr(default_factory=threading.Lock)
+
+
+class LeavesItsLock:
+    """Pickles but for one attribute, which is not the one with a lock in it that it leaves out."""
+
+    def __init__(self):
+        self.lock = LOCK
+        self.stream = sys.stdout
+
+    def __getstate__(self):
+        return {"stream": self.stream}
+
+
+class Unwalkable(dict):
+    def items(self):
+        raise SystemExit
 
 
 Pair = namedtuple("Pair", "first second")
@@ -48,6 +85,15 @@ LOCK = threading.Lock()
         (OrderedDict(a=LOCK), 'result["a"]'),
         ({LOCK}, "result"),
         ({"file": [sys.stdout]}, 'result["file"][0]'),
+        (FrozenPart([LOCK]), "result.inner[0]"),
+        (Callable(lock=LOCK), "result.lock"),
+        (Slotted(Slotted(LOCK)), "result.inner.inner"),
+        (Private(), "result._lock"),
+        (LeavesItsLock(), "result.stream"),
+        ([Unwalkable(a=LOCK)], "result[0]"),
+        ({"deep": [[[LOCK]]], "near": {"x": LOCK}}, 'result["near"]["x"]'),
+        ([list(range(100_000)), LOCK], "result[1]"),
+        ([Part(LOCK)] * 20_000, "result[0].inner"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -70,20 +116,39 @@ def test_the_search_ends_in_a_value_that_contains_itself():
     value: list[object] = [LOCK]
     value.insert(0, value)
     path, _ = transport.explain(value, "result")
-    assert path.startswith("result[0]")
+    assert path == "result[1]"
 
 
-@pytest.mark.parametrize("limit", [10, 10_000_000])
-def test_reading_back_is_tried_below_a_size_only(limit):
+def test_the_part_at_fault_is_found_in_what_knows_each_other():
+    model = SimpleNamespace()
+    model.trainer = SimpleNamespace(model=model)
+    model.lock = LOCK
+    assert transport.explain([model], "result") == ("result[0].lock", LOCK)
+
+
+def test_the_search_goes_deep_but_not_without_end():
+    nested = LOCK
+    for _ in range(50):
+        nested = [nested]
+    assert transport.explain(nested, "result") == ("result" + "[0]" * 50, LOCK)
+    for _ in range(100):
+        nested = [nested]
+    assert transport.explain(nested, "result")[0] == "result" + "[0]" * transport._MAX_DEPTH
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MAX_PARTS", 10), ("_MAX_SECONDS", 0.0)])
+def test_a_search_that_takes_too_long_ends_with_what_it_has_come_to(monkeypatch, limit, value):
+    monkeypatch.setattr(transport, limit, value)
+    assert transport.explain([1] * 20 + [LOCK], "result")[0] == "result"
+
+
+def test_what_can_be_pickled_is_read_too_without_copying_its_arrays():
     class Greedy:
         def __reduce__(self):
             return int, ("no number",)
 
-    if limit == 10:
-        assert isinstance(transport.dumps_named(Greedy(), "result", verify_below=limit), bytes)
-    else:
-        with pytest.raises(ResultNotSerializable, match="result cannot travel"):
-            transport.dumps_named(Greedy(), "result", verify_below=limit)
+    with pytest.raises(ResultNotSerializable, match=r"result\[1\] cannot travel"):
+        transport.dumps_named([b"x" * 2_000_000, Greedy()], "result")
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,15 @@ _START_SECONDS = 90.0
 _PROBE_SECONDS = 5.0
 # Ray puts sockets 62 characters below its temporary directory; a socket's path has room for 107.
 _LONGEST_TEMP_ROOT = 30
-# Those of Ray's loggers that speak on the way of a job, with levels of their own.
+# Those loggers of Ray, and below it, that speak on the way of a job.
 _RAY_LOGGERS = (
     "ray",
     "ray._private.runtime_env.packaging",
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
+    "urllib3",
+    "urllib3.connectionpool",
+    "asyncio",
 )
 # Variables that speak of the test that runs now, not of the workers that will run many.
 _NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "RAY_ADDRESS")
@@ -102,7 +105,7 @@ def find_cluster(address: str | None = None, *, jobs: bool = True) -> Cluster:
         assert address is not None
         return _given(address, origin)
     connected = connected_address()
-    if connected is not None and not _ephemeral.owns(connected):
+    if connected is not None and not _ephemeral.made(connected):
         return Cluster(connected, origin="this process's", shares_disk=True)
     if address == "auto" and connected is None:
         running = _running_here()
@@ -143,13 +146,18 @@ def connect(cluster: Cluster) -> str:
             f"task mode needs a cluster's own address, host:port or ray://host:port, not only its dashboard "
             f"({cluster.dashboard})"
         )
+    _departure.wait()
     connected = connected_address()
     if connected is not None and (_same_address(connected, cluster.address) or _same_client(cluster.address)):
         return connected
     if connected is not None:
         if not _ephemeral.made(connected):
             raise ClusterError(f"this process is connected to {connected} already, not to {cluster.address}")
-        disconnect()
+        if is_alive(connected):
+            disconnect()
+        else:
+            abandon()
+            _departure.wait()
     try:
         with _untouched_process(), quiet(), _authentication(cluster.token):
             _import_ray_with(cluster.token)
@@ -175,6 +183,35 @@ def disconnect() -> None:
 
         with quiet():
             ray.shutdown()
+
+
+class _Departure:
+    """The end of a connection to a cluster that is gone. Ray takes up to 15 s for that, so it goes on beside us."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Begin to end the connection, if there is one and nobody does yet."""
+        if self._thread is None and connected_address() is not None:
+            self._thread = threading.Thread(target=disconnect, name="synapse-departure", daemon=True)
+            self._thread.start()
+            atexit.register(self.wait)  # before Ray's own end
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            atexit.unregister(self.wait)
+
+
+_departure = _Departure()
+
+
+def abandon() -> None:
+    """Leave a cluster that is gone, without waiting; the next `connect` waits until that is done."""
+    _departure.begin()
 
 
 def dashboard_of(cluster: Cluster) -> str:
@@ -258,18 +295,41 @@ def quiet() -> Iterator[None]:
         yield
 
 
+class _Silence:
+    """Keeps log records of Ray away while somebody wants that; the last to leave puts the levels back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._levels: list[tuple[logging.Logger, int]] = []
+
+    def begin(self) -> None:
+        with self._lock:
+            self._wanted += 1
+            if self._wanted == 1:
+                self._levels = [(logger, logger.level) for logger in map(logging.getLogger, _RAY_LOGGERS)]
+                for logger, _ in self._levels:
+                    logger.setLevel(logging.ERROR)
+
+    def end(self) -> None:
+        with self._lock:
+            self._wanted -= 1
+            if self._wanted == 0:
+                for logger, level in self._levels:
+                    logger.setLevel(level)
+
+
+_silence = _Silence()
+
+
 @contextlib.contextmanager
 def no_log_records() -> Iterator[None]:
-    """Keep Ray's log records away; unlike `quiet`, also while other threads run."""
-    loggers = [logging.getLogger(name) for name in _RAY_LOGGERS]
-    levels = [logger.level for logger in loggers]
+    """Keep Ray's log records away; unlike `quiet`, also while other threads run, and in several at once."""
+    _silence.begin()
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        _silence.end()
 
 
 @contextlib.contextmanager
@@ -336,6 +396,29 @@ def _is_this_machine(host: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def is_alive(address: str) -> bool:
+    """Tell whether the cluster that this process is connected to, at this address, is still there."""
+    if _ephemeral.made(address):
+        return _ephemeral.owns(address)
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        _probe(address, host, int(port))
+    except (ClusterError, ValueError):
+        return False
+    return True
+
+
+def still_ours(address: str) -> bool:
+    """Tell whether this address is not that of an ephemeral cluster of ours that has ended. Costs nearly nothing."""
+    return not _ephemeral.made(address) or _ephemeral.owns(address)
+
+
+def forget_broken(cluster: Cluster) -> None:
+    """End an ephemeral cluster that does not answer any more, so that a new one is started on next need."""
+    if cluster.origin == "ephemeral" and _ephemeral.owns(cluster.address):
+        _ephemeral.stop()
 
 
 def connected_address() -> str | None:
@@ -407,7 +490,8 @@ class _Ephemeral:
 
     def owns(self, address: str) -> bool:
         """Tell whether this address is that of the cluster that runs now."""
-        return self._cluster is not None and self._cluster.address == address
+        running = self._process is not None and self._process.poll() is None
+        return running and self._cluster is not None and self._cluster.address == address
 
     def made(self, address: str) -> bool:
         """Tell whether this address is, or was, that of a cluster of ours."""

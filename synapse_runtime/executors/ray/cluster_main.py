@@ -2,7 +2,8 @@
 
 Started as `python -m synapse_runtime.executors.ray.cluster_main OPTIONS`, with the options as JSON. It writes one
 line of JSON to its standard output when the cluster is ready, then waits for its standard input to close: that
-happens however the owner ends, `kill -9` included.
+happens however the owner ends, `kill -9` included. It also ends when one of Ray's own processes does, so that the owner
+notices at once that its cluster is broken.
 """
 
 from __future__ import annotations
@@ -57,17 +58,26 @@ def _serve(options: dict[str, Any], owner: int) -> None:
             "resources": ray.cluster_resources(),
         }
         os.write(1, json.dumps(ready).encode() + b"\n")
-        _wait_for_end_of(owner)
+        _wait_for_end_of(owner, options["temp_dir"])
     finally:
         ray.shutdown()
 
 
-def _wait_for_end_of(owner: int) -> None:
+def _wait_for_end_of(owner: int, temp_dir: str) -> None:
     # A child that the owner forked may hold our input open after the owner is gone: so look at the owner too.
     while os.getppid() == owner:
+        if _a_part_has_ended():
+            # Ray would wait for the lost part for long; the owner shall know at once that its cluster is broken.
+            shutil.rmtree(temp_dir, ignore_errors=True)
+            os.killpg(0, signal.SIGKILL)
         readable, _, _ = select.select([0], [], [], _POLL_SECONDS)
         if readable and not os.read(0, 1024):
             return
+
+
+def _a_part_has_ended() -> bool:
+    """Tell whether one of the cluster's own processes is gone: what is left of it answers late or never."""
+    return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import pickle
 import queue
-import signal
 import sys
 import tempfile
 import threading
@@ -29,11 +29,13 @@ from synapse_runtime.errors import (
 from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
+from synapse_runtime.executors.crash import Death
 from synapse_runtime.executors.ray import job_log
 from synapse_runtime.executors.ray.cluster import (
     Cluster,
     dashboard_of,
     find_cluster,
+    forget_broken,
     no_log_records,
     only_this_dashboard,
     quiet,
@@ -54,6 +56,8 @@ _CALL_FILE = "call.bin"
 _POLL_SECONDS = 0.1
 _POLL_FOR_SECONDS = 3.0
 _AGENT_START_SECONDS = 30.0
+# How often, while a job says nothing, to look whether the cluster is still there.
+_LOOK_SECONDS = 1.0
 
 
 class RayJobsApiExecutor(Executor):
@@ -161,7 +165,9 @@ class RayJobsApiExecutor(Executor):
 
     def get_run(self, job_id: str, timeout: float | None = None) -> ActionRun:
         """Wait for the job's end and return its `ActionRun`. Arguments and errors as for `get_result`."""
-        return self._collect(job_id, None, None, timeout)
+        run = self._collect(job_id, None, None, timeout)
+        run.sign_error()
+        return run
 
     def get_result(self, job_id: str, timeout: float | None = None) -> Any:
         """Wait for the job's end and return the action's result.
@@ -213,6 +219,7 @@ class RayJobsApiExecutor(Executor):
             run = self._collect(job_id, on_event, on_output, None)
         except BaseException:  # Ctrl-C above all: the job must not go on without us
             with contextlib.suppress(ClusterError):
+                self._require_cluster(job_id)  # not on a new one
                 self.stop(job_id)
             raise
         self._put_out(run, events=on_event is None, output=on_output is None)
@@ -259,7 +266,8 @@ class RayJobsApiExecutor(Executor):
         """Give the client, and turn what goes wrong into an error that says what it means."""
         cluster, client = self._connect()
         try:
-            yield client
+            with no_log_records():
+                yield client
         except (OSError, RuntimeError, ValueError) as error:
             text = str(error)
             if "does not exist" in text:
@@ -270,7 +278,14 @@ class RayJobsApiExecutor(Executor):
                 raise ClusterError(
                     f"the cluster has a job {job_id!r} already: delete it, or give another job_id"
                 ) from error
-            raise ClusterError(f"the Jobs API failed for job {job_id!r}: {text}") from error
+            if isinstance(error, OSError) or "status code 5" in text:
+                forget_broken(cluster)
+            raise ClusterError(f"the Jobs API failed for job {job_id!r}: {text.partition(chr(10))[0]}") from error
+
+    def _require_cluster(self, job_id: str) -> None:
+        """Raise `ClusterError` where an ephemeral cluster has ended: its dashboard's connections may linger on."""
+        if self._connection is not None and self._connection[0].is_gone():
+            raise ClusterError(f"the cluster of job {job_id!r} has ended: {self._connection[0].address}")
 
     def _raw_logs(self, job_id: str) -> str:
         with self._asking(job_id) as client:
@@ -283,7 +298,9 @@ class RayJobsApiExecutor(Executor):
         reader = job_log.LogReader()
         printed: dict[str, list[str]] = {"stdout": [], "stderr": []}
         events: list[Event] = []
-        ended_with: int | None = None
+        death: Death | None = None
+        where: dict[str, Any] = {}
+        took: float | None = None
         started = time.monotonic()
         call = self._calls.get(job_id)
         for chunk in self._follow(job_id, timeout):
@@ -296,8 +313,11 @@ class RayJobsApiExecutor(Executor):
                     events.append(transport.loads_at_home(item.payload))
                     if on_event is not None:
                         on_event(events[-1])
+                elif item.kind == job_log.START:
+                    where = json.loads(item.payload)
                 elif item.kind == job_log.EXIT:
-                    ended_with = int(item.payload)
+                    told = json.loads(item.payload)
+                    death, took = Death(**told["death"]), told["duration"]
                 elif item.kind == job_log.RUN:
                     run = unpack_run(item.payload, call)
                     return _with_output(run, printed)
@@ -306,40 +326,50 @@ class RayJobsApiExecutor(Executor):
             events=events,
             mode=self.mode,
             job_id=job_id,
-            duration=time.monotonic() - started,
+            duration=time.monotonic() - started if took is None else took,
+            **where,
         )
-        run.error = self._why_no_run(run, ended_with, printed, reader.preamble, call)
+        run.error = self._why_no_run(run, death, bool(where), printed, reader.preamble, call)
         return _with_output(run, printed)
 
     def _why_no_run(
         self,
         run: ActionRun,
-        ended_with: int | None,
+        death: Death | None,
+        started: bool,
         printed: Mapping[str, list[str]],
         preamble: str,
         call: ActionCall | None,
     ) -> ExecutionError:
-        output = "".join(printed["stdout"]) + "".join(printed["stderr"])
-        last = last_lines(output)
+        """Make the error of a job that ended without a run; Ray's own words are its cause."""
         with self._asking(run.job_id) as client:
             info = client.get_job_info(run.job_id)
+        if info.status.value not in _ENDED:
+            cluster, _ = self._connect()
+            forget_broken(cluster)
+            raise ClusterError(f"the log of job {run.job_id!r} broke off while it was {info.status.value}")
+        said = info.message or info.status.value
+        error: ExecutionError
         if info.status.value == "STOPPED":
-            return ExecutionError(f"{run.name}: job {run.job_id} was stopped", details=last, title="Its last output:")
-        if ended_with is None:
-            return WorkerCrashed(
-                f"{run.name}: job {run.job_id} did not start: {info.message or info.status.value}",
-                details=last_lines(preamble),
-                title="Its log:",
-            )
-        if call is not None and call.timeout is not None and run.duration > call.timeout and ended_with in (1, -9):
-            return ExecutionTimeout(
-                f"{run.name} did not end within {call.timeout:g} s, and did not notice: its process was ended",
-                details=last,
-                title="Its last output:",
-            )
-        return WorkerCrashed(
-            f"the process of {run.name} {in_words(ended_with)}", details=last, title="Its last output:"
-        )
+            error = ExecutionError(f"{run.name}: job {run.job_id} was stopped")
+        elif "low on memory" in said:
+            for texts in printed.values():  # Ray adds a page of its own to the log
+                texts[:] = ["".join(texts).partition("Unexpected error occurred: ")[0]]
+            error = WorkerCrashed(f"the process of {run.name} ran out of memory: Ray ended it")
+        elif not started:
+            error = WorkerCrashed(f"{run.name}: job {run.job_id} did not start: {said}")
+            error.attach("Its log:", last_lines(preamble))
+        elif death is None:
+            error = WorkerCrashed(f"{run.name}: job {run.job_id} was lost with its supervisor: {said}")
+        elif death.timed_out or (call and call.timeout and run.duration > call.timeout and death.status == -9):
+            limit = f" within {call.timeout:g} s" if call is not None and call.timeout is not None else " in time"
+            error = ExecutionTimeout(f"{run.name} did not end{limit}, and did not notice: its process was ended")
+        else:
+            error = WorkerCrashed(f"the process of {run.name} {death.in_words()}")
+        error.__cause__ = RuntimeError(said.partition("\n")[0])
+        error.attach("It was here:", death.stack if death is not None else "")
+        error.attach("Its last output:", last_lines("".join(printed["stdout"]) + "".join(printed["stderr"])))
+        return error
 
     def _follow(self, job_id: str, timeout: float | None = None) -> Iterator[str]:
         """Yield the job's log as it grows, in pieces, until the job has ended."""
@@ -354,6 +384,7 @@ class RayJobsApiExecutor(Executor):
                 seen = len(text)
             if ended:
                 return
+            self._require_cluster(job_id)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
             time.sleep(_POLL_SECONDS)
@@ -365,7 +396,7 @@ class RayJobsApiExecutor(Executor):
 
     def _tail(self, job_id: str, deadline: float) -> Iterator[str]:
         """Yield the log from its beginning, through the socket that Ray offers for that."""
-        _, client = self._connect()
+        cluster, client = self._connect()
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
 
         async def read() -> None:
@@ -374,7 +405,8 @@ class RayJobsApiExecutor(Executor):
 
         def work() -> None:
             try:
-                asyncio.run(read())
+                with no_log_records():
+                    asyncio.run(read())
                 pieces.put(None)
             except BaseException as error:  # noqa: BLE001 - raised again in the reader's thread
                 pieces.put(error)
@@ -382,13 +414,16 @@ class RayJobsApiExecutor(Executor):
         threading.Thread(target=work, name=f"synapse-tail-{job_id}", daemon=True).start()
         while True:
             try:
-                left = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
-                piece = pieces.get(timeout=max(left, 0))
+                piece = pieces.get(timeout=max(min(deadline - time.monotonic(), _LOOK_SECONDS), 0))
             except queue.Empty:
+                self._require_cluster(job_id)
+                if time.monotonic() < deadline:
+                    continue
                 raise TimeoutError(f"job {job_id} has not ended in time") from None
             if piece is None:
                 return
             if isinstance(piece, BaseException):
+                forget_broken(cluster)
                 raise ClusterError(f"the log of job {job_id!r} broke off: {piece}") from piece
             yield piece
 
@@ -403,20 +438,6 @@ def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) 
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(_POLL_SECONDS)
-
-
-def in_words(exit_code: int) -> str:
-    """Say how a process ended.
-
-    Example:
-        >>> in_words(3), in_words(-11)
-        ('exited with status 3', 'was killed by SIGSEGV')
-    """
-    if exit_code >= 0:
-        return f"exited with status {exit_code}"
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(-exit_code).name}"
-    return f"was killed by signal {-exit_code}"
 
 
 def _readable(items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:

@@ -9,18 +9,22 @@ Started as `python -m synapse_runtime.executors.ray.job_main FILE`; the file hol
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import selectors
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from synapse_runtime.executors.crash import Notes, death_of, kernel_oom_kills
 from synapse_runtime.executors.ray import job_log
 
 _READ_BYTES = 65536
@@ -39,6 +43,7 @@ def main() -> None:
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != directory]
     receive, send = Pipe(duplex=False)
     stdout, stderr = os.pipe(), os.pipe()
+    notes, oom_kills = Notes(), kernel_oom_kills()
     child = os.fork()
     if child == 0:
         receive.close()
@@ -46,18 +51,26 @@ def main() -> None:
         os.dup2(stderr[1], 2)
         for descriptor in (*stdout, *stderr):
             os.close(descriptor)
-        _child(parcel, send)
+        _child(parcel, send, notes)
     send.close()
     os.close(stdout[1])
     os.close(stderr[1])
-    sys.exit(_Supervisor(child, receive, stdout[0], stderr[0], parcel.timeout).run())
+    supervisor = _Supervisor(child, receive, stdout[0], stderr[0], parcel.timeout)
+    status = supervisor.run()
+    if status is None:
+        sys.exit(0)
+    death = death_of(notes.read(), status, out_of_memory=kernel_oom_kills() > oom_kills)
+    told = {"death": asdict(death), "duration": supervisor.duration}
+    supervisor.write(job_log.frame(job_log.EXIT, json.dumps(told).encode()))
+    sys.exit(1)
 
 
-def _child(parcel: Any, send: Connection) -> NoReturn:
+def _child(parcel: Any, send: Connection, notes: Notes) -> NoReturn:
     """Run the call and send its run to the supervisor; then end as any Python program does."""
     from synapse_runtime.executors.worker import restore_temp_dir, serve
 
     restore_temp_dir()
+    notes.keep()
     for stream in (sys.stdout, sys.stderr):  # pipes now: lines must not wait for a full buffer
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
@@ -68,6 +81,7 @@ def _child(parcel: Any, send: Connection) -> NoReturn:
         parcel,
         mode="job",
         node=os.environ.get("RAY_NODE_ID", ""),
+        notes=notes,
         on_event=lambda event: say(job_log.EVENTS, _pickled(event)),
         on_start=lambda: say("begin"),
     )
@@ -90,6 +104,8 @@ class _Supervisor:
         self._child = child
         self._timeout = timeout
         self._kill_at = float("inf")
+        self._began = time.monotonic()
+        self.duration = 0.0
         self._run: bytes | None = None
         self._writer = job_log.LogWriter()
         self._selector = selectors.DefaultSelector()
@@ -97,16 +113,23 @@ class _Supervisor:
         self._selector.register(stderr, selectors.EVENT_READ, self._copier(stderr, job_log.STDERR))
         self._selector.register(channel, selectors.EVENT_READ, lambda: self._message(channel))
 
-    def run(self) -> int:
-        """Follow the action to its end; return the exit status of the job."""
+    def run(self) -> int | None:
+        """Follow the action to its end; return None if it brought a run, else how its process ended."""
         signal.signal(signal.SIGTERM, self._pass_on)
-        self._write(job_log.frame(job_log.START))
+        where = {"host": socket.gethostname(), "pid": self._child, "node": os.environ.get("RAY_NODE_ID", "")}
+        self.write(job_log.frame(job_log.START, json.dumps(where).encode()))
         status = self._follow()
         if self._run is None:
-            self._write(job_log.frame(job_log.EXIT, str(status).encode()))
-            return 1
-        self._write(job_log.frame(job_log.RUN, self._run))
-        return 0
+            self.duration = time.monotonic() - self._began
+            return status
+        self.write(job_log.frame(job_log.RUN, self._run))
+        return None
+
+    def write(self, data: bytes) -> None:
+        """Add to the log."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
 
     def _follow(self) -> int:
         """Copy output and messages until the process has ended and all is read; return its exit code."""
@@ -131,7 +154,7 @@ class _Supervisor:
         def copy() -> None:
             data = os.read(descriptor, _READ_BYTES)
             if data:
-                self._write(self._writer.output(stream, data))
+                self.write(self._writer.output(stream, data))
             else:
                 self._selector.unregister(descriptor)
 
@@ -143,18 +166,15 @@ class _Supervisor:
         except (EOFError, OSError):
             self._selector.unregister(channel)
             return
-        if kind == b"begin" and self._timeout is not None:
-            self._kill_at = time.monotonic() + self._timeout + _TIMEOUT_SECONDS
+        if kind == b"begin":
+            self._began = time.monotonic()
+            if self._timeout is not None:
+                self._kill_at = self._began + self._timeout + _TIMEOUT_SECONDS
         elif kind == job_log.RUN.encode():
             self._run = payload
             self._kill_at = time.monotonic() + _END_SECONDS
         elif kind == job_log.EVENTS.encode():
-            self._write(job_log.frame(job_log.EVENTS, payload))
-
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(1, view) :]
+            self.write(job_log.frame(job_log.EVENTS, payload))
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from synapse_runtime.capture import Captured, OutputFiles, last_lines
 from synapse_runtime.environment import PluginEnvironment
@@ -24,10 +24,18 @@ from synapse_runtime.errors import (
 from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
-from synapse_runtime.executors.ray.cluster import connect, connected_address, find_cluster, quiet
+from synapse_runtime.executors.crash import Death, Notes, death_of, kernel_oom_kills, read_notes
+from synapse_runtime.executors.ray.cluster import (
+    abandon,
+    connect,
+    connected_address,
+    find_cluster,
+    is_alive,
+    quiet,
+    still_ours,
+)
 from synapse_runtime.executors.ray.resources import checked_resources, readable, require_resources
 from synapse_runtime.executors.worker import (
-    GRACE_SECONDS,
     Forwarder,
     Parcel,
     pack_call,
@@ -45,8 +53,21 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 _WATCH_SECONDS = 0.1
 # A worker process starts in under a second; a minute means that the cluster will not give one.
 _ACTOR_START_SECONDS = 60.0
+# How often a caller that waits looks whether the cluster is still there.
+_LOOK_SECONDS = 1.0
+# Ray's words for an actor that died because its machine, or ours, is gone from the cluster.
+_NODE_LOST = ("owner has died", "node has crashed", "node has died")
 # As much of a dead worker's output as is worth reading.
 _LAST_BYTES = 16_000_000
+
+
+class Whereabouts(NamedTuple):
+    """Where a worker is: host, pid, Ray's id of the node; its own descriptors of stdout, stderr and its notes."""
+
+    host: str
+    pid: int
+    node: str
+    descriptors: tuple[int, ...]
 
 
 class ActionWorker:
@@ -57,21 +78,31 @@ class ActionWorker:
 
         restore_temp_dir()
         self._output = OutputFiles()
+        self._notes = Notes()
+        self._notes.keep()
         self._node = str(ray.get_runtime_context().get_node_id())
 
-    def ready(self) -> tuple[str, int, tuple[int, int]]:
-        """Answer, so that the caller knows that the worker is there: host, pid, descriptors of its output."""
-        return socket.gethostname(), os.getpid(), self._output.descriptors
+    def ready(self) -> Whereabouts:
+        """Answer, so that the caller knows that the worker is there."""
+        descriptors = (*self._output.descriptors, self._notes.descriptor)
+        return Whereabouts(socket.gethostname(), os.getpid(), self._node, descriptors)
 
     def run(self, parcel: Parcel) -> bytes:
         """Run a parcel's call; return the packed run."""
-        return serve(parcel, mode="task", node=self._node, output=self._output)
+        return serve(parcel, mode="task", node=self._node, notes=self._notes, output=self._output)
 
     def run_watched(self, parcel: Parcel, mailbox: Any) -> bytes:
         """Run a parcel's call, and put events and output into the mailbox as they come."""
         forwarder = Forwarder(mailbox.put, self._output)
         try:
-            return serve(parcel, mode="task", node=self._node, output=self._output, on_event=forwarder.event)
+            return serve(
+                parcel,
+                mode="task",
+                node=self._node,
+                notes=self._notes,
+                output=self._output,
+                on_event=forwarder.event,
+            )
         finally:
             forwarder.close()
 
@@ -98,6 +129,7 @@ class WarmWorker:
         self._resources = checked_resources(num_cpus, num_gpus)
         self._jobs = jobs
         self._actor: Any = None
+        self._whereabouts: Whereabouts | None = None
         self._last_words: LastWords | None = None
         self._cluster = ""
         self._lock = threading.RLock()
@@ -109,7 +141,7 @@ class WarmWorker:
             if self._last_words is not None:
                 self._last_words.close()
                 self._last_words = None
-            if actor is not None and connected_address() == self._cluster:
+            if actor is not None and connected_address() == self._cluster and still_ours(self._cluster):
                 import ray
 
                 ray.kill(actor)
@@ -124,49 +156,123 @@ class WarmWorker:
             actor = self._warm_actor()
             started = time.monotonic()
             try:
-                data = self._answer(actor, parcel, call, on_event, on_output)
-            except ExecutionError as error:
-                captured = self._last_words.read() if self._last_words is not None else Captured()
-                error.attach("Its last output:", last_lines(captured.stdout + captured.stderr))
+                data = self._answer(actor, parcel, on_event, on_output)
+            except _WorkerLost as lost:
+                run = self._lost(call, lost, time.monotonic() - started)
                 self.close()
-                took = time.monotonic() - started
-                return ActionRun(
-                    call.name, error=error, captured=captured, mode="task", job_id=call.job_id, duration=took
-                )
+                return run
             except BaseException:  # Ctrl-C above all: the action must not go on without us
                 self.close()
                 raise
-        return unpack_run(data, call)
+            run = unpack_run(data, call)
+            if isinstance(run.error, ExecutionTimeout):  # the action may have left anything behind, threads above all
+                self.close()
+        return run
+
+    def _lost(self, call: ActionCall, lost: _WorkerLost, took: float) -> ActionRun:
+        """Make the run of a call whose worker has died under it."""
+        assert self._last_words is not None
+        assert self._whereabouts is not None
+        host, pid, node, _ = self._whereabouts
+        captured, death = self._last_words.output(), self._last_words.death()
+        error: ExecutionError
+        if death is not None and death.timed_out:
+            text = f"{call.name} did not end within {call.timeout:g} s, and did not notice: its worker was ended"
+            error = ExecutionTimeout(text)
+        elif lost.out_of_memory:
+            error = WorkerCrashed(f"the worker of {call.name} ran out of memory: Ray ended it")
+        else:
+            how = f"died: {lost}" if death is None else death.in_words()
+            error = WorkerCrashed(f"the worker of {call.name} {how}")
+        error.__cause__ = lost.__cause__
+        error.attach("It was here:", death.stack if death is not None else "")
+        error.attach("Its last output:", last_lines(captured.stdout + captured.stderr))
+        return ActionRun(
+            call.name,
+            error=error,
+            captured=captured,
+            mode="task",
+            job_id=call.job_id,
+            duration=took,
+            host=host,
+            pid=pid,
+            node=node,
+        )
 
     def _answer(
         self,
         actor: Any,
         parcel: Parcel,
-        call: ActionCall,
         on_event: OnEvent | None,
         on_output: OnOutput | None,
     ) -> bytes:
-        """Return the packed run; raise `ExecutionError` where the worker was lost with the call."""
-        import ray
-        from ray.exceptions import RayActorError, RayError
+        """Return the packed run.
 
-        started = time.monotonic()
+        Raises:
+            _WorkerLost: The worker has died under the call.
+            ClusterError: The cluster has.
+        """
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+
         try:
             if on_event is None and on_output is None:
-                return bytes(ray.get(actor.run.remote(parcel)))
-            return bytes(_watch(actor, parcel, on_event, on_output))
-        except RayActorError as error:
-            took = time.monotonic() - started
-            if call.timeout is not None and took >= call.timeout + GRACE_SECONDS:
-                raise ExecutionTimeout(
-                    f"{call.name} did not end within {call.timeout:g} s, and did not notice: its worker was ended"
-                ) from error
-            raise WorkerCrashed(f"the worker of {call.name} died: {_cause_of_death(error)}") from error
+                return bytes(self._get(actor.run.remote(parcel)))
+            return bytes(self._watch(actor, parcel, on_event, on_output))
+        except (RayActorError, OutOfMemoryError) as error:
+            self._require_cluster(error)
+            if any(words in str(error) for words in _NODE_LOST):
+                raise self._cluster_error(error) from error
+            raise _WorkerLost(error) from error
         except RayError as error:
-            raise ClusterError(f"the cluster failed under {call.name}: {error}") from error
+            raise self._cluster_error(error) from error
+
+    def _get(self, answer: Any) -> Any:
+        """Wait for an answer, as long as the cluster is there to give one."""
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        while True:
+            try:
+                return ray.get(answer, timeout=_LOOK_SECONDS)
+            except GetTimeoutError as error:
+                self._require_cluster(error)
+
+    def _watch(self, actor: Any, parcel: Parcel, on_event: OnEvent | None, on_output: OnOutput | None) -> Any:
+        """Make the call and hand on what it says and prints while it runs."""
+        import ray
+        from ray.util.queue import Empty, Queue
+
+        with quiet():
+            mailbox = Queue(actor_options={"num_cpus": 0})
+        try:
+            answer = actor.run_watched.remote(parcel, mailbox)
+            look_at = time.monotonic() + _LOOK_SECONDS
+            while not ray.wait([answer], timeout=0)[0]:
+                try:
+                    _hand_on(mailbox.get(timeout=_WATCH_SECONDS), on_event, on_output)
+                except Empty:
+                    if time.monotonic() > look_at:
+                        self._require_cluster(None)
+                        look_at = time.monotonic() + _LOOK_SECONDS
+            data = ray.get(answer)
+            while not mailbox.empty():
+                _hand_on(mailbox.get_nowait(), on_event, on_output)
+            return data
+        finally:
+            mailbox.shutdown(force=True)
+
+    def _require_cluster(self, error: Exception | None) -> None:
+        if not is_alive(self._cluster):
+            raise self._cluster_error("it does not answer any more") from error
+
+    def _cluster_error(self, reason: object) -> ClusterError:
+        """Make the error that tells of the cluster's end; nothing of it can be used again."""
+        self._actor = None
+        abandon()
+        return ClusterError(f"the cluster at {self._cluster} failed: {_first_line(reason)}")
 
     def _warm_actor(self) -> Any:
-        if self._actor is not None and connected_address() == self._cluster:
+        if self._actor is not None and connected_address() == self._cluster and still_ours(self._cluster):
             return self._actor
         self._cluster = connect(find_cluster(self._address, jobs=self._jobs))
         self._actor = self._new_actor()
@@ -180,7 +286,8 @@ class WarmWorker:
         with quiet():
             actor = ray.remote(ActionWorker).options(max_restarts=0, **self._resources).remote()
         try:
-            self._last_words = LastWords(*ray.get(actor.ready.remote(), timeout=_ACTOR_START_SECONDS))
+            self._whereabouts = ray.get(actor.ready.remote(), timeout=_ACTOR_START_SECONDS)
+            self._last_words = LastWords(self._whereabouts)
         except GetTimeoutError as error:
             ray.kill(actor)
             raise ClusterError(
@@ -193,28 +300,38 @@ class WarmWorker:
 
 
 class LastWords:
-    """What a worker on this machine has printed in its current call, readable after its death.
+    """What a worker on this machine has printed in its current call, and noted at its end, readable after its death.
 
-    Its output goes to files without a name, which vanish with the last process that has them open; so we have them
-    open too. Of a worker on another machine nothing is known here.
+    Both go to files without a name, which vanish with the last process that has them open; so we have them open too.
+    Of a worker on another machine nothing is known here.
 
     Args:
-        host: The worker's machine.
-        pid: The worker's process.
-        descriptors: Its own descriptors of the files for stdout and stderr.
+        worker: Where the worker is.
     """
 
-    def __init__(self, host: str, pid: int, descriptors: tuple[int, int]) -> None:
+    def __init__(self, worker: Whereabouts) -> None:
         self._files: list[BinaryIO] = []
-        if host == socket.gethostname():
+        self._oom_kills = kernel_oom_kills()
+        if worker.host == socket.gethostname():
             with contextlib.suppress(OSError):  # no /proc here, or the pid is of another container
-                for descriptor in descriptors:
-                    self._files.append(open(f"/proc/{pid}/fd/{descriptor}", "rb"))  # noqa: SIM115
+                for descriptor in worker.descriptors:
+                    self._files.append(open(f"/proc/{worker.pid}/fd/{descriptor}", "rb"))  # noqa: SIM115
 
-    def read(self) -> Captured:
+    def output(self) -> Captured:
         """Return what was printed."""
-        texts = [os.pread(file.fileno(), _LAST_BYTES, 0).decode("utf-8", errors="replace") for file in self._files]
-        return Captured(stdout=texts[0], stderr=texts[1]) if len(texts) == 2 else Captured()
+        if len(self._files) < 2:
+            return Captured()
+        stdout, stderr = (
+            os.pread(file.fileno(), _LAST_BYTES, 0).decode("utf-8", errors="replace") for file in self._files[:2]
+        )
+        return Captured(stdout=stdout, stderr=stderr)
+
+    def death(self) -> Death | None:
+        """Return how the worker ended; None where that is not known here."""
+        if len(self._files) < 3:
+            return None
+        out_of_memory = kernel_oom_kills() > self._oom_kills
+        return death_of(read_notes(self._files[2].fileno()), out_of_memory=out_of_memory)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -281,28 +398,6 @@ class RayActorExecutor(Executor):
         return run
 
 
-def _watch(actor: Any, parcel: Parcel, on_event: OnEvent | None, on_output: OnOutput | None) -> Any:
-    """Make the call and hand on what it says and prints while it runs."""
-    import ray
-    from ray.util.queue import Empty, Queue
-
-    with quiet():
-        mailbox = Queue(actor_options={"num_cpus": 0})
-    try:
-        answer = actor.run_watched.remote(parcel, mailbox)
-        while not ray.wait([answer], timeout=0)[0]:
-            try:
-                _hand_on(mailbox.get(timeout=_WATCH_SECONDS), on_event, on_output)
-            except Empty:
-                continue
-        data = ray.get(answer)
-        while not mailbox.empty():
-            _hand_on(mailbox.get_nowait(), on_event, on_output)
-        return data
-    finally:
-        mailbox.shutdown(force=True)
-
-
 def _hand_on(batch: list[Any], on_event: OnEvent | None, on_output: OnOutput | None) -> None:
     for item in batch:
         if not isinstance(item, Event):
@@ -312,9 +407,16 @@ def _hand_on(batch: list[Any], on_event: OnEvent | None, on_output: OnOutput | N
             on_event(item)
 
 
-def _cause_of_death(error: Exception) -> str:
-    """Return Ray's own words for why an actor died, without its decoration."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "exit" in line.lower() or "killed" in line.lower()]
-    # Ray goes on with a list of what it might have been.
-    return (told or lines or [type(error).__name__])[-1].partition(" Some common causes")[0]
+class _WorkerLost(Exception):
+    """The worker has died under a call; the cause is Ray's error, the text its own words for it."""
+
+    def __init__(self, error: Exception) -> None:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = [line for line in lines if "exit" in line.lower() or "killed" in line.lower()]
+        # Ray goes on with a list of what it might have been.
+        super().__init__((told or lines or [type(error).__name__])[-1].partition(" Some common causes")[0])
+        self.out_of_memory = "low on memory" in str(error)
+
+
+def _first_line(reason: object) -> str:
+    return (str(reason).strip().splitlines() or [type(reason).__name__])[0]

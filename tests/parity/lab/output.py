@@ -1,0 +1,65 @@
+"""Actions that print, log and warn."""
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+import warnings
+
+from synapse_runtime.action import BaseAction
+
+logger = logging.getLogger("lab.output")
+
+
+class Speak(BaseAction):
+    """Says something on every way out, in a known order."""
+
+    def execute(self):
+        print("print 1")
+        sys.stdout.flush()
+        os.write(1, b"descriptor 2\n")
+        subprocess.run([sys.executable, "-c", "print('child 3')"], check=True)
+        ctypes.CDLL(None).puts(b"c 4")
+        ctypes.CDLL(None).fflush(None)
+        print("print 5")
+        print("error 1", file=sys.stderr)
+        subprocess.run([sys.executable, "-c", "import sys; print('child 2', file=sys.stderr)"], check=True)
+        return "spoken"
+
+
+class Log(BaseAction):
+    """Logs at all levels, to a logger of a library and to its own."""
+
+    def execute(self):
+        logger.debug("detail %d", 1)
+        logger.info("info %d", 2)
+        logger.warning("warning %d", 3)
+        logging.getLogger("other.library").info("info of another")
+        self.logger.info("own")
+        try:
+            raise KeyError("lost")
+        except KeyError:
+            logger.exception("failed")
+
+
+class Warn(BaseAction):
+    """Warns of two kinds."""
+
+    def execute(self):
+        warnings.warn("old way", DeprecationWarning, stacklevel=1)
+        warnings.warn("careful", UserWarning, stacklevel=1)
+        return "warned"
+
+
+class LogAndPrint(BaseAction):
+    """Has a logger with a handler of its own, as many modules do."""
+
+    def execute(self):
+        own = logging.getLogger("lab.output.printing")
+        handler = logging.StreamHandler()
+        own.addHandler(handler)
+        try:
+            own.warning("printed once")
+        finally:
+            own.removeHandler(handler)

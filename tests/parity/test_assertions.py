@@ -1,0 +1,124 @@
+"""Row 7: an assertion in an action says the same everywhere, with pytest's rewriting where its module is rewritten."""
+
+import sys
+
+import pytest
+from pydantic import BaseModel
+
+from synapse_runtime.action import BaseAction
+from synapse_runtime.errors import ExecutionError
+from tests.parity.modes import everywhere
+
+pytestmark = everywhere
+
+
+class Params(BaseModel):
+    left: object = None
+    right: object = None
+
+
+class Compare(BaseAction[Params]):
+    def execute(self):
+        left, right = self.params.left, self.params.right
+        assert left == right
+
+
+class Explain(BaseAction[Params]):
+    def execute(self):
+        def double(value):
+            return value * 2
+
+        assert double(self.params.left) in [self.params.right], f"100 % wrong with {self.params.left}"
+
+
+class Both(BaseAction[Params]):
+    def execute(self):
+        assert self.params.left and self.params.left["a"] == self.params.right["a"]  # noqa: PT018
+
+
+class Caught(BaseAction[Params]):
+    def execute(self):
+        try:
+            assert self.params.left == self.params.right
+        except AssertionError as error:
+            self.log("caught", {"message": str(error)})
+            raise ValueError("below") from error
+
+
+def message_of(executor, action, left, right):
+    with pytest.raises(ExecutionError) as caught:
+        executor.execute(action, {"left": left, "right": right})
+    cause = caught.value.__cause__
+    assert type(cause) is AssertionError
+    assert str(cause) in str(caught.value)
+    return str(cause)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (1, 2),
+        ([1, 2, 3], [1, 5, 3]),
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}),
+        ("one\ntwo % {x}\nthree", "one\n2\nthree"),
+        ({1, 2}, {2, 3}),
+        ([{"deep": list(range(50))}], [{"deep": list(range(1, 51))}]),
+    ],
+    ids=["int", "list", "dict", "str", "set", "long"],
+)
+def test_07_a_comparison_is_explained_as_pytest_does_it(synapse_executor, left, right):
+    with pytest.raises(AssertionError) as here:
+        assert left == right
+    assert message_of(synapse_executor, Compare, left, right) == str(here.value)
+
+
+def test_07_the_explanation_keeps_the_authors_text_and_where_values_come_from(synapse_executor):
+    message = message_of(synapse_executor, Explain, 2, 5)
+    assert message.startswith("100 % wrong with 2\nassert 4 in [5]\n +  where 4 = ")
+    either = message_of(synapse_executor, Both, {"a": [1]}, {"a": [2]})
+    assert either.startswith("assert ({'a': [1]} and [1] == [2]\n")
+    assert "At index 0 diff: 1 != 2" in either
+
+
+def test_07_an_assertion_that_the_action_catches_reads_well_and_is_explained_in_the_chain(synapse_executor):
+    run = synapse_executor.run(Caught, {"left": [1, 2], "right": [1, 3]})
+    assert "\x1e" not in run.logs[0].data["message"]
+    assert run.logs[0].data["message"].startswith("assert [1, 2] == [1, 3]")
+    below = run.error.__cause__.__cause__
+    assert "At index 1 diff: 2 != 3" in str(below)
+
+
+class Unpicklable:
+    def __init__(self):
+        self.generator = (number for number in ())
+
+    def __repr__(self):
+        return "<unpicklable>"
+
+
+class CompareOdd(BaseAction):
+    def execute(self):
+        assert Unpicklable() == 3
+
+
+def test_07_operands_that_cannot_travel_are_told_by_their_text(synapse_executor):
+    with pytest.raises(ExecutionError) as caught:
+        synapse_executor.execute(CompareOdd)
+    assert str(caught.value.__cause__).startswith("assert <unpicklable> == 3")
+
+
+def test_07_a_plain_module_is_not_rewritten_and_a_registered_one_is(synapse_executor):
+    plain = synapse_executor.run("lab.plain_assert:Check").error.__cause__
+    assert (type(plain), str(plain)) == (AssertionError, "")
+    explained = synapse_executor.run("lab.rewritten_assert:Check").error.__cause__
+    assert str(explained).splitlines()[0] == "assert [1, 2] == [1, 3]"
+    assert "At index 1 diff: 2 != 3" in str(explained)
+
+
+def test_07_the_names_of_pytest_that_this_needs_are_there():
+    rewrite, util = sys.modules["_pytest.assertion.rewrite"], sys.modules["_pytest.assertion.util"]
+    assert callable(rewrite._call_reprcompare)
+    assert callable(rewrite._format_explanation)
+    assert callable(util._reprcompare)
+    assert callable(util.format_explanation)
+    assert any(hasattr(finder, "_must_rewrite") for finder in sys.meta_path)

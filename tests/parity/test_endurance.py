@@ -1,0 +1,64 @@
+"""Row 20: many actions in a row leak nothing, and leave no state to those that want none."""
+
+import gc
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.parity.modes import everywhere
+
+MEGABYTE = 1_000_000
+
+
+def held_here():
+    gc.collect()
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "memory": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+        "files": len(os.listdir(os.environ.get("TMPDIR", "/tmp"))),
+    }
+
+
+@pytest.mark.synapse(mode=("local", "task"), env={"GIVEN": "value"})
+def test_20_a_thousand_runs_leak_nothing(synapse_executor):
+    def run(count):
+        for number in range(count):
+            assert synapse_executor.execute("echo", {"value": [number, "x" * 1000]}) == [number, "x" * 1000]
+        return held_here(), synapse_executor.execute("lab.workers:Where")
+
+    here_before, worker_before = run(100)
+    here, worker = run(1000)
+    assert worker["pid"] == worker_before["pid"]
+    for before, after in ((here_before, here), (worker_before, worker)):
+        assert after["descriptors"] <= before["descriptors"] + 3
+        assert after["threads"] <= before["threads"] + 2
+        assert after["memory"] <= before["memory"] + 20 * MEGABYTE
+    assert here["files"] <= here_before["files"] + 5
+
+
+@pytest.mark.synapse(mode="job")
+def test_20_jobs_in_a_row_leak_nothing(synapse_executor):
+    synapse_executor.execute("echo", {"value": 0})
+    before = held_here()
+    for number in range(5):
+        assert synapse_executor.execute("echo", {"value": number}) == number
+    after = held_here()
+    assert after["descriptors"] <= before["descriptors"] + 3
+    assert after["threads"] <= before["threads"] + 2
+    assert after["files"] <= before["files"] + 5
+
+
+@everywhere
+@pytest.mark.parametrize("turn", [1, 2])
+@pytest.mark.synapse(isolation="fresh")
+def test_20_a_test_that_wants_it_fresh_sees_no_state_of_others(synapse_executor, turn):
+    assert synapse_executor.execute("lab.workers:Count") == 1
+
+
+@pytest.mark.synapse(mode=("local", "task"))
+def test_20_state_stays_from_call_to_call_otherwise(synapse_executor):
+    first = synapse_executor.execute("lab.workers:Count")
+    assert synapse_executor.execute("lab.workers:Count") == first + 1

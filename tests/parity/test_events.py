@@ -1,0 +1,167 @@
+"""Row 8: what an action says."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+from lab import events
+from lab.portrait import portrait
+from lab.values import Color, Point
+
+from synapse_runtime.errors import ExecutionError
+from tests.parity.modes import everywhere
+
+pytestmark = everywhere
+each_alone = pytest.mark.synapse(mode=("local", "task"))
+
+
+def told(run) -> list[tuple]:
+    """Return all that there is to an event, in order, but its time."""
+    return [(e.kind, e.name, dict(e.data), e.level, e.step, e.file) for e in run.events]
+
+
+def message(text: str, level: str = "info", step: str | None = None) -> tuple:
+    return "message", text, {}, level, step, None
+
+
+SPOKEN = [
+    ("log", "bare", {}, "info", None, None),
+    ("log", "full", {"a": 1, "b": [None, 2.5]}, "debug", "train", "out/model.bin"),
+    ("log", "with path", {}, "warning", None, "out/x.txt"),
+    ("log", "with enum", {}, "error", None, None),
+    ("log", "from the action", {"c": (1, 2)}, "info", None, "y.txt"),
+    ("progress", "", {"current": 0, "total": 10}, "info", None, None),
+    ("progress", "", {"current": 5, "total": 10}, "info", "load", None),
+    ("progress", "", {"current": 2.5, "total": 2.5}, "info", "train", None),
+    ("metrics", "", {"loss": 0.5, "epoch": 1}, "info", "train", None),
+    ("metrics", "", {}, "info", "nothing", None),
+    message("plain {braces}"),
+    message("Kim is 007", "warning"),
+    message("in a step", "error", "train"),
+    message("debug", "debug"),
+    message("info text 3"),
+    message("warning [1]", "warning"),
+    message("100%", "error"),
+    message("critical", "critical"),
+    message("between", "level 25"),
+    message("failed at x", "error"),
+    message("with extra"),
+]
+
+
+def test_08_all_that_an_action_says_arrives_in_order(synapse_executor):
+    run = synapse_executor.run(events.Speak)
+    assert run.result == "done"
+    # The traceback below the message has a test of its own.
+    without = [(kind, name.partition("\n")[0], *rest) for kind, name, *rest in told(run)]
+    assert without == SPOKEN
+    assert portrait([data for _, _, data, *_ in without]) == portrait([data for _, _, data, *_ in SPOKEN])
+    assert run.progress == [(0, 10), (5, 10), (2.5, 2.5)]
+    assert run.metrics == {"train": {"loss": 0.5, "epoch": 1}, "nothing": {}}
+    assert [event.name for event in run.logs[:2]] == ["bare", "full"]
+    assert len(run.logs) == 16
+    times = [event.time for event in run.events]
+    assert times == sorted(times)
+
+
+@each_alone
+def test_08_a_logged_exception_arrives_with_its_traceback(synapse_executor):
+    run = synapse_executor.run(events.Speak)
+    (text,) = [event.name for event in run.events if event.name.startswith("failed at x")]
+    source = Path(events.__file__).read_text().splitlines()
+    number = next(number for number, line in enumerate(source, 1) if '{}["missing"]' in line)
+    lines = text.splitlines()
+    assert lines[:4] == [
+        "failed at x",
+        "Traceback (most recent call last):",
+        f'  File "{events.__file__}", line {number}, in execute',
+        '    {}["missing"]',
+    ]
+    assert lines[-1] == "KeyError: 'missing'"
+
+
+def test_08_what_is_hard_to_carry_arrives_as_it_was_said(synapse_executor):
+    run = synapse_executor.run(events.SpeakOddly)
+    assert run.error is None, "".join(traceback.format_exception(run.error))
+    import numpy
+
+    expected = [
+        {"color": Color.RED, "point": Point(1.0, 2.0), "path": Path("a"), "set": {1}, "large": 2**70},
+        {"array": numpy.arange(3), "scalar": numpy.float32(0.5), "nan": float("nan")},
+        {"1": "one", "None": "none", "two": 2},
+        {"half": "\ud800"},
+        {},
+        {},
+        {"text": events.LONG, "bytes": bytes(range(256)) * 100},
+        {"class": Point, "type": int, "function": events.say_nothing},
+        {"values": [1]},
+        {"values": [1, 2]},
+        {"loss": numpy.float64(0.5)},
+    ]
+    assert portrait([event.data for event in run.events]) == portrait(expected)
+    assert [event.name for event in run.events[3:6]] == [
+        "snow ☃ \U0001f600 \x1e\r\n\x00",
+        "line one\nline two\x1e+ \r",
+        events.LONG,
+    ]
+
+
+def test_08_data_that_cannot_travel_arrives_as_its_text(synapse_executor):
+    run = synapse_executor.run(events.SpeakOfWhatCannotTravel)
+    assert run.error is None
+    assert run.result == "done"
+    assert [event.name for event in run.events] == ["lock", "closure", "last"]
+    lock, closure, _ = (event.data for event in run.events)
+    assert lock["lock"].startswith("<unlocked _thread.lock object at ")
+    assert lock["ok"] == 1
+    assert str(closure["closure"]).startswith("<function SpeakOfWhatCannotTravel.execute.<locals>.<lambda> at ")
+    assert type(closure["closure"]) is str
+    assert closure["ok"] == 2
+
+
+def test_08_events_before_a_failure_are_kept(synapse_executor):
+    run = synapse_executor.run(events.SpeakAndFail)
+    assert type(run.error) is ExecutionError
+    assert told(run) == [
+        ("log", "before", {}, "info", None, None),
+        ("progress", "", {"current": 1, "total": 2}, "info", None, None),
+        message("soon", "warning"),
+    ]
+
+
+def test_08_a_thousand_events_arrive_in_order_and_a_listener_hears_the_same(synapse_executor):
+    heard = []
+    run = synapse_executor.run(events.SpeakMuch, on_event=heard.append)
+    assert run.result == len(run.events) == 1000
+    expected = []
+    for number in range(250):
+        expected += [
+            ("log", "log", {"number": number}, "info", None, None),
+            ("progress", "", {"current": number, "total": 250}, "info", None, None),
+            ("metrics", "", {"number": number}, "info", "train", None),
+            message(f"message {number}"),
+        ]
+    assert told(run) == expected
+    assert heard == run.events
+    times = [event.time for event in run.events]
+    assert times == sorted(times)
+
+
+REFUSED = {
+    "progress beyond": (ValueError, "set_progress(11, 10): current must be between 0 and total, total above 0"),
+    "progress of nan": (ValueError, "set_progress(nan, 10): current must be between 0 and total, total above 0"),
+    "metrics without step": (ValueError, "set_metrics needs the name of a step, such as 'training', not ''"),
+    "metrics without names": (TypeError, "set_metrics needs a dict of names and values, not list"),
+    "unknown value": (KeyError, "'name'"),
+}
+
+
+@each_alone
+@pytest.mark.parametrize("call", REFUSED, ids=lambda call: call.replace(" ", "_"))
+def test_08_what_cannot_be_said_fails_the_action(synapse_executor, call):
+    run = synapse_executor.run(events.SpeakWrongly, {"call": call})
+    kind, text = REFUSED[call]
+    assert type(run.error) is ExecutionError
+    assert type(run.error.__cause__) is kind
+    assert str(run.error.__cause__) == text
+    assert [event.name for event in run.events] == ["before"]

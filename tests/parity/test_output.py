@@ -1,0 +1,99 @@
+"""Row 9: what an action prints, logs and warns is seen by pytest's own fixtures, of that test and no other."""
+
+import logging
+import warnings
+
+import pytest
+
+from synapse_runtime.errors import ExecutionError
+from tests.parity.modes import everywhere
+
+pytestmark = everywhere
+
+
+def test_09_output_of_every_kind_comes_in_order(synapse_executor, capfd):
+    assert synapse_executor.execute("lab.output:Speak") == "spoken"
+    stdout, stderr = capfd.readouterr()
+    assert stdout.splitlines() == ["print 1", "descriptor 2", "child 3", "c 4", "print 5"]
+    assert stderr.splitlines() == ["error 1", "child 2"]
+
+
+def test_09_output_is_of_one_test_and_no_other(synapse_executor, capfd):
+    synapse_executor.execute("echo", {"value": 1})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_09_prints_are_seen_by_capsys(synapse_executor, capsys):
+    synapse_executor.execute(print_hello)
+    assert capsys.readouterr().out == "hello\n"
+
+
+def print_hello(params, context):
+    print("hello")
+
+
+print_hello._is_action = True
+
+
+def logged(caplog):
+    return [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+
+
+WARNING, ERROR = ("lab.output", "WARNING", "warning 3"), ("lab.output", "ERROR", "failed")
+OWN = ("synapse.lab.output:Log", "INFO", "own")
+
+
+def test_09_records_at_the_levels_of_this_session_are_seen_by_caplog(synapse_executor, caplog):
+    synapse_executor.execute("lab.output:Log")
+    assert logged(caplog) == [WARNING, OWN, ERROR]
+    assert caplog.text.rstrip().endswith("KeyError: 'lost'")
+
+
+def test_09_levels_that_a_test_sets_reach_the_action(synapse_executor, caplog):
+    caplog.set_level(logging.DEBUG, logger="lab")
+    synapse_executor.execute("lab.output:Log")
+    detail, info = ("lab.output", "DEBUG", "detail 1"), ("lab.output", "INFO", "info 2")
+    assert logged(caplog) == [detail, info, WARNING, OWN, ERROR]
+    caplog.clear()
+    caplog.set_level(logging.ERROR, logger="lab")
+    caplog.set_level(logging.INFO)
+    synapse_executor.execute("lab.output:Log")
+    assert logged(caplog) == [("other.library", "INFO", "info of another"), OWN, ERROR]
+
+
+def test_09_a_record_keeps_its_place_in_the_source(synapse_executor, caplog):
+    synapse_executor.execute("lab.output:Log")
+    record = caplog.records[0]
+    assert (record.filename, record.funcName, record.module) == ("output.py", "execute", "output")
+
+
+def test_09_what_a_handler_of_the_action_has_printed_is_printed_once(synapse_executor, capfd, caplog):
+    synapse_executor.execute("lab.output:LogAndPrint")
+    assert capfd.readouterr().err == "printed once\n"
+    assert logged(caplog) == [("lab.output.printing", "WARNING", "printed once")]
+
+
+def test_09_warnings_are_seen_by_recwarn(synapse_executor, recwarn):
+    assert synapse_executor.execute("lab.output:Warn") == "warned"
+    assert [(item.category, str(item.message)) for item in recwarn] == [
+        (DeprecationWarning, "old way"),
+        (UserWarning, "careful"),
+    ]
+    assert recwarn[0].filename.endswith("output.py")
+
+
+def test_09_a_warning_that_is_an_error_here_fails_the_action(synapse_executor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(ExecutionError) as caught:
+            synapse_executor.execute("lab.output:Warn")
+    assert type(caught.value.__cause__) is UserWarning
+
+
+def test_09_a_warning_that_is_ignored_here_is_not_seen(synapse_executor):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "old way")
+        synapse_executor.execute("lab.output:Warn")
+    assert [str(item.message) for item in seen] == ["careful"]

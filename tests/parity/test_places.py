@@ -1,0 +1,528 @@
+"""Rows 13 and 14: where an action is defined, and what counts as one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from lab import places
+from pydantic import BaseModel
+
+from synapse_runtime.action import BaseAction
+from synapse_runtime.decorators import action
+from synapse_runtime.errors import ConfigError, ExecutionError, ValidationError
+from tests.cli.processes import cluster
+from tests.parity.modes import everywhere
+from tests.parity.sessions import Session, run_pytest, run_python, write
+
+INSTALLED = """\
+from pydantic import BaseModel
+
+from parity_installed_action.factors import FACTOR
+from synapse_runtime.action import BaseAction
+from synapse_runtime.decorators import action
+
+
+class Number(BaseModel):
+    number: int = 1
+
+
+class Times(BaseAction[Number]):
+    def execute(self):
+        return [FACTOR * self.params.number, __file__]
+
+
+@action
+def times(params, context):
+    return [FACTOR * params["number"], __file__]
+"""
+
+FACTOR = 2
+
+
+class Number(BaseModel):
+    number: int = 1
+
+
+class TimesHere(BaseAction[Number]):
+    def execute(self):
+        return FACTOR * self.params.number
+
+
+@action
+def times_here(params, context):
+    return FACTOR * params["number"]
+
+
+class Base(BaseAction[Number]):
+    def execute(self):
+        return self.factor() * self.params.number
+
+
+class Child(Base):
+    def factor(self):
+        return FACTOR
+
+
+class GrandChild(Child):
+    def factor(self):
+        return super().factor() + 1
+
+
+class PlainHere:
+    params_model = Number
+
+    def __init__(self, params, context):
+        self.params = params
+
+    def execute(self):
+        return FACTOR * self.params.number
+
+
+class DispatchingHere:
+    @staticmethod
+    def dispatch(params, context):
+        return FACTOR * params["number"]
+
+
+class AsyncHere(BaseAction[Number]):
+    async def execute(self):
+        return FACTOR * self.params.number
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A package with actions, installed into this environment while the tests run; its name."""
+    name = "parity_installed_action"
+    wheel = _wheel(
+        tmp_path_factory.mktemp("wheel"),
+        name,
+        {f"{name}/__init__.py": "", f"{name}/factors.py": "FACTOR = 2\n", f"{name}/actions.py": INSTALLED},
+    )
+    _pip("install", "--no-index", "--no-deps", "--no-compile", "--force-reinstall", str(wheel))
+    try:
+        importlib.invalidate_caches()
+        yield name
+    finally:
+        _pip("uninstall", "--yes", name)
+
+
+def _wheel(directory: Path, name: str, files: dict[str, str]) -> Path:
+    info = f"{name}-1.0.dist-info"
+    content = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = [f"{path},{_digest(text)},{len(text.encode())}\n" for path, text in content.items()]
+    wheel = directory / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in content.items():
+            archive.writestr(path, text)
+        archive.writestr(f"{info}/RECORD", "".join(record) + f"{info}/RECORD,,\n")
+    return wheel
+
+
+def _digest(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return "sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+@everywhere
+def test_13_in_a_module_of_the_plugin(synapse_executor):
+    assert synapse_executor.execute("lab.places:Times", {"number": 21}) == 42
+
+
+@everywhere
+def test_13_in_an_installed_package(synapse_executor, installed):
+    module = importlib.import_module(f"{installed}.actions")
+    assert "site-packages" in module.__file__
+    for installed_action in (f"{installed}.actions:Times", module.times):
+        assert synapse_executor.execute(installed_action, {"number": 21}) == [42, module.__file__]
+
+
+@everywhere
+def test_13_in_the_test_module(synapse_executor):
+    assert synapse_executor.execute(TimesHere, {"number": 21}) == 42
+
+
+@everywhere
+def test_13_in_the_test_module_it_sees_a_global_as_it_is_now(synapse_executor, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 3)
+    assert synapse_executor.execute(times_here, {"number": 14}) == 42
+
+
+@everywhere
+def test_13_in_a_conftest(synapse_executor, actions_of_conftest):
+    for conftest_action in actions_of_conftest:
+        assert synapse_executor.execute(conftest_action, {"number": 21}) == 42
+
+
+@everywhere
+def test_13_inside_a_function_with_its_local_values(synapse_executor):
+    factor, table = 2, {"number": 0}
+
+    class Closing(BaseAction[Number]):
+        def execute(self):
+            table["number"] += self.params.number
+            return factor * table["number"]
+
+    @action
+    def closing(params, context):
+        return factor * params["number"]
+
+    assert synapse_executor.execute(Closing, {"number": 21}) == 42
+    assert synapse_executor.execute(closing, {"number": 21}) == 42
+
+
+@everywhere
+def test_13_inside_a_function_with_a_params_model_of_its_own(synapse_executor):
+    class LocalParams(BaseModel):
+        number: int
+
+    class LocalResult(BaseModel):
+        number: int
+
+    class Local(BaseAction[LocalParams]):
+        result_model = LocalResult
+
+        def execute(self):
+            return LocalResult(number=2 * self.params.number)
+
+    result = synapse_executor.execute(Local, {"number": "21"})
+    assert type(result) is LocalResult
+    assert result == LocalResult(number=42)
+    with pytest.raises(ValidationError, match="number"):
+        synapse_executor.execute(Local, {})
+    # The executor, which pydantic sees among the function's local values, is connected by now.
+    assert synapse_executor.execute(Local, {"number": 1}) == LocalResult(number=2)
+
+
+class TestInAClassOfTests:
+    class Times(BaseAction[Number]):
+        def execute(self):
+            return FACTOR * self.params.number
+
+    @everywhere
+    def test_13_in_a_class_of_tests(self, synapse_executor):
+        assert synapse_executor.execute(self.Times, {"number": 21}) == 42
+
+
+MAIN = """\
+import json
+import sys
+
+from pydantic import BaseModel
+
+from synapse_runtime.action import BaseAction
+from synapse_runtime.decorators import action
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+from synapse_runtime.loggers import NullLogger
+
+FACTOR = 2
+
+
+class Number(BaseModel):
+    number: int
+
+
+class Misfit(Exception):
+    pass
+
+
+class Times(BaseAction[Number]):
+    def execute(self):
+        return Number(number=FACTOR * self.params.number)
+
+
+@action
+def times(params, context):
+    return FACTOR * params["number"]
+
+
+@action
+def fail(params, context):
+    raise Misfit("too large")
+
+
+def seen(executor):
+    with executor:
+        result = executor.execute(Times, {"number": 21})
+        error = executor.run(fail).error
+        return {
+            "class": [type(result) is Number, result.number],
+            "function": executor.execute(times, {"number": 21}),
+            "error": [type(error.__cause__) is Misfit, str(error)],
+        }
+
+
+if __name__ == "__main__":
+    executors = {"local": LocalExecutor, "task": RayActorExecutor, "job": RayJobsApiExecutor}
+    print("SEEN", json.dumps({mode: seen(made(logger=NullLogger())) for mode, made in executors.items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What a script saw that runs its own actions in each mode, on an ephemeral cluster of its own."""
+    directory = write(tmp_path_factory.mktemp("script"), {"script.py": MAIN})
+    done = run_python(directory, "script.py", env={})
+    assert done.returncode == 0, done.stdout
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("SEEN "))
+    found: dict[str, object] = json.loads(line.removeprefix("SEEN "))
+    return found
+
+
+in_each_mode = pytest.mark.parametrize("mode", ["local", "task", "job"])
+
+
+@in_each_mode
+def test_13_in_main(script, mode):
+    assert script[mode] == {
+        "class": [True, 42],
+        "function": 42,
+        "error": [True, "fail failed: Misfit: too large"],
+    }
+
+
+# One of each form, of the plugin and of this module, so that each is imported there and copied there.
+FORMS = {
+    "base_action": [places.Times],
+    "function": [places.with_model, times_here],
+    "async_execute": [places.async_function, AsyncHere],
+    "class_with_model_and_execute": [places.Plain, PlainHere],
+    "own_dispatch": [places.Dispatching, DispatchingHere],
+}
+
+
+@everywhere
+@pytest.mark.parametrize("form", FORMS)
+def test_14_an_action_may_be(synapse_executor, form):
+    for each in FORMS[form]:
+        assert synapse_executor.execute(each, {"number": 21}) == 42
+
+
+@everywhere
+def test_14_an_action_may_inherit(synapse_executor):
+    children = [places.Threefold, places.Outer.Inner, GrandChild]
+    assert [synapse_executor.execute(child, {"number": 2}) for child in children] == [6, 10, 6]
+
+
+@everywhere
+@pytest.mark.parametrize("yields", ["Yielding", "AsyncYielding", "async_yielding", "returning_a_generator"])
+def test_14_a_generator_is_refused_with_the_way_out(synapse_executor, yields):
+    run = synapse_executor.run(f"lab.places:{yields}", {"number": 1})
+    assert isinstance(run.error, ExecutionError)
+    assert str(run.error) == f"lab.places:{yields} returned a generator; return its items as a list instead"
+
+
+@everywhere
+def test_14_what_is_no_action_is_refused_before_anything_runs(synapse_executor):
+    for wrong in (int, len, object(), lambda params, context: 1):
+        with pytest.raises(ConfigError, match="is not an action: give a class with an execute method"):
+            synapse_executor.execute(wrong, {})
+
+
+# The ways in which pytest imports test files, over a project that has one test file in a package and one that is in
+# none, each with actions at module level, in a function, in the conftest beside it and in a helper module.
+PROJECT_TESTS = """\
+import pytest
+{helper_import}
+from plugin.work import Times
+
+from synapse_runtime.action import BaseAction
+from synapse_runtime.decorators import action
+from synapse_runtime.errors import ExecutionError
+
+FACTOR = 2
+
+
+class Misfit(Exception):
+    pass
+
+
+class Here(BaseAction):
+    def execute(self):
+        return FACTOR * self.params["number"]
+
+
+@action
+def failing(params, context):
+    assert params["number"] == FACTOR, Misfit("not two")
+
+
+def test_all_at_once(synapse_executor, of_conftest):
+    factor = 2
+
+    @action
+    def inner(params, context):
+        times = Times(params, context), Here(params, context)
+        return [factor * params["number"], *(each.execute() for each in times), of_conftest(params, context){helped}]
+
+    expected = [42, 42, 42, "{place} 42"{helped_result}]
+    assert synapse_executor.execute(inner, {{"number": 21}}) == expected
+
+
+# A job costs a second: there, all at once has to do.
+not_as_jobs = pytest.mark.synapse(mode=("local", "task"))
+
+
+@not_as_jobs
+def test_of_the_plugin(synapse_executor):
+    assert synapse_executor.execute(Times, {{"number": 21}}) == 42
+
+
+@not_as_jobs
+def test_of_the_module_and_of_a_function(synapse_executor):
+    factor = 2
+
+    @action
+    def inner(params, context):
+        return factor * params["number"] * Here.__name__.count("Here")
+
+    assert synapse_executor.execute(Here, {{"number": 21}}) == 42
+    assert synapse_executor.execute(inner, {{"number": 21}}) == 42
+
+
+@not_as_jobs
+def test_of_the_conftest(synapse_executor, of_conftest):
+    assert synapse_executor.execute(of_conftest, {{"number": 21}}) == "{place} 42"
+
+
+@not_as_jobs
+def test_failing(synapse_executor):
+    with pytest.raises(ExecutionError, match="not two") as caught:
+        synapse_executor.execute(failing, {{"number": 1}})
+    assert type(caught.value.__cause__) is AssertionError
+"""
+
+PROJECT_CONFTEST = """\
+import pytest
+
+from synapse_runtime.decorators import action
+
+PLACE = "{place}"
+
+
+@action
+def times(params, context):
+    return f"{{PLACE}} {{2 * params['number']}}"
+
+
+@pytest.fixture
+def of_conftest():
+    return times
+"""
+
+HELPER_TEST = """\
+
+
+@not_as_jobs
+def test_of_a_helper_module(synapse_executor):
+    assert synapse_executor.execute(helped, {{"number": 21}}) == "helped by {place} 42"
+"""
+
+HELPER = """\
+from synapse_runtime.decorators import action
+
+
+def double(number):
+    return 2 * number
+
+
+@action
+def helped(params, context):
+    return f"helped by {place} {{double(params['number'])}}"
+"""
+
+WORK = """\
+from synapse_runtime.action import BaseAction
+
+
+class Times(BaseAction):
+    def execute(self):
+        return 2 * self.params["number"]
+"""
+
+IMPORT_MODES = ("prepend", "append", "importlib")
+
+
+def _project(directory: Path, import_mode: str) -> Path:
+    """Write the project; under `importlib` a file that is in no package cannot import what lies beside it."""
+    files = {
+        "pytest.ini": "[pytest]\n",
+        "demo/config.yaml": "code: demo\n",
+        "demo/plugin/__init__.py": "",
+        "demo/plugin/work.py": WORK,
+        "demo/tests/__init__.py": "",
+        "demo/tests/packaged/__init__.py": "",
+    }
+    for place, helper in (("bare", "helper"), ("packaged", "tests.packaged.helper")):
+        folder = f"demo/{place}" if place == "bare" else f"demo/tests/{place}"
+        has_helper = place == "packaged" or import_mode != "importlib"
+        helper_import = f"from {helper} import helped" if has_helper else ""
+        tests = PROJECT_TESTS + (HELPER_TEST if has_helper else "")
+        files[f"{folder}/conftest.py"] = PROJECT_CONFTEST.format(place=place)
+        files[f"{folder}/helper.py"] = HELPER.format(place=place)
+        files[f"{folder}/test_it.py"] = tests.format(
+            place=place,
+            helper_import=helper_import,
+            helped=", helped(params, context)" if has_helper else "",
+            helped_result=f', "helped by {place} 42"' if has_helper else "",
+        )
+    return write(directory, files)
+
+
+@pytest.fixture(scope="module")
+def import_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Session]]:
+    """A session over the project for each import mode, in all modes, on one cluster, side by side."""
+    with cluster(num_cpus=4) as reached, ThreadPoolExecutor(len(IMPORT_MODES)) as pool:
+        env = {name: value for name, value in reached.items() if name.startswith("RAY_")}
+        env["RAY_ADDRESS"] = reached["address"]
+        started = {
+            mode: pool.submit(
+                run_pytest,
+                _project(tmp_path_factory.mktemp(mode), mode),
+                f"--import-mode={mode}",
+                "--synapse-mode=all",
+                "-rA",
+                env=env,
+            )
+            for mode in IMPORT_MODES
+        }
+        yield {mode: session.result() for mode, session in started.items()}
+
+
+TESTS = (
+    "test_all_at_once",
+    "test_of_the_plugin",
+    "test_of_the_module_and_of_a_function",
+    "test_of_the_conftest",
+    "test_failing",
+    "test_of_a_helper_module",
+)
+
+
+@in_each_mode
+@pytest.mark.parametrize("import_mode", IMPORT_MODES)
+@pytest.mark.parametrize("place", ["bare", "packaged"])
+def test_13_however_pytest_imports_the_test_file(import_sessions, import_mode, place, mode):
+    session = import_sessions[import_mode]
+    tests = TESTS[:1] if mode == "job" else TESTS[:-1] if (import_mode, place) == ("importlib", "bare") else TESTS
+    passed = [line for line in session.section("short test summary info") if line.startswith("PASSED ")]
+    for test in tests:
+        assert any(line.endswith(f"{place}/test_it.py::{test}[{mode}]") for line in passed), session.output

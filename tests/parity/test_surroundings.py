@@ -1,0 +1,193 @@
+"""Rows 10 to 12: the environment, the working directory and the id that an action runs with."""
+
+import os
+from pathlib import Path
+
+import pytest
+from lab.surroundings import convert, disturb, everything, go, look, remain, write_and_read
+
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.loggers import NullLogger
+from tests.parity.modes import everywhere
+
+pytestmark = everywhere
+
+PLUGIN = Path(__file__).parent
+ENV = {
+    "SHARED": "marker",
+    "COUNT": "64",
+    "RATE": 0.5,
+    "FLAG": True,
+    "OFF": "no",
+    "TAGS": ["a", "b"],
+    "WORDS": " one, two ,,three",
+    "TABLE": {"a": 1},
+    "NOTHING": None,
+    "EMPTY": "",
+    "TEXT": "späte Grüße\nzweite Zeile",
+}
+
+
+def surroundings():
+    return dict(os.environ), os.getcwd()
+
+
+@pytest.mark.synapse(env=ENV)
+def test_10_typed_getters_convert_what_the_marker_gives(synapse_executor):
+    kinds = ["str", "int", "float", "bool", "list"]
+    names = ["COUNT", "RATE", "FLAG", "OFF", "TAGS", "WORDS", "NOTHING", "MISSING"]
+    got = synapse_executor.execute(convert, {"names": names, "kinds": kinds})
+    assert [got["COUNT"][kind] for kind in ("str", "int", "float", "list")] == ["64", 64, 64.0, ["64"]]
+    assert got["COUNT"]["bool"].startswith("refused: environment value COUNT='64' is not a boolean")
+    assert [got["RATE"][kind] for kind in ("str", "float")] == ["0.5", 0.5]
+    assert got["RATE"]["int"].startswith("refused: environment value RATE=0.5 is not an integer")
+    assert [got["FLAG"][kind] for kind in ("str", "bool")] == ["true", True]
+    assert got["FLAG"]["bool"] is True
+    assert got["OFF"]["bool"] is False
+    assert [got["TAGS"][kind] for kind in ("str", "list")] == ["a,b", ["a", "b"]]
+    assert got["WORDS"]["list"] == ["one", "two", "three"]
+    assert got["NOTHING"] == got["MISSING"] == dict.fromkeys(kinds)
+
+
+@pytest.mark.synapse(env=ENV)
+def test_10_values_arrive_as_given_and_as_strings_in_os_environ(synapse_executor):
+    seen = synapse_executor.execute(look, {"names": list(ENV)})
+    assert seen["ctx"] == ENV
+    assert {name: type(value) for name, value in seen["ctx"].items()} == {n: type(v) for n, v in ENV.items()}
+    assert seen["os"] == {
+        "SHARED": "marker",
+        "COUNT": "64",
+        "RATE": "0.5",
+        "FLAG": "true",
+        "OFF": "no",
+        "TAGS": "a,b",
+        "WORDS": " one, two ,,three",
+        "TABLE": '{"a": 1}',
+        "NOTHING": None,
+        "EMPTY": "",
+        "TEXT": "späte Grüße\nzweite Zeile",
+    }
+
+
+@pytest.mark.synapse(env={"SHARED": "marker", "FROM_MARKER": "marker", "HOME": "/marker"})
+def test_10_the_process_lies_under_the_config_file_under_the_marker(synapse_executor):
+    names = ["HOME", "PATH", "FROM_CONFIG", "SHARED", "FROM_MARKER", "IN_NO_LAYER"]
+    seen = synapse_executor.execute(look, {"names": names})
+    path = seen["os"].pop("PATH")
+    assert path  # of whichever process it is
+    assert seen["ctx"].pop("PATH") == path
+    assert seen["ctx"] == {
+        "HOME": "/marker",
+        "FROM_CONFIG": "config",
+        "SHARED": "marker",
+        "FROM_MARKER": "marker",
+        "IN_NO_LAYER": None,
+    }
+    assert seen["os"] == seen["ctx"]
+    assert seen["in_ctx"] == ["HOME", "PATH", "FROM_CONFIG", "SHARED", "FROM_MARKER"]
+
+
+@pytest.mark.synapse(env=ENV)
+def test_10_the_context_and_os_environ_hold_the_same(synapse_executor):
+    assert synapse_executor.execute(everything) == []
+
+
+@pytest.mark.synapse(env={"FROM_CONFIG": None})
+def test_10_none_in_the_marker_takes_a_value_of_the_config_file_away(synapse_executor):
+    seen = synapse_executor.execute(look, {"names": ["FROM_CONFIG"]})
+    assert seen["ctx"] == seen["os"] == {"FROM_CONFIG": None}
+
+
+def test_10_no_variable_of_this_process_travels_to_a_worker(synapse_executor, monkeypatch):
+    monkeypatch.setenv("SET_AFTER_THE_WORKER_STARTED", "secret")
+    run = synapse_executor.run(look, {"names": ["SET_AFTER_THE_WORKER_STARTED"]})
+    here = run.result["pid"] == os.getpid()
+    assert run.result["os"] == {"SET_AFTER_THE_WORKER_STARTED": "secret" if here else None}
+    assert run.result["ctx"] == run.result["os"]
+
+
+@pytest.mark.synapse(env={"SHARED": "marker", "ONLY_IN_THIS_CALL": "here"})
+@pytest.mark.parametrize("fail", [False, True], ids=["returns", "raises"])
+def test_10_the_environment_is_put_back_here(synapse_executor, fail):
+    before = surroundings()
+    run = synapse_executor.run(disturb, {"fail": fail})
+    assert surroundings() == before
+    assert "ONLY_IN_THIS_CALL" not in before[0]
+    if fail:
+        assert type(run.error.__cause__) is ValueError
+    else:
+        assert run.result["before"]["ONLY_IN_THIS_CALL"] == "here"
+
+
+@pytest.mark.synapse(env={"SHARED": "marker"})
+def test_10_the_next_action_finds_the_environment_as_it_was(synapse_executor, synapse_mode):
+    before = synapse_executor.execute(remain)
+    runs = [synapse_executor.run(disturb, {"fail": fail}) for fail in (False, True)]
+    after = synapse_executor.execute(remain)
+    assert [run.error is None for run in runs] == [True, False]
+    names = before["variables"].keys() | after["variables"].keys()
+    changed = {name for name in names if before["variables"].get(name) != after["variables"].get(name)}
+    assert changed & {"LEFT_BEHIND", "SHARED", "PATH", "HOME"} == set()
+    assert after["cwd"] == before["cwd"] == str(PLUGIN)
+    if synapse_mode != "job":  # a job's process is a new one, with variables of Ray's that differ
+        assert changed == set()
+        assert {before["pid"], after["pid"], *(run.pid for run in runs)} == {before["pid"]}
+
+
+def test_11_the_working_directory_is_the_plugins_wherever_the_test_is(synapse_executor, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen = synapse_executor.execute(look)
+    assert (seen["cwd"], seen["config"]) == (str(PLUGIN), True)
+    assert os.getcwd() == str(tmp_path)
+
+
+def test_11_relative_paths_work(synapse_executor, tmp_path):
+    directory = os.path.relpath(tmp_path, PLUGIN)
+    text = "written by the action"
+    assert synapse_executor.execute(write_and_read, {"directory": directory, "text": text}) == text
+    assert (tmp_path / "note.txt").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("remove", [False, True], ids=["goes", "goes_and_removes"])
+def test_11_it_is_put_back_when_the_action_goes_elsewhere(synapse_executor, tmp_path, remove):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    before = os.getcwd()
+    been = synapse_executor.execute(go, {"directory": str(elsewhere), "remove": remove})
+    assert been == [str(PLUGIN), str(elsewhere)]
+    assert elsewhere.exists() is not remove
+    assert os.getcwd() == before
+    assert synapse_executor.execute(look)["cwd"] == str(PLUGIN)
+
+
+def test_12_each_run_has_a_fresh_id_that_the_action_sees(synapse_executor):
+    runs = [synapse_executor.run(look) for _ in range(2)]
+    ids = [run.job_id for run in runs]
+    assert [run.result["job_id"] for run in runs] == ids
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_12_a_failed_run_has_its_id_too(synapse_executor):
+    run = synapse_executor.run(disturb, {"fail": True})
+    assert run.error is not None
+    assert run.job_id
+
+
+def test_12_an_id_that_is_given_is_the_runs(synapse_mode, request):
+    given = f"given-{os.getpid()}-{synapse_mode}"
+    with _executor(synapse_mode, request, given) as executor:
+        run = executor.run(look)
+    assert (run.result["job_id"], run.job_id) == (given, given)
+
+
+def _executor(mode, request, job_id):
+    """Make an executor with an id of the test's; in a worker's mode on the cluster that the session has."""
+    options = {"job_id": job_id, "plugin": PLUGIN, "logger": NullLogger()}
+    if mode == "local":
+        return LocalExecutor(**options)
+    from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+
+    return {"task": RayActorExecutor, "job": RayJobsApiExecutor}[mode](
+        ray_address=request.config.getoption("synapse_ray_address"), **options
+    )

@@ -1,0 +1,84 @@
+"""Rows 15 and 16: time limits, and Ctrl-C."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from synapse_runtime.errors import ExecutionTimeout
+from tests.parity.modes import everywhere, on_workers
+
+pytestmark = everywhere
+
+
+@pytest.mark.synapse(timeout=1)
+def test_15_a_stuck_action_ends_at_its_limit_with_its_stacks_and_the_next_call_works(synapse_executor, capfd):
+    run = synapse_executor.run("lab.workers:Stuck")
+    assert type(run.error) is ExecutionTimeout
+    assert run.duration < 3
+    assert str(run.error) == "lab.workers:Stuck did not end within 1 s"
+    own, _, beside = run.error.details.partition("Thread beside:\n")
+    assert "in execute\n    wait_for_ever()" in own
+    assert "in wait_for_ever\n    time.sleep(0.05)" in own
+    assert "in wait_beside\n    time.sleep(30)" in beside
+    assert "synapse_runtime" not in run.error.details
+    assert [event.name for event in run.events] == ["waiting"]
+    assert "before it got stuck" in capfd.readouterr().out
+    assert synapse_executor.execute("echo", {"value": 1}) == 1
+
+
+@pytest.mark.synapse(timeout=1)
+def test_15_the_stack_of_a_coroutine_shows_where_it_waits(synapse_executor):
+    details = synapse_executor.run("lab.workers:StuckAsync").error.details
+    assert "in execute\n    await never()" in details
+    assert "in never\n    await asyncio.Event().wait()" in details
+    assert "selectors.py" not in details
+
+
+def test_15_the_limit_may_be_given_with_the_call(synapse_executor):
+    started = time.monotonic()
+    with pytest.raises(ExecutionTimeout, match=r"within 0\.5 s"):
+        synapse_executor.execute("lab.workers:StuckAsync", timeout=0.5)
+    assert time.monotonic() - started < 2.5 + (2 if synapse_executor.mode == "job" else 0)  # a job takes time to start
+
+
+@on_workers
+@pytest.mark.synapse(timeout=1)
+def test_15_an_action_that_cannot_notice_is_ended_with_its_worker(synapse_executor):
+    run = synapse_executor.run("lab.workers:StuckInC")
+    assert type(run.error) is ExecutionTimeout
+    assert run.duration < 4
+    assert "in block_in_c" in run.error.details
+    assert "synapse_runtime" not in run.error.details
+    assert synapse_executor.execute("echo", {"value": 1}) == 1
+
+
+@pytest.mark.synapse(mode="task", timeout=1)
+def test_15_a_worker_that_ran_out_of_time_is_replaced(synapse_executor):
+    before = synapse_executor.execute("lab.workers:Where")["pid"]
+    synapse_executor.run("lab.workers:Stuck")
+    assert synapse_executor.execute("lab.workers:Where")["pid"] != before
+
+
+def test_16_an_interrupted_action_stops(synapse_executor, tmp_path):
+    path = tmp_path / "ticks"
+
+    def interrupt_when_it_ticks():
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_when_it_ticks, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        synapse_executor.execute("lab.workers:Tick", {"path": str(path)})
+    assert path.exists()
+    deadline = time.monotonic() + 10
+    size = -1
+    while size != path.stat().st_size and time.monotonic() < deadline:
+        size = path.stat().st_size
+        time.sleep(0.5)
+    assert size == path.stat().st_size
+    assert synapse_executor.execute("echo", {"value": 1}) == 1

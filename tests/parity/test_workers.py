@@ -1,0 +1,155 @@
+"""Rows 30 to 32: what only a worker can do, die, and what only a cluster can lack."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from synapse_runtime.errors import ClusterError, WorkerCrashed
+from tests.parity.modes import on_workers
+
+pytestmark = on_workers
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("exit", "exited with status 7"),
+        ("segfault", "was killed by SIGSEGV"),
+        ("abort", "was killed by SIGABRT"),
+        ("SIGKILL", "was killed by SIGKILL"),
+        ("SIGTERM", "was killed by SIGTERM"),
+    ],
+)
+def test_30_a_worker_that_dies_tells_how_and_is_replaced(synapse_executor, capfd, how, words):
+    run = synapse_executor.run("lab.workers:Crash", {"how": how})
+    assert type(run.error) is WorkerCrashed
+    assert words in str(run.error)
+    assert run.error.__cause__ is not None
+    assert "memory" not in str(run.error)
+    assert run.error.details.splitlines()[-50:] == [f"line {number}" for number in range(10, 60)]
+    assert capfd.readouterr().out.startswith("line 0\n")
+    assert run.pid != os.getpid()
+    if how in ("segfault", "abort"):
+        note = next(note for note in run.error.__notes__ if note.startswith("It was here:"))
+        assert "in die" in note
+        assert "synapse_runtime" not in note
+    assert synapse_executor.execute("echo", {"value": 1}) == 1
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+
+def sizes():
+    facts = {name: int(rest.split()[0]) for name, _, rest in
+             (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())}
+    return facts["MemTotal"], facts["MemAvailable"]
+
+total, available = sizes()
+os.environ["RAY_memory_usage_threshold"] = str((total - available + 2_000_000) / total)
+os.environ["RAY_memory_monitor_refresh_ms"] = "100"
+
+def eat(params, context):
+    import time
+    print("eating", flush=True)
+    eaten = []
+    for _ in range(100):
+        eaten.append(b"x" * 50_000_000)
+        time.sleep(0.05)
+    return len(eaten)
+
+eat._is_action = True
+executor = {"task": RayActorExecutor, "job": RayJobsApiExecutor}[sys.argv[1]]()
+with executor:
+    run = executor.run(eat)
+print()
+print(type(run.error).__name__, "|", str(run.error).splitlines()[0], "|", "low on memory" in str(run.error.__cause__))
+"""
+
+
+def test_30_a_worker_that_eats_the_memory_is_told_apart(synapse_mode, tmp_path):
+    script = tmp_path / "eat.py"
+    script.write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, str(script), synapse_mode]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
+    last = done.stdout.splitlines()[-1] if done.stdout else done.stderr
+    assert last.startswith("WorkerCrashed | "), done.stdout + done.stderr
+    assert "ran out of memory" in last
+    assert last.endswith("| True")
+    assert "Memory on the node" not in done.stdout
+
+
+HEADLESS = """
+import os, signal, subprocess, sys, threading, time
+from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+
+def nap(params, context):
+    import time
+    open(params["path"], "w").close()
+    time.sleep(60)
+
+def answer(params, context):
+    return 42
+
+nap._is_action = answer._is_action = True
+executor = {"task": RayActorExecutor, "job": RayJobsApiExecutor}[sys.argv[1]]()
+assert executor.execute(answer) == 42
+
+def behead():
+    global killed
+    while not os.path.exists(sys.argv[3]):
+        time.sleep(0.05)
+    for line in subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]:
+        pid, parent, args = line.split(None, 2)
+        if sys.argv[2] in args and int(parent) in family(os.getpid()):
+            os.kill(int(pid), signal.SIGKILL)
+            killed = time.monotonic()
+
+def family(root):
+    found = {root}
+    lines = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout.splitlines()[1:]
+    pairs = [tuple(map(int, line.split())) for line in lines]
+    while True:
+        more = {pid for pid, parent in pairs if parent in found} - found
+        if not more:
+            return found
+        found |= more
+
+threading.Thread(target=behead, daemon=True).start()
+try:
+    executor.run(nap, {"path": sys.argv[3]})
+except ClusterError as error:
+    print("ClusterError after", time.monotonic() - killed, "|", error)
+print(executor.execute(answer))
+executor.close()
+"""
+
+
+@pytest.mark.parametrize("part", ["gcs_server", "raylet/raylet"])
+def test_31_when_the_cluster_dies_calls_fail_at_once_and_a_new_one_is_started(synapse_mode, tmp_path, part):
+    script = tmp_path / "behead.py"
+    script.write_text(HEADLESS)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, str(script), synapse_mode, part, str(tmp_path / "started")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told, answer = done.stdout.splitlines()[-2:]
+    assert told.startswith("ClusterError after "), done.stdout
+    assert float(told.split()[2]) < 10
+    assert answer == "42"
+
+
+@pytest.mark.synapse(num_gpus=3)
+def test_32_resources_that_nobody_has_are_told_at_once_with_what_there_is(synapse_executor):
+    started = time.monotonic()
+    with pytest.raises(
+        ClusterError, match=r"asked for num_gpus=3, but the cluster has 0 GPU in all \(CPU \d+, GPU 0\)"
+    ):
+        synapse_executor.execute("echo", {"value": 1})
+    assert time.monotonic() - started < 10

@@ -11,7 +11,7 @@ PARITY ?= $(VENV)/parity.xml
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
 	@echo "make test    the project's own tests"
-	@echo "make test-core   those of the runtime, and of the contract in each mode"
+	@echo "make test-core   those of the runtime and of its executors on Ray"
 	@echo "make parity  the contract's tests, and the page that tells of them; make parity-check only compares"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
@@ -25,7 +25,7 @@ test: $(VENV)/.dev
 	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
 
 test-core: $(VENV)/.dev
-	$(PYTEST) tests/runtime tests/parity
+	$(PYTEST) tests/runtime tests/ray
 
 parity: $(VENV)/.dev
 	$(PYTEST) tests/parity -v --junitxml=$(PARITY)

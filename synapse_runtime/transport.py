@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import marshal
 import operator
 import pickle
 import sys
@@ -305,6 +306,9 @@ def _travel_pickler_class() -> type[Any]:
         def reducer_override(self, value: Any) -> Any:
             if isinstance(value, type):
                 return self._reduce_class(value)
+            if type(value) is types.CodeType:
+                # cloudpickle from 3.1.3 on leaves out the file's name, without which no traceback shows the source.
+                return marshal.loads, (marshal.dumps(value),)
             if type(value) is _EndOf:
                 self._unfinished.discard(value.cls)
                 return types.NoneType, ()

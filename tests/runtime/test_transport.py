@@ -271,3 +271,15 @@ def test_a_hook_may_take_a_snapshot_of_its_own():
             return list, ()
 
     assert transport.loads(transport.dumps(Talks())) == []
+
+
+def test_a_function_that_goes_by_value_keeps_the_file_that_it_is_from():
+    def inner():
+        return 1 / 0
+
+    copy = transport.loads(transport.dumps(inner))
+    assert copy is not inner
+    assert copy.__code__.co_filename == __file__
+    with pytest.raises(ZeroDivisionError) as caught:
+        copy()
+    assert str(caught.traceback[-1].path) == __file__

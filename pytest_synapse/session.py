@@ -100,9 +100,9 @@ class SynapseSession:
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
-        cluster = sys.modules.get("synapse_runtime.executors.ray.cluster")
-        if cluster is not None:
-            cluster.stop_ephemeral()
+        module = sys.modules.get("synapse_runtime.executors.ray.ephemeral")
+        if module is not None:
+            module.ephemeral.stop()
 
     def _worker(self, resources: dict[str, float]) -> WarmWorker:
         key = tuple(sorted(resources.items()))

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from synapse_runtime import assertions, tracing, transport
-from synapse_runtime.capture import Audience, Captured, OutputFiles, captured_logging
+from synapse_runtime.audience import Audience
+from synapse_runtime.capture import Captured, OutputFiles, captured_logging
 from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSerializable, ValidationError, safe_str
 from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, require_travel, run_call

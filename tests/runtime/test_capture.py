@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from synapse_runtime.capture import Audience, Captured, CapturedWarning, captured_logging, last_lines
+from synapse_runtime.audience import Audience
+from synapse_runtime.capture import Captured, CapturedWarning, captured_logging, last_lines
 
 PRELUDE = """\
 import json, os, subprocess, sys
@@ -288,7 +289,7 @@ def test_logging_that_is_disabled_here_is_not_heard_there():
 def test_a_filter_about_a_class_that_is_not_there_does_no_harm(tmp_path):
     (tmp_path / "only_there.py").write_text("class Odd(Warning): pass")
     program = (
-        "import sys, pickle, warnings; from only_there import Odd; from synapse_runtime.capture import Audience; "
+        "import sys, pickle, warnings; from only_there import Odd; from synapse_runtime.audience import Audience; "
         "warnings.filterwarnings('ignore', category=Odd); sys.stdout.buffer.write(pickle.dumps(Audience.here()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=tmp_path, check=True, timeout=30)

@@ -7,76 +7,32 @@ when this process ends, however it ends.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib.util
-import json
-import logging
 import os
 import secrets
-import select
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
-import time
-import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from synapse_runtime.errors import ClusterError
-from synapse_runtime.executors.worker import CALLERS_TMPDIR
+from synapse_runtime.executors.ray.connection import (
+    Cluster,
+    connected_address,
+    connected_through_client,
+    departure,
+    disconnect,
+)
+from synapse_runtime.executors.ray.ephemeral import ephemeral
+from synapse_runtime.executors.ray.quiet import quiet
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-_START_SECONDS = 90.0
 _PROBE_SECONDS = 5.0
-# Ray puts sockets 62 characters below its temporary directory; a socket's path has room for 107.
-_LONGEST_TEMP_ROOT = 30
-# Those loggers of Ray, and below it, that speak on the way of a job.
-_RAY_LOGGERS = (
-    "ray",
-    "ray._private.runtime_env.packaging",
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "urllib3",
-    "urllib3.connectionpool",
-    "asyncio",
-)
-# Variables that speak of the test that runs now, not of the workers that will run many.
-_NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "RAY_ADDRESS")
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster that can be reached.
-
-    Attributes:
-        address: What `ray.init` connects to; empty where only the dashboard's address is known.
-        dashboard: The dashboard's URL, which the Jobs API is at; None where it is not known yet.
-        token: The token that the cluster demands; None where it is Ray's own matter.
-        origin: Where it came from, for people: `ephemeral`, `RAY_ADDRESS`, `given`.
-        shares_disk: Whether workers see this machine's files and this Python.
-    """
-
-    address: str
-    dashboard: str | None = None
-    token: str | None = field(default=None, repr=False)
-    origin: str = "given"
-    shares_disk: bool = False
-
-    @property
-    def headers(self) -> dict[str, str] | None:
-        """HTTP headers for the dashboard."""
-        return {"Authorization": f"Bearer {self.token}"} if self.token else None
-
-    def is_gone(self) -> bool:
-        """Tell whether this was our ephemeral cluster and is not running any more."""
-        return self.origin == "ephemeral" and not _ephemeral.owns(self.address)
 
 
 def require_ray() -> None:
@@ -105,20 +61,20 @@ def find_cluster(address: str | None = None, *, jobs: bool = True) -> Cluster:
         assert address is not None
         return _given(address, origin)
     connected = connected_address()
-    if connected is not None and not _ephemeral.made(connected):
+    if connected is not None and not ephemeral.made(connected):
         return Cluster(connected, origin="this process's", shares_disk=True)
     if address == "auto" and connected is None:
         running = _running_here()
         if running is not None:
             return Cluster(running, origin="running here", shares_disk=True)
-    return _ephemeral.ensure(jobs=jobs)
+    return ephemeral.ensure(jobs=jobs)
 
 
 def start_early(address: str | None = None, *, jobs: bool) -> None:
     """Begin to start an ephemeral cluster if one will be needed, without waiting for it."""
     taken = address is not None or os.environ.get("RAY_ADDRESS") or importlib.util.find_spec("ray") is None
     if not taken and connected_address() is None:
-        _ephemeral.begin(jobs=jobs)
+        ephemeral.begin(jobs=jobs)
 
 
 def describe(address: str | None = None) -> str:
@@ -146,18 +102,15 @@ def connect(cluster: Cluster) -> str:
             f"task mode needs a cluster's own address, host:port or ray://host:port, not only its dashboard "
             f"({cluster.dashboard})"
         )
-    _departure.wait()
+    departure.wait()
     connected = connected_address()
-    if connected is not None and (_same_address(connected, cluster.address) or _same_client(cluster.address)):
+    through_client = cluster.address.startswith("ray://") and connected_through_client()
+    if connected is not None and (through_client or _same_address(connected, cluster.address)):
         return connected
     if connected is not None:
-        if not _ephemeral.made(connected):
+        if not ephemeral.made(connected):
             raise ClusterError(f"this process is connected to {connected} already, not to {cluster.address}")
-        if is_alive(connected):
-            disconnect()
-        else:
-            abandon()
-            _departure.wait()
+        disconnect()
     try:
         with _untouched_process(), quiet(), _authentication(cluster.token):
             _import_ray_with(cluster.token)
@@ -174,44 +127,6 @@ def connect(cluster: Cluster) -> str:
     except Exception as error:
         raise ClusterError(f"cannot connect to the cluster at {cluster.address}: {_reason(error)}") from error
     return connected_address() or cluster.address
-
-
-def disconnect() -> None:
-    """End this process's connection as a Ray driver, if it has one."""
-    if "ray" in sys.modules:
-        import ray
-
-        with quiet():
-            ray.shutdown()
-
-
-class _Departure:
-    """The end of a connection to a cluster that is gone. Ray takes up to 15 s for that, so it goes on beside us."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-
-    def begin(self) -> None:
-        """Begin to end the connection, if there is one and nobody does yet."""
-        if self._thread is None and connected_address() is not None:
-            self._thread = threading.Thread(target=disconnect, name="synapse-departure", daemon=True)
-            self._thread.start()
-            atexit.register(self.wait)  # before Ray's own end
-
-    def wait(self) -> None:
-        """Wait until it has ended."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            atexit.unregister(self.wait)
-
-
-_departure = _Departure()
-
-
-def abandon() -> None:
-    """Leave a cluster that is gone, without waiting; the next `connect` waits until that is done."""
-    _departure.begin()
 
 
 def dashboard_of(cluster: Cluster) -> str:
@@ -245,7 +160,7 @@ def _import_ray_with(token: str | None) -> None:
     late = "ray" in sys.modules
     import ray  # noqa: F401
 
-    if token is not None and late and _ephemeral.first_use_of(token):
+    if token is not None and late and ephemeral.first_use_of(token):
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         Config.initialize("")
@@ -285,51 +200,6 @@ def _no_error_printer() -> Iterator[None]:
         yield
     finally:
         worker.listen_error_messages = printer
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Ray's own warnings and log records away from the user's: a test suite that checks them is not about Ray."""
-    with no_log_records(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-class _Silence:
-    """Keeps log records of Ray away while somebody wants that; the last to leave puts the levels back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted = 0
-        self._levels: list[tuple[logging.Logger, int]] = []
-
-    def begin(self) -> None:
-        with self._lock:
-            self._wanted += 1
-            if self._wanted == 1:
-                self._levels = [(logger, logger.level) for logger in map(logging.getLogger, _RAY_LOGGERS)]
-                for logger, _ in self._levels:
-                    logger.setLevel(logging.ERROR)
-
-    def end(self) -> None:
-        with self._lock:
-            self._wanted -= 1
-            if self._wanted == 0:
-                for logger, level in self._levels:
-                    logger.setLevel(level)
-
-
-_silence = _Silence()
-
-
-@contextlib.contextmanager
-def no_log_records() -> Iterator[None]:
-    """Keep Ray's log records away; unlike `quiet`, also while other threads run, and in several at once."""
-    _silence.begin()
-    try:
-        yield
-    finally:
-        _silence.end()
 
 
 @contextlib.contextmanager
@@ -399,9 +269,11 @@ def _is_this_machine(host: str) -> bool:
 
 
 def is_alive(address: str) -> bool:
-    """Tell whether the cluster that this process is connected to, at this address, is still there."""
-    if _ephemeral.made(address):
-        return _ephemeral.owns(address)
+    """Tell whether the cluster that this process has connected to by this address is still there."""
+    if ephemeral.made(address):
+        return ephemeral.owns(address)
+    if not address.startswith("ray://") and connected_through_client():
+        return True  # as far as Ray Client knows: the cluster's own address need not be within reach of here
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         _probe(address, host, int(port))
@@ -410,26 +282,10 @@ def is_alive(address: str) -> bool:
     return True
 
 
-def still_ours(address: str) -> bool:
-    """Tell whether this address is not that of an ephemeral cluster of ours that has ended. Costs nearly nothing."""
-    return not _ephemeral.made(address) or _ephemeral.owns(address)
-
-
 def forget_broken(cluster: Cluster) -> None:
     """End an ephemeral cluster that does not answer any more, so that a new one is started on next need."""
-    if cluster.origin == "ephemeral" and _ephemeral.owns(cluster.address):
-        _ephemeral.stop()
-
-
-def connected_address() -> str | None:
-    """Return the address that this process is connected to as a Ray driver, or None."""
-    if "ray" not in sys.modules:
-        return None
-    import ray
-
-    if not getattr(ray, "is_initialized", bool)():
-        return None
-    return str(ray.get_runtime_context().gcs_address)
+    if cluster.origin == "ephemeral" and ephemeral.owns(cluster.address):
+        ephemeral.stop()
 
 
 def _same_address(one: str, other: str) -> bool:
@@ -438,14 +294,6 @@ def _same_address(one: str, other: str) -> bool:
         return True
     (one_host, _, one_port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
     return one_port == other_port and _is_this_machine(one_host) and _is_this_machine(other_host)
-
-
-def _same_client(address: str) -> bool:
-    if not address.startswith("ray://"):
-        return False
-    from ray.util.client import ray as client
-
-    return bool(client.is_connected())
 
 
 def _running_here() -> str | None:
@@ -471,156 +319,3 @@ def _reason(error: BaseException) -> str:
             )
         below = below.__cause__ or below.__context__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-class _Ephemeral:
-    """The ephemeral cluster of this process: at most one at a time."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._cluster: Cluster | None = None
-        self._temp_dir: Path | None = None
-        # One token for all clusters of this process, one after another: Ray reads it once.
-        self._token = secrets.token_hex(32)
-        self._token_known = False
-        self._jobs = False
-        self._pid = 0
-        self._past: set[str] = set()
-        self._lock = threading.RLock()
-
-    def owns(self, address: str) -> bool:
-        """Tell whether this address is that of the cluster that runs now."""
-        running = self._process is not None and self._process.poll() is None
-        return running and self._cluster is not None and self._cluster.address == address
-
-    def made(self, address: str) -> bool:
-        """Tell whether this address is, or was, that of a cluster of ours."""
-        return address in self._past
-
-    def first_use_of(self, token: str) -> bool:
-        """Tell once, and only of our own token, that Ray does not know it yet."""
-        first = token == self._token and not self._token_known
-        self._token_known = self._token_known or first
-        return first
-
-    def begin(self, *, jobs: bool, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
-        """Start the owner process, if none runs; do not wait for the cluster."""
-        with self._lock:
-            if self._pid != os.getpid():  # a fork of ours: the cluster is the parent's, not this process's
-                self._process = self._cluster = None
-            if self._process is not None and self._process.poll() is None:
-                return
-            self._forget()
-            self._pid, self._jobs = os.getpid(), jobs
-            self._temp_dir = Path(tempfile.mkdtemp(prefix="synapse-", dir=_temp_root()))
-            options = {
-                "temp_dir": str(self._temp_dir),
-                "dashboard": jobs,
-                "num_cpus": num_cpus,
-                "num_gpus": num_gpus,
-            }
-            with (self._temp_dir / "cluster.log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "synapse_runtime.executors.ray.cluster_main", json.dumps(options)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    cwd=self._temp_dir,
-                    env=_cluster_environment(self._token, self._temp_dir),
-                    start_new_session=True,
-                )
-            atexit.register(self.stop)
-
-    def ensure(self, *, jobs: bool) -> Cluster:
-        """Return the running cluster; start it, or start it anew with the Jobs API, where need be."""
-        with self._lock:
-            running = self._process is not None and self._process.poll() is None and self._pid == os.getpid()
-            if running and jobs and not self._jobs:
-                self.stop()
-            self.begin(jobs=jobs)
-            if self._cluster is None:
-                self._cluster = self._wait_until_ready()
-                self._past.add(self._cluster.address)
-            return self._cluster
-
-    def stop(self) -> None:
-        """End the cluster and everything of it; wait until it is gone."""
-        with self._lock:
-            process = self._process
-            if process is None or self._pid != os.getpid():
-                return
-            if self._cluster is not None and connected_address() == self._cluster.address:
-                disconnect()
-            assert process.stdin is not None
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                self._kill(process)
-            self._forget()
-            atexit.unregister(self.stop)
-
-    def _wait_until_ready(self) -> Cluster:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = b""
-        deadline = time.monotonic() + _START_SECONDS
-        while not line.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            readable, _, _ = select.select([self._process.stdout], [], [], max(left, 0))
-            chunk = os.read(self._process.stdout.fileno(), 65536) if readable else b""
-            if not chunk:
-                reason = "it ended" if readable else f"not ready within {_START_SECONDS:g} s"
-                said = self._last_lines()
-                self.stop()
-                raise ClusterError(f"the local Ray cluster did not start: {reason}.{said}")
-            line += chunk
-        ready = json.loads(line)
-        dashboard = f"http://{ready['dashboard']}" if self._jobs and ready["dashboard"] else None
-        return Cluster(ready["address"], dashboard, self._token, origin="ephemeral", shares_disk=True)
-
-    def _last_lines(self, count: int = 12) -> str:
-        if self._temp_dir is None:
-            return ""
-        with contextlib.suppress(OSError):
-            lines = (self._temp_dir / "cluster.log").read_text(errors="replace").splitlines()[-count:]
-            return "\n  " + "\n  ".join(lines) if lines else ""
-        return ""
-
-    def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def _forget(self) -> None:
-        if self._process is not None and self._process.stdout is not None:
-            self._process.stdout.close()
-        if self._temp_dir is not None:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
-        self._process = self._cluster = self._temp_dir = None
-
-
-_ephemeral = _Ephemeral()
-
-
-def stop_ephemeral() -> None:
-    """End this process's ephemeral cluster now, rather than when the process ends."""
-    _ephemeral.stop()
-
-
-def _temp_root() -> str:
-    root = tempfile.gettempdir()
-    return root if len(root) <= _LONGEST_TEMP_ROOT or not Path("/tmp").is_dir() else "/tmp"
-
-
-def _cluster_environment(token: str, temp_dir: Path) -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_WORKERS)}
-    kept.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "PYTHONPATH" in kept:  # the workers have other working directories
-        paths = kept["PYTHONPATH"].split(os.pathsep)
-        kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
-    # Ray's own processes leave temporary files when they are killed; workers get the caller's directory back.
-    kept[CALLERS_TMPDIR] = kept.get("TMPDIR", "")
-    kept["TMPDIR"] = str(temp_dir)
-    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}

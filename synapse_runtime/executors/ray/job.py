@@ -32,14 +32,14 @@ from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.crash import Death
 from synapse_runtime.executors.ray import job_log
 from synapse_runtime.executors.ray.cluster import (
-    Cluster,
     dashboard_of,
     find_cluster,
     forget_broken,
-    no_log_records,
     only_this_dashboard,
-    quiet,
 )
+from synapse_runtime.executors.ray.connection import Cluster
+from synapse_runtime.executors.ray.ephemeral import has_ended
+from synapse_runtime.executors.ray.quiet import no_log_records, quiet
 from synapse_runtime.executors.ray.resources import checked_resources, require_resources, total_resources
 from synapse_runtime.executors.worker import pack_call, unpack_run
 from synapse_runtime.loggers import Logger, format_event
@@ -245,7 +245,7 @@ class RayJobsApiExecutor(Executor):
                 return _submit_when_ready(client, submission)
 
     def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
-        if self._connection is not None and not self._connection[0].is_gone():
+        if self._connection is not None and not has_ended(self._connection[0].address):
             return self._connection
         cluster = find_cluster(self._address)
         from ray.job_submission import JobSubmissionClient
@@ -284,7 +284,7 @@ class RayJobsApiExecutor(Executor):
 
     def _require_cluster(self, job_id: str) -> None:
         """Raise `ClusterError` where an ephemeral cluster has ended: its dashboard's connections may linger on."""
-        if self._connection is not None and self._connection[0].is_gone():
+        if self._connection is not None and has_ended(self._connection[0].address):
             raise ClusterError(f"the cluster of job {job_id!r} has ended: {self._connection[0].address}")
 
     def _raw_logs(self, job_id: str) -> str:
@@ -361,7 +361,7 @@ class RayJobsApiExecutor(Executor):
             error.attach("Its log:", last_lines(preamble))
         elif death is None:
             error = WorkerCrashed(f"{run.name}: job {run.job_id} was lost with its supervisor: {said}")
-        elif death.timed_out or (call and call.timeout and run.duration > call.timeout and death.status == -9):
+        elif death.timed_out:
             limit = f" within {call.timeout:g} s" if call is not None and call.timeout is not None else " in time"
             error = ExecutionTimeout(f"{run.name} did not end{limit}, and did not notice: its process was ended")
         else:

@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import FrameType
@@ -60,6 +60,7 @@ def main() -> None:
     if status is None:
         sys.exit(0)
     death = death_of(notes.read(), status, out_of_memory=kernel_oom_kills() > oom_kills)
+    death = replace(death, timed_out=death.timed_out or supervisor.timed_out)
     told = {"death": asdict(death), "duration": supervisor.duration}
     supervisor.write(job_log.frame(job_log.EXIT, json.dumps(told).encode()))
     sys.exit(1)
@@ -106,6 +107,7 @@ class _Supervisor:
         self._kill_at = float("inf")
         self._began = time.monotonic()
         self.duration = 0.0
+        self.timed_out = False
         self._run: bytes | None = None
         self._writer = job_log.LogWriter()
         self._selector = selectors.DefaultSelector()
@@ -139,6 +141,7 @@ class _Supervisor:
             for key, _ in self._selector.select(timeout=0.2 if status is None else 0.05):
                 key.data()
             if status is None and time.monotonic() > self._kill_at:
+                self.timed_out = self._run is None
                 self._signal(signal.SIGKILL)
             if status is None:
                 pid, raw = os.waitpid(self._child, os.WNOHANG)

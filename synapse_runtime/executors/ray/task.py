@@ -25,15 +25,10 @@ from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.crash import Death, Notes, death_of, kernel_oom_kills, read_notes
-from synapse_runtime.executors.ray.cluster import (
-    abandon,
-    connect,
-    connected_address,
-    find_cluster,
-    is_alive,
-    quiet,
-    still_ours,
-)
+from synapse_runtime.executors.ray.cluster import connect, find_cluster, is_alive
+from synapse_runtime.executors.ray.connection import connected_address, departure
+from synapse_runtime.executors.ray.ephemeral import has_ended
+from synapse_runtime.executors.ray.quiet import quiet
 from synapse_runtime.executors.ray.resources import checked_resources, readable, require_resources
 from synapse_runtime.executors.worker import (
     Forwarder,
@@ -131,7 +126,8 @@ class WarmWorker:
         self._actor: Any = None
         self._whereabouts: Whereabouts | None = None
         self._last_words: LastWords | None = None
-        self._cluster = ""
+        self._cluster = ""  # its own address
+        self._reached_by = ""
         self._lock = threading.RLock()
 
     def close(self) -> None:
@@ -141,7 +137,7 @@ class WarmWorker:
             if self._last_words is not None:
                 self._last_words.close()
                 self._last_words = None
-            if actor is not None and connected_address() == self._cluster and still_ours(self._cluster):
+            if actor is not None and connected_address() == self._cluster and not has_ended(self._cluster):
                 import ray
 
                 ray.kill(actor)
@@ -221,10 +217,13 @@ class WarmWorker:
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):
-                raise self._cluster_error(error) from error
+                raise self._lost_cluster(error) from error
             raise _WorkerLost(error) from error
         except RayError as error:
-            raise self._cluster_error(error) from error
+            self._require_cluster(error)
+            raise ClusterError(f"the cluster failed under the call: {_first_line(error)}") from error
+        except ConnectionError as error:  # what Ray Client raises
+            raise self._lost_cluster(error) from error
 
     def _get(self, answer: Any) -> Any:
         """Wait for an answer, as long as the cluster is there to give one."""
@@ -262,19 +261,20 @@ class WarmWorker:
             mailbox.shutdown(force=True)
 
     def _require_cluster(self, error: Exception | None) -> None:
-        if not is_alive(self._cluster):
-            raise self._cluster_error("it does not answer any more") from error
+        if not is_alive(self._reached_by):
+            raise self._lost_cluster("it does not answer any more") from error
 
-    def _cluster_error(self, reason: object) -> ClusterError:
-        """Make the error that tells of the cluster's end; nothing of it can be used again."""
+    def _lost_cluster(self, reason: object) -> ClusterError:
+        """Leave a cluster that is gone, and make the error that tells of it."""
         self._actor = None
-        abandon()
+        departure.begin()
         return ClusterError(f"the cluster at {self._cluster} failed: {_first_line(reason)}")
 
     def _warm_actor(self) -> Any:
-        if self._actor is not None and connected_address() == self._cluster and still_ours(self._cluster):
+        if self._actor is not None and connected_address() == self._cluster and not has_ended(self._cluster):
             return self._actor
-        self._cluster = connect(find_cluster(self._address, jobs=self._jobs))
+        cluster = find_cluster(self._address, jobs=self._jobs)
+        self._cluster, self._reached_by = connect(cluster), cluster.address
         self._actor = self._new_actor()
         return self._actor
 

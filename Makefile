@@ -4,15 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 
-PARITY ?= $(VENV)/parity.xml
-
-.PHONY: demo test test-core parity parity-check lint types check format clean help
+.PHONY: demo test test-core parity lint types check format clean help
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
 	@echo "make test    the project's own tests"
 	@echo "make test-core   those of the runtime and of its executors on Ray"
-	@echo "make parity  the contract's tests, and the page that tells of them; make parity-check only compares"
+	@echo "make parity  the contract's tests, and the page that tells of them"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
 	@echo "make check   lint, types, test and demo"
@@ -28,12 +26,8 @@ test-core: $(VENV)/.dev
 	$(PYTEST) tests/runtime tests/ray
 
 parity: $(VENV)/.dev
-	$(PYTEST) tests/parity -v --junitxml=$(PARITY)
-	$(BIN)/python docs/make_parity_page.py $(PARITY)
-
-parity-check: $(VENV)/.dev
-	$(PYTEST) tests/parity -v --junitxml=$(PARITY)
-	$(BIN)/python docs/make_parity_page.py $(PARITY) --check
+	$(PYTEST) tests/parity -v --junitxml=$(VENV)/parity.xml
+	$(BIN)/python docs/make_parity_page.py $(VENV)/parity.xml
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 pytest rewrites the `assert` statements of test modules, conftests, and of what `pytest.register_assert_rewrite` names.
 A rewritten assertion asks the running test, through hooks, for an explanation of a comparison. A worker runs no test:
 it notes what was compared, and the explanation is made where the test is. There is no public way to any of this; a
-test watches the private names. Nothing of pytest is imported here that is not there already.
+test watches the private names. pytest is imported only where a module is to be rewritten.
 """
 
 from __future__ import annotations

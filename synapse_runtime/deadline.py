@@ -12,14 +12,20 @@ import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 # Where a coroutine that waits is, its task tells better than the event loop's own frames.
 _EVENT_LOOP = tuple(os.path.join(sysconfig.get_path("stdlib"), name) for name in ("asyncio", "selectors.py"))
 # The last of our own frames on the way to an action, as (file, function).
-_OUR_LAST = {("action.py", "invoke"), ("execution.py", "_await"), ("execution.py", "work"), ("threading.py", "run")}
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_OUR_LAST = {
+    (os.path.join(_HERE, "action.py"), "invoke"),
+    (os.path.join(_HERE, "execution.py"), "_await"),
+    (os.path.join(_HERE, "execution.py"), "work"),
+    (threading.__file__, "run"),
+}
 
 
 class OutOfTime(BaseException):
@@ -73,7 +79,7 @@ class deadline:
 class _Alarm:
     """There is one alarm for all: somebody else's (an outer limit's, pytest-timeout's) rings on time, and goes on."""
 
-    def __init__(self, seconds: float, ring: Any) -> None:
+    def __init__(self, seconds: float, ring: Callable[[FrameType | None], None]) -> None:
         remaining, self._interval = signal.getitimer(signal.ITIMER_REAL)
         self._ours = time.monotonic() + seconds
         self._theirs = time.monotonic() + remaining if remaining else math.inf
@@ -105,7 +111,7 @@ class _Alarm:
 class _Watchdog:
     """A thread that waits for the limit of another one."""
 
-    def __init__(self, seconds: float, ring: Any) -> None:
+    def __init__(self, seconds: float, ring: Callable[[FrameType | None], None]) -> None:
         self._seconds = seconds
         self._ring = ring
         self._thread_id = threading.get_ident()
@@ -149,7 +155,7 @@ def _stack_text(frame: FrameType | None) -> str:
         return ""
     entries = traceback.extract_stack(frame)
     for index in range(len(entries) - 1, -1, -1):
-        if (os.path.basename(entries[index].filename), entries[index].name) in _OUR_LAST:
+        if (entries[index].filename, entries[index].name) in _OUR_LAST:
             entries = traceback.StackSummary.from_list(entries[index + 1 :])
             break
     loop = _loop_of(frame)

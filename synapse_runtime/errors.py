@@ -83,7 +83,7 @@ class ExecutionError(PluginError):
     def attach(self, title: str, details: str) -> None:
         """Add details under a title, unless they are empty."""
         if details:
-            self.details = details
+            self.details = f"{self.details}\n{title}\n{details}" if self.details else details
             self.add_note(f"{title}\n{details}")
 
 

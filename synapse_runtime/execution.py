@@ -276,12 +276,13 @@ def require_travel(name: str, target: Any, params: Any) -> None:
         return
     try:
         transport.dumps(target)
-        _travelled.add(target)
     except Exception as error:
         raise ResultNotSerializable(
             f"{name}: the action itself cannot travel: {safe_str(error)}. "
             "Define it in a module, or let it refer to less."
         ) from error
+    with contextlib.suppress(TypeError):  # there are callables that nothing can refer to weakly
+        _travelled.add(target)
 
 
 class _Process:

@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -77,7 +76,7 @@ class Notes:
         self.descriptor = self._file.fileno()
 
     def keep(self) -> None:
-        """Let this process note down how it ends, from now on."""
+        """Let this process note down how it ends, from now on; to be called in its main thread."""
         owner, exit_at_once = os.getpid(), os._exit
 
         def noted_exit(status: int) -> NoReturn:
@@ -91,8 +90,7 @@ class Notes:
         for number in _FAULTS.values():  # Ray's handlers would print stacks of C++ into the action's output
             signal.signal(number, signal.SIG_DFL)
         faulthandler.enable(file=self.descriptor)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._terminated)
+        signal.signal(signal.SIGTERM, self._terminated)
 
     def clear(self) -> None:
         """Forget what was noted: a next call begins."""
@@ -106,6 +104,10 @@ class Notes:
     def read(self) -> str:
         """Return what was noted."""
         return read_notes(self.descriptor)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):

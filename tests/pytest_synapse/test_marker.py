@@ -14,7 +14,7 @@ NOWHERE = "127.0.0.1:1"
     [
         ("modes='local'", "unknown argument 'modes', did you mean 'mode'"),
         ("num_cpu=1", "unknown argument 'num_cpu', did you mean 'num_cpus'"),
-        ("retries=3", "unknown argument 'retries'; there are mode, env, timeout, num_cpus, num_gpus"),
+        ("retries=3", "unknown argument 'retries'; there are mode, env, timeout, num_cpus, num_gpus, isolation"),
         ("mode='tsak'", "there is no mode 'tsak', did you mean 'task'"),
         ("mode=('local', 'jbo')", "there is no mode 'jbo', did you mean 'job'"),
         ("mode='remote'", "remote mode is not available yet"),
@@ -29,6 +29,7 @@ NOWHERE = "127.0.0.1:1"
         ("timeout=float('inf')", "timeout must be a positive number, not inf"),
         ("num_cpus=-1", "num_cpus must be a positive number, not -1"),
         ("num_gpus=True", "num_gpus must be a positive number, not True"),
+        ("isolation='frsh'", "isolation must be 'shared' or 'fresh', not 'frsh'"),
         ("'task'", "give its arguments by name, such as mode='task'"),
     ],
     ids=lambda value: value if "=" in value or value == "'task'" else "",

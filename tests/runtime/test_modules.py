@@ -13,7 +13,7 @@ import numpy
 import pytest
 
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.modules import is_installed, is_installed_path, is_within, modules_of
+from synapse_runtime.modules import fresh_modules, is_installed, is_installed_path, is_within, modules_of
 
 
 @pytest.fixture(autouse=True)
@@ -176,3 +176,26 @@ def test_the_import_path_of_installed_packages_is_told_from_others(tmp_path):
     assert is_installed_path(str(Path(pytest.__file__).parent.parent))
     assert is_installed_path(str(tmp_path / "python311.zip")), "what is not there has nothing to import"
     assert not is_installed_path(str(tmp_path))
+
+
+def test_fresh_modules_are_imported_anew_and_those_of_before_come_back(tmp_path):
+    make(tmp_path, "counted.__init__", "")
+    make(tmp_path, "counted.state", "calls = 0")
+    make(tmp_path, "kept", "calls = 0")
+    with modules_of(tmp_path):
+        state, kept = imported("counted.state"), imported("kept")
+    state.calls = kept.calls = 1
+    path = list(sys.path)
+    with fresh_modules(tmp_path, but=["kept"]):
+        assert imported("counted.state").calls == 0
+        assert imported("kept") is kept
+    assert sys.modules["counted.state"] is state
+    assert sys.modules["kept"] is kept
+    assert sys.path == path
+
+
+def test_modules_that_are_new_in_a_fresh_block_do_not_stay(tmp_path):
+    make(tmp_path, "brand_new", "")
+    with fresh_modules(tmp_path):
+        imported("brand_new")
+    assert "brand_new" not in sys.modules

@@ -339,6 +339,79 @@ def test_actions_in_two_threads_do_not_see_each_others_environment():
     assert "WHO" not in os.environ
 
 
+def in_a_thread_of_the_action(other: LocalExecutor) -> object:
+    """An action that runs another one in a thread of its own, and waits for it."""
+
+    @action
+    def outer(params, context):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(other.execute(answer)), daemon=True)
+        thread.start()
+        thread.join(10)
+        return results
+
+    return outer
+
+
+@action
+def answer(params, context):
+    return os.environ.get("WHO"), os.getcwd()
+
+
+def test_an_action_may_run_one_with_the_same_surroundings_in_a_thread(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    executor = LocalExecutor({"WHO": "same"}, logger=NullLogger())
+    before = surroundings()
+    assert executor.execute(in_a_thread_of_the_action(executor)) == [("same", str(tmp_path))]
+    assert surroundings() == before
+
+
+def test_surroundings_that_are_shared_stay_until_the_last_has_ended():
+    first_has_ended, second_has_begun = threading.Event(), threading.Event()
+    seen = {}
+
+    @action
+    def first(params, context):
+        assert second_has_begun.wait(10)
+
+    @action
+    def second(params, context):
+        second_has_begun.set()
+        assert first_has_ended.wait(10)
+        seen["second"] = os.environ.get("WHO")
+
+    def call(target) -> None:
+        LocalExecutor({"WHO": "both"}, logger=NullLogger()).execute(target)
+
+    threads = [threading.Thread(target=call, args=(target,)) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(10)
+    first_has_ended.set()
+    threads[1].join(10)
+    assert seen == {"second": "both"}
+    assert "WHO" not in os.environ
+
+
+def test_a_coroutine_that_runs_out_of_time_beside_a_running_loop_is_cancelled(local):
+    ended = threading.Event()
+
+    @action
+    async def endless(params, context):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def test() -> ExecutionError:
+        return local.run(endless, timeout=0.2).error
+
+    error = asyncio.run(test())
+    assert isinstance(error, ExecutionTimeout)
+    assert "await asyncio.Event().wait()" in error.details
+    assert ended.wait(5)
+
+
 class Nested(BaseModel):
     sizes: list[int]
 

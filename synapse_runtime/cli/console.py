@@ -23,6 +23,7 @@ from synapse_runtime.errors import (
     ExecutionTimeout,
     PluginError,
     ResultNotSerializable,
+    WorkerCrashed,
     safe_str,
 )
 
@@ -108,7 +109,8 @@ def show_failure(error: Exception, *, debug: bool) -> None:
         debug: Whether to show the action's traceback too.
     """
     cause = error.__cause__
-    if debug and isinstance(error, ExecutionError) and cause is not None:
+    of_the_action = isinstance(error, ExecutionError) and not isinstance(error, WorkerCrashed | ExecutionTimeout)
+    if debug and of_the_action and cause is not None:  # else the cause is Ray's, and nothing that one could mend
         typer.echo("".join(_own_frames(cause)).rstrip(), err=True)
     details = getattr(error, "details", "")
     if debug and details:

@@ -28,6 +28,8 @@ _FAULTS = {
 _OUR_LAST = re.compile(
     r'^  File ".*synapse_runtime/(?:action\.py", line \d+ in invoke|execution\.py", line \d+ in _await)'
 )
+# Threads with such frames are Ray's, or those of ours that run beside an action.
+_NOT_THE_ACTIONS = re.compile(r'File ".*[/\\](?:synapse_runtime|site-packages[/\\]ray)[/\\]')
 
 
 @dataclass(frozen=True)
@@ -158,15 +160,17 @@ def kernel_oom_kills() -> int:
 
 
 def _stack(notes: str) -> str:
-    """Return the stacks that the fault handler wrote: without our own frames, and without its list of modules."""
-    kept: list[str] = []
-    ours = False
+    """Return the stacks that the fault handler wrote: the action's own, the one that failed first."""
+    threads: list[list[str]] = []
+    cut = False
     for line in notes.splitlines():
-        if line.startswith("Extension modules:"):
-            break
-        if not line.startswith("  "):
-            ours = False
-        ours = ours or bool(_OUR_LAST.match(line))
-        if line and not ours and not line.startswith(("Fatal Python error", "Timeout (", "exit ", "signal ")):
-            kept.append(line)
-    return "\n".join(kept)
+        if re.match(r"(Current thread|Thread) 0x", line):
+            threads.append([line])
+            cut = False
+        elif threads and line.startswith("  "):
+            cut = cut or bool(_OUR_LAST.match(line))
+            if not cut:
+                threads[-1].append(line)
+    actions = [lines for lines in threads if not any(map(_NOT_THE_ACTIONS.search, lines))]
+    actions.sort(key=lambda lines: not lines[0].startswith("Current"))
+    return "\n".join("\n".join(lines) for lines in actions)

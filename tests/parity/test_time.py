@@ -55,6 +55,13 @@ def test_15_an_action_that_cannot_notice_is_ended_with_its_worker(synapse_execut
     assert synapse_executor.execute("echo", {"value": 1}) == 1
 
 
+@pytest.mark.synapse(mode="job", timeout=0.5)
+def test_15_a_process_that_is_stopped_altogether_is_ended_by_its_supervisor(synapse_executor):
+    run = synapse_executor.run("lab.workers:Halt")
+    assert type(run.error) is ExecutionTimeout
+    assert run.duration < 4
+
+
 @pytest.mark.synapse(mode="task", timeout=1)
 def test_15_a_worker_that_ran_out_of_time_is_replaced(synapse_executor):
     before = synapse_executor.execute("lab.workers:Where")["pid"]

@@ -36,6 +36,7 @@ def test_30_a_worker_that_dies_tells_how_and_is_replaced(synapse_executor, capfd
         note = next(note for note in run.error.__notes__ if note.startswith("It was here:"))
         assert "in die" in note
         assert "synapse_runtime" not in note
+        assert "site-packages" not in note
     assert synapse_executor.execute("echo", {"value": 1}) == 1
 
 

@@ -65,6 +65,30 @@ def test_a_fault_tells_where_it_was():
     assert "Extension modules" not in death.stack
 
 
+def test_threads_that_are_not_the_actions_are_left_out():
+    _, death = dies("""
+        import threading, time
+        from synapse_runtime.loggers import ConsoleLogger
+
+        def beside():
+            time.sleep(30)
+
+        class Stuck:
+            def isatty(self):
+                time.sleep(30)
+
+        from synapse_runtime.events import Event
+        progress = Event("progress", "", {"current": 1, "total": 2})
+        threading.Thread(target=beside, daemon=True).start()
+        threading.Thread(target=ConsoleLogger(Stuck()).event, args=[progress], daemon=True).start()
+        time.sleep(0.3)
+        ctypes.string_at(0)
+    """)
+    assert death.stack.startswith("Current thread")
+    assert "in beside" in death.stack
+    assert "in isatty" not in death.stack
+
+
 def test_a_child_that_a_worker_has_forked_does_not_note_its_own_end():
     status, death = dies("""
         if os.fork() == 0:

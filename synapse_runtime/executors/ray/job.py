@@ -366,7 +366,7 @@ class RayJobsApiExecutor(Executor):
             error = ExecutionTimeout(f"{run.name} did not end{limit}, and did not notice: its process was ended")
         else:
             error = WorkerCrashed(f"the process of {run.name} {death.in_words()}")
-        error.__cause__ = RuntimeError(said.partition("\n")[0])
+        error.__cause__ = RuntimeError(said.partition("\n")[0].partition(", last available logs")[0])
         error.attach("It was here:", death.stack if death is not None else "")
         error.attach("Its last output:", last_lines("".join(printed["stdout"]) + "".join(printed["stderr"])))
         return error

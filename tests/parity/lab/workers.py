@@ -54,6 +54,13 @@ class StuckInC(BaseAction):
         block_in_c()
 
 
+class Halt(BaseAction):
+    """Stops its whole process, as a debugger does: not even its fault handler goes on."""
+
+    def execute(self):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def block_in_c():
     ctypes.CDLL(None).sleep(30)
 

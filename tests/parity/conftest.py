@@ -23,3 +23,10 @@ def times_of_conftest(params, context):
 @pytest.fixture
 def actions_of_conftest():
     return TimesOfConftest, times_of_conftest
+
+
+@pytest.fixture(autouse=True)
+def _tells_its_mode(request):
+    """Let the results say which mode a test ran in: its name does only where it runs in several."""
+    if "synapse_mode" in request.fixturenames:
+        request.node.user_properties.append(("synapse_mode", request.getfixturevalue("synapse_mode")))

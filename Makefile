@@ -3,13 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
+# A version of Ray to test with, such as ==2.52.0: the newest, if none is given.
+RAY ?=
 
 .PHONY: demo test test-core parity lint types check format clean help
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
 	@echo "make test    the project's own tests"
-	@echo "make test-core   those of the runtime and of its executors on Ray"
+	@echo "make test-core   those of the runtime, and the contract's in all modes"
 	@echo "make parity  the contract's tests, and the page that tells of them"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
@@ -23,7 +25,7 @@ test: $(VENV)/.dev
 	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
 
 test-core: $(VENV)/.dev
-	$(PYTEST) tests/runtime tests/ray
+	$(PYTEST) tests/runtime tests/parity -n 2
 
 parity: $(VENV)/.dev
 	$(PYTEST) tests/parity -v --junitxml=$(VENV)/parity.xml
@@ -55,5 +57,5 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev $(if $(RAY),'ray[default]$(RAY)')
 	@touch $@

@@ -106,16 +106,21 @@ def behead():
     global killed
     while not os.path.exists(sys.argv[3]):
         time.sleep(0.05)
-    for line in subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]:
-        pid, parent, args = line.split(None, 2)
-        if sys.argv[2] in args and int(parent) in family(os.getpid()):
-            os.kill(int(pid), signal.SIGKILL)
+    mine = family(os.getpid())
+    for pid, parent, args in processes():
+        if sys.argv[2] in args and parent in mine:
+            os.kill(pid, signal.SIGKILL)
             killed = time.monotonic()
+
+def processes():
+    command = ["ps", "-ww", "-eo", "pid,ppid,args"]
+    for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[1:]:
+        pid, parent, args = line.split(None, 2)
+        yield int(pid), int(parent), args
 
 def family(root):
     found = {root}
-    lines = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout.splitlines()[1:]
-    pairs = [tuple(map(int, line.split())) for line in lines]
+    pairs = [(pid, parent) for pid, parent, _ in processes()]
     while True:
         more = {pid for pid, parent in pairs if parent in found} - found
         if not more:
@@ -124,7 +129,7 @@ def family(root):
 
 threading.Thread(target=behead, daemon=True).start()
 try:
-    executor.run(nap, {"path": sys.argv[3]})
+    print("no error:", executor.run(nap, {"path": sys.argv[3]}))
 except ClusterError as error:
     print("ClusterError after", time.monotonic() - killed, "|", error)
 print(executor.execute(answer))

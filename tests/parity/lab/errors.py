@@ -84,8 +84,7 @@ class FailDeeply(BaseAction):
     def deeper(self, depth: int) -> None:
         if depth:
             return self.deeper(depth - 1)
-        values = [json.loads(text) for text in ("1", "[broken")]
-        assert values
+        assert all(json.loads(text) for text in ("1", "[broken"))
 
 
 class FailInInit(BaseAction):

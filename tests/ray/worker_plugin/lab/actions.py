@@ -1,7 +1,6 @@
 """Actions that put a worker to the test."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -84,18 +83,6 @@ class FailAction(BaseAction):
             raise problem from error
 
 
-class CrashParams(BaseModel):
-    how: str = "exit"
-
-
-class CrashAction(BaseAction[CrashParams]):
-    def execute(self):
-        print("last words", flush=True)
-        if self.params.how == "exit":
-            os._exit(3)
-        os.kill(os.getpid(), 9)
-
-
 class SleepParams(BaseModel):
     seconds: float = 60.0
     touch: Path | None = None
@@ -108,19 +95,6 @@ class SleepAction(BaseAction[SleepParams]):
             if self.params.touch is not None:
                 self.params.touch.write_text(str(time.time()))
             time.sleep(0.05)
-
-
-class StickAction(BaseAction):
-    """Sleeps where no alarm reaches it, as code outside Python may."""
-
-    def execute(self):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-        time.sleep(60)
-
-
-class UnsendableAction(BaseAction):
-    def execute(self):
-        return {"model": {"lock": threading.Lock()}}
 
 
 class ArrayParams(BaseModel):

@@ -15,6 +15,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import sys
 from types import FrameType
 from typing import Any
@@ -40,8 +41,8 @@ def _serve(options: dict[str, Any], owner: int) -> None:
     from ray._private import parameter
 
     # The agent that takes jobs listens on one fixed port, and gives up where another cluster's has it. `ray start`
-    # has an option for that, `ray.init` has none.
-    parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    # has an option for that, `ray.init` has none. With port 0, Ray 2.52 tells others another port than it takes.
+    parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=_free_port())
     context = ray.init(
         include_dashboard=options["dashboard"],
         num_cpus=options["num_cpus"],
@@ -61,6 +62,12 @@ def _serve(options: dict[str, Any], owner: int) -> None:
         _wait_for_end_of(owner, options["temp_dir"])
     finally:
         ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def _wait_for_end_of(owner: int, temp_dir: str) -> None:

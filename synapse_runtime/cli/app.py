@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from synapse_runtime import __version__
-from synapse_runtime.cli import plugin
+from synapse_runtime.cli import job, plugin
 
 app = typer.Typer(
     name="synapse",
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(plugin.app, name="plugin")
+app.add_typer(job.app, name="job")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,7 +1,7 @@
 """What the command shows: results, failures, notes; and output kept apart where a program reads it.
 
-Exit statuses: 0 done, 1 the action failed, 2 bad arguments, params or config, 3 no cluster, 124 timeout,
-130 interrupted.
+Exit statuses: 0 done, 1 the action failed, 2 bad arguments, params or config, 3 no cluster, or no such job on it,
+124 timeout, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import pprint
 import select
 import sys
 import traceback
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -27,6 +27,9 @@ from synapse_runtime.errors import (
     safe_str,
 )
 
+if TYPE_CHECKING:
+    from synapse_runtime.execution import ActionRun
+
 
 def note(text: str) -> None:
     """Tell the person something that is not output."""
@@ -38,7 +41,7 @@ def exit_on_errors() -> Iterator[None]:
     """Turn errors into one line on standard error and an exit status; no traceback of ours."""
     try:
         yield
-    except (PluginError, FileNotFoundError) as error:
+    except (PluginError, FileNotFoundError, TimeoutError) as error:
         show_failure(error, debug=False)
         raise typer.Exit(exit_status(error)) from error
     except (KeyboardInterrupt, typer.Abort) as error:
@@ -59,11 +62,48 @@ def reader_is_gone() -> bool:
 
 def exit_status(error: Exception) -> int:
     """Return the exit status that tells of this error."""
-    if isinstance(error, ExecutionTimeout):
+    if isinstance(error, ExecutionTimeout | TimeoutError):
         return 124
     if isinstance(error, ExecutionError):
         return 1
     return 3 if isinstance(error, ClusterError) else 2
+
+
+def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = True) -> None:
+    """Show a run's result, or why there is none; then end with the exit status that tells of it.
+
+    Args:
+        run: The run.
+        results: Where the result goes.
+        as_json: Whether it goes there alone, as JSON.
+        debug: Whether to show the action's traceback when it failed.
+    """
+    if run.error is not None:
+        if isinstance(run.error.__cause__, BrokenPipeError) and reader_is_gone():
+            raise run.error.__cause__
+        show_failure(run.error, debug=debug)
+        raise typer.Exit(exit_status(run.error))
+    if as_json:
+        results.write(to_json(run.result) + "\n")
+    else:
+        typer.echo(f"Result of {run.name} ({run.mode}, {run.duration:.2f} s):")
+        typer.echo(readable(run.result))
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal, plain aligned columns elsewhere."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Column, Table
+
+        table = Table(*(Column(heading, overflow="fold") for heading in headings))
+        for row in rows:
+            table.add_row(*row)
+        Console(markup=False, emoji=False, highlight=False).print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

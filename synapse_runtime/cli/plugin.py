@@ -5,21 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synapse_runtime.cli.console import (
-    exit_on_errors,
-    exit_status,
-    note,
-    only_results_on_stdout,
-    readable,
-    reader_is_gone,
-    show_failure,
-    to_json,
-)
+from synapse_runtime.cli.console import exit_on_errors, note, only_results_on_stdout, show_run
+from synapse_runtime.cli.job import leave_or_stop, result_command
 from synapse_runtime.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -70,6 +63,12 @@ def run(
             "Default: RAY_ADDRESS, else a cluster on this machine for this run.",
         ),
     ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach", help="Submit the job, print its id and do not wait (job mode, on a cluster that runs already)."
+        ),
+    ] = False,
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs to ask for.")] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=0, help="CPUs to ask for.")] = None,
     debug: Annotated[
@@ -93,6 +92,8 @@ def run(
         values["infer_path"] = infer_path
     if timeout is not None and not timeout > 0:
         raise typer.BadParameter(f"a positive number of seconds is wanted, not {timeout:g}", param_hint="--timeout")
+    if detach and (mode or "").strip().lower() != "job":
+        raise typer.BadParameter("only a job goes on by itself: give --mode job too", param_hint="--detach")
     with exit_on_errors():
         variables = _environment(env or [], env_file)
         found = _find_plugin(plugin, path)
@@ -101,12 +102,27 @@ def run(
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout}
         if mode != "local":
             options |= {"ray_address": ray_address, "num_cpus": cpus, "num_gpus": gpus}
+        _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or gpus or cpus), sdk=debug_sdk)
+        fetch = result_command(ray_address, path)
+        if detach:
+            _submit(action, values, options, fetch)
+            return
         if mode != "local":
             from synapse_runtime.executors.ray.cluster import describe
 
             note(f"cluster: {describe(ray_address)}")
-        _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or gpus or cpus), sdk=debug_sdk)
+        if mode == "job" and sys.stdin.isatty() and sys.stderr.isatty():
+            options["leave_running"] = partial(leave_or_stop, fetch=fetch)
         _run(action, values, mode, options, as_json=as_json, debug=debug)
+
+
+def _submit(action: str, values: dict[str, Any], options: dict[str, Any], fetch: str) -> None:
+    """Submit a job that outlives this command, and print its id."""
+    from synapse_runtime.executors.ray import RayJobsApiExecutor
+
+    job_id = RayJobsApiExecutor(**options, start_cluster=False).submit(action, values)
+    typer.echo(job_id)
+    note(f"its result: {fetch} {job_id}")
 
 
 def _run(
@@ -120,16 +136,7 @@ def _run(
         console = ConsoleLogger(sys.stderr if as_json else None)
         executor = stack.enter_context(executor_class(mode)(**options, logger=console))
         outcome = executor.run(action, values, **live_console(mode, console))
-        if outcome.error is not None:
-            if isinstance(outcome.error.__cause__, BrokenPipeError) and reader_is_gone():
-                raise outcome.error.__cause__
-            show_failure(outcome.error, debug=debug)
-            raise typer.Exit(exit_status(outcome.error))
-        if as_json:
-            results.write(to_json(outcome.result) + "\n")
-        else:
-            typer.echo(f"Result of {action} ({mode}, {outcome.duration:.2f} s):")
-            typer.echo(readable(outcome.result))
+        show_run(outcome, results, as_json=as_json, debug=debug)
 
 
 def _note_unused(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:

@@ -124,7 +124,7 @@ class Executor(ABC):
             env=env.to_dict(),
             job_id=job_id or self._job_id or fresh_job_id(),
             timeout=self._timeout if timeout is None else checked_timeout(timeout),
-            import_root=None if plugin is None or plugin.config_path is None else str(plugin.root),
+            import_root=self._import_root,
             cwd=os.getcwd() if plugin is None else str(plugin.root),
             config_path=None if plugin is None or plugin.config_path is None else str(plugin.config_path),
         )
@@ -137,6 +137,12 @@ class Executor(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def _import_root(self) -> str | None:
+        """The directory that the plugin's modules are imported from, if there is a plugin with a directory."""
+        plugin = self._plugin
+        return None if plugin is None or plugin.config_path is None else str(plugin.root)
 
     @abstractmethod
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:

@@ -127,14 +127,15 @@ def serve(
         return _pack_run(run)
 
 
-def unpack_run(data: bytes, call: ActionCall | None = None) -> ActionRun:
+def unpack_run(data: bytes, call: ActionCall | None = None, *, import_root: str | None = None) -> ActionRun:
     """Read a packed run back in the caller's process.
 
     Args:
         data: What `serve` returned.
         call: The call that it answers, which knows where the plugin's modules are.
+        import_root: Where they are, if the call is not known: another process made it.
     """
-    with _importable(None if call is None else call.import_root):
+    with _no_bytecode(), _importable(import_root if call is None else call.import_root):
         run, result, error, failed = transport.loads_at_home(data)
         if error is not None:
             run.error = _own_error(tracing.unpack(error))

@@ -27,6 +27,7 @@ actions:
   show_env: {entrypoint: "lab.other:show_env"}
   noise: {entrypoint: "lab.other:noise"}
   kinds: {entrypoint: "lab.other:kinds"}
+  point: {entrypoint: "lab.other:point"}
   loop: {entrypoint: "lab.other:loop"}
   big: {entrypoint: "lab.other:big"}
   stop_here: {entrypoint: "lab.debug:StopHere"}
@@ -152,6 +153,11 @@ def kinds(params, context):
         "other": object,
         "text": "größer",
     }
+
+
+@action
+def point(params, context):
+    return Point(1, Path("here"))
 
 
 @action

@@ -21,6 +21,7 @@ import pexpect
 
 COMMAND = [sys.executable, "-m", "synapse_runtime"]
 SCRIPT = str(Path(sys.executable).with_name("synapse"))
+PLUGIN_RUN = ("plugin", "run")
 MARK = "SYNAPSE_TEST_MARK"
 _NOT_INHERITED = ("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "COLUMNS", "TMPDIR", "PYTHONBREAKPOINT")
 
@@ -73,11 +74,17 @@ class Synapse:
         """Run `synapse plugin run …`."""
         return self("plugin", "run", *arguments, cwd=cwd, **env)
 
+    def job(self, *arguments: str, cwd: Path | None = None, **env: str) -> Finished:
+        """Run `synapse job …`."""
+        return self("job", *arguments, cwd=cwd, **env)
+
     @contextlib.contextmanager
-    def started(self, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-        """Start `synapse plugin run …`, and do not wait for it."""
+    def started(
+        self, *arguments: str, command: tuple[str, ...] = PLUGIN_RUN, **env: str
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start `synapse plugin run …`, or another of its commands, and do not wait for it."""
         process = subprocess.Popen(
-            [*COMMAND, "plugin", "run", *arguments],
+            [*COMMAND, *command, *arguments],
             cwd=self.cwd,
             env=self.environment(**env),
             stdin=subprocess.DEVNULL,
@@ -94,9 +101,11 @@ class Synapse:
                 process.kill()
 
     @contextlib.contextmanager
-    def on_terminal(self, *arguments: str, **env: str) -> Iterator[pexpect.spawn]:
-        """Start `synapse plugin run …` on a terminal of 100 columns."""
-        with terminal([*COMMAND, "plugin", "run", *arguments], self.cwd, self.environment(**env)) as child:
+    def on_terminal(
+        self, *arguments: str, command: tuple[str, ...] = PLUGIN_RUN, **env: str
+    ) -> Iterator[pexpect.spawn]:
+        """Start `synapse plugin run …`, or another of its commands, on a terminal of 100 columns."""
+        with terminal([*COMMAND, *command, *arguments], self.cwd, self.environment(**env)) as child:
             yield child
 
     def environment(self, **more: str) -> dict[str, str]:

@@ -89,6 +89,39 @@ def test_a_stopped_job_stops_its_action(job, tmp_path):
         job.get_result(job_id, timeout=5)
 
 
+def test_ctrl_c_stops_the_job_on_a_cluster_that_ends_with_us_and_nobody_is_asked():
+    asked = []
+    executor = RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger(), leave_running=asked.append)
+
+    def press_ctrl_c(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        executor.run("narrate", {"steps": 100, "pause": 0.5}, on_event=press_ctrl_c)
+    (left,) = executor._calls
+    assert executor.wait(left, timeout=20) == "STOPPED"
+    assert asked == []
+
+
+def test_jobs_of_actions_are_listed_in_order(job):
+    first, second = job.submit("echo"), job.submit("fail")
+    job.wait(first, timeout=30)
+    job.wait(second, timeout=30)
+    summaries = job.list_jobs()
+    ids = [summary.id for summary in summaries]
+    assert ids.index(first) < ids.index(second)
+    summary = summaries[ids.index(first)]
+    assert (summary.action, summary.status) == ("echo", "SUCCEEDED")
+    assert 0 < summary.took < 30
+
+
+def test_an_ephemeral_cluster_will_not_do_where_none_may_be_started(job):
+    job.submit("echo")  # it runs by now
+    executor = RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger(), start_cluster=False)
+    with pytest.raises(ClusterError, match="no cluster that outlives this process: name one with --ray-address"):
+        executor.submit("echo")
+
+
 def test_a_deleted_job_is_forgotten(job):
     job_id = job.submit("echo")
     job.wait(job_id, timeout=30)

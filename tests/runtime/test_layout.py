@@ -50,6 +50,7 @@ ROOMS = [
     "executors.ray",
     "runner",
     "cli.console",
+    "cli.job",
     "cli.plugin",
     "cli.app",
     "cli",

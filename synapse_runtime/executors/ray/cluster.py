@@ -33,6 +33,10 @@ from synapse_runtime.executors.ray.quiet import quiet
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 _PROBE_SECONDS = 5.0
+_NO_LASTING_CLUSTER = (
+    "there is no cluster that outlives this process: name one with --ray-address (ray_address in code) or RAY_ADDRESS, "
+    "as host:port or http://dashboard; --ray-address auto takes the one that `ray start` runs on this machine"
+)
 
 
 def require_ray() -> None:
@@ -43,15 +47,17 @@ def require_ray() -> None:
         )
 
 
-def find_cluster(address: str | None = None, *, jobs: bool = True) -> Cluster:
+def find_cluster(address: str | None = None, *, jobs: bool = True, start: bool = True) -> Cluster:
     """Return the cluster to use, and start an ephemeral one if there is no other.
 
     Args:
         address: `host:port`, `ray://host:port`, `http(s)://dashboard`, or `auto` for any that runs on this machine.
         jobs: Whether the Jobs API is needed; without it an ephemeral cluster starts faster.
+        start: Whether an ephemeral cluster will do. Without it only one that outlives this process does.
 
     Raises:
-        ClusterError: Ray is not installed, the address is wrong or does not answer, or starting failed.
+        ClusterError: Ray is not installed, the address is wrong or does not answer, starting failed, or there is
+            only the ephemeral cluster, which will not do.
     """
     require_ray()
     origin = "given"
@@ -67,6 +73,8 @@ def find_cluster(address: str | None = None, *, jobs: bool = True) -> Cluster:
         running = _running_here()
         if running is not None:
             return Cluster(running, origin="running here", shares_disk=True)
+    if not start:
+        raise ClusterError(_NO_LASTING_CLUSTER)
     return ephemeral.ensure(jobs=jobs)
 
 

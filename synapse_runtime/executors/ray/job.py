@@ -11,7 +11,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +54,33 @@ if TYPE_CHECKING:
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _CALL_FILE = "call.bin"
+# By this a job is known as one of ours.
+_ACTION_KEY = "synapse_action"
 # While a job is young its whole log is asked for now and then, which is quickest; later it is followed.
 _POLL_SECONDS = 0.1
 _POLL_FOR_SECONDS = 3.0
 _AGENT_START_SECONDS = 30.0
 # How often, while a job says nothing, to look whether the cluster is still there.
 _LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """What a cluster tells of a job that runs an action.
+
+    Attributes:
+        id: The job's id.
+        action: The action's name.
+        status: `PENDING`, `RUNNING`, `STOPPED`, `SUCCEEDED` or `FAILED`.
+        started: When the cluster took the job, in UTC; None where it does not tell.
+        took: Seconds from then to its end, or until now.
+    """
+
+    id: str
+    action: str
+    status: str
+    started: datetime | None
+    took: float | None
 
 
 class RayJobsApiExecutor(Executor):
@@ -77,6 +100,10 @@ class RayJobsApiExecutor(Executor):
             an ephemeral cluster.
         num_cpus: CPUs that the job's process holds.
         num_gpus: GPUs that the job's process holds.
+        start_cluster: Whether an ephemeral cluster may be started where there is no other. It ends with this process,
+            and its jobs with it; without it, that there is no other is a `ClusterError`.
+        leave_running: Asked with the job's id when Ctrl-C interrupts `run`, on a cluster that outlives this process:
+            whether the job goes on. By default it is stopped.
 
     Example:
         >>> executor = RayJobsApiExecutor(plugin="example_plugin")  # doctest: +SKIP
@@ -100,10 +127,14 @@ class RayJobsApiExecutor(Executor):
         ray_address: str | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
+        start_cluster: bool = True,
+        leave_running: Callable[[str], bool] | None = None,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
         self._address = dashboard_address or ray_address
         self._resources = checked_resources(num_cpus, num_gpus)
+        self._start_cluster = start_cluster
+        self._leave_running = leave_running
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
         self._calls: dict[str, ActionCall] = {}
 
@@ -121,8 +152,21 @@ class RayJobsApiExecutor(Executor):
         """
         return self._submit(self.call(action, params, job_id=job_id))
 
+    def list_jobs(self) -> list[JobSummary]:
+        """Return the jobs of this cluster that run actions, whoever submitted them; the oldest first.
+
+        Raises:
+            ClusterError: There is no cluster, or it does not answer.
+        """
+        with self._asking() as client:
+            jobs = client.list_jobs()
+        ours = [job for job in jobs if _ACTION_KEY in (job.metadata or {})]
+        return [_summary(job) for job in sorted(ours, key=lambda job: job.start_time or 0)]
+
     def get_status(self, job_id: str) -> str:
         """Return `PENDING`, `RUNNING`, `STOPPED`, `SUCCEEDED` or `FAILED`.
+
+        `SUCCEEDED` says that the job brought an outcome; whether the action failed is told by `get_result`.
 
         Raises:
             ClusterError: The cluster knows no such job, or does not answer.
@@ -173,11 +217,13 @@ class RayJobsApiExecutor(Executor):
         """Wait for the job's end and return the action's result.
 
         Args:
-            job_id: A job that this class submitted, in this process or another.
+            job_id: A job that this class submitted, in this process or another. Where the result holds classes of
+                the plugin's, this executor must know the plugin.
             timeout: Seconds to wait at most; None for ever.
 
         Raises:
             TimeoutError: The job has not ended by then; it goes on.
+            ClusterError: The cluster knows no such job, or the job runs no action.
             ExecutionError: The action failed; the cause is what it raised.
         """
         return self.get_run(job_id, timeout).unwrap()
@@ -188,7 +234,11 @@ class RayJobsApiExecutor(Executor):
             return bool(client.stop_job(job_id))
 
     def delete(self, job_id: str) -> bool:
-        """Delete what the cluster keeps of a job that has ended: its status, its log, its result."""
+        """Delete what the cluster keeps of a job that has ended: its status, its log, its result.
+
+        Raises:
+            ClusterError: The cluster knows no such job, or the job has not ended.
+        """
         with self._asking(job_id) as client:
             return bool(client.delete_job(job_id))
 
@@ -217,13 +267,23 @@ class RayJobsApiExecutor(Executor):
         self._calls[job_id] = call
         try:
             run = self._collect(job_id, on_event, on_output, None)
-        except BaseException:  # Ctrl-C above all: the job must not go on without us
+        except BaseException as error:  # Ctrl-C above all: the job must not go on without us, unless that is wanted
+            if isinstance(error, KeyboardInterrupt) and self._goes_on(job_id):
+                del self._calls[job_id]
+                raise
             with contextlib.suppress(ClusterError):
                 self._require_cluster(job_id)  # not on a new one
                 self.stop(job_id)
             raise
         self._put_out(run, events=on_event is None, output=on_output is None)
         return run
+
+    def _goes_on(self, job_id: str) -> bool:
+        """Tell whether a job outlives the Ctrl-C that interrupted us."""
+        if self._leave_running is None or self._connection is None or self._connection[0].origin == "ephemeral":
+            return False
+        self._logger.finish()  # whoever is asked sees the question, not a progress bar over it
+        return self._leave_running(job_id)
 
     def _submit(self, call: ActionCall) -> str:
         parcel = pack_call(call)
@@ -238,7 +298,7 @@ class RayJobsApiExecutor(Executor):
                 "submission_id": call.job_id,
                 # The call goes as the job's working directory, an upload over HTTP: no listing shows its content.
                 "runtime_env": {"working_dir": directory},
-                "metadata": {"synapse_action": call.name},
+                "metadata": {_ACTION_KEY: call.name},
                 **{f"entrypoint_{name}": number for name, number in self._resources.items()},
             }
             with self._asking(call.job_id), quiet():
@@ -247,7 +307,7 @@ class RayJobsApiExecutor(Executor):
     def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
         if self._connection is not None and not has_ended(self._connection[0].address):
             return self._connection
-        cluster = find_cluster(self._address)
+        cluster = find_cluster(self._address, start=self._start_cluster)
         from ray.job_submission import JobSubmissionClient
 
         url = dashboard_of(cluster)
@@ -262,7 +322,7 @@ class RayJobsApiExecutor(Executor):
         return self._connection
 
     @contextlib.contextmanager
-    def _asking(self, job_id: str) -> Iterator[JobSubmissionClient]:
+    def _asking(self, job_id: str | None = None) -> Iterator[JobSubmissionClient]:
         """Give the client, and turn what goes wrong into an error that says what it means."""
         cluster, client = self._connect()
         try:
@@ -272,15 +332,19 @@ class RayJobsApiExecutor(Executor):
             text = str(error)
             if "does not exist" in text:
                 raise ClusterError(
-                    f"the cluster at {cluster.dashboard or cluster.address} has no job {job_id!r}"
+                    f"the cluster at {cluster.dashboard or cluster.address} has no job {job_id!r}; "
+                    "`synapse job list` shows those it has"
                 ) from error
             if "already exists" in text:
                 raise ClusterError(
                     f"the cluster has a job {job_id!r} already: delete it, or give another job_id"
                 ) from error
+            if "non-terminal state" in text:
+                raise ClusterError(f"job {job_id!r} has not ended: stop it before you delete it") from error
             if isinstance(error, OSError) or "status code 5" in text:
                 forget_broken(cluster)
-            raise ClusterError(f"the Jobs API failed for job {job_id!r}: {text.partition(chr(10))[0]}") from error
+            about = "" if job_id is None else f" for job {job_id!r}"
+            raise ClusterError(f"the Jobs API failed{about}: {text.partition(chr(10))[0]}") from error
 
     def _require_cluster(self, job_id: str) -> None:
         """Raise `ClusterError` where an ephemeral cluster has ended: its dashboard's connections may linger on."""
@@ -319,7 +383,7 @@ class RayJobsApiExecutor(Executor):
                     told = json.loads(item.payload)
                     death, took = Death(**told["death"]), told["duration"]
                 elif item.kind == job_log.RUN:
-                    run = unpack_run(item.payload, call)
+                    run = unpack_run(item.payload, call, import_root=self._import_root)
                     return _with_output(run, printed)
         run = ActionRun(
             call.name if call else job_id,
@@ -344,6 +408,10 @@ class RayJobsApiExecutor(Executor):
         """Make the error of a job that ended without a run; Ray's own words are its cause."""
         with self._asking(run.job_id) as client:
             info = client.get_job_info(run.job_id)
+        action = (info.metadata or {}).get(_ACTION_KEY)
+        if action is None:
+            raise ClusterError(f"job {run.job_id!r} runs no action: `synapse job list` shows those that do")
+        run.name = action
         if info.status.value not in _ENDED:
             cluster, _ = self._connect()
             forget_broken(cluster)
@@ -438,6 +506,18 @@ def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) 
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(_POLL_SECONDS)
+
+
+def _summary(details: Any) -> JobSummary:
+    """Return what Ray's details of a job tell, which count in milliseconds."""
+    started, ended = details.start_time, details.end_time or time.time() * 1000
+    return JobSummary(
+        id=details.submission_id,
+        action=details.metadata[_ACTION_KEY],
+        status=details.status.value,
+        started=datetime.fromtimestamp(started / 1000, UTC) if started else None,
+        took=round(max(ended - started, 0) / 1000, 3) if started else None,
+    )
 
 
 def _readable(items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:

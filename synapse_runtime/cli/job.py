@@ -1,0 +1,182 @@
+"""`synapse job …`: jobs on a cluster that runs already, whoever submitted them."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from synapse_runtime.cli.console import (
+    exit_on_errors,
+    note,
+    only_results_on_stdout,
+    show_run,
+    show_table,
+    to_json,
+)
+
+if TYPE_CHECKING:
+    from synapse_runtime.executors.ray import RayJobsApiExecutor
+    from synapse_runtime.executors.ray.job import JobSummary
+    from synapse_runtime.plugin import Plugin
+
+app = typer.Typer(help="Look after jobs.", no_args_is_help=True, rich_markup_mode=None)
+
+# Ray gives a job 3 s to end before it kills it.
+_STOP_SECONDS = 15.0
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as `synapse job list` shows it.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="The cluster: host:port, http://dashboard, or auto for one that `ray start` runs on this machine. "
+        "Default: RAY_ADDRESS.",
+    ),
+]
+
+
+@app.callback()
+def _job() -> None:
+    """Look after jobs."""
+
+
+@app.command("list")
+def list_jobs(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the jobs as JSON.")] = False,
+    ray_address: RayAddress = None,
+) -> None:
+    """List the jobs that run actions, the oldest first."""
+    with _jobs_at(ray_address) as cluster:
+        jobs = cluster.list_jobs()
+        if as_json:
+            typer.echo(to_json(jobs))
+        elif jobs:
+            show_table(("ID", "ACTION", "STATUS", "STARTED", "TOOK"), [_row(job) for job in jobs])
+        else:
+            note("no job on this cluster runs an action")
+
+
+@app.command()
+def status(job_id: JobId, ray_address: RayAddress = None) -> None:
+    """Print the job's status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+
+    SUCCEEDED says that the job brought an outcome. Whether the action failed is told by `synapse job result`.
+    """
+    with _jobs_at(ray_address) as cluster:
+        typer.echo(cluster.get_status(job_id))
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    ray_address: RayAddress = None,
+) -> None:
+    """Print what the job's action has said and printed so far."""
+    with _jobs_at(ray_address) as cluster:
+        for text in cluster.stream_logs(job_id) if follow else [cluster.get_logs(job_id)]:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+@app.command()
+def result(
+    job_id: JobId,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long to wait. Default: for ever.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result alone to standard output, as JSON.")
+    ] = False,
+    path: Annotated[
+        Path | None,
+        typer.Option("--path", help="The plugin's directory, for results of its own classes. Default: around here."),
+    ] = None,
+    ray_address: RayAddress = None,
+) -> None:
+    """Wait for the job's end and print its result."""
+    with (
+        exit_on_errors(),
+        only_results_on_stdout() if as_json else contextlib.nullcontext(sys.stdout) as results,
+        _jobs_at(ray_address, _plugin(path)) as cluster,
+    ):
+        show_run(cluster.get_run(job_id, timeout), results, as_json=as_json)
+
+
+@app.command()
+def stop(job_id: JobId, ray_address: RayAddress = None) -> None:
+    """Stop the job, wait for its end and print its last status."""
+    with _jobs_at(ray_address) as cluster:
+        if not cluster.stop(job_id):
+            note(f"job {job_id} had ended already")
+        typer.echo(cluster.wait(job_id, timeout=_STOP_SECONDS))
+
+
+@app.command()
+def delete(job_id: JobId, ray_address: RayAddress = None) -> None:
+    """Delete what the cluster keeps of a job that has ended."""
+    with _jobs_at(ray_address) as cluster:
+        cluster.delete(job_id)
+        note(f"job {job_id} is deleted")
+
+
+def result_command(ray_address: str | None, path: Path) -> str:
+    """Return the command, but for the job's id, that fetches the result of a job submitted with these options."""
+    options = [] if ray_address is None else ["--ray-address", ray_address]
+    options += [] if path == Path(".") else ["--path", str(path)]
+    return shlex.join(["synapse", "job", "result", *options])
+
+
+def leave_or_stop(job_id: str, *, fetch: str) -> bool:
+    """Ask, after Ctrl-C, what becomes of the job, and tell how to get its result where it goes on.
+
+    Args:
+        job_id: The job.
+        fetch: The command that fetches its result, but for the id.
+
+    Returns:
+        Whether it goes on.
+    """
+    typer.echo(err=True)
+    try:
+        leave = not typer.confirm(f"Stop job {job_id}? If not, it goes on without this command", default=True, err=True)
+    except typer.Abort:  # Ctrl-C again
+        return False
+    if leave:
+        note(f"job {job_id} goes on; its result: {fetch} {job_id}")
+    return leave
+
+
+@contextlib.contextmanager
+def _jobs_at(ray_address: str | None, plugin: Plugin | None = None) -> Iterator[RayJobsApiExecutor]:
+    """Give the executor that knows the jobs of a cluster that runs already; end the command on errors."""
+    from synapse_runtime.executors.ray import RayJobsApiExecutor
+
+    with exit_on_errors():
+        yield RayJobsApiExecutor(ray_address=ray_address, start_cluster=False, plugin=plugin)
+
+
+def _plugin(path: Path | None) -> Plugin | None:
+    from synapse_runtime.locate import plugin_above
+    from synapse_runtime.plugin import Plugin
+
+    found = path or plugin_above(Path.cwd())
+    return None if found is None else Plugin.load(found)
+
+
+def _row(job: JobSummary) -> tuple[str, ...]:
+    started = "" if job.started is None else f"{job.started.astimezone():%Y-%m-%d %H:%M:%S}"
+    return job.id, job.action, job.status, started, _duration(job.took)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

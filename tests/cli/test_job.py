@@ -1,0 +1,260 @@
+"""`synapse job …`, and what `synapse plugin run --mode job` leaves to it: jobs that outlive the command."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.processes import Synapse, cluster, interrupt, processes_with, status_of, synapse_in
+
+NO_CLUSTER = "error: there is no cluster that outlives this process: name one with --ray-address"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[dict[str, str]]:
+    """A cluster that runs already."""
+    with cluster(num_cpus=4) as reached:
+        yield reached
+
+
+@pytest.fixture(scope="module")
+def joined(running: dict[str, str], plugin_dir: Path) -> Iterator[Synapse]:
+    """The command, in the plugin's directory, with that cluster in RAY_ADDRESS."""
+    token = {name: value for name, value in running.items() if name.startswith("RAY_")}
+    with synapse_in(plugin_dir, RAY_ADDRESS=running["dashboard"], **token) as command:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def trained(joined: Synapse) -> str:
+    """A job that has ended well."""
+    job_id = submitted(joined, "train")
+    assert joined.job("result", job_id).status == 0
+    return job_id
+
+
+@pytest.fixture(scope="module")
+def failed(joined: Synapse, trained: str) -> str:
+    """A job whose action fails, submitted after the other."""
+    return submitted(joined, "fail")
+
+
+class TestDetach:
+    def test_the_job_outlives_the_command_which_prints_the_id_alone(self, joined: Synapse, tmp_path: Path) -> None:
+        signal = tmp_path / "go"
+        params = json.dumps({"file": str(signal)})
+        done = joined.run("wait_for", "--mode", "job", "--detach", "--params", params)
+        job_id = done.stdout.removesuffix("\n")
+        assert (done.status, done.stderr) == (0, f"its result: synapse job result {job_id}\n")
+        assert re.fullmatch(r"run-\w+", job_id)
+        with joined.started(job_id, "--follow", command=("job", "logs")) as logs:
+            assert logs.stdout is not None
+            assert logs.stdout.readline().endswith("progress: 1/2 (50%)\n")
+            assert logs.stdout.readline() == "waiting\n"
+            assert joined.job("status", job_id).stdout == "RUNNING\n"
+            signal.touch()
+            assert logs.wait(20) == 0
+            assert "progress: 2/2 (100%)\n" in logs.stdout.read()
+        done = joined.job("result", job_id)
+        assert re.fullmatch(r'Result of wait_for \(job, \d+\.\d\d s\):\n"seen"\n', done.stdout)
+
+    def test_the_command_it_names_fetches_the_result_from_anywhere(
+        self, joined: Synapse, plugin_dir: Path, tmp_path: Path
+    ) -> None:
+        address = joined.env["RAY_ADDRESS"]
+        done = joined.run(
+            *("point", "--mode", "job", "--detach", "--path", str(plugin_dir), "--ray-address", address),
+            cwd=tmp_path,
+            RAY_ADDRESS="",
+        )
+        told = shlex.split(done.stderr.removeprefix("its result: "))
+        assert told[0] == "synapse"
+        fetched = joined(*told[1:], "--json", cwd=tmp_path, RAY_ADDRESS="")
+        assert fetched.result == {"x": 1, "at": "here"}
+        elsewhere = joined.job("result", done.stdout.strip(), cwd=tmp_path)
+        assert (elsewhere.status, elsewhere.stdout) == (1, "")
+        assert "error: the result of point cannot be read here: ModuleNotFoundError" in elsewhere.stderr
+
+    def test_a_cluster_that_would_end_with_the_command_will_not_do(self, synapse: Synapse) -> None:
+        assert_refused_without_starting_one(synapse, "plugin", "run", "train", "--mode", "job", "--detach")
+
+    @pytest.mark.parametrize("mode", [(), ("--mode", "task")])
+    def test_only_jobs_can_be_detached(self, synapse: Synapse, mode: tuple[str, ...]) -> None:
+        done = synapse.run("train", *mode, "--detach")
+        assert (done.status, done.stdout) == (2, "")
+        assert "Invalid value for --detach: only a job goes on by itself: give --mode job too" in done.stderr
+
+
+class TestList:
+    def test_it_is_a_table_of_aligned_columns(self, joined: Synapse, trained: str, failed: str) -> None:
+        done = joined.job("list")
+        assert done.status == 0
+        heading, *rows = done.stdout.splitlines()
+        assert heading.split() == ["ID", "ACTION", "STATUS", "STARTED", "TOOK"]
+        starts = [match.start() for match in re.finditer(r"\S+", heading)]
+        for row in rows:
+            assert all(row[start - 1] == " " != row[start] for start in starts[1:])
+        (of_training,) = [row for row in rows if row.startswith(trained)]
+        assert re.fullmatch(rf"{trained} +train +SUCCEEDED +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d +\d+\.\d s", of_training)
+        (of_failure,) = [row for row in rows if row.startswith(failed)]
+        assert rows.index(of_training) < rows.index(of_failure)
+
+    def test_on_a_terminal_it_is_drawn(self, joined: Synapse, trained: str) -> None:
+        with joined.on_terminal(command=("job", "list")) as child:
+            child.expect_exact("┃")
+            child.expect(f"│ {trained} +│ train +│ SUCCEEDED +│")
+            assert status_of(child) == 0
+
+    def test_as_json_it_has_jobs_of_actions_only(self, joined: Synapse, trained: str) -> None:
+        foreign = submit_foreign(joined)
+        jobs = {job["id"]: job for job in joined.job("list", "--json").result}
+        assert foreign not in jobs
+        job = jobs[trained]
+        assert (job["action"], job["status"]) == ("train", "SUCCEEDED")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", job["started"])
+        assert 0 < job["took"] < 60
+        done = joined.job("result", foreign)
+        assert (done.status, done.stdout) == (3, "")
+        assert f"error: job '{foreign}' runs no action" in done.stderr
+
+
+class TestOneJob:
+    def test_its_status_is_a_word_on_a_cluster_given_by_its_own_address_too(
+        self, joined: Synapse, running: dict[str, str], trained: str
+    ) -> None:
+        done = joined.job("status", trained, "--ray-address", running["address"], RAY_ADDRESS="127.0.0.1:1")
+        assert (done.status, done.stdout, done.stderr) == (0, "SUCCEEDED\n", "")
+
+    def test_its_result_is_alone_on_stdout_with_json(self, joined: Synapse, trained: str) -> None:
+        done = joined.job("result", trained, "--json")
+        assert (done.status, done.stdout, done.stderr) == (0, '{"epochs":2,"batch_size":16}\n', "")
+
+    def test_the_action_that_failed_is_told_as_by_plugin_run(self, joined: Synapse, failed: str) -> None:
+        done = joined.job("result", failed)
+        assert (done.status, done.stdout) == (1, "")
+        assert 'return weights["missing"]' in done.stderr
+        assert done.stderr.endswith("error: fail failed: KeyError: 'missing'\n")
+        assert done.stderr.count("Traceback") == 1
+        assert "synapse_runtime" not in done.stderr
+
+    def test_it_goes_on_until_it_is_stopped_and_is_known_until_it_is_deleted(self, joined: Synapse) -> None:
+        job_id = submitted(joined, "nap")
+        waited = joined.job("result", job_id, "--timeout", "0.2")
+        assert (waited.status, waited.stdout) == (124, "")
+        assert waited.stderr == f"error: job {job_id} has not ended after 0.2 s\n"
+        early = joined.job("delete", job_id)
+        assert early.status == 3
+        assert early.stderr == f"error: job '{job_id}' has not ended: stop it before you delete it\n"
+        stopped = joined.job("stop", job_id)
+        assert (stopped.status, stopped.stdout, stopped.stderr) == (0, "STOPPED\n", "")
+        result = joined.job("result", job_id)
+        assert result.status == 1
+        assert result.stderr.endswith(f"error: nap: job {job_id} was stopped\n")
+        deleted = joined.job("delete", job_id)
+        assert (deleted.status, deleted.stdout, deleted.stderr) == (0, "", f"job {job_id} is deleted\n")
+        done = joined.job("logs", job_id)
+        assert (done.status, done.stdout) == (3, "")
+        where = joined.env["RAY_ADDRESS"]
+        assert done.stderr == (
+            f"error: the cluster at {where} has no job '{job_id}'; `synapse job list` shows those it has\n"
+        )
+
+    def test_that_has_ended_is_not_stopped(self, joined: Synapse, trained: str) -> None:
+        done = joined.job("stop", trained)
+        assert (done.status, done.stdout, done.stderr) == (0, "SUCCEEDED\n", f"job {trained} had ended already\n")
+
+
+class TestWithoutACluster:
+    def test_none_is_started(self, synapse: Synapse) -> None:
+        assert_refused_without_starting_one(synapse, "job", "list")
+
+    def test_an_address_of_ray_client_is_told(self, joined: Synapse) -> None:
+        address = joined.env["RAY_ADDRESS"].replace("http", "ray")
+        done = joined.job("list", "--ray-address", address)
+        assert (done.status, done.stdout) == (3, "")
+        assert done.stderr == (
+            f"error: job mode needs the dashboard's address, http://host:8265, not Ray Client's ({address})\n"
+        )
+
+
+class TestCtrlC:
+    @pytest.mark.parametrize("answer", ["y\r", "\x03"], ids=["yes", "ctrl-c"])
+    def test_on_a_terminal_it_asks_and_stops_the_job(self, joined: Synapse, answer: str) -> None:
+        with joined.on_terminal("nap", "--mode", "job") as child:
+            child.expect(r"asleep pid=(\d+)")
+            action = int(child.match[1])
+            child.sendcontrol("c")
+            child.expect(r"Stop job run-\w+\? If not, it goes on without this command \[Y/n\]:")
+            child.send(answer)
+            child.expect("interrupted")
+            assert status_of(child) == 130
+        assert not is_running(action)
+
+    def test_on_a_terminal_the_job_can_be_left(self, joined: Synapse) -> None:
+        with joined.on_terminal("nap", "--mode", "job") as child:
+            child.expect(r"asleep pid=(\d+)")
+            action = int(child.match[1])
+            child.sendcontrol("c")
+            child.expect(r"Stop job (run-\w+)\?")
+            job_id = child.match[1]
+            child.send("n\r")
+            child.expect(f"job {job_id} goes on; its result: synapse job result {job_id}")
+            assert status_of(child) == 130
+        assert is_running(action)
+        assert joined.job("stop", job_id).stdout == "STOPPED\n"
+
+    def test_without_a_terminal_the_job_is_stopped(self, joined: Synapse) -> None:
+        with joined.started("nap", "--mode", "job") as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            action = int(process.stdout.readline().rpartition("pid=")[2])
+            interrupt(process)
+            assert process.wait(20) == 130
+            assert process.stderr.read() == f"cluster: {joined.env['RAY_ADDRESS']} (RAY_ADDRESS)\ninterrupted\n"
+        assert not is_running(action)
+
+
+def submitted(command: Synapse, action: str) -> str:
+    """Submit a job and return its id."""
+    done = command.run(action, "--mode", "job", "--detach")
+    assert done.status == 0, done.stderr
+    return done.stdout.strip()
+
+
+def submit_foreign(command: Synapse) -> str:
+    """Submit a job that is none of ours, and return its id."""
+    request = urllib.request.Request(
+        f"{command.env['RAY_ADDRESS']}/api/jobs/",
+        data=json.dumps({"entrypoint": "true"}).encode(),
+        headers={"Content-Type": "application/json", "Authorization": f"Bearer {command.env['RAY_AUTH_TOKEN']}"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(json.load(answer)["submission_id"])
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def assert_refused_without_starting_one(synapse: Synapse, *arguments: str) -> None:
+    """Check that a command ends with 3, says that it needs a cluster, and has started no process."""
+    with synapse.started(*arguments, command=()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        most = 0
+        while process.poll() is None:
+            most = max(most, len(processes_with(synapse.mark)))
+        assert (process.returncode, process.stdout.read()) == (3, "")
+        assert process.stderr.read().startswith(NO_CLUSTER)
+        assert most == 1

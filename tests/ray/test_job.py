@@ -155,3 +155,17 @@ def test_resources_that_nobody_has_are_told_at_once():
     executor = RayJobsApiExecutor(plugin=PLUGIN, num_gpus=7, logger=NullLogger())
     with pytest.raises(ClusterError, match=r"num_gpus=7, but the cluster has 0 GPU"):
         executor.submit("echo")
+
+
+def test_a_job_that_was_deleted_at_its_end_stays_deleted(job):
+    job_id = job.submit("sleep", {"seconds": 30})
+    while job.get_status(job_id) == "PENDING":
+        time.sleep(0.05)
+    job.stop(job_id)
+    job.wait(job_id, timeout=20)
+    job.delete(job_id)
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        with pytest.raises(ClusterError, match="has no job"):
+            job.get_status(job_id)
+        time.sleep(0.2)

@@ -60,6 +60,8 @@ _ACTION_KEY = "synapse_action"
 _POLL_SECONDS = 0.1
 _POLL_FOR_SECONDS = 3.0
 _AGENT_START_SECONDS = 30.0
+# Ray watches a job until a second or two after its end. Where it finds the job gone, it makes it anew, as failed.
+_WATCHED_SECONDS = 3.0
 # How often, while a job says nothing, to look whether the cluster is still there.
 _LOOK_SECONDS = 1.0
 
@@ -240,7 +242,14 @@ class RayJobsApiExecutor(Executor):
             ClusterError: The cluster knows no such job, or the job has not ended.
         """
         with self._asking(job_id) as client:
-            return bool(client.delete_job(job_id))
+            ended = (client.get_job_info(job_id).end_time or 0) / 1000
+            deleted = bool(client.delete_job(job_id))
+            until = time.monotonic() + min(ended + _WATCHED_SECONDS - time.time(), _WATCHED_SECONDS)
+            while time.monotonic() < until:
+                time.sleep(_POLL_SECONDS)
+                with contextlib.suppress(RuntimeError):  # there is nothing to delete
+                    client.delete_job(job_id)
+        return deleted
 
     def close(self) -> None:
         """Delete the jobs that `run` made, and stop those of them that still run.

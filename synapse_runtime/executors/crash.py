@@ -21,6 +21,7 @@ from typing import IO, NoReturn
 _FAULTS = {
     "Segmentation fault": signal.SIGSEGV,
     "Floating point exception": signal.SIGFPE,
+    "Floating-point exception": signal.SIGFPE,  # since Python 3.13
     "Aborted": signal.SIGABRT,
     "Bus error": signal.SIGBUS,
     "Illegal instruction": signal.SIGILL,

@@ -56,11 +56,15 @@ def test_15_an_action_that_cannot_notice_is_ended_with_its_worker(synapse_execut
     assert synapse_executor.execute("echo", {"value": 1}) == 1
 
 
-@pytest.mark.synapse(mode="job", timeout=0.5)
-def test_15_a_process_that_is_stopped_altogether_is_ended_by_its_supervisor(synapse_executor):
+@on_workers
+@pytest.mark.synapse(timeout=0.5)
+def test_15_a_process_that_is_stopped_altogether_is_ended_from_outside(synapse_executor, monkeypatch):
+    monkeypatch.setattr("synapse_runtime.executors.ray.task._OVERDUE_SECONDS", 1.0)
     run = synapse_executor.run("lab.workers:Halt")
     assert type(run.error) is ExecutionTimeout
+    assert "did not end within 0.5 s, and did not notice" in str(run.error)
     assert run.duration < 4
+    assert synapse_executor.execute("echo", {"value": 1}) == 1
 
 
 @pytest.mark.synapse(mode="task", timeout=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import signal
 import socket
 import threading
 import time
@@ -50,6 +52,9 @@ _WATCH_SECONDS = 0.1
 _ACTOR_START_SECONDS = 60.0
 # How often a caller that waits looks whether the cluster is still there.
 _LOOK_SECONDS = 1.0
+# How long beyond an action's limit a worker may be silent, for large params on their way. It ends itself at the limit,
+# unless it is stopped altogether.
+_OVERDUE_SECONDS = 15.0
 # Ray's words for an actor that died because its machine, or ours, is gone from the cluster.
 _NODE_LOST = ("owner has died", "node has crashed", "node has died")
 # As much of a dead worker's output as is worth reading.
@@ -128,6 +133,7 @@ class WarmWorker:
         self._last_words: LastWords | None = None
         self._cluster = ""  # its own address
         self._reached_by = ""
+        self._overdue_at = math.inf  # when the call that runs now will wait no longer
         self._lock = threading.RLock()
 
     def close(self) -> None:
@@ -151,6 +157,7 @@ class WarmWorker:
         with self._lock:
             actor = self._warm_actor()
             started = time.monotonic()
+            self._overdue_at = started + (math.inf if call.timeout is None else call.timeout + _OVERDUE_SECONDS)
             try:
                 data = self._answer(actor, parcel, on_event, on_output)
             except _WorkerLost as lost:
@@ -172,7 +179,7 @@ class WarmWorker:
         host, pid, node, _ = self._whereabouts
         captured, death = self._last_words.output(), self._last_words.death()
         error: ExecutionError
-        if death is not None and death.timed_out:
+        if (death is not None and death.timed_out) or time.monotonic() > self._overdue_at:
             text = f"{call.name} did not end within {call.timeout:g} s, and did not notice: its worker was ended"
             error = ExecutionTimeout(text)
         elif lost.out_of_memory:
@@ -212,7 +219,7 @@ class WarmWorker:
 
         try:
             if on_event is None and on_output is None:
-                return bytes(self._get(actor.run.remote(parcel)))
+                return bytes(self._get(actor, actor.run.remote(parcel)))
             return bytes(self._watch(actor, parcel, on_event, on_output))
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
@@ -225,8 +232,8 @@ class WarmWorker:
         except ConnectionError as error:  # what Ray Client raises
             raise self._lost_cluster(error) from error
 
-    def _get(self, answer: Any) -> Any:
-        """Wait for an answer, as long as the cluster is there to give one."""
+    def _get(self, actor: Any, answer: Any) -> Any:
+        """Wait for an answer, as long as somebody is there to give one."""
         import ray
         from ray.exceptions import GetTimeoutError
 
@@ -234,7 +241,7 @@ class WarmWorker:
             try:
                 return ray.get(answer, timeout=_LOOK_SECONDS)
             except GetTimeoutError as error:
-                self._require_cluster(error)
+                self._look_after(actor, error)
 
     def _watch(self, actor: Any, parcel: Parcel, on_event: OnEvent | None, on_output: OnOutput | None) -> Any:
         """Make the call and hand on what it says and prints while it runs."""
@@ -251,7 +258,7 @@ class WarmWorker:
                     _hand_on(mailbox.get(timeout=_WATCH_SECONDS), on_event, on_output)
                 except Empty:
                     if time.monotonic() > look_at:
-                        self._require_cluster(None)
+                        self._look_after(actor, None)
                         look_at = time.monotonic() + _LOOK_SECONDS
             data = ray.get(answer)
             while not mailbox.empty():
@@ -259,6 +266,18 @@ class WarmWorker:
             return data
         finally:
             mailbox.shutdown(force=True)
+
+    def _look_after(self, actor: Any, error: Exception | None) -> None:
+        """Require that the cluster is there; end a worker that is silent long after its action's limit."""
+        self._require_cluster(error)
+        if time.monotonic() > self._overdue_at:
+            import ray
+
+            assert self._whereabouts is not None
+            if self._whereabouts.host == socket.gethostname():  # Ray asks a worker to end, which this one may not hear
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(self._whereabouts.pid, signal.SIGKILL)
+            ray.kill(actor)
 
     def _require_cluster(self, error: Exception | None) -> None:
         if not is_alive(self._reached_by):

@@ -247,8 +247,13 @@ class RayJobsApiExecutor(Executor):
             until = time.monotonic() + min(ended + _WATCHED_SECONDS - time.time(), _WATCHED_SECONDS)
             while time.monotonic() < until:
                 time.sleep(_POLL_SECONDS)
-                with contextlib.suppress(RuntimeError):  # there is nothing to delete
+                try:
                     client.delete_job(job_id)
+                except RuntimeError as error:
+                    if "does not exist" not in str(error):
+                        raise
+                else:  # it was made anew, which happens once
+                    break
         return deleted
 
     def close(self) -> None:

@@ -3,8 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
-# A version of Ray to test with, such as ==2.52.0: the newest, if none is given.
+# A version of Ray to test with, such as 2.52.0: the newest, if none is given.
 RAY ?=
+# Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
+CONTRACT ?=
 
 .PHONY: demo test test-core parity lint types check format clean help
 
@@ -20,27 +22,28 @@ help:
 demo: $(VENV)/.demo
 	$(PYTEST) example_plugin --synapse-mode=all -v
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev$(RAY)
 	$(PYTEST) --junitxml=$(VENV)/tests.xml
 	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
 
-test-core: $(VENV)/.dev
-	$(PYTEST) tests/runtime tests/parity -n 2
+test-core: $(VENV)/.dev$(RAY)
+	$(PYTEST) tests/runtime
+	$(PYTEST) tests/parity -n 2 -k "$(CONTRACT)"
 
-parity: $(VENV)/.dev
+parity: $(VENV)/.dev$(RAY)
 	$(PYTEST) tests/parity -v --junitxml=$(VENV)/parity.xml
 	$(BIN)/python docs/make_parity_page.py $(VENV)/parity.xml
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev$(RAY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev$(RAY)
 	$(BIN)/mypy
 
 check: lint types test demo
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev$(RAY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -56,6 +59,6 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[ray]' --group example
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev $(if $(RAY),'ray[default]$(RAY)')
+$(VENV)/.dev$(RAY): $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev $(if $(RAY),'ray[default]==$(RAY)')
 	@touch $@

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import warnings
+
 import pytest
 
 from synapse_runtime.errors import ClusterError
@@ -37,3 +41,15 @@ def test_a_job_id_that_was_given_is_the_runs(worker):
     executor = RayActorExecutor(job_id="train-001", plugin=PLUGIN, worker=worker, logger=NullLogger())
     run = executor.run("identify")
     assert run.job_id == run.result["job_id"] == "train-001"
+
+
+def test_a_worker_that_nobody_closes_leaves_no_open_files_and_no_warning():
+    executor = RayActorExecutor(plugin=PLUGIN, logger=NullLogger())
+    executor.execute("echo")
+    before = len(os.listdir("/proc/self/fd"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        del executor
+        gc.collect()
+    assert [str(warning.message) for warning in told if "/proc/" in str(warning.message)] == []
+    assert len(os.listdir("/proc/self/fd")) <= before - 3

@@ -9,9 +9,10 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synapse_runtime.capture import Captured, OutputFiles, last_lines
 from synapse_runtime.environment import PluginEnvironment
@@ -321,28 +322,27 @@ class WarmWorker:
 class LastWords:
     """What a worker on this machine has printed in its current call, and noted at its end, readable after its death.
 
-    Both go to files without a name, which vanish with the last process that has them open; so we have them open too.
-    Of a worker on another machine nothing is known here.
+    Both go to files without a name, which vanish with the last process that has them open; so we have them open too,
+    until `close` or our own end. Of a worker on another machine nothing is known here.
 
     Args:
         worker: Where the worker is.
     """
 
     def __init__(self, worker: Whereabouts) -> None:
-        self._files: list[BinaryIO] = []
+        self._files: list[int] = []
+        self.close = weakref.finalize(self, _close_all, self._files)
         self._oom_kills = kernel_oom_kills()
         if worker.host == socket.gethostname():
             with contextlib.suppress(OSError):  # no /proc here, or the pid is of another container
                 for descriptor in worker.descriptors:
-                    self._files.append(open(f"/proc/{worker.pid}/fd/{descriptor}", "rb"))  # noqa: SIM115
+                    self._files.append(os.open(f"/proc/{worker.pid}/fd/{descriptor}", os.O_RDONLY))
 
     def output(self) -> Captured:
         """Return what was printed."""
         if len(self._files) < 2:
             return Captured()
-        stdout, stderr = (
-            os.pread(file.fileno(), _LAST_BYTES, 0).decode("utf-8", errors="replace") for file in self._files[:2]
-        )
+        stdout, stderr = (os.pread(file, _LAST_BYTES, 0).decode("utf-8", errors="replace") for file in self._files[:2])
         return Captured(stdout=stdout, stderr=stderr)
 
     def death(self) -> Death | None:
@@ -350,13 +350,7 @@ class LastWords:
         if len(self._files) < 3:
             return None
         out_of_memory = kernel_oom_kills() > self._oom_kills
-        return death_of(read_notes(self._files[2].fileno()), out_of_memory=out_of_memory)
-
-    def close(self) -> None:
-        """Let go of the files."""
-        for file in self._files:
-            file.close()
-        self._files.clear()
+        return death_of(read_notes(self._files[2]), out_of_memory=out_of_memory)
 
 
 class RayActorExecutor(Executor):
@@ -415,6 +409,11 @@ class RayActorExecutor(Executor):
         run = self._worker.run(call, parcel, on_event, on_output)
         self._put_out(run, events=on_event is None, output=on_output is None)
         return run
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def _hand_on(batch: list[Any], on_event: OnEvent | None, on_output: OnOutput | None) -> None:

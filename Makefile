@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 	$(PYTEST) example_plugin --synapse-mode=all -v
 
 test: $(VENV)/.dev$(RAY)
-	$(PYTEST) --junitxml=$(VENV)/tests.xml
+	$(PYTEST) -n 2 --junitxml=$(VENV)/tests.xml
 	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
 
 test-core: $(VENV)/.dev$(RAY)

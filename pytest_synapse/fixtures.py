@@ -69,7 +69,7 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     from pytest_synapse.environment import given
 
     env = given(plugin_env, marked(request.node).get("env", {}))
-    session = request.config.stash[SynapseSession.KEY]
+    session = SynapseSession.of(request.config)
     with session.executor(request.node, synapse_mode, env, _plugin(request)) as executor:
         yield executor
 
@@ -78,7 +78,7 @@ def _plugin(request: pytest.FixtureRequest) -> Plugin | None:
     from synapse_runtime.errors import PluginError
 
     try:
-        return request.config.stash[SynapseSession.KEY].plugin_for(request.path)
+        return SynapseSession.of(request.config).plugin_for(request.path)
     except PluginError as error:
         problem = str(error)
     pytest.fail(f"the plugin of this test cannot be used: {problem}", pytrace=False)

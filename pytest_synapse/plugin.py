@@ -6,16 +6,20 @@ Imported in every pytest run of everybody who has it installed, so it imports th
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, synapse_plugin
 from pytest_synapse.modes import MARKER_HELP, MODES, known_mode, marked, modes_of, session_modes
-from pytest_synapse.session import SynapseSession, seconds
+from pytest_synapse.session import SynapseSession, at_least, seconds
 from synapse_runtime.locate import plugin_above
+from synapse_runtime.site import of_this_process
 
 __all__ = ["plugin_env", "synapse_executor", "synapse_mode", "synapse_plugin"]
 
@@ -43,7 +47,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         metavar="ADDRESS",
         help="the cluster for task and job mode: host:port, ray://host:port, http(s)://dashboard, or auto. "
-        "Default: RAY_ADDRESS, else an ephemeral cluster on this machine.",
+        "Default: RAY_ADDRESS, else the warm cluster of `synapse cluster up`, else an ephemeral one on this machine.",
+    )
+    group.addoption(
+        "--synapse-num-cpus",
+        default=None,
+        type=at_least(1),
+        metavar="N",
+        help="CPUs that the ephemeral cluster gives. Default: those of this machine.",
+    )
+    group.addoption(
+        "--synapse-num-gpus",
+        default=None,
+        type=at_least(0),
+        metavar="N",
+        help="GPUs that the ephemeral cluster gives; there need not be real ones. Default: those of this machine.",
+    )
+    group.addoption(
+        "--synapse-keep-cluster",
+        action="store_true",
+        help="keep the run's cluster for the next run. `synapse cluster down` ends it, or half an hour without use.",
     )
     group.addoption(
         "--synapse-timeout",
@@ -76,8 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check what was given and register the marker."""
     config.addinivalue_line("markers", MARKER_HELP)
     session_modes(config)
-    session = config.stash[SynapseSession.KEY] = SynapseSession(config)
-    session.timeout()
+    SynapseSession.of(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -89,6 +111,20 @@ def pytest_report_header(config: pytest.Config) -> str:
     from synapse_runtime.executors.ray.cluster import describe
 
     return f"{line}; cluster: {describe(config.getoption('synapse_ray_address'))}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell each worker of pytest-xdist where the run's one cluster is."""
+    node.workerinput["synapse_site"] = asdict(of_this_process.get())
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Let `-n auto` mean as many processes as the run's cluster and this machine's memory bear."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or set(session_modes(config)) == {"local"}:
+        return None
+    return SynapseSession.of(config).sensible_processes()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -123,6 +159,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("synapse_mode", modes, indirect=True, scope="session")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Begin to start an ephemeral cluster while collection goes on, as soon as a test is found that will need one."""
+    session = SynapseSession.of(item.config)
+    if session.starts_while_collecting and "synapse_mode" in getattr(item, "fixturenames", ()):
+        with contextlib.suppress(pytest.UsageError):  # told for all tests at once, after collection
+            session.start_while_collecting(_modes_to_run(item))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse wrong markers and modes before any test runs."""
@@ -141,13 +185,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     ):
         return
     needed = {mode for item in session.items for mode in _modes_to_run(item)}
-    if needed <= {"local"}:
-        return
-    shared = session.config.stash[SynapseSession.KEY]
-    shared.jobs_wanted = "job" in needed
-    from synapse_runtime.executors.ray.cluster import start_early
-
-    start_early(shared.address, jobs=shared.jobs_wanted)
+    SynapseSession.of(session.config).start_early(needed)
 
 
 @pytest.hookimpl(tryfirst=True)

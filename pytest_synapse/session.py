@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib.util
 import math
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_synapse.modes import known_mode, marked
+from pytest_synapse.modes import known_mode, marked, session_modes
 from synapse_runtime.locate import plugin_above
+from synapse_runtime.site import Site, of_this_process
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
@@ -35,13 +39,92 @@ class SynapseSession:
         self._plugins: dict[Path, Plugin] = {}
         self._workers: dict[tuple[Any, ...], WarmWorker] = {}
         self._cleanup = contextlib.ExitStack()
-        self.jobs_wanted = False
+        self._jobs_wanted = False
+        self._began_run = False
+        option = config.option
+        # Not where tests may still be deselected, and none be left that needs a cluster; nor in a worker of
+        # pytest-xdist: their cluster must be right from the start, as none of them can have it made anew for all.
+        self.starts_while_collecting = not (
+            option.collectonly
+            or any(getattr(option, name, None) for name in ("keyword", "markexpr", "deselect", "lf", "setuponly"))
+            or hasattr(config, "workerinput")
+        )
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> SynapseSession:
+        """Return the session of this configuration; made, its options checked, when first asked for.
+
+        Raises:
+            pytest.UsageError: An option is wrong.
+        """
+        if cls.KEY not in config.stash:
+            session = config.stash[cls.KEY] = cls(config)
+            session.timeout()
+            session._check_cluster_options()
+            session._settle()
+        return config.stash[cls.KEY]
 
     @property
     def address(self) -> str | None:
         """The cluster's address that was given, if any."""
         address: str | None = self._config.getoption("synapse_ray_address")
         return address
+
+    @property
+    def _in_a_worker_of_xdist(self) -> bool:
+        return hasattr(self._config, "workerinput")
+
+    def _settle(self) -> None:
+        """Say where the run's one cluster is to be, and what it is to give; nothing is started."""
+        if of_this_process.is_settled:  # this session is part of another, which began the run
+            return
+        self._began_run = True
+        site = getattr(self._config, "workerinput", {}).get("synapse_site")
+        if site is not None:
+            of_this_process.settle(Site(**site))
+            return
+        option = self._config.getoption
+        num_cpus, num_gpus = option("synapse_num_cpus"), option("synapse_num_gpus")
+        of_this_process.settle(Site(num_cpus=num_cpus, num_gpus=num_gpus, keep=option("synapse_keep_cluster")))
+
+    def _check_cluster_options(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            pytest.UsageError: A cluster of ours is sized or kept, but another is named.
+        """
+        named = "--synapse-ray-address" if self.address is not None else "RAY_ADDRESS"
+        if self.address is None and not os.environ.get("RAY_ADDRESS"):
+            return
+        for option in ("--synapse-num-cpus", "--synapse-num-gpus", "--synapse-keep-cluster"):
+            if self._config.getoption(option[2:].replace("-", "_")) not in (None, False):
+                raise pytest.UsageError(
+                    f"{option} is about a cluster that this run starts, but {named} names another: give only one"
+                )
+
+    def sensible_processes(self) -> int | None:
+        """Return how many processes of pytest-xdist this run's cluster bears; None where that is not for us to say."""
+        if importlib.util.find_spec("ray") is None:
+            return None
+        from synapse_runtime.executors.ray.cluster import sensible_processes
+
+        return sensible_processes()
+
+    def start_while_collecting(self, modes: Iterable[str]) -> None:
+        """Begin to start the run's cluster, once, if a test that was found needs one: it runs in these modes."""
+        needed = set(modes) - {"local"}
+        if needed:
+            self.starts_while_collecting = False
+            self.start_early(needed | set(session_modes(self._config)))
+
+    def start_early(self, modes: set[str]) -> None:
+        """Begin to start the run's cluster, if these modes need one and there is none, without waiting for it."""
+        if modes <= {"local"}:
+            return
+        from synapse_runtime.executors.ray.cluster import start_early
+
+        self._jobs_wanted = "job" in modes
+        start_early(self.address, jobs=self._jobs_wanted)
 
     def plugin_for(self, path: Path) -> Plugin | None:
         """Return the plugin of a test file: the one that was named, else the nearest above the file.
@@ -82,11 +165,13 @@ class SynapseSession:
         if mode == "task":
             from synapse_runtime.executors.ray.task import RayActorExecutor
 
-            worker = self._new_worker(resources) if fresh else self._worker(resources)
+            # What a warm worker holds, the other processes of the run would wait for.
+            alone = fresh or (self._in_a_worker_of_xdist and any(resources.values()))
+            worker = self._new_worker(resources) if alone else self._worker(resources)
             try:
                 yield RayActorExecutor(worker=worker, **common)
             finally:
-                if fresh:
+                if alone:
                     worker.close()
             return
         from synapse_runtime.executors.ray.job import RayJobsApiExecutor
@@ -100,9 +185,21 @@ class SynapseSession:
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
-        module = sys.modules.get("synapse_runtime.executors.ray.ephemeral")
-        if module is not None:
-            module.ephemeral.stop()
+        if not self._began_run:
+            return
+        site = of_this_process.get()
+        if site.path.exists() or "synapse_runtime.executors.ray.warm" in sys.modules:
+            self._leave_cluster(site)
+        of_this_process.forget()
+
+    def _leave_cluster(self, site: Site) -> None:
+        from synapse_runtime.executors.ray.ephemeral import ephemeral
+        from synapse_runtime.executors.ray.warm import keep, warm
+
+        if site.keep and not self._in_a_worker_of_xdist:
+            keep()
+        warm.leave()
+        ephemeral.leave()
 
     def _worker(self, resources: dict[str, float]) -> WarmWorker:
         key = tuple(sorted(resources.items()))
@@ -113,7 +210,7 @@ class SynapseSession:
     def _new_worker(self, resources: dict[str, float]) -> WarmWorker:
         from synapse_runtime.executors.ray.task import WarmWorker
 
-        return WarmWorker(self.address, jobs=self.jobs_wanted, **resources)
+        return WarmWorker(self.address, jobs=self._jobs_wanted, **resources)
 
     def _named_plugin(self) -> Path | None:
         option = self._config.getoption("synapse_plugin")
@@ -144,6 +241,17 @@ def seconds(text: str, source: str = "--synapse-timeout") -> float:
     if not 0 < value < math.inf:
         raise pytest.UsageError(f"{source}: a positive number of seconds is wanted, not {text!r}")
     return value
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type of option: a whole number that is not less."""
+
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"a whole number of at least {least} is wanted, not {text!r}")
+        return int(text)
+
+    return number
 
 
 def _let_tests_travel(item: pytest.Item) -> None:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
 
 _HELD_OUT = 360
 
@@ -32,6 +31,9 @@ class Split(NamedTuple):
 
 def load_split() -> Split:
     """Return 1,437 digits for training and 360 held out: the same ones, in the same order, each time."""
+    # Imported here, since it takes a second, and not every call needs it.
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed=0).permutation(len(labels))
     held_out, training = order[:_HELD_OUT], order[_HELD_OUT:]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from synapse_runtime import __version__
-from synapse_runtime.cli import job, plugin
+from synapse_runtime.cli import cluster, job, plugin
 
 app = typer.Typer(
     name="synapse",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(plugin.app, name="plugin")
 app.add_typer(job.app, name="job")
+app.add_typer(cluster.app, name="cluster")
 
 
 def _show_version(wanted: bool) -> None:

@@ -37,7 +37,7 @@ RayAddress = Annotated[
     typer.Option(
         "--ray-address",
         help="The cluster: host:port, http://dashboard, or auto for one that `ray start` runs on this machine. "
-        "Default: RAY_ADDRESS.",
+        "Default: RAY_ADDRESS, else the warm cluster of `synapse cluster up`.",
     ),
 ]
 

@@ -60,7 +60,7 @@ def run(
         typer.Option(
             "--ray-address",
             help="The cluster for task and job mode: host:port, ray://host:port, http://dashboard, or auto. "
-            "Default: RAY_ADDRESS, else a cluster on this machine for this run.",
+            "Default: RAY_ADDRESS, else the warm cluster of `synapse cluster up`, else one for this run.",
         ),
     ] = None,
     detach: Annotated[

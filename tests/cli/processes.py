@@ -19,6 +19,9 @@ from typing import Any
 
 import pexpect
 
+from synapse_runtime.executors.ray.door import LOOPBACK, Door, Options, alone_in, reap, start
+from synapse_runtime.site import new_directory
+
 COMMAND = [sys.executable, "-m", "synapse_runtime"]
 SCRIPT = str(Path(sys.executable).with_name("synapse"))
 PLUGIN_RUN = ("plugin", "run")
@@ -114,7 +117,7 @@ class Synapse:
         return kept | {"TMPDIR": str(self.temp), MARK: self.mark} | self.env | more
 
     def leftovers(self) -> list[str]:
-        """Return processes of the command's, and files in its temporary directory, that are left after 5 s."""
+        """Return processes of the command's, and files in its temporary directory, that are left after 10 s."""
         found: list[str] = []
 
         def are_gone() -> bool:
@@ -122,7 +125,7 @@ class Synapse:
             found.extend(str(path) for path in self.temp.rglob("*"))
             return not found
 
-        within(5, are_gone)
+        within(10, are_gone)
         return found
 
 
@@ -196,30 +199,19 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 @contextlib.contextmanager
 def cluster(**resources: int) -> Iterator[dict[str, str]]:
-    """Run a Ray cluster with these resources.
+    """Run a Ray cluster with these resources, in a directory of its own, which this process ends.
 
     Yields:
         `address` and `dashboard`, and the variables that hold the token which it demands.
     """
-    with tempfile.TemporaryDirectory(prefix="r") as temp:
-        options = {"temp_dir": temp, "dashboard": True, "num_cpus": None, "num_gpus": None} | resources
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
-        owner = subprocess.Popen(
-            [sys.executable, "-m", "synapse_runtime.executors.ray.cluster_main", json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=temp,
-            env=kept | token | {"RAY_USAGE_STATS_ENABLED": "0"},
-            start_new_session=True,
-        )
-        with owner:
-            assert owner.stdin is not None
-            assert owner.stdout is not None
-            try:
-                ready = json.loads(owner.stdout.readline())
-                yield {"address": ready["address"], "dashboard": f"http://{ready['dashboard']}"} | token
-            finally:
-                owner.stdin.close()
-                owner.wait(timeout=30)
+    directory = Path(new_directory())
+    with alone_in(directory):
+        start(directory, Options(holder=os.getpid(), **resources), uuid.uuid4().hex * 2)
+    try:
+        with Door(directory) as door:
+            ready = door.ask("cluster", timeout=60)
+        # By its variable Ray's own programs, too, take the loopback address as it is.
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ready["token"]} | LOOPBACK
+        yield {"address": ready["address"], "dashboard": ready["dashboard"]} | token
+    finally:
+        reap(directory)

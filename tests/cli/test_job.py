@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.processes import Synapse, cluster, interrupt, processes_with, status_of, synapse_in
 
-NO_CLUSTER = "error: there is no cluster that outlives this process: name one with --ray-address"
+NO_CLUSTER = "error: there is no cluster that outlives this process: `synapse cluster up` starts one"
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,10 @@ def test_the_help_tells_of_each_option_with_its_default(project):
     assert "--synapse-plugin=PATH the plugin under test: its directory, config file or module name" in text
     assert "else the nearest config.yaml above each test file." in text
     assert "--synapse-ray-address=ADDRESS the cluster for task and job mode" in text
-    assert "Default: RAY_ADDRESS, else an ephemeral cluster on this machine." in text
+    assert (
+        "Default: RAY_ADDRESS, else the warm cluster of `synapse cluster up`, else an ephemeral one on this machine."
+        in text
+    )
     assert "--synapse-timeout=SECONDS how long an action may take" in text
     for option in (
         "synapse_mode (args)",

@@ -20,6 +20,7 @@ import pytest
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from synapse_runtime.executors.ray.cluster import describe, find_cluster
+from synapse_runtime.executors.ray.door import LOOPBACK
 from tests.ray.conftest import PLUGIN
 
 USE_A_CLUSTER = """
@@ -168,10 +169,14 @@ def test_the_header_words_say_which_cluster_it_will_be(monkeypatch):
 def test_the_private_names_that_we_use_of_ray_are_there():
     import inspect
 
-    from ray._private import parameter, worker
+    import ray
+    from ray._private import parameter, ray_constants, services, worker
     from ray._raylet import AuthenticationTokenLoader, Config
 
     assert "dashboard_agent_listen_port" in inspect.signature(parameter.RayParams).parameters
+    assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in LOOPBACK
+    assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)
+    assert "_memory" in inspect.getsource(ray.init)
     assert callable(worker.listen_error_messages)
     assert callable(worker.get_dashboard_url)
     assert callable(Config.initialize)

@@ -118,7 +118,7 @@ def test_jobs_of_actions_are_listed_in_order(job):
 def test_an_ephemeral_cluster_will_not_do_where_none_may_be_started(job):
     job.submit("echo")  # it runs by now
     executor = RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger(), start_cluster=False)
-    with pytest.raises(ClusterError, match="no cluster that outlives this process: name one with --ray-address"):
+    with pytest.raises(ClusterError, match="no cluster that outlives this process: `synapse cluster up` starts one"):
         executor.submit("echo")
 
 

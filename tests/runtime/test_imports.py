@@ -26,10 +26,11 @@ def test_the_pytest_plugin_imports_nothing_heavy():
     assert {name.partition(".")[0] for name in imported()} & HEAVY == set()
 
 
-def test_of_the_runtime_the_pytest_plugin_imports_only_how_to_find_a_config_file():
+def test_of_the_runtime_the_pytest_plugin_imports_only_where_configs_and_clusters_are():
     assert {name for name in imported() if name.startswith("synapse_runtime")} == {
         "synapse_runtime",
         "synapse_runtime.locate",
+        "synapse_runtime.site",
     }
 
 

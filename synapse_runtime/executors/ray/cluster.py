@@ -1,8 +1,8 @@
 """Which cluster to use, how to reach it, and the ephemeral one that is started where there is no other.
 
-The order: an address that was given, `RAY_ADDRESS`, the cluster that this process is connected to already, an
-ephemeral one. An ephemeral cluster belongs to this process: it is started on first need, demands a token, and ends
-when this process ends, however it ends.
+The order: an address that was given, `RAY_ADDRESS`, the cluster that this process is connected to already, the warm
+one of `synapse cluster up`, an ephemeral one. An ephemeral cluster belongs to a run: it is started on first need,
+demands a token, and ends when the run ends, however it ends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from synapse_runtime.errors import ClusterError
@@ -28,14 +29,21 @@ from synapse_runtime.executors.ray.connection import (
     departure,
     disconnect,
 )
+from synapse_runtime.executors.ray.door import LOOPBACK
 from synapse_runtime.executors.ray.ephemeral import ephemeral
+from synapse_runtime.executors.ray.owned import has_ended, is_ours
 from synapse_runtime.executors.ray.quiet import quiet
+from synapse_runtime.executors.ray.warm import status, unfit_for, warm
+from synapse_runtime.site import of_this_process
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 _PROBE_SECONDS = 5.0
+# What a pytest process and its worker take, bytes; a cluster of ours as much again.
+_MEMORY_OF_A_PROCESS = 10**9
 _NO_LASTING_CLUSTER = (
-    "there is no cluster that outlives this process: name one with --ray-address (ray_address in code) or RAY_ADDRESS, "
-    "as host:port or http://dashboard; --ray-address auto takes the one that `ray start` runs on this machine"
+    "there is no cluster that outlives this process: `synapse cluster up` starts one; or name one with --ray-address "
+    "(ray_address in code) or RAY_ADDRESS, as host:port or http://dashboard; --ray-address auto takes the one that "
+    "`ray start` runs on this machine"
 )
 
 
@@ -48,7 +56,7 @@ def require_ray() -> None:
 
 
 def find_cluster(address: str | None = None, *, jobs: bool = True, start: bool = True) -> Cluster:
-    """Return the cluster to use, and start an ephemeral one if there is no other.
+    """Return the cluster to use, and start an ephemeral one if there is no other that will do.
 
     Args:
         address: `host:port`, `ray://host:port`, `http(s)://dashboard`, or `auto` for any that runs on this machine.
@@ -67,12 +75,16 @@ def find_cluster(address: str | None = None, *, jobs: bool = True, start: bool =
         assert address is not None
         return _given(address, origin)
     connected = connected_address()
-    if connected is not None and not ephemeral.made(connected):
+    if connected is not None and not is_ours(connected):
         return Cluster(connected, origin="this process's", shares_disk=True)
     if address == "auto" and connected is None:
         running = _running_here()
         if running is not None:
             return Cluster(running, origin="running here", shares_disk=True)
+    if connected is None or not ephemeral.owns(connected):
+        kept = warm.cluster(of_this_process.get())
+        if kept is not None:
+            return kept
     if not start:
         raise ClusterError(_NO_LASTING_CLUSTER)
     return ephemeral.ensure(jobs=jobs)
@@ -81,7 +93,7 @@ def find_cluster(address: str | None = None, *, jobs: bool = True, start: bool =
 def start_early(address: str | None = None, *, jobs: bool) -> None:
     """Begin to start an ephemeral cluster if one will be needed, without waiting for it."""
     taken = address is not None or os.environ.get("RAY_ADDRESS") or importlib.util.find_spec("ray") is None
-    if not taken and connected_address() is None:
+    if not taken and connected_address() is None and _warm_that_fits() is None:
         ephemeral.begin(jobs=jobs)
 
 
@@ -93,7 +105,33 @@ def describe(address: str | None = None) -> str:
         return f"{address} (given)"
     if importlib.util.find_spec("ray") is None:
         return "none: Ray is not installed"
-    return "ephemeral, started on first need"
+    there = status()
+    if there is None:
+        return "ephemeral, started on first need"
+    reason = unfit_for(of_this_process.get(), there)
+    if reason is not None:
+        return f"ephemeral, started on first need (the warm one will not do: {reason})"
+    return f"warm, {there.get('address', 'starting')} (synapse cluster status)"
+
+
+def sensible_processes() -> int:
+    """Return how many processes of a run may use a cluster of ours at once: one for each CPU, if memory bears them."""
+    import psutil
+
+    there = _warm_that_fits()
+    cpus = of_this_process.get().num_cpus or (int(there["resources"]["CPU"]) if there else _cpus_here())
+    with_workers = psutil.virtual_memory().available // _MEMORY_OF_A_PROCESS
+    return max(min(cpus, with_workers - (0 if there else 1)), 1)
+
+
+def _warm_that_fits() -> Mapping[str, Any] | None:
+    there = status()
+    fits = there is not None and there["ready"] and unfit_for(of_this_process.get(), there) is None
+    return there if fits else None
+
+
+def _cpus_here() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def connect(cluster: Cluster) -> str:
@@ -116,7 +154,7 @@ def connect(cluster: Cluster) -> str:
     if connected is not None and (through_client or _same_address(connected, cluster.address)):
         return connected
     if connected is not None:
-        if not ephemeral.made(connected):
+        if not is_ours(connected):
             raise ClusterError(f"this process is connected to {connected} already, not to {cluster.address}")
         disconnect()
     try:
@@ -124,7 +162,7 @@ def connect(cluster: Cluster) -> str:
             _import_ray_with(cluster.token)
             import ray
 
-            with _no_error_printer():
+            with _no_error_printer(), _reachable(cluster):
                 ray.init(
                     address=cluster.address,
                     namespace=f"synapse-{os.getpid()}-{secrets.token_hex(4)}",
@@ -159,20 +197,54 @@ def dashboard_of(cluster: Cluster) -> str:
     return url if "://" in url else f"http://{url}"
 
 
+# The token of ours that Ray has read, which it does once, on import.
+_told: str | None = None
+
+
 def _import_ray_with(token: str | None) -> None:
     """Import Ray so that it knows of this token; call it with the token in the environment.
 
-    Ray reads its settings once, on import. Where somebody imported it before, they are read again: there is no public
-    way for that, nor is it safe while Ray is connected, so it happens that once only.
+    Where Ray has read another before, or none, it reads its settings again: there is no public way for that, nor is it
+    safe while Ray is connected.
     """
+    global _told
     late = "ray" in sys.modules
     import ray  # noqa: F401
 
-    if token is not None and late and ephemeral.first_use_of(token):
+    if late and token != _told:
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
+    _told = token
+
+
+@contextlib.contextmanager
+def _reachable(cluster: Cluster) -> Iterator[None]:
+    """Let Ray take the loopback address of a cluster of ours as it is, where it would put this machine's own.
+
+    Ray has a variable for that, which it reads on import: then it would hold for other clusters too.
+    """
+    if not _is_on_loopback_alone(cluster.address):
+        yield
+        return
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = LOOPBACK[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] != "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _is_on_loopback_alone(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    import ray
+
+    return is_ours(address) or not _answers(ray.util.get_node_ip_address(), int(port))
 
 
 @contextlib.contextmanager
@@ -253,6 +325,14 @@ def _given(address: str, origin: str) -> Cluster:
     return Cluster(address, origin=origin, shares_disk=_is_this_machine(host))
 
 
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
 def _probe(address: str, host: str | None, port: int) -> None:
     """Find out in seconds what Ray itself takes minutes to tell: that nobody answers."""
     try:
@@ -278,8 +358,8 @@ def _is_this_machine(host: str) -> bool:
 
 def is_alive(address: str) -> bool:
     """Tell whether the cluster that this process has connected to by this address is still there."""
-    if ephemeral.made(address):
-        return ephemeral.owns(address)
+    if is_ours(address):
+        return not has_ended(address)
     if not address.startswith("ray://") and connected_through_client():
         return True  # as far as Ray Client knows: the cluster's own address need not be within reach of here
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -293,7 +373,7 @@ def is_alive(address: str) -> bool:
 def forget_broken(cluster: Cluster) -> None:
     """End an ephemeral cluster that does not answer any more, so that a new one is started on next need."""
     if cluster.origin == "ephemeral" and ephemeral.owns(cluster.address):
-        ephemeral.stop()
+        ephemeral.end()
 
 
 def _same_address(one: str, other: str) -> bool:

@@ -1,9 +1,9 @@
-"""The process that owns an ephemeral cluster. It ends, and the cluster with it, when its owner does.
+"""The process that owns a cluster of ours, and ends it: with its holder, or, kept warm, when nobody uses it any more.
 
-Started as `python -m synapse_runtime.executors.ray.cluster_main OPTIONS`, with the options as JSON. It writes one
-line of JSON to its standard output when the cluster is ready, then waits for its standard input to close: that
-happens however the owner ends, `kill -9` included. It also ends when one of Ray's own processes does, so that the owner
-notices at once that its cluster is broken.
+Started by `door.start` in the cluster's own directory, with the options as JSON on its command line, the token in its
+environment and the door, a listening socket, as its standard input. Each connection there is a user of the cluster; one
+line of JSON asks, one answers. It also ends when one of Ray's own processes does, so that its users notice at once that
+the cluster is broken.
 """
 
 from __future__ import annotations
@@ -12,74 +12,283 @@ import contextlib
 import functools
 import json
 import os
-import select
 import shutil
 import signal
 import socket
+import socketserver
+import struct
 import sys
+import threading
+import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_POLL_SECONDS = 0.5
+import psutil
+
+from synapse_runtime.executors.ray.door import RAYS_DIRECTORY, Options
+
+_LOOK_SECONDS = 0.25
+# How long Ray has to end by itself, before all its processes are killed.
+_SHUTDOWN_SECONDS = 5.0
+# How long those who wait for a cluster have to read why it did not start.
+_FAREWELL_SECONDS = 2.0
 
 
 def main() -> None:
-    """Start the cluster, tell where it is, wait for the owner's end, leave nothing behind."""
-    options: dict[str, Any] = json.loads(sys.argv[1])
-    owner = os.getppid()
+    """Start the cluster, answer at its door, wait for the end of its use, leave nothing behind."""
+    owner = Owner(Path.cwd(), Options(**json.loads(sys.argv[1])))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, owner.stop)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            _serve(options, owner)
+        owner.run(socket.socket(fileno=0))
     finally:
-        shutil.rmtree(options["temp_dir"], ignore_errors=True)
+        owner.leave_nothing()
 
 
-def _serve(options: dict[str, Any], owner: int) -> None:
-    import ray
-    from ray._private import parameter
+class Owner:
+    """Owns one cluster.
 
-    # The agent that takes jobs listens on one fixed port, and gives up where another cluster's has it. `ray start`
-    # has an option for that, `ray.init` has none. With port 0, Ray 2.52 tells others another port than it takes.
-    parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=_free_port())
-    context = ray.init(
-        include_dashboard=options["dashboard"],
-        num_cpus=options["num_cpus"],
-        num_gpus=options["num_gpus"],
-        _temp_dir=options["temp_dir"],
-        log_to_driver=False,
-        logging_level="error",
-    )
-    signal.signal(signal.SIGTERM, _stop)  # Ray has put a handler of its own there
-    try:
-        ready = {
+    Args:
+        directory: The cluster's directory.
+        options: What the cluster is to be.
+    """
+
+    def __init__(self, directory: Path, options: Options) -> None:
+        self._directory = directory
+        self._identity = directory.stat()
+        self._jobs = options.jobs
+        self._options = options
+        self._holder = None if options.holder is None else _process(options.holder)
+        self._has_holder = options.holder is not None
+        self._idle_seconds = options.idle_seconds
+        self._state = None if options.state is None else Path(options.state)
+        self._users: dict[int, psutil.Process | None] = {}  # by the descriptors of their connections
+        self._used_at = self._began_at = time.time()
+        self._facts: dict[str, Any] = {}
+        self._ready = threading.Event()
+        self._ending = threading.Event()
+        self._lock = threading.Lock()
+
+    def run(self, listener: socket.socket) -> None:
+        """Start the cluster and stay until it has to end."""
+        door = _Door(listener, self)
+        threading.Thread(target=door.serve_forever, name="door", daemon=True).start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        try:
+            self._start()
+        except Exception as error:
+            self._facts = {"failed": f"{type(error).__name__}: {error}"}
+            self._ready.set()
+            time.sleep(_FAREWELL_SECONDS)
+            raise
+        try:
+            self._ready.set()
+            if not self._has_holder:
+                self._write_state()
+            self._ending.wait()
+        finally:
+            import ray
+
+            ray.shutdown()
+
+    def answer(self, connection: int, asked: dict[str, Any]) -> dict[str, Any]:
+        """Answer what a user asks."""
+        question = asked["question"]
+        if question == "cluster":
+            self._ready.wait()
+            return self._facts
+        if question == "status":
+            return self._status(but=connection)
+        if question == "keep":
+            self._ready.wait()
+            self._idle_seconds, self._state = asked["idle_seconds"], Path(asked["state"])
+            self._write_state()
+            self._has_holder, self._holder = False, None
+            return {"kept": True}
+        if question == "end":
+            self._ending.set()
+            return {"ending": True}
+        return {"unknown": question}
+
+    def enter(self, connection: socket.socket) -> None:
+        """Take note of a user."""
+        with self._lock:
+            self._users[connection.fileno()] = _process(_peer_of(connection))
+
+    def leave(self, descriptor: int) -> None:
+        """Take note that a user has left."""
+        with self._lock:
+            if self._users.pop(descriptor, None) is not None:
+                self._used_at = time.time()
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        """End the cluster, as the handler of SIGTERM."""
+        self._ending.set()
+
+    def leave_nothing(self) -> None:
+        """Delete the cluster's directory, and its state file if it has one."""
+        if self._state is not None:
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(self._state.read_text(encoding="utf-8"))["pid"] == os.getpid():
+                    self._state.unlink()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _start(self) -> None:
+        import ray
+        from ray._private import parameter
+
+        # The agent that takes jobs listens on one fixed port, and gives up where another cluster's has it. `ray start`
+        # has an option for that, `ray.init` has none. With port 0, Ray 2.52 tells others another port than it takes.
+        parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=_free_port())
+        context = ray.init(
+            include_dashboard=self._jobs,
+            num_cpus=self._options.num_cpus,
+            num_gpus=self._options.num_gpus,
+            _memory=self._options.memory,
+            _temp_dir=str(self._directory / RAYS_DIRECTORY),
+            log_to_driver=False,
+            logging_level="error",
+        )
+        signal.signal(signal.SIGTERM, self.stop)  # Ray has put a handler of its own there
+        self._facts = {
             "address": ray.get_runtime_context().gcs_address,
-            "dashboard": context.dashboard_url,
+            "dashboard": f"http://{context.dashboard_url}" if self._jobs and context.dashboard_url else None,
+            "token": os.environ["RAY_AUTH_TOKEN"],
             "resources": ray.cluster_resources(),
         }
-        os.write(1, json.dumps(ready).encode() + b"\n")
-        _wait_for_end_of(owner, options["temp_dir"])
-    finally:
-        ray.shutdown()
+
+    def _watch(self) -> None:
+        """See to it that the cluster ends in time: also while it is still starting, and where Ray is stuck."""
+        while not self._has_to_end():
+            time.sleep(_LOOK_SECONDS)
+        if self._ready.is_set():
+            self._ending.set()
+            time.sleep(_SHUTDOWN_SECONDS)
+        self._end_at_once()
+
+    def _has_to_end(self) -> bool:
+        if self._ready.is_set() and _a_part_has_ended():
+            self._end_at_once()  # Ray would wait for the lost part for long
+        if self._ending.is_set() or not self._is_at_home():
+            return True
+        with self._lock:
+            for descriptor, process in list(self._users.items()):
+                if not _lives(process):  # a fork of it may hold the connection open
+                    del self._users[descriptor]
+                    self._used_at = time.time()
+        if self._has_holder:
+            return not _lives(self._holder)
+        if self._users or not self._ready.is_set() or self._idle_seconds is None:
+            return False
+        if time.time() - self._used_at < self._idle_seconds:
+            return False
+        if self._runs_jobs():
+            self._used_at = time.time()
+            return False
+        return True
+
+    def _runs_jobs(self) -> bool:
+        """Tell whether somebody who did not come by the door uses the cluster: a detached job, a plain Ray driver."""
+        if not self._jobs:
+            return False
+        import ray
+        from ray.util.state import list_jobs
+
+        own = ray.get_runtime_context().get_job_id()
+        try:
+            jobs = list_jobs(address=self._facts["dashboard"], limit=1000, raise_on_missing_output=False)
+        except Exception as error:  # noqa: BLE001 - who cannot be asked may be busy: asked again later
+            print(f"the cluster does not tell its jobs: {error}", flush=True)
+            return True
+        return any(job.status in ("PENDING", "RUNNING") and job.job_id != own for job in jobs)
+
+    def _end_at_once(self) -> None:
+        self.leave_nothing()
+        os.killpg(0, signal.SIGKILL)
+
+    def _is_at_home(self) -> bool:
+        try:
+            return os.path.samestat(self._directory.stat(), self._identity)
+        except OSError:
+            return False
+
+    def _status(self, but: int) -> dict[str, Any]:
+        import importlib.metadata
+
+        with self._lock:
+            users = sorted({user.pid for at, user in self._users.items() if user is not None and at != but})
+        known = {name: value for name, value in self._facts.items() if name != "token"}
+        return known | {
+            "pid": os.getpid(),
+            "began": self._began_at,
+            "ready": self._ready.is_set(),
+            "jobs": self._jobs,
+            "users": users,
+            "idle": 0.0 if users else time.time() - self._used_at,
+            "idle_seconds": self._idle_seconds,
+            "python": sys.executable,
+            "ray": importlib.metadata.version("ray"),
+            "logs": str(self._directory / RAYS_DIRECTORY / "session_latest" / "logs"),
+        }
+
+    def _write_state(self) -> None:
+        """Say that the cluster is there, to its owner's user alone."""
+        assert self._state is not None
+        own = psutil.Process()
+        state = {"pid": own.pid, "created": own.create_time(), "directory": str(self._directory)}
+        draft = self._state.with_name(f"{self._state.name}.{own.pid}")
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump(state, file)
+        draft.replace(self._state)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+class _Door(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, owner: Owner) -> None:
+        super().__init__(listener.getsockname(), _Visit, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.owner = owner
 
 
-def _wait_for_end_of(owner: int, temp_dir: str) -> None:
-    # A child that the owner forked may hold our input open after the owner is gone: so look at the owner too.
-    while os.getppid() == owner:
-        if _a_part_has_ended():
-            # Ray would wait for the lost part for long; the owner shall know at once that its cluster is broken.
-            shutil.rmtree(temp_dir, ignore_errors=True)
-            os.killpg(0, signal.SIGKILL)
-        readable, _, _ = select.select([0], [], [], _POLL_SECONDS)
-        if readable and not os.read(0, 1024):
-            return
+class _Visit(socketserver.StreamRequestHandler):
+    server: _Door
+
+    def handle(self) -> None:
+        owner, descriptor = self.server.owner, self.connection.fileno()
+        owner.enter(self.connection)
+        try:
+            with contextlib.suppress(OSError):
+                for line in self.rfile:
+                    answer = owner.answer(descriptor, json.loads(line))
+                    self.wfile.write(json.dumps(answer).encode() + b"\n")
+        finally:
+            owner.leave(descriptor)
+
+
+def _peer_of(connection: socket.socket) -> int:
+    """Return the process at the other end."""
+    if sys.platform == "darwin":
+        local, peer_pid = 0, 2  # SOL_LOCAL, LOCAL_PEERPID
+        return int(connection.getsockopt(local, peer_pid))
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _lives(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _a_part_has_ended() -> bool:
@@ -87,8 +296,10 @@ def _a_part_has_ended() -> bool:
     return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -1,186 +1,128 @@
-"""The ephemeral cluster of this process: started on first need, locked by a token, gone when the process is.
+"""The ephemeral cluster of a run: started on first need, shared by the run's processes, gone when the run is.
 
-It is owned by a process of its own, `cluster_main`.
+The first process of the run that needs the cluster starts it, at the run's site (`site.py`); the others join. It ends
+with the process that holds the site, however that ends.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
 import os
-import secrets
-import select
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from synapse_runtime.errors import ClusterError
-from synapse_runtime.executors.ray.connection import Cluster, connected_address, disconnect
-from synapse_runtime.executors.worker import CALLERS_TMPDIR
+from synapse_runtime.executors.ray.connection import Cluster
+from synapse_runtime.executors.ray.door import Door, DoorClosed, Options, alone_in, reap, start
+from synapse_runtime.executors.ray.owned import OwnCluster
+from synapse_runtime.site import of_this_process
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-_START_SECONDS = 90.0
-# Ray puts sockets 62 characters below its temporary directory; a socket's path has room for 107.
-_LONGEST_TEMP_ROOT = 30
-# Variables that speak of the test that runs now, not of the workers that will run many.
-_NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "RAY_ADDRESS")
 
 
 class Ephemeral:
-    """The ephemeral cluster of this process: at most one at a time."""
+    """This process's part in the ephemeral cluster of its run."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._cluster: Cluster | None = None
-        self._temp_dir: Path | None = None
-        # One token for all clusters of this process, one after another: Ray reads it once.
-        self._token = secrets.token_hex(32)
-        self._token_known = False
-        self._jobs = False
-        self._pid = 0
-        self._past: set[str] = set()
+        self._own: OwnCluster | None = None
+        self._pid = os.getpid()
         self._lock = threading.RLock()
 
-    def owns(self, address: str) -> bool:
-        """Tell whether this address is that of the cluster that runs now."""
-        running = self._process is not None and self._process.poll() is None
-        return running and self._cluster is not None and self._cluster.address == address
+    def begin(self, *, jobs: bool) -> None:
+        """Start the cluster, if the run has none; do not wait until it is ready.
 
-    def made(self, address: str) -> bool:
-        """Tell whether this address is, or was, that of a cluster of ours."""
-        return address in self._past
-
-    def first_use_of(self, token: str) -> bool:
-        """Tell once, and only of our own token, that Ray does not know it yet."""
-        first = token == self._token and not self._token_known
-        self._token_known = self._token_known or first
-        return first
-
-    def begin(self, *, jobs: bool, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
-        """Start the owner process, if none runs; do not wait for the cluster."""
+        Args:
+            jobs: Whether the Jobs API is needed.
+        """
         with self._lock:
             if self._pid != os.getpid():  # a fork of ours: the cluster is the parent's, not this process's
-                self._process = self._cluster = None
-            if self._process is not None and self._process.poll() is None:
+                self._own, self._pid = None, os.getpid()
+            if self._own is not None and self._own.is_there:
                 return
-            self._forget()
-            self._pid, self._jobs = os.getpid(), jobs
-            self._temp_dir = Path(tempfile.mkdtemp(prefix="synapse-", dir=_temp_root()))
-            options = {
-                "temp_dir": str(self._temp_dir),
-                "dashboard": jobs,
-                "num_cpus": num_cpus,
-                "num_gpus": num_gpus,
-            }
-            with (self._temp_dir / "cluster.log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "synapse_runtime.executors.ray.cluster_main", json.dumps(options)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    cwd=self._temp_dir,
-                    env=_cluster_environment(self._token, self._temp_dir),
-                    start_new_session=True,
-                )
-            atexit.register(self.stop)
+            if self._own is not None:
+                self._own.leave()
+            site = of_this_process.get()
+            atexit.register(self.leave)
+            with alone_in(site.path):
+                try:
+                    self._own = OwnCluster(site.path, "ephemeral")
+                except DoorClosed:
+                    # Where others may use it, it cannot be started anew for the Jobs API.
+                    jobs = jobs or site.keep or not self._is_alone
+                    options = Options(jobs=jobs, num_cpus=site.num_cpus, num_gpus=site.num_gpus, holder=site.holder)
+                    start(site.path, options, site.token)
+                    self._own = OwnCluster(site.path, "ephemeral")
 
     def ensure(self, *, jobs: bool) -> Cluster:
-        """Return the running cluster; start it, or start it anew with the Jobs API, where need be."""
+        """Return the cluster; start it, or start it anew with the Jobs API, where need be.
+
+        Raises:
+            ClusterError: It did not start.
+        """
         with self._lock:
-            running = self._process is not None and self._process.poll() is None and self._pid == os.getpid()
-            if running and jobs and not self._jobs:
-                self.stop()
             self.begin(jobs=jobs)
-            if self._cluster is None:
-                self._cluster = self._wait_until_ready()
-                self._past.add(self._cluster.address)
-            return self._cluster
+            assert self._own is not None
+            cluster = self._ready(self._own)
+            if jobs and cluster.dashboard is None:
+                self.end()
+                self.begin(jobs=True)
+                cluster = self._ready(self._own)
+            return cluster
 
-    def stop(self) -> None:
-        """End the cluster and everything of it; wait until it is gone."""
+    def owns(self, address: str) -> bool:
+        """Tell whether this address is that of the run's cluster, and it is there."""
+        return self._own is not None and self._own.is_there and self._own.address == address
+
+    def keep(self, state: Path, idle_seconds: float | None) -> bool:
+        """Let the run's cluster outlive the run, if there is one; return whether it does.
+
+        Args:
+            state: The file that will tell of it.
+            idle_seconds: How long it stays while nobody uses it; None for ever.
+        """
         with self._lock:
-            process = self._process
-            if process is None or self._pid != os.getpid():
-                return
-            if self._cluster is not None and connected_address() == self._cluster.address:
-                disconnect()
-            assert process.stdin is not None
-            with contextlib.suppress(OSError):
-                process.stdin.close()
             try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                self._kill(process)
-            self._forget()
-            atexit.unregister(self.stop)
+                with Door(of_this_process.get().path) as door:
+                    door.ask("keep", state=str(state), idle_seconds=idle_seconds)
+            except (DoorClosed, TimeoutError):
+                return False
+            if self._own is not None:
+                self._own.leave()
+                self._own = None
+            of_this_process.forget()
+            return True
 
-    def _wait_until_ready(self) -> Cluster:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = b""
-        deadline = time.monotonic() + _START_SECONDS
-        while not line.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            readable, _, _ = select.select([self._process.stdout], [], [], max(left, 0))
-            chunk = os.read(self._process.stdout.fileno(), 65536) if readable else b""
-            if not chunk:
-                reason = "it ended" if readable else f"not ready within {_START_SECONDS:g} s"
-                said = self._last_lines()
-                self.stop()
-                raise ClusterError(f"the local Ray cluster did not start: {reason}.{said}")
-            line += chunk
-        ready = json.loads(line)
-        dashboard = f"http://{ready['dashboard']}" if self._jobs and ready["dashboard"] else None
-        return Cluster(ready["address"], dashboard, self._token, origin="ephemeral", shares_disk=True)
+    def leave(self) -> None:
+        """Use the cluster no longer; end it if this process holds it, and wait until it is gone."""
+        with self._lock:
+            if self._pid != os.getpid():
+                return
+            if self._own is not None:
+                self._own.leave()
+                self._own = None
+            if self._is_alone:
+                reap(of_this_process.get().path)
+            atexit.unregister(self.leave)
 
-    def _last_lines(self, count: int = 12) -> str:
-        if self._temp_dir is None:
-            return ""
-        with contextlib.suppress(OSError):
-            lines = (self._temp_dir / "cluster.log").read_text(errors="replace").splitlines()[-count:]
-            return "\n  " + "\n  ".join(lines) if lines else ""
-        return ""
+    def end(self) -> None:
+        """Use the cluster no longer, as it does not answer or lacks something; end it, unless others use it too."""
+        with self._lock:
+            if self._own is not None:
+                self._own.leave()
+                self._own = None
+            if self._is_alone:
+                reap(of_this_process.get().path)
 
-    def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the run is this process alone, as far as we know."""
+        return of_this_process.get().holder == os.getpid()
 
-    def _forget(self) -> None:
-        if self._process is not None and self._process.stdout is not None:
-            self._process.stdout.close()
-        if self._temp_dir is not None:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
-        self._process = self._cluster = self._temp_dir = None
+    def _ready(self, own: OwnCluster) -> Cluster:
+        try:
+            return own.ready()
+        except BaseException:
+            self.end()
+            raise
 
 
 ephemeral = Ephemeral()
-
-
-def has_ended(address: str) -> bool:
-    """Tell whether this address is that of an ephemeral cluster of ours that has ended. Costs nearly nothing."""
-    return ephemeral.made(address) and not ephemeral.owns(address)
-
-
-def _temp_root() -> str:
-    root = tempfile.gettempdir()
-    return root if len(root) <= _LONGEST_TEMP_ROOT or not Path("/tmp").is_dir() else "/tmp"
-
-
-def _cluster_environment(token: str, temp_dir: Path) -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_WORKERS)}
-    kept.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "PYTHONPATH" in kept:  # the workers have other working directories
-        paths = kept["PYTHONPATH"].split(os.pathsep)
-        kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
-    # Ray's own processes leave temporary files when they are killed; workers get the caller's directory back.
-    kept[CALLERS_TMPDIR] = kept.get("TMPDIR", "")
-    kept["TMPDIR"] = str(temp_dir)
-    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}

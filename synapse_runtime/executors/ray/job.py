@@ -40,7 +40,7 @@ from synapse_runtime.executors.ray.cluster import (
     only_this_dashboard,
 )
 from synapse_runtime.executors.ray.connection import Cluster
-from synapse_runtime.executors.ray.ephemeral import has_ended
+from synapse_runtime.executors.ray.owned import has_ended
 from synapse_runtime.executors.ray.quiet import no_log_records, quiet
 from synapse_runtime.executors.ray.resources import checked_resources, require_resources, total_resources
 from synapse_runtime.executors.worker import pack_call, unpack_run

@@ -30,7 +30,7 @@ from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.crash import Death, Notes, death_of, kernel_oom_kills, read_notes
 from synapse_runtime.executors.ray.cluster import connect, find_cluster, is_alive
 from synapse_runtime.executors.ray.connection import connected_address, departure
-from synapse_runtime.executors.ray.ephemeral import has_ended
+from synapse_runtime.executors.ray.owned import has_ended
 from synapse_runtime.executors.ray.quiet import quiet
 from synapse_runtime.executors.ray.resources import checked_resources, readable, require_resources
 from synapse_runtime.executors.worker import (

@@ -1,0 +1,185 @@
+"""`synapse cluster …`: the warm cluster of this machine, which tests and commands find by themselves."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synapse_runtime.cli.console import exit_on_errors, note, to_json
+
+app = typer.Typer(
+    help="Keep a cluster warm on this machine: `pytest --synapse-mode=task` and `synapse plugin run` find it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_FOLLOW_SECONDS = 0.2
+
+
+@app.callback()
+def _cluster() -> None:
+    """Keep a cluster warm on this machine."""
+
+
+@app.command()
+def up(
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", min=1, help="CPUs that it gives. Default: those of this machine.")
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=0, help="GPUs that it gives; they need not be real. Default: those there are."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Memory that it gives, such as 8GB. Default: what Ray finds."),
+    ] = None,
+    idle_timeout: Annotated[
+        str,
+        typer.Option(
+            "--idle-timeout",
+            metavar="TIME",
+            help="How long it stays while nobody uses it, such as 90s, 30m, 2h; 'never' keeps it until `down`.",
+        ),
+    ] = "30m",
+) -> None:
+    """Start the warm cluster and return when it is ready."""
+    idle_seconds = None if idle_timeout == "never" else _seconds(idle_timeout)
+    size = None if memory is None else _bytes(memory)
+    with exit_on_errors():
+        from synapse_runtime.executors.ray.cluster import require_ray
+
+        require_ray()
+        from synapse_runtime.executors.ray.door import Options
+        from synapse_runtime.executors.ray.warm import unfit
+        from synapse_runtime.executors.ray.warm import up as start
+
+        wanted = Options(num_cpus=cpus, num_gpus=gpus, memory=size, idle_seconds=idle_seconds)
+        facts, is_new = start(wanted)
+        if not is_new:
+            note("a warm cluster is up already")
+        _show(facts)
+        reason = None if is_new else unfit(facts, num_cpus=cpus, num_gpus=gpus, memory=size)
+        if reason is not None:
+            note(f"it is not what you asked for: {reason}; `synapse cluster down` ends it")
+            raise typer.Exit(3)
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
+) -> None:
+    """Tell of the warm cluster. Exit status 3 where there is none."""
+    with exit_on_errors():
+        from synapse_runtime.executors.ray.warm import status as ask
+
+        facts = ask()
+        if as_json:
+            typer.echo(to_json(facts))
+        elif facts is None:
+            note("there is no warm cluster; `synapse cluster up` starts one")
+        else:
+            _show(facts)
+        if facts is None:
+            raise typer.Exit(3)
+
+
+@app.command()
+def down() -> None:
+    """End the warm cluster, whoever uses it, and wait until nothing of it is left."""
+    with exit_on_errors():
+        from synapse_runtime.executors.ray.warm import down as end
+
+        note("the warm cluster has ended" if end() else "there is no warm cluster")
+
+
+@app.command()
+def logs(
+    name: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="A log file, or the beginning of its name. Default: lists all.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the cluster has ended.")] = False,
+) -> None:
+    """List the log files of the warm cluster, or print one of them."""
+    with exit_on_errors():
+        from synapse_runtime.errors import ClusterError
+        from synapse_runtime.executors.ray.warm import status as ask
+
+        facts = ask()
+        if facts is None:
+            raise ClusterError("there is no warm cluster; `synapse cluster up` starts one")
+        found = _log_files(facts)
+        if name is None:
+            for path in found:
+                typer.echo(f"{path.stat().st_size:>10,}  {path}")
+            return
+        chosen = [path for path in found if path.name == name] or [path for path in found if path.name.startswith(name)]
+        if len(chosen) != 1:
+            which = ", ".join(path.name for path in chosen) or "`synapse cluster logs` lists them"
+            raise ClusterError(f"{len(chosen) or 'no'} log files are named {name}…: {which}")
+        _print(chosen[0], follow=follow)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    resources = facts.get("resources", {})
+    gives = [f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")]
+    gives.append(f"{resources.get('memory', 0) / 10**9:.1f} GB memory")
+    began = datetime.fromtimestamp(facts["began"], UTC).astimezone()
+    users = ", ".join(map(str, facts["users"]))
+    idle = facts["idle_seconds"]
+    ends = "never by itself" if idle is None else f"after {timedelta(seconds=round(idle))} without use"
+    lines = {
+        "address": facts.get("address", "starting"),
+        "dashboard": facts.get("dashboard", "starting"),
+        "gives": ", ".join(gives),
+        "Ray": f"{facts['ray']}, {facts['python']}",
+        "since": f"{began:%Y-%m-%d %H:%M:%S}",
+        "used by": f"processes {users}" if users else f"nobody, for {timedelta(seconds=round(facts['idle']))}",
+        "ends": ends,
+        "owner": f"process {facts['pid']}",
+        "logs": facts["logs"],
+    }
+    for name, value in lines.items():
+        typer.echo(f"{name:<10} {value}")
+
+
+def _log_files(facts: dict[str, Any]) -> list[Path]:
+    files = [path for path in Path(facts["logs"]).rglob("*") if path.is_file()]
+    own = Path(facts["directory"], "cluster.log")
+    return [path for path in [own, *sorted(files)] if path.exists()]
+
+
+def _print(path: Path, *, follow: bool) -> None:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            text = file.read(65536)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            if not text and not (follow and path.exists()):
+                return
+            if not text:
+                time.sleep(_FOLLOW_SECONDS)
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise typer.BadParameter(
+            f"a time such as 90s, 30m, 2h, or 'never' is wanted, not {text!r}", param_hint="--idle-timeout"
+        )
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise typer.BadParameter(f"a size such as 8GB or 512MiB is wanted, not {text!r}", param_hint="--memory")
+    return int(float(match[1]) * _BYTES[match[2] or ""])

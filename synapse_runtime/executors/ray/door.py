@@ -1,0 +1,275 @@
+"""The way to a cluster of ours: a socket that only its owner's user can reach, in the cluster's own directory.
+
+Behind it is the process that owns the cluster, `cluster_main`. Whoever uses the cluster comes in here and keeps the
+connection open; so the owner knows its users, and learns of the end of each, however that comes. The token, too, comes
+this way: it stands in no file and in no command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.worker import CALLERS_TMPDIR
+
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
+DOOR = "door"
+LOG = "cluster.log"
+# Ray's own directory, below ours: Ray opens its to everyone.
+RAYS_DIRECTORY = "r"
+# By this the owner and all of Ray's processes take the loopback address, and no other.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Variables that speak of the test that runs now, not of the workers that will run many.
+_NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "RAY_ADDRESS")
+_ANSWER_SECONDS = 10.0
+_END_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a cluster of ours is to be.
+
+    Attributes:
+        jobs: Whether it offers the Jobs API, which takes it 1.5 s longer to start.
+        num_cpus: CPUs that it gives; None for those of this machine.
+        num_gpus: GPUs that it gives, real or not; None for those of this machine.
+        memory: Bytes of memory that it gives; None for what Ray finds.
+        holder: Process that it ends with; None if it is kept warm from the start.
+        idle_seconds: How long it stays, kept warm, while nobody uses it; None for ever.
+        state: File in which a cluster that is kept warm says that it is there.
+    """
+
+    jobs: bool = True
+    num_cpus: int | None = None
+    num_gpus: int | None = None
+    memory: int | None = None
+    holder: int | None = None
+    idle_seconds: float | None = None
+    state: str | None = None
+
+
+class DoorClosed(Exception):
+    """Nobody answers at the door: the cluster has ended, or never began."""
+
+
+class Door:
+    """A connection to the owner of a cluster. While it is open, the cluster has a user.
+
+    Args:
+        directory: The cluster's directory.
+
+    Raises:
+        DoorClosed: Nobody answers.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(str(directory / DOOR))
+        except OSError as error:
+            self._socket.close()
+            raise DoorClosed(f"{directory}: {error.strerror or error}") from error
+        self._heard = b""
+
+    def ask(self, question: str, *, timeout: float = _ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
+        """Ask the owner something and return its answer.
+
+        Args:
+            question: `cluster`, `status`, `keep` or `end`.
+            timeout: Seconds to wait for the answer.
+            **details: What goes with the question.
+
+        Raises:
+            DoorClosed: The owner has ended.
+            TimeoutError: It does not answer in time.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.sendall(json.dumps({"question": question} | details).encode() + b"\n")
+            while b"\n" not in self._heard:
+                self._hear(deadline)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise DoorClosed(f"{self._directory}: {error.strerror or error}") from error
+        line, _, self._heard = self._heard.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def wait_until_closed(self, timeout: float) -> bool:
+        """Wait until the owner has ended; return whether it has, in time."""
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                self._hear(deadline)
+        except TimeoutError:
+            return False
+        except (OSError, DoorClosed):
+            return True
+
+    def _hear(self, deadline: float) -> None:
+        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+        heard = self._socket.recv(65536)
+        if not heard:
+            raise DoorClosed(f"{self._directory}: the owner has ended")
+        self._heard += heard
+
+    def is_open(self) -> bool:
+        """Tell whether the owner is still there. Costs nearly nothing."""
+        if self._socket.fileno() < 0:
+            return False
+        watch = select.poll()
+        watch.register(self._socket, select.POLLRDHUP if hasattr(select, "POLLRDHUP") else select.POLLIN)
+        return not watch.poll(0)
+
+    def close(self) -> None:
+        """Leave; the cluster has a user less."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Make the directory where need be, and be the only one in here for the block: two would start two clusters.
+
+    Raises:
+        ClusterError: Somebody else's directory is there, or one that others may enter.
+    """
+    while True:
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except OSError as error:
+            raise ClusterError(f"{directory} is in the way of a cluster's directory: {error.strerror}") from error
+        try:
+            found = os.fstat(descriptor)
+            if found.st_uid != os.getuid() or found.st_mode & 0o077:
+                raise ClusterError(f"{directory} is not this user's alone: delete it, or `chmod 700` it if it is yours")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_at(found, directory):
+                continue
+            yield
+            return
+        finally:
+            os.close(descriptor)
+
+
+def start(directory: Path, options: Options, token: str) -> None:
+    """Start the owner of a cluster in a directory, which exists, and do not wait for the cluster.
+
+    Args:
+        directory: The cluster's directory.
+        options: What the cluster is to be.
+        token: What it demands of everyone who comes.
+    """
+    door = directory / DOOR
+    door.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, (directory / LOG).open("wb") as log:
+        listener.bind(str(door))
+        listener.listen(128)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "synapse_runtime.executors.ray.cluster_main", json.dumps(asdict(options))],
+            stdin=listener.fileno(),
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            env=_environment(token, directory),
+            start_new_session=True,
+        )
+    _children.append(process)
+
+
+def reap(directory: Path) -> None:
+    """End the cluster of a directory, if one is there, and delete the directory."""
+    if not directory.exists():
+        return
+    ended = False
+    with contextlib.suppress(DoorClosed), Door(directory) as door:
+        with contextlib.suppress(TimeoutError):
+            door.ask("end")
+        ended = door.wait_until_closed(_END_SECONDS)
+    if not ended:  # the owner is gone without a word, or stuck
+        _kill_remains(directory)
+    remove(directory)
+    _bury_children()
+
+
+def remove(directory: Path) -> None:
+    """Delete a directory that a cluster's last processes may still write to."""
+    deadline = time.monotonic() + _END_SECONDS
+    while directory.exists() and time.monotonic() < deadline:
+        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            time.sleep(0.05)
+
+
+def last_lines(directory: Path, count: int = 12) -> str:
+    """Return the last lines of what the owner of a cluster has said, indented, each on a line of its own."""
+    with contextlib.suppress(OSError):
+        lines = (directory / LOG).read_text(errors="replace").splitlines()[-count:]
+        return "\n  " + "\n  ".join(lines) if lines else ""
+    return ""
+
+
+def _kill_remains(directory: Path) -> None:
+    """Kill what is left of the cluster of a directory: its processes are known by their environment."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
+            if process.environ().get("TMPDIR") == str(directory):
+                process.kill()
+
+
+# Owners that this process has started: so that no zombie of theirs stays.
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def _bury_children() -> None:
+    for process in list(_children):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+            _children.remove(process)
+
+
+def _is_at(found: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(found, path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _environment(token: str, directory: Path) -> Mapping[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_WORKERS)}
+    kept.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "PYTHONPATH" in kept:  # the workers have other working directories
+        paths = kept["PYTHONPATH"].split(os.pathsep)
+        kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
+    # Ray's own processes leave temporary files when they are killed; workers get the caller's directory back.
+    kept[CALLERS_TMPDIR] = kept.get("TMPDIR", "")
+    kept["TMPDIR"] = str(directory)
+    return kept | LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}

@@ -1,0 +1,79 @@
+"""Where the one cluster of a run is to be, once it is needed. Standard library only: pytest asks this in every session.
+
+A run is one process, or pytest-xdist's controller and its workers, which are told the controller's site.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Ray puts sockets 64 characters below its directory, which is 19 below this; a socket's path has room for 107.
+_LONGEST_ROOT = 24
+
+
+def new_directory() -> str:
+    """Return a path for a cluster's directory, which nobody can guess. Nothing is made there."""
+    root = tempfile.gettempdir()
+    if len(root) > _LONGEST_ROOT and os.path.isdir("/tmp"):
+        root = "/tmp"
+    return os.path.join(root, f"synapse-{os.urandom(4).hex()}")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a run's cluster is to be, and what it is to give.
+
+    Attributes:
+        directory: The cluster's directory; nothing is there before the cluster is needed.
+        holder: The process that the cluster ends with.
+        token: What the cluster demands of everyone who comes. One for all clusters of a run, one after another.
+        num_cpus: CPUs that it gives; None for those of this machine.
+        num_gpus: GPUs that it gives, real or not; None for those of this machine.
+        keep: Whether it is to outlive the run.
+    """
+
+    directory: str = field(default_factory=new_directory)
+    holder: int = field(default_factory=os.getpid)
+    token: str = field(default_factory=lambda: os.urandom(32).hex(), repr=False)
+    num_cpus: int | None = None
+    num_gpus: int | None = None
+    keep: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The directory, as a path."""
+        return Path(self.directory)
+
+
+class _OfThisProcess:
+    """The site of the run that this process takes part in."""
+
+    def __init__(self) -> None:
+        self._site: Site | None = None
+        self._pid = 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known. A fork of ours is a run of its own."""
+        return self._site is not None and self._pid == os.getpid()
+
+    def get(self) -> Site:
+        """Return it; where none is settled this process begins a run."""
+        if not self.is_settled:
+            self.settle(Site())
+        assert self._site is not None
+        return self._site
+
+    def settle(self, site: Site) -> None:
+        """Take part in the run of this site."""
+        self._site, self._pid = site, os.getpid()
+
+    def forget(self) -> None:
+        """End this process's part in the run; what comes next is another run."""
+        self._site = None
+
+
+of_this_process = _OfThisProcess()

@@ -1,0 +1,370 @@
+"""`synapse cluster …`: a warm cluster that is found, locked, cleaned up after, and ends by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime.executors.ray.warm import state_file
+from tests.cli.processes import COMMAND, Synapse, command_of, interrupt, processes_with, synapse_in, within
+
+
+@pytest.fixture
+def synapse(plugin_dir: Path, tmp_path: Path) -> Iterator[Synapse]:
+    """The command, with a state directory of its own; its warm cluster ends with the test."""
+    with synapse_in(plugin_dir, XDG_STATE_HOME=str(tmp_path / "state")) as command:
+        yield command
+        command("cluster", "down")
+        assert command.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def warm(plugin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Synapse]:
+    """The command, beside a warm cluster that the tests of this module share."""
+    state = tmp_path_factory.mktemp("state")
+    with synapse_in(plugin_dir, XDG_STATE_HOME=str(state)) as command:
+        up = command("cluster", "up", "--cpus", "2", "--gpus", "3", "--memory", "2GiB")
+        assert up.status == 0, up.stderr
+        yield command
+        down = command("cluster", "down")
+        assert (down.status, down.stderr) == (0, "the warm cluster has ended\n")
+        assert command.leftovers() == []
+
+
+def facts(synapse: Synapse) -> dict:
+    done = synapse("cluster", "status", "--json")
+    assert done.status == 0, done.stderr
+    return done.result
+
+
+def servers(synapse: Synapse) -> list[int]:
+    return [pid for pid in processes_with(synapse.mark) if "gcs_server" in command_of(pid)]
+
+
+def state_of(synapse: Synapse) -> Path:
+    (file,) = Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").iterdir()
+    return file
+
+
+def test_status_tells_what_the_cluster_is(warm):
+    found = facts(warm)
+
+    assert found["address"].startswith("127.0.0.1:")
+    assert (found["resources"]["CPU"], found["resources"]["GPU"], found["resources"]["memory"]) == (2, 3, 2 * 2**30)
+    assert found["idle_seconds"] == 1800
+    assert found["users"] == []
+    text = warm("cluster", "status").stdout
+    assert f"address    {found['address']}\n" in text
+    assert "gives      2 CPU, 3 GPU, 2.1 GB memory\n" in text
+    assert "ends       after 0:30:00 without use\n" in text
+
+
+def test_up_once_more_changes_nothing(warm):
+    before = facts(warm)["pid"]
+
+    again = warm("cluster", "up")
+    assert again.status == 0
+    assert again.stderr == "a warm cluster is up already\n"
+    assert f"owner      process {before}\n" in again.stdout
+
+    more = warm("cluster", "up", "--gpus", "4")
+    assert more.status == 3
+    assert "it is not what you asked for: it has GPU 3, wanted are 4; `synapse cluster down` ends it" in more.stderr
+    assert len(servers(warm)) == 1
+
+
+@pytest.mark.parametrize("mode", ["task", "job"])
+def test_the_command_line_finds_it(warm, mode):
+    done = warm.run("infer", "--mode", mode, "--params", '{"number": 1}', "--gpus", "3")
+
+    assert done.status == 0, done.stderr
+    assert f"cluster: warm, {facts(warm)['address']}" in done.stderr
+    assert done.shown_result == {"number": 1}
+    assert len(servers(warm)) == 1
+
+
+def test_a_job_may_be_left_on_it(warm):
+    submitted = warm.run("infer", "--mode", "job", "--detach", "--params", '{"number": 2}')
+    assert submitted.status == 0, submitted.stderr
+    job_id = submitted.stdout.strip()
+
+    assert warm.job("result", job_id, "--json").result == {"number": 2}
+    assert job_id in warm.job("list").stdout
+    assert warm.job("delete", job_id).status == 0
+
+
+def test_what_the_cluster_can_never_give_is_told(warm):
+    done = warm.run("infer", "--mode", "task", "--gpus", "4")
+
+    assert done.status == 3
+    assert "asked for num_gpus=4, but the cluster has 3 GPU in all" in done.stderr
+    assert done.seconds < 10
+
+
+def test_logs_are_listed_and_printed(warm):
+    listed = warm("cluster", "logs").stdout
+    assert listed.splitlines()[0].endswith("/cluster.log")
+    assert "/gcs_server.out\n" in listed
+
+    assert "gcs_server" in warm("cluster", "logs", "gcs_server.o").stdout
+    wrong = warm("cluster", "logs", "nothing-like-it")
+    assert wrong.status == 3
+    assert wrong.stderr == ("error: no log files are named nothing-like-it…: `synapse cluster logs` lists them\n")
+
+
+def test_only_its_user_can_reach_it(warm):
+    """State file, directory and door are this user's; the token shows nowhere; nothing listens beyond this machine."""
+    found = facts(warm)
+    state = state_of(warm)
+    directory = Path(json.loads(state.read_text())["directory"])
+
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    token = token_of(warm)
+    assert token not in state.read_text()
+    assert token not in json.dumps(found)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            assert token.encode() not in path.read_bytes(), path
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert token.encode() not in entry.read_bytes()
+        except OSError:
+            continue
+    pids = set(processes_with(warm.mark))
+    listening = {address for pid, address in listeners() if pid in pids}
+    assert listening
+    assert {address.rpartition(":")[0] for address in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def listeners() -> Iterator[tuple[int, str]]:
+    """Yield the processes of this machine that listen on TCP, and where."""
+    import psutil
+
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.pid is not None:
+            yield connection.pid, f"{connection.laddr.ip}:{connection.laddr.port}"
+
+
+ANOTHER_USER = """
+import encodings.idna, json, os, socket, sys, urllib.error, urllib.request
+from ray._raylet import GcsClient
+
+facts, directory = json.loads(sys.argv[1]), sys.argv[2]
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+
+def tell(what):
+    try:
+        print(what())
+    except Exception as error:
+        print(type(error).__name__, " ".join(str(error).split()))
+
+def ask_jobs_api():
+    headers = {"Content-Type": "application/json"}
+    if "RAY_AUTH_TOKEN" in os.environ:
+        headers["Authorization"] = "Bearer " + os.environ["RAY_AUTH_TOKEN"]
+    request = urllib.request.Request(facts["dashboard"] + "/api/jobs/", b'{"entrypoint": "true"}', headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return answer.status
+
+tell(lambda: socket.socket(socket.AF_UNIX).connect(directory + "/door"))
+tell(lambda: os.listdir(directory))
+tell(lambda: open(f"/proc/{facts['pid']}/environ").read())
+tell(ask_jobs_api)
+tell(lambda: len(GcsClient(address=facts["address"]).get_all_node_info()))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_machine_gets_in_nowhere(warm):
+    found = facts(warm)
+    directory = json.loads(state_of(warm).read_text())["directory"]
+
+    def lines(**env: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", ANOTHER_USER, json.dumps(found), directory],
+            env=warm.environment(**env),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    *files, jobs_api, ray = lines()
+    assert [line.partition(" ")[0] for line in files] == ["PermissionError"] * 3
+    assert jobs_api == "HTTPError HTTP Error 401: Unauthorized"
+    assert "InvalidAuthToken" in ray
+    # It is the token that they lack, and nothing else.
+    assert lines(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token_of(warm))[3:] == ["200", "1"]
+
+
+def token_of(synapse: Synapse) -> str:
+    """Return the token of the command's cluster, from where it is: the environment of the cluster's processes."""
+    (token,) = {
+        variable.partition(b"=")[2].decode()
+        for pid in processes_with(synapse.mark)
+        for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if variable.startswith(b"RAY_AUTH_TOKEN=")
+    }
+    return token
+
+
+def test_without_one_the_commands_say_so(synapse):
+    status = synapse("cluster", "status")
+    assert status.status == 3
+    assert status.stderr == "there is no warm cluster; `synapse cluster up` starts one\n"
+    assert synapse("cluster", "status", "--json").stdout == "null\n"
+    down = synapse("cluster", "down")
+    assert (down.status, down.stderr) == (0, "there is no warm cluster\n")
+    logs = synapse("cluster", "logs")
+    assert (logs.status, logs.stderr) == (3, "error: there is no warm cluster; `synapse cluster up` starts one\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--idle-timeout", "soon"), "a time such as 90s, 30m, 2h, or 'never' is wanted, not 'soon'"),
+        (("--idle-timeout", "0"), "a time such as 90s, 30m, 2h, or 'never' is wanted, not '0'"),
+        (("--memory", "much"), "a size such as 8GB or 512MiB is wanted, not 'much'"),
+        (("--cpus", "0"), "greater than or equal to 1"),
+    ],
+)
+def test_wrong_arguments_are_told(synapse, arguments, words):
+    done = synapse("cluster", "up", *arguments)
+    assert done.status == 2
+    assert words in " ".join(done.stderr.split())
+
+
+def test_it_ends_by_itself_when_nobody_uses_it(synapse):
+    assert synapse("cluster", "up", "--idle-timeout", "6s").status == 0
+    assert len(servers(synapse)) == 1
+    with synapse.started("nap", "--mode", "task") as user:
+        assert within(20, lambda: facts(synapse)["users"] == [user.pid])
+        time.sleep(8)  # longer than it may be idle
+        assert len(servers(synapse)) == 1
+        interrupt(user)
+        user.communicate(timeout=20)
+    assert within(20, lambda: not servers(synapse))
+    assert synapse.leftovers() == []
+    assert list(Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").iterdir()) == []
+
+
+def test_it_stays_while_a_job_runs_that_nobody_waits_for(synapse):
+    assert synapse("cluster", "up", "--idle-timeout", "6s").status == 0
+    file = synapse.temp / "go"
+    submitted = synapse.run("wait_for", "--mode", "job", "--detach", "--params", json.dumps({"file": str(file)}))
+    assert submitted.status == 0, submitted.stderr
+    time.sleep(10)  # longer than it may be idle
+    assert len(servers(synapse)) == 1
+    file.touch()
+    assert within(30, lambda: not servers(synapse))
+    file.unlink()
+
+
+@pytest.mark.parametrize("victims", ["owner", "all"])
+def test_a_state_file_of_a_cluster_that_is_gone_is_cleaned_up(synapse, victims):
+    assert synapse("cluster", "up").status == 0
+    owner = facts(synapse)["pid"]
+    os.kill(owner, signal.SIGKILL)
+    if victims == "all":
+        for pid in processes_with(synapse.mark):
+            os.kill(pid, signal.SIGKILL)
+    state = state_of(synapse)
+    assert state.exists()
+
+    status = synapse("cluster", "status")
+    assert status.status == 3
+    assert not state.exists()
+    assert synapse.leftovers() == []
+
+
+@pytest.fixture
+def state(synapse: Synapse, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the state file is; there is none, and no cluster."""
+    monkeypatch.setenv("XDG_STATE_HOME", synapse.env["XDG_STATE_HOME"])
+    state_file().parent.mkdir(mode=0o700, parents=True)
+    return state_file()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"directory": "/nowhere/synapse-1"}'])
+def test_a_state_file_that_tells_nothing_is_cleaned_up(synapse, state, text):
+    state.touch(0o600)
+    state.write_text(text)
+
+    assert synapse("cluster", "status").status == 3
+    assert not state.exists()
+
+
+def test_nobody_elses_directory_is_deleted_for_a_state_file(synapse, state, tmp_path):
+    """Not even where it names one."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    state.touch(0o600)
+    state.write_text(json.dumps({"pid": 1, "directory": str(precious)}))
+
+    assert synapse("cluster", "status").status == 3
+    assert (precious / "file").exists()
+
+
+def test_a_state_file_that_others_can_write_is_not_believed(synapse, state):
+    state.touch(0o666)
+    state.chmod(0o666)
+
+    for command in ("status", "up", "down"):
+        done = synapse("cluster", command)
+        assert done.status == 3
+        assert f"{state} is not this user's alone" in done.stderr
+    state.unlink()
+
+
+def test_one_whose_owner_is_stuck_can_be_ended(synapse):
+    assert synapse("cluster", "up").status == 0
+    os.kill(facts(synapse)["pid"], signal.SIGSTOP)
+
+    down = synapse("cluster", "down")
+
+    assert (down.status, down.stderr) == (0, "the warm cluster has ended\n")
+    assert synapse.leftovers() == []
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing(synapse):
+    process = subprocess.Popen(
+        [*COMMAND, "cluster", "up"],
+        cwd=synapse.cwd,
+        env=synapse.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert within(20, lambda: bool(servers(synapse)))
+        interrupt(process)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "interrupted\n"
+    assert synapse.leftovers() == []
+    assert synapse("cluster", "status").status == 3
+
+
+def test_it_outlives_the_command_that_started_it(synapse):
+    """Also its terminal, and a Ctrl-C there."""
+    with synapse.on_terminal("cluster", "up", command=()) as child:
+        child.expect("owner +process ([0-9]+)", timeout=60)
+    assert facts(synapse)["pid"] == int(child.match[1])
+    assert len(servers(synapse)) == 1

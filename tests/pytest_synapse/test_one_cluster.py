@@ -1,0 +1,437 @@
+"""One cluster for a run, however many processes pytest-xdist gives it; kept for the next run where that is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.processes import MARK, command_of, processes_with, within
+from tests.pytest_synapse.conftest import Project
+
+ACTIONS = """\
+import os
+import time
+from pathlib import Path
+
+from synapse_runtime.decorators import action
+
+VERSION = 1
+
+
+@action
+def double(params, context):
+    return 2 * params["number"]
+
+
+@action
+def version(params, context):
+    return VERSION
+
+
+@action
+def nap(params, context):
+    Path(params["begun"]).touch()
+    time.sleep(60)
+
+
+@action
+def where(params, context):
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
+@action
+def resources(params, context):
+    import ray
+
+    return ray.cluster_resources()
+"""
+
+CONFIG = """\
+code: shared
+actions:
+  double: {entrypoint: "plugin.actions:double"}
+  version: {entrypoint: "plugin.actions:version"}
+  nap: {entrypoint: "plugin.actions:nap"}
+  where: {entrypoint: "plugin.actions:where"}
+  resources: {entrypoint: "plugin.actions:resources"}
+"""
+
+
+class Run:
+    """A pytest session in a process of its own, known with all its descendants by a mark in their environment."""
+
+    def __init__(self, project: Project, temp: Path, state: Path, *arguments: str) -> None:
+        self.temp = temp
+        self.mark = uuid.uuid4().hex
+        self._output = project.path / f"output-{self.mark}"
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+                cwd=project.path,
+                env={**os.environ, MARK: self.mark, "TMPDIR": str(temp), "XDG_STATE_HOME": str(state)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text()
+
+    def ends(self) -> int:
+        """Wait for its end and return its exit status."""
+        return self.process.wait(timeout=90)
+
+    def processes(self, of: str = "") -> list[str]:
+        """Return the command lines of its living processes."""
+        commands = [command_of(pid) for pid in processes_with(self.mark)]
+        return [command for command in commands if of in command]
+
+    def leftovers(self, seconds: float = 10) -> list[str]:
+        """Return what is left of it, processes and files, after so many seconds."""
+        found: list[str] = []
+
+        def are_gone() -> bool:
+            found[:] = [*self.processes(), *map(str, self.temp.iterdir())]
+            return not found
+
+        within(seconds, are_gone)
+        return found
+
+
+@pytest.fixture
+def shared(project: Project) -> Project:
+    project.plugin("demo", CONFIG, ACTIONS)
+    return project
+
+
+@pytest.fixture
+def temp() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="s", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def pytest_in(shared: Project, temp: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Start a session; all sessions of a test share one state directory."""
+    runs: list[Run] = []
+
+    def start(*arguments: str) -> Run:
+        runs.append(Run(shared, temp, tmp_path / "state", *arguments))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
+    down = [sys.executable, "-m", "synapse_runtime", "cluster", "down"]
+    subprocess.run(down, env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}, capture_output=True, check=True)
+
+
+def test_all_workers_share_one_cluster_and_see_their_own_results(shared, pytest_in):
+    shared.test(
+        """
+        import os
+
+        @pytest.mark.parametrize("number", range(12))
+        def test_double(synapse_executor, number):
+            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+            run = synapse_executor.run("where")
+            with open("where.txt", "a") as file:
+                file.write(f"{os.environ['PYTEST_XDIST_WORKER']} {run.pid} {run.result}\\n")
+        """
+    )
+    run = pytest_in("--synapse-mode=task", "-n4")
+    servers: set[int] = set()
+    while run.process.poll() is None:
+        servers |= {pid for pid in processes_with(run.mark) if "gcs_server" in command_of(pid)}
+        time.sleep(0.05)
+
+    assert run.ends() == 0, run.output
+    assert len(servers) == 1
+    seen = [line.split() for line in (shared.path / "where.txt").read_text().splitlines()]
+    assert len({address for _, _, address in seen}) == 1
+    workers = {worker for worker, _, _ in seen}
+    assert workers == {"gw0", "gw1", "gw2", "gw3"}
+    assert len({(worker, pid) for worker, pid, _ in seen}) == len({pid for _, pid, _ in seen}) == 4
+    assert run.leftovers() == []
+
+
+def test_no_cluster_is_started_when_no_test_needs_one(shared, pytest_in):
+    shared.test(
+        """
+        import time
+
+        @pytest.mark.synapse(mode="local")
+        @pytest.mark.parametrize("number", range(4))
+        def test_double(synapse_executor, number):
+            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+        """
+    )
+    run = pytest_in("--synapse-mode=task", "-n2")
+    seen: list[str] = []
+    while run.process.poll() is None:
+        seen += run.processes("cluster_main")
+        time.sleep(0.02)
+
+    assert run.ends() == 0, run.output
+    assert seen == []
+    assert run.leftovers() == []
+
+
+def test_the_cluster_starts_while_tests_are_collected(shared, pytest_in):
+    """And not before one is found that needs it; nor where it may be deselected."""
+    shared.test("def test_double(synapse_executor): synapse_executor.execute('double', {'number': 1})\n")
+    shared.test(
+        """
+        import os
+        import time
+        from pathlib import Path
+
+        def owners():
+            for entry in Path("/proc").glob("[0-9]*"):
+                try:
+                    if os.environ["SYNAPSE_TEST_MARK"].encode() in (entry / "environ").read_bytes():
+                        if b"cluster_main" in (entry / "cmdline").read_bytes():
+                            yield entry
+                except OSError:
+                    continue
+
+        print("seen", len(list(owners())))
+        """,
+        name="demo/tests/test_later.py",
+    )
+    run = pytest_in("--synapse-mode=task", "-s")
+    assert run.ends() == 0, run.output
+    assert "seen 1\n" in run.output
+    for arguments in (
+        ["--synapse-mode=local"],
+        ["--synapse-mode=task", "-k", "double"],
+        ["--synapse-mode=task", "--co"],
+    ):
+        run = pytest_in("-s", *arguments)
+        assert run.ends() == 0, run.output
+        assert "seen 0\n" in run.output
+    assert run.leftovers() == []
+
+
+NAPS = """
+    @pytest.mark.parametrize("number", range(2))
+    def test_nap(synapse_executor, number):
+        synapse_executor.execute("nap", {"begun": f"begun-{number}"})
+    """
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_nothing_is_left_when_the_controller_is_killed(shared, pytest_in, number):
+    shared.test(NAPS)
+    run = pytest_in("--synapse-mode=task", "-n2")
+    begun = [shared.path / "demo" / f"begun-{number}" for number in range(2)]
+    assert within(60, lambda: all(path.exists() for path in begun)), run.output
+    assert len(run.processes("gcs_server")) == 1
+
+    run.process.send_signal(number)
+    run.process.wait(timeout=30)
+
+    assert run.leftovers() == []
+
+
+def test_a_killed_worker_loses_its_own_test_alone(shared, pytest_in):
+    shared.test(
+        """
+        import os, signal, time
+        from pathlib import Path
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_double(synapse_executor, number):
+            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    run = pytest_in("--synapse-mode=task", "-n2")
+    most = 0
+    while run.process.poll() is None:
+        most = max(most, len(run.processes("gcs_server")))
+        time.sleep(0.05)
+
+    assert run.ends() == 1
+    assert "test_double[3]" in run.output
+    assert "1 failed, 7 passed" in run.output
+    assert most == 1
+    assert run.leftovers() == []
+
+
+def test_a_cluster_that_breaks_is_replaced_for_all_workers(shared, pytest_in):
+    shared.test(
+        """
+        import os, signal
+        from pathlib import Path
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_double(synapse_executor, number):
+            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+            if number == 2:
+                for entry in Path("/proc").glob("[0-9]*"):
+                    try:
+                        mark = os.environ["SYNAPSE_TEST_MARK"].encode() in (entry / "environ").read_bytes()
+                        is_server = b"gcs_server" in (entry / "cmdline").read_bytes()
+                    except OSError:
+                        continue
+                    if mark and is_server:
+                        os.kill(int(entry.name), signal.SIGKILL)
+        """
+    )
+    run = pytest_in("--synapse-mode=task", "-n2")
+
+    run.ends()
+
+    # Those under way when it breaks may fail, and say why; the others get a new cluster.
+    passed = int(run.output.rpartition(" passed")[0].rpartition(" ")[2].rpartition(",")[2])
+    assert passed >= 6, run.output
+    assert run.leftovers() == []
+
+
+def test_a_kept_cluster_serves_the_next_run_and_runs_the_code_as_it_is_then(shared, pytest_in):
+    shared.test(
+        """
+        def test_version(synapse_executor):
+            (run,) = [synapse_executor.run("where")]
+            print("\\nversion", synapse_executor.execute("version"), "at", run.result)
+        """
+    )
+    first = pytest_in("--synapse-mode=task", "--synapse-keep-cluster", "-s")
+    assert first.ends() == 0, first.output
+    assert "cluster: ephemeral, started on first need" in first.output
+    assert len(first.processes("gcs_server")) == 1
+    source = shared.path / "demo/plugin/actions.py"
+    source.write_text(source.read_text().replace("VERSION = 1", "VERSION = 2"))
+    second = pytest_in("--synapse-mode=task,job", "-s")
+    assert second.ends() == 0, second.output
+
+    address = first.output.partition("version 1 at ")[2].partition("\n")[0]
+    assert f"cluster: warm, {address}" in second.output
+    assert second.output.count(f"version 2 at {address}") == 2
+    assert len(first.processes("gcs_server")) == 1
+
+
+def test_a_kept_cluster_of_several_workers_stays_too(shared, pytest_in):
+    shared.test(
+        """
+        @pytest.mark.parametrize("number", range(4))
+        def test_double(synapse_executor, number):
+            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+        """
+    )
+    first = pytest_in("--synapse-mode=task", "--synapse-keep-cluster", "-n2")
+    assert first.ends() == 0, first.output
+    assert len(first.processes("gcs_server")) == 1
+
+    second = pytest_in("--synapse-mode=task", "-n2", "-v")
+    assert second.ends() == 0, second.output
+    assert "cluster: warm" in second.output
+    assert second.processes() == []
+
+
+def test_the_cluster_has_what_was_asked_for(shared, pytest_in):
+    shared.test(
+        """
+        @pytest.mark.synapse(num_gpus=2)
+        def test_gpus(synapse_executor):
+            found = synapse_executor.execute("resources")
+            assert (found["CPU"], found["GPU"]) == (3, 2)
+        """
+    )
+    run = pytest_in("--synapse-mode=task", "--synapse-num-cpus=3", "--synapse-num-gpus=2")
+    assert run.ends() == 0, run.output
+
+
+def test_what_a_test_holds_is_free_for_the_other_workers_after_it(shared, pytest_in):
+    shared.test(
+        """
+        @pytest.mark.synapse(num_gpus=1)
+        @pytest.mark.parametrize("number", range(6))
+        def test_gpu(synapse_executor, number):
+            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+        """
+    )
+    run = pytest_in("--synapse-mode=task", "--synapse-num-cpus=2", "--synapse-num-gpus=1", "-n2")
+    assert run.ends() == 0, run.output
+
+
+@pytest.mark.parametrize(("cpus", "mode"), [("3", "task"), ("1", "job")])
+def test_auto_means_a_process_for_each_cpu_of_the_cluster(shared, pytest_in, cpus, mode):
+    shared.test("def test_nothing(): pass\n")
+    run = pytest_in(f"--synapse-mode={mode}", "-nauto", f"--synapse-num-cpus={cpus}", "-v")
+    assert run.ends() == 0, run.output
+    assert f"{cpus} worker" in run.output
+    assert run.processes("cluster_main") == []
+
+
+def test_auto_is_left_to_xdist_in_local_mode(shared, monkeypatch, pytest_in):
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "3")
+    shared.test("def test_nothing(): pass\n")
+    for mode in ("local", "task"):
+        run = pytest_in(f"--synapse-mode={mode}", "-nauto", "--synapse-num-cpus=1")
+        assert run.ends() == 0, run.output
+        assert "3 workers" in run.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--synapse-num-cpus", "0"), ("--synapse-num-cpus", "many"), ("--synapse-num-gpus", "-1")],
+)
+def test_a_number_that_no_cluster_can_have_is_a_usage_error(shared, option, value):
+    result = shared.pytest(f"{option}={value}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"argument {option}: a whole number of at least" in result.stderr.str()
+    assert repr(value) in result.stderr.str()
+
+
+@pytest.mark.parametrize("option", ["--synapse-num-cpus=2", "--synapse-num-gpus=1", "--synapse-keep-cluster"])
+def test_a_cluster_of_ours_and_another_contradict_each_other(shared, option, monkeypatch):
+    name = option.partition("=")[0]
+    assert f"{name} is about a cluster that this run starts, but --synapse-ray-address names another" in (
+        shared.usage_error(option, "--synapse-ray-address=10.0.0.1:6379")
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert "but RAY_ADDRESS names another" in shared.usage_error(option)
+
+
+def test_a_failed_collection_leaves_nothing(shared, pytest_in):
+    shared.test("def test_double(synapse_executor): synapse_executor.execute('double', {'number': 1})\n")
+    shared.test("import nowhere\n", name="demo/tests/test_broken.py")
+    for arguments in (["-n2"], []):
+        run = pytest_in("--synapse-mode=task", *arguments)
+        assert run.ends() != 0
+        assert "nowhere" in run.output
+        assert run.leftovers() == []
+
+
+def test_another_cluster_on_the_machine_is_left_alone(shared, pytest_in, temp):
+    from tests.cli.processes import cluster
+
+    shared.test("def test_double(synapse_executor): synapse_executor.execute('double', {'number': 1})\n")
+    with cluster(num_cpus=1) as other:
+        run = pytest_in("--synapse-mode=task", "-n2")
+        assert run.ends() == 0, run.output
+        import urllib.request
+
+        headers = {"Authorization": f"Bearer {other['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{other['dashboard']}/api/version", headers=headers)
+        with contextlib.closing(urllib.request.urlopen(request, timeout=10)) as answer:
+            assert answer.status == 200

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 MODES = ("local", "task", "job")
-_MARKER_ARGUMENTS = ("mode", "env", "timeout", "num_cpus", "num_gpus", "isolation")
+RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")
+_MARKER_ARGUMENTS = ("mode", "env", "timeout", *RESOURCES, "isolation")
 ISOLATIONS = ("shared", "fresh")
 
 MARKER_HELP = (
-    "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None, isolation=None): where and how the "
-    "actions of this test run. mode: 'local' (in this process), 'task' (on a Ray actor), 'job' (as a Ray job), or "
-    "several as a tuple: the test runs once in each. env: a dict of variables for the actions. timeout: seconds that "
-    "an action may take. num_cpus, num_gpus: what the worker asks of the cluster. isolation: 'fresh' gives the test a "
-    "worker of its own (task) or freshly imported plugin modules for each call (local), so that no state is left from "
-    "other tests; a job is always fresh. On a class or module it holds for all tests in it; the nearest wins, env is "
-    "merged."
+    "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None, memory=None, resources=None, "
+    "isolation=None): where and how the actions of this test run. mode: 'local' (in this process), 'task' (on a Ray "
+    "actor), 'job' (as a Ray job), or several as a tuple: the test runs once in each. env: a dict of variables for the "
+    "actions. timeout: seconds that an action may take. num_cpus, num_gpus, memory (bytes, or a text such as '2GB'), "
+    "resources (a dict of the cluster's own kinds): what the worker asks of the cluster. isolation: 'fresh' gives the "
+    "test a worker of its own (task) or freshly imported plugin modules for each call (local), so that no state is "
+    "left from other tests; a job is always fresh. On a class or module it holds for all tests in it; the nearest wins, env "
+    "is merged."
 )
 
 
@@ -115,14 +117,27 @@ def _check(mark: pytest.Mark, source: str) -> None:
                 raise pytest.UsageError(f"{source}: isolation must be 'shared' or 'fresh', not {value!r}")
         elif name == "env":
             if not isinstance(value, Mapping):
-                raise pytest.UsageError(f"{source}: env must be a dict, not {value!r}")
+                raise pytest.UsageError(f"{source}: env must be a dict, not a {type(value).__name__}")
             for key in value:
                 if not isinstance(key, str) or not key or "=" in key or "\0" in key:
-                    raise pytest.UsageError(f"{source}: {key!r} in env is no name of a variable")
+                    # What is after the equals sign may be a secret.
+                    shown = key.partition("=")[0] + "=…" if isinstance(key, str) and "=" in key else key
+                    raise pytest.UsageError(f"{source}: {shown!r} in env is no name of a variable")
+        elif name in ("memory", "resources"):
+            _check_resources({name: value}, source)
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise pytest.UsageError(f"{source}: {name} must be a positive number, not {value!r}")
         elif name == "timeout" and value == 0:
             raise pytest.UsageError(f"{source}: timeout must be a positive number of seconds, not 0")
+
+
+def _check_resources(asked: dict[str, Any], source: str) -> None:
+    from synapse_runtime.executors.ray.resources import checked_resources  # needs more than the standard library
+
+    try:
+        checked_resources(**asked)
+    except ValueError as error:
+        raise pytest.UsageError(f"{source}: {error}") from None
 
 
 def known_mode(word: str, source: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_synapse.modes import known_mode, marked, session_modes
+from pytest_synapse.modes import RESOURCES, known_mode, marked, session_modes
 from synapse_runtime.locate import plugin_above
 from synapse_runtime.site import Site, of_this_process
 
@@ -154,7 +154,7 @@ class SynapseSession:
             "timeout": marks.get("timeout", self.timeout()),
             "logger": NullLogger(),
         }
-        resources: dict[str, Any] = {name: marks[name] for name in ("num_cpus", "num_gpus") if name in marks}
+        resources: dict[str, Any] = {name: marks[name] for name in RESOURCES if name in marks}
         fresh = marks.get("isolation") == "fresh"
         _let_tests_travel(item)
         if mode == "local":
@@ -201,13 +201,13 @@ class SynapseSession:
         warm.leave()
         ephemeral.leave()
 
-    def _worker(self, resources: dict[str, float]) -> WarmWorker:
-        key = tuple(sorted(resources.items()))
+    def _worker(self, resources: dict[str, Any]) -> WarmWorker:
+        key = (*sorted((name, repr(asked)) for name, asked in resources.items()),)
         if key not in self._workers:
             self._workers[key] = self._new_worker(resources)
         return self._workers[key]
 
-    def _new_worker(self, resources: dict[str, float]) -> WarmWorker:
+    def _new_worker(self, resources: dict[str, Any]) -> WarmWorker:
         from synapse_runtime.executors.ray.task import WarmWorker
 
         return WarmWorker(self.address, jobs=self._jobs_wanted, **resources)

@@ -111,6 +111,10 @@ class ResultMismatchWarning(UserWarning):
     """The result does not fit the action's `result_model`. It is returned unchanged, as the SDK does."""
 
 
+class VersionMismatchWarning(UserWarning):
+    """A cluster runs another Ray than this process. Jobs get along with that; actions that use Ray may not."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that `name` was most likely meant to be, if any is near.
 

@@ -43,7 +43,12 @@ def run(
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", metavar="NAME=VALUE", help="A variable for the action; may be repeated."),
+        typer.Option(
+            "--env",
+            metavar="NAME=VALUE",
+            help="A variable for the action; may be repeated. Whoever lists processes sees it: "
+            "--env-file keeps secrets.",
+        ),
     ] = None,
     env_file: Annotated[
         Path | None,
@@ -71,6 +76,13 @@ def run(
     ] = False,
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs to ask for.")] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=0, help="CPUs to ask for.")] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Memory to ask for: bytes, 2GB, 512MiB.")
+    ] = None,
+    resource: Annotated[
+        list[str] | None,
+        typer.Option("--resource", metavar="NAME=NUMBER", help="A custom resource to ask for; may be repeated."),
+    ] = None,
     debug: Annotated[
         bool, typer.Option("--debug/--no-debug", help="Show the action's traceback when it fails.")
     ] = True,
@@ -92,6 +104,7 @@ def run(
         values["infer_path"] = infer_path
     if timeout is not None and not timeout > 0:
         raise typer.BadParameter(f"a positive number of seconds is wanted, not {timeout:g}", param_hint="--timeout")
+    asked = _resources(cpus, gpus, memory, resource or [])
     if detach and (mode or "").strip().lower() != "job":
         raise typer.BadParameter("only a job goes on by itself: give --mode job too", param_hint="--detach")
     with exit_on_errors():
@@ -101,8 +114,8 @@ def run(
         mode = _mode(mode)
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout}
         if mode != "local":
-            options |= {"ray_address": ray_address, "num_cpus": cpus, "num_gpus": gpus}
-        _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or gpus or cpus), sdk=debug_sdk)
+            options |= {"ray_address": ray_address, **asked}
+        _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or asked), sdk=debug_sdk)
         fetch = result_command(ray_address, path)
         if detach:
             _submit(action, values, options, fetch)
@@ -144,7 +157,10 @@ def _note_unused(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:
     if remote:
         note(f"--host and --token are for remote mode; {mode} mode does not use them")
     if ray and mode == "local":
-        note("--ray-address, --cpus and --gpus are for task and job mode; local mode does not use them")
+        note(
+            "--ray-address, --cpus, --gpus, --memory and --resource are for task and job mode; local mode does not use "
+            "them"
+        )
     if sdk and mode == "local":
         note("--debug-sdk is for task and job mode; local mode runs this very runtime")
 
@@ -199,6 +215,33 @@ def _environment(pairs: list[str], file: Path | None) -> dict[str, Any]:
             raise typer.BadParameter(f"expected NAME=VALUE, not {name!r}", param_hint="--env")
         values[name] = value
     return values
+
+
+def _resources(cpus: int | None, gpus: int | None, memory: str | None, pairs: list[str]) -> dict[str, Any]:
+    """Return what is asked of the cluster, as executors take it; nothing that was not given."""
+    given = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory, "resources": dict(map(_resource, pairs)) or None}
+    if memory is not None:
+        _check_resources("--memory", memory=memory)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _resource(pair: str) -> tuple[str, float]:
+    name, _, text = pair.rpartition("=")
+    try:
+        number = float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected NAME=NUMBER, not {pair!r}", param_hint="--resource") from None
+    _check_resources("--resource", resources={name: number})
+    return name, number
+
+
+def _check_resources(option: str, **asked: Any) -> None:
+    from synapse_runtime.executors.ray.resources import checked_resources
+
+    try:
+        checked_resources(**asked)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _object(text: str, option: str) -> dict[str, Any]:

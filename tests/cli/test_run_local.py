@@ -283,7 +283,7 @@ class TestMode:
     def test_tells_of_options_that_it_does_not_use(self, synapse: Synapse) -> None:
         done = synapse.run("train", *LOCAL, "--gpus", "1", "--debug-sdk", "--host", "h", "--token", "secret", "--json")
         assert done.status == 0
-        assert "--ray-address, --cpus and --gpus are for task and job mode" in done.stderr
+        assert "--ray-address, --cpus, --gpus, --memory and --resource are for task and job mode" in done.stderr
         assert "--debug-sdk is for task and job mode" in done.stderr
         assert "--host and --token are for remote mode" in done.stderr
 

@@ -14,14 +14,18 @@ NOWHERE = "127.0.0.1:1"
     [
         ("modes='local'", "unknown argument 'modes', did you mean 'mode'"),
         ("num_cpu=1", "unknown argument 'num_cpu', did you mean 'num_cpus'"),
-        ("retries=3", "unknown argument 'retries'; there are mode, env, timeout, num_cpus, num_gpus, isolation"),
+        (
+            "tries=3",
+            "unknown argument 'tries'; there are mode, env, timeout, num_cpus, num_gpus, memory, resources, iso",
+        ),
         ("mode='tsak'", "there is no mode 'tsak', did you mean 'task'"),
         ("mode=('local', 'jbo')", "there is no mode 'jbo', did you mean 'job'"),
         ("mode='remote'", "remote mode is not available yet"),
         ("mode=()", "no mode given"),
         ("mode=3", "mode must be a string or a tuple of them, not 3"),
         ("mode=('local', 3)", "a mode is a string, not 3"),
-        ("env=['A']", "env must be a dict, not ['A']"),
+        ("env=['A=secret']", "env must be a dict, not a list"),
+        ("env={'A=secret': ''}", "'A=…' in env is no name of a variable"),
         ("env={1: 'a'}", "1 in env is no name of a variable"),
         ("timeout='5'", "timeout must be a positive number, not '5'"),
         ("timeout=0", "timeout must be a positive number of seconds, not 0"),
@@ -29,6 +33,14 @@ NOWHERE = "127.0.0.1:1"
         ("timeout=float('inf')", "timeout must be a positive number, not inf"),
         ("num_cpus=-1", "num_cpus must be a positive number, not -1"),
         ("num_gpus=True", "num_gpus must be a positive number, not True"),
+        (
+            "memory='2 potatoes'",
+            "memory must be a number of bytes, or text such as '2GB' or '512MiB', not '2 potatoes'",
+        ),
+        ("memory=0", "memory must be a number of bytes, or text such as '2GB' or '512MiB', not 0"),
+        ("resources=['tpu']", "resources must be a dict of names and numbers, not ['tpu']"),
+        ("resources={'GPU': 1}", "resources cannot hold 'GPU': use num_gpus"),
+        ("resources={'tpu': '1'}", "resources['tpu'] must be a number of at least 0, not '1'"),
         ("isolation='frsh'", "isolation must be 'shared' or 'fresh', not 'frsh'"),
         ("'task'", "give its arguments by name, such as mode='task'"),
     ],
@@ -51,6 +63,7 @@ def test_a_wrong_marker_is_a_usage_error_that_names_the_test_and_no_test_runs(pr
 
     assert "test_marked.py::TestMarked::test_it: @pytest.mark.synapse" in error
     assert message in error
+    assert "secret" not in error
     assert not (project.path / "has_run").exists()
 
 

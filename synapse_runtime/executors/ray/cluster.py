@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import secrets
 import signal
 import socket
@@ -32,12 +33,18 @@ from synapse_runtime.executors.ray.connection import (
 from synapse_runtime.executors.ray.door import LOOPBACK
 from synapse_runtime.executors.ray.ephemeral import ephemeral
 from synapse_runtime.executors.ray.owned import has_ended, is_ours
+from synapse_runtime.executors.ray.probe import (
+    Versions,
+    require_cluster,
+    require_http_listener,
+    require_listener,
+    version_problem,
+)
 from synapse_runtime.executors.ray.quiet import quiet
 from synapse_runtime.executors.ray.warm import status, unfit_for, warm
 from synapse_runtime.site import of_this_process
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-_PROBE_SECONDS = 5.0
 # What a pytest process and its worker take, bytes; a cluster of ours as much again.
 _MEMORY_OF_A_PROCESS = 10**9
 _NO_LASTING_CLUSTER = (
@@ -162,6 +169,8 @@ def connect(cluster: Cluster) -> str:
             _import_ray_with(cluster.token)
             import ray
 
+            if not is_ours(cluster.address):
+                require_cluster(cluster.address)
             with _no_error_printer(), _reachable(cluster):
                 ray.init(
                     address=cluster.address,
@@ -170,8 +179,10 @@ def connect(cluster: Cluster) -> str:
                     logging_level="error",
                     configure_logging=False,
                 )
+    except ClusterError:
+        raise
     except Exception as error:
-        raise ClusterError(f"cannot connect to the cluster at {cluster.address}: {_reason(error)}") from error
+        raise _no_connection(cluster.address, error) from error
     return connected_address() or cluster.address
 
 
@@ -244,7 +255,13 @@ def _is_on_loopback_alone(address: str) -> bool:
         return False
     import ray
 
-    return is_ours(address) or not _answers(ray.util.get_node_ip_address(), int(port))
+    if is_ours(address):
+        return True
+    try:
+        require_listener(address, ray.util.get_node_ip_address(), int(port))
+    except ClusterError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -313,7 +330,7 @@ def _variables(settings: Mapping[str, str]) -> Iterator[None]:
 def _given(address: str, origin: str) -> Cluster:
     if address.startswith(("http://", "https://")):
         parts = urlsplit(address)
-        _probe(address, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        require_http_listener(address)
         shares_disk = _is_this_machine(parts.hostname or "")
         return Cluster("", dashboard=address.rstrip("/"), origin=origin, shares_disk=shares_disk)
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -321,24 +338,8 @@ def _given(address: str, origin: str) -> Cluster:
         raise ClusterError(
             f"{address!r} is not a cluster's address: host:port, ray://host:port, http(s)://dashboard, or auto"
         )
-    _probe(address, host, int(port))
+    require_listener(address, host, int(port))
     return Cluster(address, origin=origin, shares_disk=_is_this_machine(host))
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def _probe(address: str, host: str | None, port: int) -> None:
-    """Find out in seconds what Ray itself takes minutes to tell: that nobody answers."""
-    try:
-        socket.create_connection((host or "", port), timeout=_PROBE_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(f"no cluster answers at {address}: {error.strerror or error}") from None
 
 
 def _is_this_machine(host: str) -> bool:
@@ -364,7 +365,7 @@ def is_alive(address: str) -> bool:
         return True  # as far as Ray Client knows: the cluster's own address need not be within reach of here
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        _probe(address, host, int(port))
+        require_listener(address, host, int(port))
     except (ClusterError, ValueError):
         return False
     return True
@@ -390,20 +391,16 @@ def _running_here() -> str | None:
     try:
         address = path.read_text(encoding="utf-8").strip()
         host, _, port = address.rpartition(":")
-        _probe(address, host, int(port))
+        require_listener(address, host, int(port))
     except (OSError, ValueError, ClusterError):
         return None
     return address
 
 
-def _reason(error: BaseException) -> str:
-    """Return why Ray could not connect, in a line: it hides a refused token below a general error."""
-    below: BaseException | None = error
-    while below is not None:
-        if "InvalidAuthToken" in str(below):
-            return (
-                "it demands a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
-                "unless the token is in ~/.ray/auth_token"
-            )
-        below = below.__cause__ or below.__context__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _no_connection(address: str, error: Exception) -> ClusterError:
+    """Return the error that says why Ray could not connect."""
+    versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+    if "Version mismatch" in str(error) and versions:
+        return version_problem(address, Versions(*versions[0]))
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ClusterError(f"cannot connect to the cluster at {address}: {reason}")

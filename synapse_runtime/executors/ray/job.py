@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import pickle
 import queue
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +28,7 @@ from synapse_runtime.errors import (
     ExecutionTimeout,
     ResultNotSerializable,
     ValidationError,
+    VersionMismatchWarning,
     WorkerCrashed,
 )
 from synapse_runtime.events import Event
@@ -41,8 +44,22 @@ from synapse_runtime.executors.ray.cluster import (
 )
 from synapse_runtime.executors.ray.connection import Cluster
 from synapse_runtime.executors.ray.owned import has_ended
+from synapse_runtime.executors.ray.probe import (
+    Versions,
+    certificates,
+    free_resources,
+    nodes_of,
+    require_dashboard,
+)
 from synapse_runtime.executors.ray.quiet import no_log_records, quiet
-from synapse_runtime.executors.ray.resources import checked_resources, require_resources, total_resources
+from synapse_runtime.executors.ray.resources import (
+    WAIT_SECONDS,
+    asked_of,
+    checked_resources,
+    fits,
+    no_room,
+    require_resources,
+)
 from synapse_runtime.executors.worker import pack_call, unpack_run
 from synapse_runtime.loggers import Logger, format_event
 
@@ -101,7 +118,10 @@ class RayJobsApiExecutor(Executor):
         ray_address: The cluster's own address, where the dashboard's is not given. By default `RAY_ADDRESS`, else
             an ephemeral cluster.
         num_cpus: CPUs that the job's process holds.
-        num_gpus: GPUs that the job's process holds.
+        num_gpus: GPUs that the job's process holds: a part of one, or whole ones.
+        memory: Memory that the job's process holds, in bytes, or as text: `"2GB"` is 2 × 1000³ bytes, `"2GiB"`
+            2 × 1024³. Ray counts it when it places jobs; it does not enforce it.
+        resources: Custom resources that the job's process holds, by name: `{"accelerator": 1}`.
         start_cluster: Whether an ephemeral cluster may be started where there is no other. It ends with this process,
             and its jobs with it; without it, that there is no other is a `ClusterError`.
         leave_running: Asked with the job's id when Ctrl-C interrupts `run`, on a cluster that outlives this process:
@@ -129,12 +149,14 @@ class RayJobsApiExecutor(Executor):
         ray_address: str | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
+        memory: int | str | None = None,
+        resources: Mapping[str, float] | None = None,
         start_cluster: bool = True,
         leave_running: Callable[[str], bool] | None = None,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
         self._address = dashboard_address or ray_address
-        self._resources = checked_resources(num_cpus, num_gpus)
+        self._resources = checked_resources(num_cpus, num_gpus, memory, resources)
         self._start_cluster = start_cluster
         self._leave_running = leave_running
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
@@ -264,7 +286,8 @@ class RayJobsApiExecutor(Executor):
         if self._connection is not None and self._connection[0].origin == "ephemeral":
             self._calls.clear()
         for job_id in list(self._calls):
-            with contextlib.suppress(ClusterError):
+            # One that waits for resources ends when it gets them.
+            with contextlib.suppress(ClusterError, TimeoutError):
                 if self.get_status(job_id) not in _ENDED:
                     self.stop(job_id)
                     self.wait(job_id, timeout=10)
@@ -280,7 +303,7 @@ class RayJobsApiExecutor(Executor):
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         self._calls[job_id] = call
         try:
-            run = self._collect(job_id, on_event, on_output, None)
+            run = self._collect(job_id, on_event, on_output, None, give_up_after=WAIT_SECONDS)
         except BaseException as error:  # Ctrl-C above all: the job must not go on without us, unless that is wanted
             if isinstance(error, KeyboardInterrupt) and self._goes_on(job_id):
                 del self._calls[job_id]
@@ -303,7 +326,7 @@ class RayJobsApiExecutor(Executor):
         parcel = pack_call(call)
         cluster, client = self._connect()
         if self._resources:
-            require_resources(self._resources, total_resources(client.get_address(), cluster.headers))
+            require_resources(self._resources, nodes_of(client.get_address(), cluster.headers))
         python = sys.executable if cluster.shares_disk else "python"
         with tempfile.TemporaryDirectory(prefix="synapse-call-") as directory:
             Path(directory, _CALL_FILE).write_bytes(pickle.dumps(parcel))
@@ -325,15 +348,30 @@ class RayJobsApiExecutor(Executor):
         from ray.job_submission import JobSubmissionClient
 
         url = dashboard_of(cluster)
+        if cluster.origin != "ephemeral":
+            self._require_fit(cluster, url)
         try:
             with quiet(), only_this_dashboard(url):
                 # Without TLS there is nothing to verify, and Ray's default makes aiohttp warn at each followed log.
-                verify = url.startswith("https://")
+                verify = certificates() if url.startswith("https://") else False
                 client = JobSubmissionClient(url, headers=cluster.headers, verify=verify)
         except Exception as error:
             raise ClusterError(f"the Jobs API does not answer at {url}: {error}") from error
         self._connection = (cluster, client)
         return self._connection
+
+    def _require_fit(self, cluster: Cluster, url: str) -> None:
+        """Raise `ClusterError` unless a dashboard is there that lets us in, and jobs can read what we send."""
+        theirs = require_dashboard(url, cluster.headers)
+        here = Versions.here()
+        # On this machine a job runs in this very Python.
+        if not cluster.shares_disk and not theirs.same_python():
+            raise ClusterError(
+                f"the cluster at {url} runs {theirs}, this process {here}: what goes there and back can be read by the "
+                f"same minor version of Python only. Use Python {'.'.join(theirs.python.split('.')[:2])} here"
+            )
+        if theirs.ray != here.ray:
+            _tell_of_versions(url, theirs, here)
 
     @contextlib.contextmanager
     def _asking(self, job_id: str | None = None) -> Iterator[JobSubmissionClient]:
@@ -369,8 +407,35 @@ class RayJobsApiExecutor(Executor):
         with self._asking(job_id) as client:
             return str(client.get_job_logs(job_id))
 
+    def _require_room(self, job_id: str, waited_until: float) -> float:
+        """Raise `ClusterError` where a job has waited long enough for resources that others hold.
+
+        Args:
+            job_id: The job.
+            waited_until: When it has, by the monotonic clock.
+
+        Returns:
+            When to look again: infinity where the job has started.
+        """
+        if not self._resources or time.monotonic() < waited_until:
+            return waited_until
+        if self.get_status(job_id) != "PENDING":
+            return float("inf")
+        cluster, client = self._connect()
+        asked = asked_of(self._resources)
+        free = free_resources(client.get_address(), ("CPU", "GPU", *asked), cluster.headers)
+        if free and not fits(asked, free):
+            raise no_room(client.get_address(), self._resources, free)
+        return time.monotonic() + _LOOK_SECONDS  # it is being made ready, or fits on no one node
+
     def _collect(
-        self, job_id: str, on_event: OnEvent | None, on_output: OnOutput | None, timeout: float | None
+        self,
+        job_id: str,
+        on_event: OnEvent | None,
+        on_output: OnOutput | None,
+        timeout: float | None,
+        *,
+        give_up_after: float = float("inf"),
     ) -> ActionRun:
         """Follow the job to its run, or make the run that says how it ended without one."""
         reader = job_log.LogReader()
@@ -381,7 +446,7 @@ class RayJobsApiExecutor(Executor):
         took: float | None = None
         started = time.monotonic()
         call = self._calls.get(job_id)
-        for chunk in self._follow(job_id, timeout):
+        for chunk in self._follow(job_id, timeout, give_up_after):
             for item in reader.feed(chunk):
                 if isinstance(item, job_log.Output):
                     printed[item.stream].append(item.text)
@@ -453,8 +518,9 @@ class RayJobsApiExecutor(Executor):
         error.attach("Its last output:", last_lines("".join(printed["stdout"]) + "".join(printed["stderr"])))
         return error
 
-    def _follow(self, job_id: str, timeout: float | None = None) -> Iterator[str]:
+    def _follow(self, job_id: str, timeout: float | None = None, give_up_after: float = float("inf")) -> Iterator[str]:
         """Yield the job's log as it grows, in pieces, until the job has ended."""
+        give_up_at = time.monotonic() + give_up_after
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         young_until = time.monotonic() + _POLL_FOR_SECONDS
         seen = 0
@@ -471,12 +537,12 @@ class RayJobsApiExecutor(Executor):
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
             time.sleep(_POLL_SECONDS)
         with no_log_records():
-            for chunk in self._tail(job_id, deadline):
+            for chunk in self._tail(job_id, deadline, give_up_at):
                 if seen < len(chunk):
                     yield chunk[seen:]
                 seen = max(seen - len(chunk), 0)
 
-    def _tail(self, job_id: str, deadline: float) -> Iterator[str]:
+    def _tail(self, job_id: str, deadline: float, give_up_at: float) -> Iterator[str]:
         """Yield the log from its beginning, through the socket that Ray offers for that."""
         cluster, client = self._connect()
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
@@ -499,6 +565,7 @@ class RayJobsApiExecutor(Executor):
                 piece = pieces.get(timeout=max(min(deadline - time.monotonic(), _LOOK_SECONDS), 0))
             except queue.Empty:
                 self._require_cluster(job_id)
+                give_up_at = self._require_room(job_id, give_up_at)
                 if time.monotonic() < deadline:
                     continue
                 raise TimeoutError(f"job {job_id} has not ended in time") from None
@@ -520,6 +587,15 @@ def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) 
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(_POLL_SECONDS)
+
+
+@functools.cache  # once in a process
+def _tell_of_versions(url: str, theirs: Versions, here: Versions) -> None:
+    text = (
+        f"the cluster at {url} runs {theirs}, this process {here}: jobs get along with that, actions that use Ray "
+        "themselves may not"
+    )
+    warnings.warn(text, VersionMismatchWarning, stacklevel=2)
 
 
 def _summary(details: Any) -> JobSummary:

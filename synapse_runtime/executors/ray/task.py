@@ -32,7 +32,7 @@ from synapse_runtime.executors.ray.cluster import connect, find_cluster, is_aliv
 from synapse_runtime.executors.ray.connection import connected_address, departure
 from synapse_runtime.executors.ray.owned import has_ended
 from synapse_runtime.executors.ray.quiet import quiet
-from synapse_runtime.executors.ray.resources import checked_resources, readable, require_resources
+from synapse_runtime.executors.ray.resources import WAIT_SECONDS, checked_resources, no_room, require_resources
 from synapse_runtime.executors.worker import (
     Forwarder,
     Parcel,
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 # How long a watcher waits for news before it looks whether the call has ended.
 _WATCH_SECONDS = 0.1
-# A worker process starts in under a second; a minute means that the cluster will not give one.
-_ACTOR_START_SECONDS = 60.0
 # How often a caller that waits looks whether the cluster is still there.
 _LOOK_SECONDS = 1.0
 # How long beyond an action's limit a worker may be silent, for large params on their way. It ends itself at the limit,
@@ -115,6 +113,8 @@ class WarmWorker:
         address: The cluster's address; None for the one that `find_cluster` finds.
         num_cpus: CPUs that the worker holds.
         num_gpus: GPUs that the worker holds.
+        memory: Memory that the worker holds, in bytes, or as text such as `"2GB"`.
+        resources: Custom resources that the worker holds, by name.
         jobs: Whether an ephemeral cluster started for it should offer the Jobs API too.
     """
 
@@ -124,10 +124,12 @@ class WarmWorker:
         *,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
+        memory: int | str | None = None,
+        resources: Mapping[str, float] | None = None,
         jobs: bool = True,
     ) -> None:
         self._address = address
-        self._resources = checked_resources(num_cpus, num_gpus)
+        self._resources = checked_resources(num_cpus, num_gpus, memory, resources)
         self._jobs = jobs
         self._actor: Any = None
         self._whereabouts: Whereabouts | None = None
@@ -302,20 +304,23 @@ class WarmWorker:
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
-        require_resources(self._resources, ray.cluster_resources())
+        needed = self._resources or {"num_cpus": 1}  # Ray's own rule for an actor of which nothing is said
+        require_resources(needed, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        # By another rule of Ray's, an actor that asks for anything but CPUs holds one; a job does not.
+        options = {"num_cpus": 0} | self._resources if self._resources else {}
         with quiet():
-            actor = ray.remote(ActionWorker).options(max_restarts=0, **self._resources).remote()
+            actor = ray.remote(ActionWorker).options(max_restarts=0, **options).remote()
         try:
-            self._whereabouts = ray.get(actor.ready.remote(), timeout=_ACTOR_START_SECONDS)
+            self._whereabouts = ray.get(actor.ready.remote(), timeout=WAIT_SECONDS)
             self._last_words = LastWords(self._whereabouts)
         except GetTimeoutError as error:
             ray.kill(actor)
-            raise ClusterError(
-                f"the cluster gave no worker within {_ACTOR_START_SECONDS:g} s: asked for "
-                f"{self._resources or 'one CPU'}, free is {readable(ray.available_resources())}"
-            ) from error
+            raise no_room(self._cluster, needed, ray.available_resources()) from error
         except RayError as error:
             raise ClusterError(f"the worker did not start: {error}") from error
+        except BaseException:  # Ctrl-C: an actor that nobody waits for must not come up later
+            ray.kill(actor)
+            raise
         return actor
 
 
@@ -367,7 +372,10 @@ class RayActorExecutor(Executor):
         logger: Sink for events, when the run is back; the console by default.
         ray_address: `host:port`, `ray://host:port`, or `auto`. By default `RAY_ADDRESS`, else an ephemeral cluster.
         num_cpus: CPUs that the worker holds. By default it needs one to be placed and holds none.
-        num_gpus: GPUs that the worker holds.
+        num_gpus: GPUs that the worker holds: a part of one, or whole ones.
+        memory: Memory that the worker holds, in bytes, or as text: `"2GB"` is 2 × 1000³ bytes, `"2GiB"` 2 × 1024³. Ray
+            counts it when it places workers; it does not enforce it.
+        resources: Custom resources that the worker holds, by name: `{"accelerator": 1}`.
         worker: A worker shared with other executors, instead of one of its own; closing leaves it warm.
 
     Example:
@@ -389,11 +397,15 @@ class RayActorExecutor(Executor):
         ray_address: str | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
+        memory: int | str | None = None,
+        resources: Mapping[str, float] | None = None,
         worker: WarmWorker | None = None,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
         self._shared = worker is not None
-        self._worker = worker or WarmWorker(ray_address, num_cpus=num_cpus, num_gpus=num_gpus)
+        self._worker = worker or WarmWorker(
+            ray_address, num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, resources=resources
+        )
 
     def close(self) -> None:
         """End the worker, unless it is shared. The next call gets a new one."""

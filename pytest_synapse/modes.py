@@ -22,8 +22,8 @@ MARKER_HELP = (
     "actions. timeout: seconds that an action may take. num_cpus, num_gpus, memory (bytes, or a text such as '2GB'), "
     "resources (a dict of the cluster's own kinds): what the worker asks of the cluster. isolation: 'fresh' gives the "
     "test a worker of its own (task) or freshly imported plugin modules for each call (local), so that no state is "
-    "left from other tests; a job is always fresh. On a class or module it holds for all tests in it; the nearest wins, env "
-    "is merged."
+    "left from other tests; a job is always fresh. On a class or module it holds for all tests in it; the nearest "
+    "wins, env is merged."
 )
 
 

@@ -50,6 +50,7 @@ from synapse_runtime.executors.ray.probe import (
     free_resources,
     nodes_of,
     require_dashboard,
+    spelled,
 )
 from synapse_runtime.executors.ray.quiet import no_log_records, quiet
 from synapse_runtime.executors.ray.resources import (
@@ -122,6 +123,8 @@ class RayJobsApiExecutor(Executor):
         memory: Memory that the job's process holds, in bytes, or as text: `"2GB"` is 2 × 1000³ bytes, `"2GiB"`
             2 × 1024³. Ray counts it when it places jobs; it does not enforce it.
         resources: Custom resources that the job's process holds, by name: `{"accelerator": 1}`.
+        resource_timeout: Seconds that `run` and `execute` wait for the start where others hold the resources. Jobs that
+            are submitted wait for as long as Ray lets them: 15 minutes, if the cluster does not say otherwise.
         start_cluster: Whether an ephemeral cluster may be started where there is no other. It ends with this process,
             and its jobs with it; without it, that there is no other is a `ClusterError`.
         leave_running: Asked with the job's id when Ctrl-C interrupts `run`, on a cluster that outlives this process:
@@ -151,12 +154,14 @@ class RayJobsApiExecutor(Executor):
         num_gpus: float | None = None,
         memory: int | str | None = None,
         resources: Mapping[str, float] | None = None,
+        resource_timeout: float = WAIT_SECONDS,
         start_cluster: bool = True,
         leave_running: Callable[[str], bool] | None = None,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
         self._address = dashboard_address or ray_address
         self._resources = checked_resources(num_cpus, num_gpus, memory, resources)
+        self._resource_timeout = resource_timeout
         self._start_cluster = start_cluster
         self._leave_running = leave_running
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
@@ -286,11 +291,12 @@ class RayJobsApiExecutor(Executor):
         if self._connection is not None and self._connection[0].origin == "ephemeral":
             self._calls.clear()
         for job_id in list(self._calls):
-            # One that waits for resources ends when it gets them.
             with contextlib.suppress(ClusterError, TimeoutError):
-                if self.get_status(job_id) not in _ENDED:
+                status = self.get_status(job_id)
+                if status not in _ENDED:
                     self.stop(job_id)
-                    self.wait(job_id, timeout=10)
+                    # One that waits for resources ends when it gets them, so that is not waited for.
+                    self.wait(job_id, timeout=1 if status == "PENDING" else 10)
                 self.delete(job_id)
             del self._calls[job_id]
         self._connection = None
@@ -303,7 +309,7 @@ class RayJobsApiExecutor(Executor):
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         self._calls[job_id] = call
         try:
-            run = self._collect(job_id, on_event, on_output, None, give_up_after=WAIT_SECONDS)
+            run = self._collect(job_id, on_event, on_output, None, give_up_after=self._resource_timeout)
         except BaseException as error:  # Ctrl-C above all: the job must not go on without us, unless that is wanted
             if isinstance(error, KeyboardInterrupt) and self._goes_on(job_id):
                 del self._calls[job_id]
@@ -423,9 +429,11 @@ class RayJobsApiExecutor(Executor):
             return float("inf")
         cluster, client = self._connect()
         asked = asked_of(self._resources)
-        free = free_resources(client.get_address(), ("CPU", "GPU", *asked), cluster.headers)
-        if free and not fits(asked, free):
-            raise no_room(client.get_address(), self._resources, free)
+        told = free_resources(client.get_address(), cluster.headers)
+        if told is not None:
+            free = {name: told.get(spelled(name), 0) for name in ("CPU", "GPU", *asked)}
+            if not fits(asked, free):
+                raise no_room(client.get_address(), self._resources, free, self._resource_timeout)
         return time.monotonic() + _LOOK_SECONDS  # it is being made ready, or fits on no one node
 
     def _collect(

@@ -134,18 +134,28 @@ def nodes_of(url: str, headers: Mapping[str, str] | None = None) -> list[dict[st
         raise ClusterError(f"the cluster at {url} does not tell its resources") from None
 
 
-def free_resources(url: str, names: tuple[str, ...], headers: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Return what the cluster has free of these resources, all nodes together; nothing of those that it does not tell.
+def free_resources(url: str, headers: Mapping[str, str] | None = None) -> dict[str, float] | None:
+    """Return what the cluster has free, all nodes together, by `spelled` names; None where it does not tell.
 
     Arguments and errors otherwise as above.
     """
     told = _get(url, "/api/cluster_status", headers)
     try:
         usage = told["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
-        spelled = {name: usage[_as_the_dashboard_spells(name)] for name in names}
-        return {name: total - used for name, (used, total) in spelled.items()}
+        return {name: total - used for name, (used, total) in usage.items()}
     except (KeyError, TypeError, ValueError):
-        return {}
+        return None
+
+
+def spelled(name: str) -> str:
+    """Return a resource's name as the dashboard's status has it, which turns snake_case into camelCase.
+
+    Example:
+        >>> spelled("object_store_memory")
+        'objectStoreMemory'
+    """
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)
 
 
 def certificates() -> str | bool:
@@ -314,14 +324,3 @@ def _innermost(error: BaseException) -> BaseException:
         inner = next((part for part in error.args if isinstance(part, BaseException)), None)
         below = reason if isinstance(reason, BaseException) else inner or error.__cause__ or error.__context__
     return error
-
-
-def _as_the_dashboard_spells(name: str) -> str:
-    """Return a resource's name as the cluster's status has it, which turns snake_case into camelCase.
-
-    Example:
-        >>> _as_the_dashboard_spells("object_store_memory")
-        'objectStoreMemory'
-    """
-    first, *rest = name.split("_")
-    return first + "".join(part.title() for part in rest)

@@ -9,7 +9,7 @@ from typing import Any
 from synapse_runtime.errors import ClusterError
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-# How long a call waits for what others hold at the moment.
+# How long a call waits for what others hold at the moment, if it is not told.
 WAIT_SECONDS = 60.0
 # Ray's names of what our options ask for.
 _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
@@ -117,16 +117,17 @@ def require_resources(options: Mapping[str, Any], nodes: Iterable[Mapping[str, f
         )
 
 
-def no_room(address: str, options: Mapping[str, Any], free: Mapping[str, float]) -> ClusterError:
+def no_room(address: str, options: Mapping[str, Any], free: Mapping[str, float], waited: float) -> ClusterError:
     """Return the error of a wait for resources that others hold.
 
     Args:
         address: The cluster's.
         options: What `checked_resources` returned.
         free: What the cluster has free, all nodes together, by Ray's names.
+        waited: How long, in seconds.
     """
     return ClusterError(
-        f"the cluster at {address} gave no worker within {WAIT_SECONDS:g} s: asked for {in_words(options)}; free, on "
+        f"the cluster at {address} gave no worker within {waited:g} s: asked for {in_words(options)}; free, on "
         f"all nodes together, is {readable(free, asked_of(options))}"
     )
 

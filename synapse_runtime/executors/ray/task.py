@@ -115,6 +115,7 @@ class WarmWorker:
         num_gpus: GPUs that the worker holds.
         memory: Memory that the worker holds, in bytes, or as text such as `"2GB"`.
         resources: Custom resources that the worker holds, by name.
+        resource_timeout: Seconds to wait for what others hold.
         jobs: Whether an ephemeral cluster started for it should offer the Jobs API too.
     """
 
@@ -126,9 +127,11 @@ class WarmWorker:
         num_gpus: float | None = None,
         memory: int | str | None = None,
         resources: Mapping[str, float] | None = None,
+        resource_timeout: float = WAIT_SECONDS,
         jobs: bool = True,
     ) -> None:
         self._address = address
+        self._resource_timeout = resource_timeout
         self._resources = checked_resources(num_cpus, num_gpus, memory, resources)
         self._jobs = jobs
         self._actor: Any = None
@@ -311,11 +314,11 @@ class WarmWorker:
         with quiet():
             actor = ray.remote(ActionWorker).options(max_restarts=0, **options).remote()
         try:
-            self._whereabouts = ray.get(actor.ready.remote(), timeout=WAIT_SECONDS)
+            self._whereabouts = ray.get(actor.ready.remote(), timeout=self._resource_timeout)
             self._last_words = LastWords(self._whereabouts)
         except GetTimeoutError as error:
             ray.kill(actor)
-            raise no_room(self._cluster, needed, ray.available_resources()) from error
+            raise no_room(self._cluster, needed, ray.available_resources(), self._resource_timeout) from error
         except RayError as error:
             raise ClusterError(f"the worker did not start: {error}") from error
         except BaseException:  # Ctrl-C: an actor that nobody waits for must not come up later
@@ -376,6 +379,7 @@ class RayActorExecutor(Executor):
         memory: Memory that the worker holds, in bytes, or as text: `"2GB"` is 2 × 1000³ bytes, `"2GiB"` 2 × 1024³. Ray
             counts it when it places workers; it does not enforce it.
         resources: Custom resources that the worker holds, by name: `{"accelerator": 1}`.
+        resource_timeout: Seconds to wait for a worker where others hold the resources.
         worker: A worker shared with other executors, instead of one of its own; closing leaves it warm.
 
     Example:
@@ -399,12 +403,18 @@ class RayActorExecutor(Executor):
         num_gpus: float | None = None,
         memory: int | str | None = None,
         resources: Mapping[str, float] | None = None,
+        resource_timeout: float = WAIT_SECONDS,
         worker: WarmWorker | None = None,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
         self._shared = worker is not None
         self._worker = worker or WarmWorker(
-            ray_address, num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, resources=resources
+            ray_address,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            memory=memory,
+            resources=resources,
+            resource_timeout=resource_timeout,
         )
 
     def close(self) -> None:

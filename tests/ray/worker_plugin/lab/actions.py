@@ -106,3 +106,21 @@ class ArrayAction(BaseAction[ArrayParams]):
         import numpy
 
         return numpy.arange(self.params.megabytes * 131072, dtype=numpy.float64)
+
+
+class HeldAction(BaseAction):
+    """Tells what its worker holds of the cluster, by Ray's names."""
+
+    def execute(self):
+        import ray
+
+        if not ray.is_initialized():  # in a job: its process is not Ray's, the supervisor that started it is
+            from ray.util.state import list_actors
+
+            (held,) = (
+                actor.required_resources
+                for actor in list_actors(detail=True, filters=[("state", "=", "ALIVE")])
+                if self.ctx.job_id in (actor.name or "")
+            )
+            return held
+        return ray.get_runtime_context().get_assigned_resources()

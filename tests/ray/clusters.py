@@ -1,0 +1,248 @@
+"""Clusters that are somebody else's: of `ray start`, with nodes, tokens, certificates and versions as a test wants."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_NOT_INHERITED = ("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "TMPDIR", "VIRTUAL_ENV")
+_START_SECONDS = 60.0
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Running:
+    """A cluster that runs.
+
+    Attributes:
+        port: The cluster's own.
+        client_port: Ray Client's.
+        dashboard_port: The dashboard's.
+        temp: What the cluster writes is below this directory.
+        variables: What a process needs in its environment to be let in.
+        nodes: The processes that keep its nodes, each the leader of a process group.
+    """
+
+    port: int
+    client_port: int
+    dashboard_port: int
+    temp: Path
+    variables: dict[str, str]
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def client(self) -> str:
+        return f"ray://127.0.0.1:{self.client_port}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+
+@contextlib.contextmanager
+def ray_cluster(
+    *nodes: dict[str, Any], python: str = sys.executable, variables: dict[str, str] | None = None
+) -> Iterator[Running]:
+    """Run a cluster.
+
+    Args:
+        *nodes: For each node, the head first, options of `ray start` without their dashes: `{"num-cpus": 2}`.
+        python: The Python that it runs in, with the Ray that is installed beside it.
+        variables: Its environment's; without authentication by default.
+    """
+    variables = {"RAY_AUTH_MODE": "disabled"} if variables is None else variables
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as temp:
+        running = Running(*(free_port() for _ in range(3)), Path(temp), variables)
+        head, *others = nodes or ({"num-cpus": 2},)
+        head = {
+            "head": None,
+            "port": running.port,
+            "ray-client-server-port": running.client_port,
+            "dashboard-port": running.dashboard_port,
+            "temp-dir": f"{temp}/r",
+        } | head
+        try:
+            _start(running, python, head)
+            for options in others:
+                _start(running, python, {"address": running.address} | options)
+            yield running
+        finally:
+            for node in reversed(running.nodes):
+                _end(node)
+
+
+def _start(running: Running, python: str, options: dict[str, Any]) -> None:
+    """Start a node and wait until it is there."""
+    options = {"disable-usage-stats": None, "dashboard-agent-listen-port": free_port()} | options
+    arguments = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
+    log = running.temp / f"node-{len(running.nodes)}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(Path(python).with_name("ray")), "start", "--block", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=running.temp,
+            env=outer_environment(TMPDIR=str(running.temp), **running.variables),
+            start_new_session=True,
+        )
+    running.nodes.append(process)
+    deadline = time.monotonic() + _START_SECONDS
+    while not re.search("Ray runtime started", log.read_text(errors="replace")):
+        assert process.poll() is None, log.read_text(errors="replace")
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.1)
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    """End a node: first its keeper, which ends the others, then what is left of its process group."""
+    node.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        node.wait(timeout=10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(node.pid, signal.SIGKILL)
+    node.wait()
+
+
+# One call of an action, by an executor in a process of its own: which cluster lets it in is told by its environment.
+_ATTEMPT = """
+import json, sys, time, warnings
+from synapse_runtime.errors import PluginError
+from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+from synapse_runtime.loggers import NullLogger
+
+asked = json.loads(sys.argv[1])
+told, started = {}, time.monotonic()
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    executor_class = {"task": RayActorExecutor, "job": RayJobsApiExecutor}[asked["mode"]]
+    executor = executor_class(ray_address=asked["address"], logger=NullLogger(), **asked["options"])
+    for action, params in asked["calls"]:
+        try:
+            told["result"] = executor.execute(action, params)
+        except PluginError as error:
+            told["error"] = f"{type(error).__name__}: {error}"
+    told["seconds"] = time.monotonic() - started
+    executor.close()
+told["warnings"] = [f"{warning.category.__name__}: {warning.message}" for warning in heard]
+print(json.dumps(told))
+"""
+
+
+@dataclass
+class Attempt:
+    """What came of calls.
+
+    Attributes:
+        result: The last result.
+        error: The last error.
+        seconds: How long the calls took.
+        warnings: What was warned of.
+    """
+
+    result: Any = None
+    error: str = ""
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+def attempt(
+    mode: str,
+    address: str,
+    *calls: tuple[str, dict[str, Any]],
+    variables: dict[str, str] | None = None,
+    python: str = sys.executable,
+    **options: Any,
+) -> Attempt:
+    """Call actions of the tests' plugin on a cluster, in a process of its own.
+
+    Args:
+        mode: `task` or `job`.
+        address: The cluster's.
+        *calls: Actions and their params.
+        variables: The process's environment, beside what it always has.
+        python: The Python to do it in.
+        **options: The executor's.
+    """
+    done = subprocess.run(
+        _attempt_command(mode, address, calls, python, options),
+        env=outer_environment(PYTHONPATH=str(ROOT), **(variables or {})),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Attempt(**json.loads(done.stdout.splitlines()[-1]))
+
+
+@contextlib.contextmanager
+def holding(running: Running, *, seconds: float = 60.0, **options: Any) -> Iterator[Callable[[], None]]:
+    """Hold resources of a cluster in a worker.
+
+    Args:
+        running: The cluster.
+        seconds: For how long, if not until the end of the block.
+        **options: The executor's.
+
+    Yields:
+        A function that gives them back.
+    """
+    mark = running.temp / f"held-{free_port()}"
+    sleep = ("sleep", {"seconds": seconds, "touch": str(mark)})
+    with subprocess.Popen(
+        _attempt_command("task", running.address, [sleep], sys.executable, options),
+        env=outer_environment(PYTHONPATH=str(ROOT), **running.variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    ) as holder:
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while not mark.exists():
+                assert holder.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield holder.kill
+        finally:
+            holder.kill()
+
+
+def _attempt_command(
+    mode: str, address: str, calls: Sequence[Any], python: str, options: Mapping[str, Any]
+) -> list[str]:
+    asked = {
+        "mode": mode,
+        "address": address,
+        "calls": calls or [("echo", {"value": 1})],
+        "options": {"plugin": str(Path(__file__).parent / "worker_plugin"), **options},
+    }
+    return [python, "-c", _ATTEMPT, json.dumps(asked)]
+
+
+def outer_environment(**more: str) -> dict[str, str]:
+    """Return this process's environment, but nothing in it that speaks of this test run or of a cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+    return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | more
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

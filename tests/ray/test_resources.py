@@ -1,0 +1,108 @@
+"""What calls ask of a cluster: given, refused where no node has it, waited for where others hold it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ray.clusters import Running, attempt, holding, ray_cluster
+
+MODES = pytest.mark.parametrize("mode", ["task", "job"])
+GIGABYTE = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Running]:
+    """A cluster of two nodes that look alike, but for a chip that the second has."""
+    node = {"num-cpus": 2, "memory": 2 * GIGABYTE}
+    with ray_cluster(node, node | {"resources": json.dumps({"my_chip": 2})}) as running:
+        yield running
+
+
+def address_of(running: Running, mode: str) -> str:
+    return running.address if mode == "task" else running.dashboard
+
+
+@MODES
+def test_a_worker_holds_what_it_asked_for(two_nodes, mode):
+    asked = {"num_cpus": 1, "memory": "1.5GB", "resources": {"my_chip": 0.5}}
+    done = attempt(mode, address_of(two_nodes, mode), ("held", {}), **asked)
+    assert done.result == {"CPU": 1, "memory": 1.5 * GIGABYTE, "my_chip": 0.5}
+
+
+@MODES
+def test_a_worker_that_asks_for_no_cpus_holds_none(two_nodes, mode):
+    done = attempt(mode, address_of(two_nodes, mode), ("held", {}), resources={"my_chip": 1})
+    assert done.result == {"my_chip": 1}
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"num_cpus": 5}, "asked for num_cpus=5, but the cluster has 4 CPU in all (CPU 4, GPU 0)"),
+        ({"num_gpus": 0.5}, "asked for num_gpus=0.5, but the cluster has 0 GPU in all (CPU 4, GPU 0)"),
+        (
+            {"memory": "5GB"},
+            "asked for memory=5.0GB, but the cluster has 4.0GB memory in all (CPU 4, GPU 0, memory 4.0GB)",
+        ),
+        (
+            {"resources": {"tpu": 1}},
+            "asked for resources={'tpu': 1}, but the cluster has 0 tpu in all (CPU 4, GPU 0, tpu 0)",
+        ),
+        (
+            {"num_cpus": 3},
+            "asked for num_cpus=3, which a worker needs on one node, but no node of the cluster has that: "
+            "2 × CPU 2, GPU 0",
+        ),
+        (
+            {"num_cpus": 2, "memory": 3 * GIGABYTE, "resources": {"my_chip": 1}},
+            "asked for num_cpus=2, memory=3.0GB, resources={'my_chip': 1}, which a worker needs on one node, but no "
+            "node of the cluster has that: CPU 2, GPU 0, memory 2.0GB, my_chip 0; CPU 2, GPU 0, memory 2.0GB, "
+            "my_chip 2",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_no_node_will_ever_give_is_refused_in_seconds(two_nodes, mode, asked, message):
+    done = attempt(mode, address_of(two_nodes, mode), **asked)
+    assert done.error == f"ClusterError: {message}"
+    assert done.seconds < 10
+
+
+def test_nodes_are_known_through_ray_client_too(two_nodes):
+    done = attempt("task", two_nodes.client, num_cpus=3)
+    assert "which a worker needs on one node" in done.error
+    assert done.seconds < 10
+
+
+@MODES
+def test_what_others_hold_is_waited_for_for_a_while_then_told_with_what_is_free(two_nodes, mode):
+    with holding(two_nodes, num_cpus=2, resources={"my_chip": 1.5}):
+        done = attempt(mode, address_of(two_nodes, mode), resource_timeout=4, num_cpus=1, resources={"my_chip": 1})
+        assert done.error.endswith(
+            " gave no worker within 4 s: asked for num_cpus=1, resources={'my_chip': 1}; "
+            "free, on all nodes together, is CPU 2, GPU 0, my_chip 0.5"
+        )
+        assert done.seconds < 15
+
+
+@MODES
+def test_what_others_give_back_in_time_is_taken(two_nodes, mode):
+    with holding(two_nodes, seconds=8, num_cpus=2, resources={"my_chip": 2}):
+        done = attempt(mode, address_of(two_nodes, mode), resource_timeout=40, resources={"my_chip": 2})
+        assert done.result == 1
+        assert done.seconds > 3
+
+
+def test_a_job_that_was_given_up_never_runs(two_nodes, tmp_path):
+    touched = tmp_path / "touched"
+    with holding(two_nodes, seconds=60, resources={"my_chip": 2}) as release:
+        params = {"touch": str(touched), "seconds": 5}
+        done = attempt("job", two_nodes.dashboard, ("sleep", params), resource_timeout=3, resources={"my_chip": 1})
+        assert "gave no worker within 3 s" in done.error
+        release()
+        assert attempt("job", two_nodes.dashboard, resource_timeout=60, resources={"my_chip": 2}).result == 1
+    assert not touched.exists()

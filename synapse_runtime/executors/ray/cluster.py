@@ -402,5 +402,6 @@ def _no_connection(address: str, error: Exception) -> ClusterError:
     versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
     if "Version mismatch" in str(error) and versions:
         return version_problem(address, Versions(*versions[0]))
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     return ClusterError(f"cannot connect to the cluster at {address}: {reason}")

@@ -264,13 +264,11 @@ def _grpc_problem(address: str, error: Any) -> ClusterError:
             f"no cluster answers at {address}: something accepts connections there and says nothing for "
             f"{_ANSWER_SECONDS:g} s"
         )
-    if "http1.x server" in said:
-        return ClusterError(
-            f"what answers at {address} is no cluster but an HTTP server: a dashboard's address, for job mode, begins "
-            "with http://"
-        )
     if "Failed parsing HTTP/2" in said:
-        return ClusterError(f"what answers at {address} is no cluster: it does not speak gRPC")
+        return ClusterError(
+            f"what answers at {address} is no cluster: it does not speak gRPC. A dashboard's address, for job mode, "
+            "begins with http://"
+        )
     reason = re.sub(r".*last error: (\w+: )?(ipv[46]:\S+: )?", "", said) or error.code().name
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         hint = f"RAY_USE_TLS is set: is the cluster's certificate one that RAY_TLS_CA_CERT trusts ({reason})"

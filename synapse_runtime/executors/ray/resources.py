@@ -181,4 +181,4 @@ def _sum(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _counted(texts: Sequence[str]) -> list[str]:
     """Return each text once, with how often it is there: a hundred nodes of one kind are one line."""
-    return [f"{texts.count(text)} × {text}" if texts.count(text) > 1 else text for text in dict.fromkeys(texts)]
+    return [f"{texts.count(text)} × {text}" if texts.count(text) > 1 else text for text in sorted(set(texts))]

@@ -1,0 +1,370 @@
+"""Addresses of somebody else's cluster: every form of them, and what is told in seconds where one is no good."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synapse_runtime.errors import ClusterError, VersionMismatchWarning
+from synapse_runtime.executors.ray import RayJobsApiExecutor
+from synapse_runtime.executors.ray.connection import Cluster
+from synapse_runtime.executors.ray.probe import Versions, require_cluster, require_dashboard
+from synapse_runtime.loggers import NullLogger
+from tests.ray.clusters import Running, attempt, ray_cluster
+
+TOKEN = "5ec2e7" * 10
+# How an executor can be told of a cluster; and the mode that is tried with it.
+FORMS = [("task", "127.0.0.1:{port}"), ("task", "ray://127.0.0.1:{port}"), ("job", "http://127.0.0.1:{port}")]
+EACH_FORM = pytest.mark.parametrize(("mode", "form"), FORMS, ids=["own", "client", "dashboard"])
+NO_GRPC = "no cluster: it does not speak gRPC. A dashboard's address, for job mode, begins with http://"
+SECONDS = 15
+# What a cluster of long ago tells.
+OLD = {"ray_version": "2.40.0", "python_version": "3.9.20"}
+OTHER_PYTHON = os.environ.get("RAY_OTHER_PYTHON")
+
+
+def forms_of(running: Running) -> list[tuple[str, str]]:
+    return [
+        ("task", running.address),
+        ("task", running.client),
+        ("job", running.address),
+        ("job", running.dashboard),
+    ]
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Running]:
+    """A cluster that demands a token."""
+    with ray_cluster(variables={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return self_signed(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def over_tls(certificate: Path) -> Iterator[Running]:
+    """A cluster whose processes speak TLS with each other; the dashboard does not."""
+    with ray_cluster(variables={"RAY_AUTH_MODE": "disabled"} | tls_settings(certificate)) as running:
+        yield running
+
+
+class TestNobodysAddress:
+    @EACH_FORM
+    def test_a_port_that_accepts_and_says_nothing_is_told(self, mode, form):
+        with listener() as silent:
+            address = form.format(port=silent.getsockname()[1])
+            done = attempt(mode, address)
+        assert f"no cluster answers at {address}: something accepts connections there and says nothing" in done.error
+        assert done.seconds < SECONDS
+
+    @EACH_FORM
+    def test_a_host_that_drops_packets_is_told(self, mode, form):
+        with listener(backlog=0) as full, contextlib.ExitStack() as stack:
+            port = full.getsockname()[1]
+            for _ in range(4):  # the kernel drops what comes when nobody takes what came
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(("127.0.0.1", port))
+            done = attempt(mode, form.format(port=port))
+        assert done.error == f"ClusterError: no cluster answers at {form.format(port=port)}: timed out"
+        assert done.seconds < SECONDS
+
+    @EACH_FORM
+    def test_a_web_server_is_told(self, mode, form):
+        with web_server({}) as port:
+            address = form.format(port=port)
+            done = attempt(mode, address)
+        told = NO_GRPC if mode == "task" else "no dashboard of Ray: it does not tell its version"
+        assert done.error == f"ClusterError: what answers at {address} is {told}"
+        assert done.seconds < SECONDS
+
+    @EACH_FORM
+    def test_something_else_is_told(self, mode, form):
+        def like_redis(connection: socket.socket) -> None:
+            while connection.recv(4096):
+                connection.sendall(b"-ERR unknown command\r\n")
+
+        with listener(like_redis) as server:
+            address = form.format(port=server.getsockname()[1])
+            done = attempt(mode, address)
+        told = NO_GRPC if mode == "task" else "no dashboard: it does not speak HTTP"
+        assert done.error == f"ClusterError: what answers at {address} is {told}"
+        assert done.seconds < SECONDS
+
+
+class TestALockedCluster:
+    @pytest.mark.parametrize("form", range(4), ids=["own", "client", "job-own", "dashboard"])
+    @pytest.mark.parametrize("where", ["variable", "file", "home"])
+    def test_the_token_is_taken_from_where_ray_takes_it(self, locked, form, where, tmp_path):
+        mode, address = forms_of(locked)[form]
+        (tmp_path / ".ray").mkdir()
+        if where == "home":
+            (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
+        (tmp_path / "token").write_text(TOKEN)
+        given = {
+            "variable": {"RAY_AUTH_TOKEN": TOKEN},
+            "file": {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
+            "home": {},
+        }[where]
+        done = attempt(mode, address, variables={"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)} | given)
+        assert (done.result, done.error) == (1, "")
+
+    @pytest.mark.parametrize("form", range(4), ids=["own", "client", "job-own", "dashboard"])
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({}, "demands a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH unless"),
+            ({"RAY_AUTH_MODE": "token"}, "demands a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"),
+            ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}, "refuses the token that is in RAY_AUTH_TOKEN"),
+        ],
+        ids=["none", "none-though-wanted", "wrong"],
+    )
+    def test_a_token_that_is_missing_or_wrong_is_told(self, locked, form, given, message, tmp_path):
+        mode, address = forms_of(locked)[form]
+        done = attempt(mode, address, variables=given | {"HOME": str(tmp_path)})
+        assert done.error.startswith(f"ClusterError: the cluster at {address} {message}")
+        assert "wrong" not in done.error
+        assert done.seconds < SECONDS
+
+    def test_the_wrong_one_of_a_clusters_addresses_is_told_with_the_right_one(self, locked):
+        variables = locked.variables
+        swapped = locked.client.removeprefix("ray://")
+        done = attempt("task", swapped, variables=variables)
+        assert done.error.endswith(f"what answers at {swapped} is not a cluster itself: the address is {locked.client}")
+        swapped = f"ray://{locked.address}"
+        done = attempt("task", swapped, variables=variables)
+        assert done.error.endswith(f"what answers at {swapped} is not Ray Client: the address is {locked.address}")
+        done = attempt("job", f"http://{locked.address}", variables=variables)
+        assert done.error.endswith(f"what answers at http://{locked.address} is no dashboard: it does not speak HTTP")
+
+
+class TestTLS:
+    def test_rays_settings_for_tls_are_honoured(self, over_tls):
+        assert attempt("task", over_tls.address, variables=over_tls.variables).result == 1
+        assert attempt("job", over_tls.address, variables=over_tls.variables).result == 1
+
+    def test_a_driver_without_tls_is_told_what_to_set(self, over_tls):
+        done = attempt("task", over_tls.address)
+        assert done.error.startswith(f"ClusterError: no cluster answers at {over_tls.address}: ")
+        assert done.error.endswith(
+            "where the cluster uses TLS, set RAY_USE_TLS=1 and RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and "
+            "RAY_TLS_CA_CERT"
+        )
+        assert done.seconds < SECONDS
+
+    @pytest.mark.parametrize("form", [0, 1], ids=["own", "client"])
+    def test_a_certificate_of_another_authority_is_told(self, over_tls, form, tmp_path):
+        mode, address = forms_of(over_tls)[form]
+        stranger = {"RAY_TLS_CA_CERT": str(self_signed(tmp_path))}
+        done = attempt(mode, address, variables=over_tls.variables | stranger)
+        assert (
+            f"no cluster answers at {address} over TLS. RAY_USE_TLS is set: is the cluster's certificate" in done.error
+        )
+        assert done.seconds < SECONDS
+
+    def test_settings_that_are_not_complete_are_told(self, over_tls):
+        done = attempt("task", over_tls.address, variables={"RAY_USE_TLS": "1"})
+        assert (
+            "RAY_USE_TLS is set, which needs RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT" in done.error
+        )
+
+    def test_a_dashboard_behind_https_is_trusted_by_its_certificate_only(self, over_tls, certificate, tmp_path):
+        long_enough = ("narrate", {"steps": 8, "pause": 0.6})  # for the log to be followed, by another library
+        with tls_in_front_of(over_tls.dashboard_port, certificate) as port:
+            address = f"https://localhost:{port}"
+            done = attempt("job", address)
+            assert done.error.startswith(f"ClusterError: the certificate of {address} is not trusted: ")
+            assert done.error.endswith("name its file in SSL_CERT_FILE or REQUESTS_CA_BUNDLE")
+            assert done.seconds < SECONDS
+            for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+                done = attempt("job", address, long_enough, variables={name: str(certificate)}, num_cpus=1)
+                assert (done.error, done.result) == ("", None)
+            done = attempt("job", address, variables={"SSL_CERT_FILE": str(tmp_path / "gone")})
+            assert done.error == f"ClusterError: SSL_CERT_FILE names {tmp_path / 'gone'}, which is not there"
+
+
+class TestVersions:
+    """At the level of what tells them; with a real cluster of another version where there is one."""
+
+    def test_a_cluster_that_runs_another_ray_is_told_before_ray_connects(self):
+        with gcs_that_says(OLD) as port, pytest.raises(ClusterError) as caught:
+            require_cluster(f"127.0.0.1:{port}")
+        words = f"the cluster at 127.0.0.1:{port} runs Ray 2.40.0 and Python 3.9.20, this process {Versions.here()}"
+        assert words in str(caught.value)
+
+    @pytest.mark.parametrize("level", ["patch", "minor"])
+    def test_another_patch_of_python_is_as_good_as_ray_says(self, level, monkeypatch):
+        monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", level)
+        ray, python = Versions.here()
+        near = {"ray_version": ray, "python_version": re.sub(r"\d+$", "99", python)}
+        refused = pytest.raises(ClusterError, match=r"\.99, this process")
+        with gcs_that_says(near) as port, refused if level == "patch" else contextlib.nullcontext():
+            require_cluster(f"127.0.0.1:{port}")
+
+    def test_a_job_on_another_machine_needs_the_same_minor_version_of_python(self):
+        metadata = {"data": {"pythonVersion": "3.9.20"}}
+        with web_server({"/api/version": {"ray_version": "2.40.0"}, "/api/v0/cluster_metadata": metadata}) as port:
+            url = f"http://127.0.0.1:{port}"
+            assert require_dashboard(url) == ("2.40.0", "3.9.20")
+            executor = RayJobsApiExecutor(logger=NullLogger())
+            with pytest.raises(
+                ClusterError, match=r"runs Ray 2.40.0 and Python 3.9.20, this process Ray .*Use Python 3.9"
+            ):
+                executor._require_fit(Cluster("", dashboard=url, shares_disk=False), url)
+            with pytest.warns(VersionMismatchWarning, match=r"runs Ray 2.40.0 and Python 3.9.20, this process Ray "):
+                executor._require_fit(Cluster("", dashboard=url, shares_disk=True), url)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # once is enough
+                executor._require_fit(Cluster("", dashboard=url, shares_disk=True), url)
+
+    def test_a_dashboard_that_does_not_tell_of_python_will_do(self):
+        with web_server({"/api/version": {"ray_version": "2.40.0"}}) as port:
+            assert require_dashboard(f"http://127.0.0.1:{port}") == ("2.40.0", "")
+
+    @pytest.mark.skipif(OTHER_PYTHON is None, reason="RAY_OTHER_PYTHON names no Python with another Ray")
+    def test_a_real_cluster_of_another_version_is_told_and_takes_jobs(self):
+        assert OTHER_PYTHON is not None
+        tell = "import platform, ray; print('Ray', ray.__version__, 'and Python', platform.python_version())"
+        theirs = subprocess.run([OTHER_PYTHON, "-c", tell], capture_output=True, text=True, check=True).stdout.strip()
+        with ray_cluster(python=OTHER_PYTHON) as running:
+            for mode, address in forms_of(running)[:3]:
+                done = attempt(mode, address)
+                words = f"ClusterError: the cluster at {address} runs {theirs}, this process {Versions.here()}"
+                assert done.error.startswith(words)
+                assert done.seconds < SECONDS
+            done = attempt("job", running.dashboard)
+            assert (done.result, done.error) == (1, "")
+            (told,) = (warning for warning in done.warnings if warning.startswith("VersionMismatchWarning"))
+            assert f"the cluster at {running.dashboard} runs {theirs}, this process {Versions.here()}" in told
+
+
+@contextlib.contextmanager
+def listener(serve: Callable[[socket.socket], object] | None = None, *, backlog: int = 16) -> Iterator[socket.socket]:
+    """Listen on a port, and serve each connection in a thread; without `serve`, accept none and say nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=backlog) as server:
+
+        def work() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    threading.Thread(target=attend, args=(connection,), daemon=True).start()
+
+        def attend(connection: socket.socket) -> None:
+            assert serve is not None
+            with connection, contextlib.suppress(OSError):
+                serve(connection)
+
+        if serve is not None:
+            threading.Thread(target=work, daemon=True).start()
+        yield server
+        if serve is not None:
+            server.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def web_server(pages: dict[str, Any]) -> Iterator[int]:
+    """Serve these pages as JSON, and 404 for all others; yields the port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = pages.get(self.path)
+            body = b"nothing here" if page is None else json.dumps(page).encode()
+            self.send_response(404 if page is None else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def gcs_that_says(metadata: dict[str, str]) -> Iterator[int]:
+    """Answer, as a cluster's own port does, with these versions; yields the port."""
+    import grpc
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    class Servicer(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):  # type: ignore[misc]
+        def InternalKVGet(self, request: Any, context: Any) -> Any:
+            assert (request.namespace, request.key) == (b"cluster", b"CLUSTER_METADATA")
+            return gcs_service_pb2.InternalKVGetReply(value=json.dumps(metadata).encode())
+
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    gcs_service_pb2_grpc.add_InternalKVGcsServiceServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(None).wait()
+
+
+def self_signed(directory: Path) -> Path:
+    """Make a certificate for this machine, with its key beside it in `key.pem`."""
+    host = socket.gethostbyname(socket.gethostname())
+    names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{host}"
+    subprocess.run(
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext {names} "
+        "-keyout key.pem -out cert.pem",
+        shell=True,
+        cwd=directory,
+        check=True,
+        capture_output=True,
+    )
+    return directory / "cert.pem"
+
+
+def tls_settings(certificate: Path) -> dict[str, str]:
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(certificate),
+        "RAY_TLS_SERVER_KEY": str(certificate.with_name("key.pem")),
+        "RAY_TLS_CA_CERT": str(certificate),
+    }
+
+
+@contextlib.contextmanager
+def tls_in_front_of(port: int, certificate: Path) -> Iterator[int]:
+    """Do what a proxy does that speaks TLS to the world and none to the port behind it; yields its own port."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def serve(connection: socket.socket) -> None:
+        with (
+            context.wrap_socket(connection, server_side=True) as outside,
+            socket.create_connection(("127.0.0.1", port)) as inside,
+        ):
+            back = threading.Thread(target=pump, args=(inside, outside), daemon=True)
+            back.start()
+            pump(outside, inside)
+            back.join()
+
+    with listener(serve) as server:
+        yield server.getsockname()[1]

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_NOT_INHERITED = ("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "TMPDIR", "VIRTUAL_ENV")
+_NOT_INHERITED = (
+    *("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "TMPDIR", "VIRTUAL_ENV"),
+    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_"),
+)
 _START_SECONDS = 60.0
 ROOT = Path(__file__).parents[2]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.util
 
 from synapse_runtime.errors import ClusterError, VersionMismatchWarning
 from synapse_runtime.executors.ray import RayJobsApiExecutor
@@ -191,8 +192,11 @@ class TestTLS:
             address = f"https://localhost:{port}"
             done = attempt("job", address)
             assert done.error.startswith(f"ClusterError: the certificate of {address} is not trusted: ")
-            assert done.error.endswith("name its file in SSL_CERT_FILE or REQUESTS_CA_BUNDLE")
+            assert done.error.endswith("or by itself, name its file in SSL_CERT_FILE")
             assert done.seconds < SECONDS
+            other = self_signed(tmp_path)
+            done = attempt("job", address, variables={"REQUESTS_CA_BUNDLE": str(other)})
+            assert done.error.endswith(f"or by itself, add it to {other}, which REQUESTS_CA_BUNDLE names")
             for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
                 done = attempt("job", address, long_enough, variables={name: str(certificate)}, num_cpus=1)
                 assert (done.error, done.result) == ("", None)
@@ -321,8 +325,7 @@ def gcs_that_says(metadata: dict[str, str]) -> Iterator[int]:
 
 def self_signed(directory: Path) -> Path:
     """Make a certificate for this machine, with its key beside it in `key.pem`."""
-    host = socket.gethostbyname(socket.gethostname())
-    names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{host}"
+    names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{ray.util.get_node_ip_address()}"
     subprocess.run(
         f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext {names} "
         "-keyout key.pem -out cert.pem",

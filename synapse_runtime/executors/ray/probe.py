@@ -163,13 +163,18 @@ def certificates() -> str | bool:
 
     Ray's two HTTP libraries each know only one of the variables.
     """
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
-        path = os.environ.get(name)
-        if path:
-            if not Path(path).exists():
-                raise ClusterError(f"{name} names {path}, which is not there")
-            return path
-    return True
+    name = _certificates_variable()
+    if name is None:
+        return True
+    path = os.environ[name]
+    if not Path(path).exists():
+        raise ClusterError(f"{name} names {path}, which is not there")
+    return path
+
+
+def _certificates_variable() -> str | None:
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    return next((name for name in names if os.environ.get(name)), None)
 
 
 def authorization(headers: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -291,9 +296,11 @@ def _get(url: str, path: str, headers: Mapping[str, str] | None) -> Any:
     except AuthenticationError:
         raise token_problem(url, sent=False) from None
     except requests.exceptions.SSLError as error:
+        name = _certificates_variable()
+        fix = "name its file in SSL_CERT_FILE" if name is None else f"add it to {os.environ[name]}, which {name} names"
         raise ClusterError(
             f"the certificate of {url} is not trusted: {_innermost(error)}. Where it is signed by an authority of your "
-            "own, or by itself, name its file in SSL_CERT_FILE or REQUESTS_CA_BUNDLE"
+            f"own, or by itself, {fix}"
         ) from None
     except requests.exceptions.Timeout:
         raise ClusterError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, overload
 
 from synapse_runtime.errors import ConfigError, EnvironmentValueError
 
+__tracebackhide__ = True  # of all functions here: a report shows the arguments of functions, and values may be secrets
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -141,11 +142,8 @@ class PluginEnvironment(Mapping[str, Any]):
         value = self._data.get(key)
         if value is None:
             return default
-        try:
-            number = int(value)
-        except (TypeError, ValueError, OverflowError):
-            raise _bad_value(key, value, "an integer") from None
-        if isinstance(value, float) and number != value:
+        number: int | None = _converted(int, value)
+        if number is None or (isinstance(value, float) and number != value):
             raise _bad_value(key, value, "an integer")
         return number
 
@@ -158,10 +156,10 @@ class PluginEnvironment(Mapping[str, Any]):
         value = self._data.get(key)
         if value is None:
             return default
-        try:
-            return float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise _bad_value(key, value, "a float") from None
+        number: float | None = _converted(float, value)
+        if number is None:
+            raise _bad_value(key, value, "a float")
+        return number
 
     @overload
     def get_bool(self, key: str, default: bool) -> bool: ...
@@ -203,8 +201,17 @@ def as_environment(env: PluginEnvironment | Mapping[str, Any] | None) -> PluginE
     return env if isinstance(env, PluginEnvironment) else PluginEnvironment(env)
 
 
+def _converted(kind: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):  # its text, which shows the value, goes no further
+        return None
+
+
 def _bad_value(key: str, value: object, wanted: str) -> EnvironmentValueError:
-    return EnvironmentValueError(f"environment value {key}={value!r} is not {wanted}")
+    """Return the error of a value that cannot be converted. It shows numbers only: a text may be a secret."""
+    shown = f"{key}={value!r}" if isinstance(value, int | float) else f"{key}, a {type(value).__name__},"
+    return EnvironmentValueError(f"environment value {shown} is not {wanted}")
 
 
 def _as_text(key: str, value: Any) -> str:
@@ -241,7 +248,7 @@ def _read_lines(text: str, path: Path) -> dict[str, str]:
         name, equals, value = line.removeprefix("export ").partition("=")
         name, value = name.strip(), value.strip()
         if not equals or not name:
-            raise ConfigError(f"expected NAME=value, not {name!r}", path=path, line=number)
+            raise ConfigError("expected NAME=value", path=path, line=number)  # what is there may belong to a secret
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         values[name] = value

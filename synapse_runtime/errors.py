@@ -36,7 +36,7 @@ class ConfigError(PluginError):
 
 
 class EnvironmentValueError(PluginError, ValueError):
-    """A value of the environment is not of the wanted type; the text names key, value and type."""
+    """A value of the environment is not of the wanted type; the text names key and type, and the value if a number."""
 
 
 class ActionNotFoundError(PluginError):

@@ -62,7 +62,7 @@ class ActionCall:
     action: Any
     name: str
     params: Any = field(default_factory=dict)
-    env: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, Any] = field(default_factory=dict, repr=False)  # values may be secrets
     job_id: str = ""
     timeout: float | None = None
     import_root: str | None = None

@@ -51,13 +51,13 @@ class Manifest(BaseModel):
         actions: The actions by name, in the order of the file.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)  # in `env` may be secrets
 
     code: str = ""
     name: str = ""
     version: str = "0.1.0"
     description: str = ""
-    env: dict[str, Any] = Field(default_factory=dict)
+    env: dict[str, Any] = Field(default_factory=dict, repr=False)  # values may be secrets
     actions: dict[str, ActionSpec] = Field(default_factory=dict)
 
     @field_validator("env", "actions", mode="before")
@@ -115,7 +115,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise _broken_yaml(path, error) from error
+        raise _broken_yaml(path, error) from None  # its text shows lines of the file
     if data is None:
         raise ConfigError("is empty; a plugin has at least 'code' and 'actions'", path=path)
     if not isinstance(data, dict):

@@ -16,7 +16,8 @@ import inspect
 import itertools
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from opcode import opmap
 from typing import Any
@@ -30,6 +31,7 @@ _MAX_CHAIN = 100
 _MAX_SHOWN = 20
 _SHOW_SECONDS = 1.0
 _MAX_TEXT = 4000
+_SHORTEST_SECRET = 8
 # What may come of a user's code where nothing but an answer is wanted.
 _FAILURES = (Exception, *transport.EXITS)
 
@@ -132,6 +134,31 @@ def _entries(tb: types.TracebackType | None) -> Iterator[types.TracebackType]:
         tb = tb.tb_next
 
 
+# Values that are not shown among a function's arguments, each with the name to show in its place; the longest first.
+_hidden: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("_hidden", default=())
+
+
+@contextlib.contextmanager
+def hiding(variables: Mapping[str, str]) -> Iterator[None]:
+    """Show no values of these variables among the arguments of functions, in exceptions that are packed meanwhile.
+
+    A report goes into a job's log, which others can read. Short values stay: those are no secrets.
+    """
+    secrets = [(value, name) for name, value in variables.items() if len(value) >= _SHORTEST_SECRET]
+    token = _hidden.set(tuple(sorted(secrets, key=lambda pair: -len(pair[0]))))
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
+def _without_secrets(text: str) -> str:
+    for value, name in _hidden.get():
+        if value in text:
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
 def _arguments(frame: types.FrameType) -> tuple[tuple[str, Any], ...]:
     """Return a function's arguments for display, by the names that pytest shows them under."""
     code = frame.f_code
@@ -147,17 +174,20 @@ def _shown(value: Any, depth: int = 0) -> Any:
     if value is None or kind in (bool, int, float, complex):
         return value
     if kind is str:
+        value = _without_secrets(value)
         return value if len(value) <= _MAX_TEXT else f"{value[: _MAX_TEXT // 2]}...{value[-_MAX_TEXT // 2 :]}"
     if depth < 4 and kind in (list, tuple, dict) and len(value) <= 100:
         if kind is dict:
             return {_key(key): _shown(item, depth + 1) for key, item in value.items()}
         return kind(_shown(item, depth + 1) for item in value)
-    text = transport.safe_repr(value)
+    text = _without_secrets(transport.safe_repr(value))
     return Shown(text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT // 2]}...{text[-_MAX_TEXT // 2 :]}")
 
 
 def _key(key: Any) -> Any:
-    return key if type(key) in (str, int, float, bool) else Shown(transport.safe_repr(key))
+    if type(key) is str:
+        return _without_secrets(key)
+    return key if type(key) in (int, float, bool) else Shown(_without_secrets(transport.safe_repr(key)))
 
 
 def _span(tb: types.TracebackType) -> tuple[int, int, int] | None:

@@ -11,13 +11,14 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synapse_runtime import assertions, tracing, transport
 from synapse_runtime.audience import Audience
 from synapse_runtime.capture import Captured, OutputFiles, captured_logging
+from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSerializable, ValidationError, safe_str
 from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, require_travel, run_call
@@ -53,7 +54,7 @@ class Parcel:
     timeout: float | None
     import_root: str | None
     import_paths: tuple[str, ...]
-    call: bytes
+    call: bytes = field(repr=False)
     audience: Audience
     rewritten: tuple[str, ...] = ()
 
@@ -118,13 +119,13 @@ def serve(
     if output is not None:
         output.begin()
     with captured_logging(captured, parcel.audience), _no_bytecode():
-        run = _run(parcel, mode, on_event, _armed(parcel.timeout, notes, on_start))
+        run, variables = _run(parcel, mode, on_event, _armed(parcel.timeout, notes, on_start))
     if output is not None:
         captured.stdout, captured.stderr = output.take()
     run.captured = captured
     run.node = node
     with _importable(parcel.import_root):
-        return _pack_run(run)
+        return _pack_run(run, variables)
 
 
 def unpack_run(data: bytes, call: ActionCall | None = None, *, import_root: str | None = None) -> ActionRun:
@@ -167,8 +168,8 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
     root = call.import_root
     fresh = contextlib.nullcontext() if root is None else fresh_modules(root, but=transport.shipped_by_value())
     with fresh:
-        run = _run(parcel, "local", on_event, None, transport.loads_at_home)
-        data = _pack_run(run)
+        run, _ = _run(parcel, "local", on_event, None, transport.loads_at_home)
+        data = _pack_run(run, {})  # it stays in this process
     return unpack_run(data, call)
 
 
@@ -226,7 +227,8 @@ def _run(
     on_event: Callable[[Event], object] | None,
     on_start: Callable[[], object] | None,
     loads: Callable[[bytes], Any] = transport.loads,
-) -> ActionRun:
+) -> tuple[ActionRun, Mapping[str, str]]:
+    """Run a parcel's call; return its run, and the variables that came with it."""
     try:
         with _importable(parcel.import_root):
             call = loads(parcel.call)
@@ -235,11 +237,12 @@ def _run(
             f"{parcel.name} cannot be imported in the worker: {type(error).__name__}: {safe_str(error)}"
         )
         problem.__cause__ = error
-        return ActionRun(parcel.name, error=problem, mode=mode, job_id=parcel.job_id)
+        return ActionRun(parcel.name, error=problem, mode=mode, job_id=parcel.job_id), {}
+    variables = PluginEnvironment(call.env).as_strings()
     try:
-        return run_call(call, mode=mode, on_event=on_event, on_start=on_start)
+        return run_call(call, mode=mode, on_event=on_event, on_start=on_start), variables
     except KeyboardInterrupt as error:
-        return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id)
+        return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), variables
     finally:
         faulthandler.cancel_dump_traceback_later()
 
@@ -264,7 +267,7 @@ def _armed(timeout: float | None, notes: Notes, on_start: Callable[[], object] |
 _notebook = assertions.Notebook()
 
 
-def _pack_run(run: ActionRun) -> bytes:
+def _pack_run(run: ActionRun, variables: Mapping[str, str]) -> bytes:
     result: bytes | None = None
     error = run.error
     if error is None and run.result is not None:
@@ -272,7 +275,10 @@ def _pack_run(run: ActionRun) -> bytes:
             result = transport.dumps_named(run.result, "result")
         except ResultNotSerializable as problem:
             error = problem
-    packed = None if error is None else tracing.pack(error)
+    packed = None
+    if error is not None:
+        with tracing.hiding(variables):
+            packed = tracing.pack(error)
     bare = replace(run, result=None, error=None)
     return transport.dumps((bare, result, packed, _notebook.take(error)))
 

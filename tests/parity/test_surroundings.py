@@ -38,7 +38,7 @@ def test_10_typed_getters_convert_what_the_marker_gives(synapse_executor):
     names = ["COUNT", "RATE", "FLAG", "OFF", "TAGS", "WORDS", "NOTHING", "MISSING"]
     got = synapse_executor.execute(convert, {"names": names, "kinds": kinds})
     assert [got["COUNT"][kind] for kind in ("str", "int", "float", "list")] == ["64", 64, 64.0, ["64"]]
-    assert got["COUNT"]["bool"].startswith("refused: environment value COUNT='64' is not a boolean")
+    assert got["COUNT"]["bool"].startswith("refused: environment value COUNT, a str, is not a boolean")
     assert [got["RATE"][kind] for kind in ("str", "float")] == ["0.5", 0.5]
     assert got["RATE"]["int"].startswith("refused: environment value RATE=0.5 is not an integer")
     assert [got["FLAG"][kind] for kind in ("str", "bool")] == ["true", True]

@@ -24,7 +24,9 @@ def test_get_int_gives_whole_numbers_of_type_int(value, number):
 def test_a_refusal_says_key_value_and_type_in_one_sentence_and_is_a_value_error_too(value):
     with pytest.raises(EnvironmentValueError) as caught:
         PluginEnvironment({"BATCH": value}).get_int("BATCH")
-    assert str(caught.value) == f"environment value BATCH={value!r} is not an integer"
+    shown = f"BATCH={value!r}" if isinstance(value, float) else f"BATCH, a {type(value).__name__},"
+    assert str(caught.value) == f"environment value {shown} is not an integer"
+    assert caught.value.__context__ is None  # whose text would show the value
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, PluginError)
 
@@ -38,7 +40,7 @@ def test_get_float_gives_numbers_of_type_float(value, number):
 
 @pytest.mark.parametrize("value", ["", [1.0], 10**400])
 def test_get_float_refuses_what_no_float_can_be(value):
-    with pytest.raises(EnvironmentValueError, match=r"RATE=.* is not a float"):
+    with pytest.raises(EnvironmentValueError, match=r"RATE.* is not a float"):
         PluginEnvironment({"RATE": value}).get_float("RATE")
 
 
@@ -162,8 +164,8 @@ def test_a_line_of_a_file_is_a_name_and_a_value(tmp_path, line, pair):
 @pytest.mark.parametrize(
     ("content", "line", "text"),
     [
-        (b"A=1\n\nnot a pair\n", 3, "expected NAME=value, not 'not a pair'"),
-        (b"=value\n", 1, "expected NAME=value, not ''"),
+        (b"A=1\n\nnot a pair\n", 3, "expected NAME=value"),
+        (b"=value\n", 1, "expected NAME=value"),
         (b"A=\xff\n", None, "is not UTF-8 text"),
     ],
 )

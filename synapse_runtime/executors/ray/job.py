@@ -8,6 +8,7 @@ import functools
 import json
 import pickle
 import queue
+import secrets
 import sys
 import tempfile
 import threading
@@ -71,7 +72,6 @@ if TYPE_CHECKING:
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-_CALL_FILE = "call.bin"
 # By this a job is known as one of ours.
 _ACTION_KEY = "synapse_action"
 # While a job is young its whole log is asked for now and then, which is quickest; later it is followed.
@@ -335,9 +335,11 @@ class RayJobsApiExecutor(Executor):
             require_resources(self._resources, nodes_of(client.get_address(), cluster.headers))
         python = sys.executable if cluster.shares_disk else "python"
         with tempfile.TemporaryDirectory(prefix="synapse-call-") as directory:
-            Path(directory, _CALL_FILE).write_bytes(pickle.dumps(parcel))
+            # No two uploads are the same: Ray would not unpack the second, and the first job has deleted its file.
+            file = Path(directory, f"call-{secrets.token_hex(8)}.bin")
+            file.write_bytes(pickle.dumps(parcel))
             submission: dict[str, Any] = {
-                "entrypoint": f"{python} -m synapse_runtime.executors.ray.job_main {_CALL_FILE}",
+                "entrypoint": f"{python} -m synapse_runtime.executors.ray.job_main {file.name}",
                 "submission_id": call.job_id,
                 # The call goes as the job's working directory, an upload over HTTP: no listing shows its content.
                 "runtime_env": {"working_dir": directory},

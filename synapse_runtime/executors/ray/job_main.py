@@ -38,7 +38,7 @@ _TIMEOUT_SECONDS = 2.0
 
 def main() -> None:
     """Run the parcel in the file that the command line names."""
-    parcel = pickle.loads(Path(sys.argv[1]).read_bytes())
+    parcel = _take(Path(sys.argv[1]))
     directory = os.path.dirname(os.path.abspath(sys.argv[1]))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != directory]
     receive, send = Pipe(duplex=False)
@@ -64,6 +64,14 @@ def main() -> None:
     told = {"death": asdict(death), "duration": supervisor.duration}
     supervisor.write(job_log.frame(job_log.EXIT, json.dumps(told).encode()))
     sys.exit(1)
+
+
+def _take(file: Path) -> Any:
+    """Read the parcel and delete its file: on the node's disk it would stay for long, and it may hold secrets."""
+    data = file.read_bytes()
+    with contextlib.suppress(PermissionError):  # of another user's than unpacked it: Ray deletes it in time
+        file.unlink()
+    return pickle.loads(data)
 
 
 def _child(parcel: Any, send: Connection, notes: Notes) -> NoReturn:

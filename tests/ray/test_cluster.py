@@ -170,9 +170,24 @@ def test_the_private_names_that_we_use_of_ray_are_there():
     import inspect
 
     import ray
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
     from ray._private import parameter, ray_constants, services, worker
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
     from ray._raylet import AuthenticationTokenLoader, Config
+    from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
+    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
+    from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType
+    from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub
 
+    assert InternalKVGetRequest(key=CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER).key
+    assert InternalKVGetReply().value == b""
+    assert ClusterInfoRequest(type=ClusterInfoType.PING)
+    with init_grpc_channel("127.0.0.1:1") as channel:
+        assert callable(InternalKVGcsServiceStub(channel).InternalKVGet)
+        assert callable(RayletDriverStub(channel).ClusterInfo)
+    assert isinstance(get_auth_headers_if_auth_enabled({}), dict)
     assert "dashboard_agent_listen_port" in inspect.signature(parameter.RayParams).parameters
     assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in LOOPBACK
     assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)

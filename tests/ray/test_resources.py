@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.ray.clusters import Running, attempt, holding, ray_cluster
+from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+from tests.cli.processes import synapse_in
+from tests.ray.clusters import ROOT, Running, attempt, holding, outer_environment, ray_cluster
+from tests.ray.conftest import PLUGIN
 
 MODES = pytest.mark.parametrize("mode", ["task", "job"])
 GIGABYTE = 1_000_000_000
@@ -70,6 +76,76 @@ def test_what_no_node_will_ever_give_is_refused_in_seconds(two_nodes, mode, aske
     done = attempt(mode, address_of(two_nodes, mode), **asked)
     assert done.error == f"ClusterError: {message}"
     assert done.seconds < 10
+
+
+TESTS = """
+import pytest
+
+
+@pytest.mark.synapse(resources={"my_chip": 1}, memory="500MB")
+class TestMarked:
+    def test_it_holds_what_the_marker_says(self, synapse_executor):
+        assert synapse_executor.execute("held") == {"my_chip": 1, "memory": 5e8}
+
+    @pytest.mark.synapse(resources={"my_chip": 0.5}, num_cpus=1)
+    def test_the_nearest_marker_wins(self, synapse_executor):
+        assert synapse_executor.execute("held") == {"my_chip": 0.5, "memory": 5e8, "CPU": 1}
+
+
+@pytest.mark.synapse(mode="local", resources={"my_chip": 1}, memory="500MB")
+def test_local_mode_has_what_this_machine_has(synapse_executor):
+    assert synapse_executor.execute("echo", {"value": 1}) == 1
+"""
+
+
+@MODES
+def test_a_marker_asks_for_the_workers_of_its_tests(two_nodes, mode, tmp_path):
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_marked.py").write_text(TESTS)
+    options = [f"--synapse-mode={mode}", f"--synapse-ray-address={address_of(two_nodes, mode)}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, f"--synapse-plugin={PLUGIN}", str(tmp_path)],
+        env=outer_environment(PYTHONPATH=str(ROOT), **two_nodes.variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+@MODES
+def test_the_command_line_asks_too(two_nodes, mode):
+    with synapse_in(PLUGIN) as synapse:
+        options = ("--ray-address", address_of(two_nodes, mode), "--mode", mode, "--json")
+        asked = ("--cpus", "1", "--memory", "500MB", "--resource", "my_chip=0.5")
+        done = synapse.run("held", *options, *asked, **two_nodes.variables)
+        assert (done.status, done.result) == (0, {"CPU": 1, "memory": 5e8, "my_chip": 0.5})
+        done = synapse.run("held", *options, "--resource", "my_chip=1", "--resource", "tpu=3", **two_nodes.variables)
+        assert done.status == 3
+        assert "asked for resources={'tpu': 3}, but the cluster has 0 tpu in all" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"memory": "2 cups"}, "memory must be a number of bytes, or text such as '2GB' or '512MiB', not '2 cups'"),
+        ({"memory": -1}, "memory must be a number of bytes"),
+        ({"memory": True}, "memory must be a number of bytes"),
+        ({"num_gpus": 1.5}, "num_gpus must be a part of one GPU or whole ones, not 1.5"),
+        ({"num_cpus": float("nan")}, "num_cpus must be a number of at least 0, not nan"),
+        ({"resources": {"CPU": 1}}, "resources cannot hold 'CPU': use num_cpus"),
+        ({"resources": {"object_store_memory": 1}}, "resources cannot hold 'object_store_memory', which is Ray's own"),
+        ({"resources": {"": 1}}, "the name of a resource must be a text, not ''"),
+        ({"resources": {"tpu": "1"}}, "resources['tpu'] must be a number of at least 0, not '1'"),
+        ({"resources": [("tpu", 1)]}, "resources must be a dict of names and numbers, not [('tpu', 1)]"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("executor_class", [RayActorExecutor, RayJobsApiExecutor])
+def test_what_cannot_be_asked_is_refused_by_the_constructor(executor_class, wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        executor_class(plugin=PLUGIN, **wrong)
 
 
 def test_nodes_are_known_through_ray_client_too(two_nodes):

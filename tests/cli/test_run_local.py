@@ -280,8 +280,25 @@ class TestMode:
         assert "running through a Synapse backend is not available yet; choose local, task or job" in done.stderr
         assert "secret" not in done.stderr
 
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("--memory", "2 cups", "memory must be a number of bytes, or text such as '2GB' or '512MiB', not '2 cups'"),
+            ("--resource", "tpu", "expected NAME=NUMBER, not 'tpu'"),
+            ("--resource", "tpu=many", "expected NAME=NUMBER, not 'tpu=many'"),
+            ("--resource", "GPU=1", "resources cannot hold 'GPU': use num_gpus"),
+        ],
+    )
+    def test_what_cannot_be_asked_of_a_cluster_ends_with_2(
+        self, synapse: Synapse, option: str, value: str, message: str
+    ) -> None:
+        done = synapse.run("train", "--mode", "task", option, value)
+        assert (done.status, done.stdout) == (2, "")
+        assert message in " ".join(done.stderr.split())
+
     def test_tells_of_options_that_it_does_not_use(self, synapse: Synapse) -> None:
-        done = synapse.run("train", *LOCAL, "--gpus", "1", "--debug-sdk", "--host", "h", "--token", "secret", "--json")
+        unused = ("--memory", "1GB", "--debug-sdk", "--host", "h", "--token", "secret")
+        done = synapse.run("train", *LOCAL, *unused, "--json")
         assert done.status == 0
         assert "--ray-address, --cpus, --gpus, --memory and --resource are for task and job mode" in done.stderr
         assert "--debug-sdk is for task and job mode" in done.stderr

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,7 +250,11 @@ def told(cluster: Running) -> Iterator[tuple[str, str, str]]:
 
 def page_of(cluster: Running, path: str) -> str:
     headers = {"Authorization": f"Bearer {cluster.variables['RAY_AUTH_TOKEN']}"}
-    with urllib.request.urlopen(urllib.request.Request(cluster.dashboard + path, headers=headers), timeout=30) as page:
+    try:
+        page = urllib.request.urlopen(urllib.request.Request(cluster.dashboard + path, headers=headers), timeout=30)
+    except urllib.error.HTTPError as error:  # some of Ray 2.52 fail, which is a page that others see too
+        page = error
+    with page:
         return page.read().decode()
 
 

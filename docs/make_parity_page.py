@@ -62,6 +62,8 @@ for several modes at once, as they compare reports; they count for the modes in 
 - The order between standard output and standard error is lost in task mode, and near in a job; within each it is kept.
 - `pytest --showlocals` shows the arguments of a worker's functions, not their other local variables.
 - A worker on another machine that dies is told in Ray's words; the exit status is known on this machine.
+- A worker that does not see this disk works in a copy of the plugin's directory; messages of an action's exceptions name
+  that. What it writes there does not come back.
 """
 
 

@@ -75,6 +75,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="how long an action may take, unless its test's marker says. Default: the ini option, else no limit.",
     )
+    group.addoption(
+        "--synapse-debug-sdk",
+        action="store_true",
+        help="let this runtime travel with the plugin to a cluster on other machines, instead of using the one there.",
+    )
     parser.addini("synapse_mode", "as --synapse-mode", type="args", default=[])
     parser.addini("synapse_plugin", "as --synapse-plugin, relative to the ini file", default="")
     parser.addini("synapse_timeout", "as --synapse-timeout", default="")

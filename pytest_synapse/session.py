@@ -156,6 +156,7 @@ class SynapseSession:
         }
         resources: dict[str, Any] = {name: marks[name] for name in RESOURCES if name in marks}
         fresh = marks.get("isolation") == "fresh"
+        debug_sdk = self._config.getoption("synapse_debug_sdk")
         _let_tests_travel(item)
         if mode == "local":
             from synapse_runtime.executors.local import LocalExecutor
@@ -169,14 +170,14 @@ class SynapseSession:
             alone = fresh or (self._in_a_worker_of_xdist and any(resources.values()))
             worker = self._new_worker(resources) if alone else self._worker(resources)
             try:
-                yield RayActorExecutor(worker=worker, **common)
+                yield RayActorExecutor(worker=worker, debug_sdk=debug_sdk, **common)
             finally:
                 if alone:
                     worker.close()
             return
         from synapse_runtime.executors.ray.job import RayJobsApiExecutor
 
-        executor = RayJobsApiExecutor(ray_address=self.address, **resources, **common)
+        executor = RayJobsApiExecutor(ray_address=self.address, debug_sdk=debug_sdk, **resources, **common)
         yield self._cleanup.enter_context(executor)
 
     def close(self) -> None:

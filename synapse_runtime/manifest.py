@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
 from synapse_runtime.errors import ConfigError
@@ -47,7 +47,12 @@ class Manifest(BaseModel):
         code: The plugin's unique id.
         name: The plugin's name for people; the code by default.
         version: `X.Y.Z`.
-        env: Variables of the action's environment, under those given in code.
+        env: Variables of the action's environment, under those given in code; those of `runtime_env` under them.
+        runtime_env: What a worker needs that does not share this disk, as Ray takes it; but for `env_vars`, which are
+            in `env`: they travel with each call, and no cluster lists them.
+        package_manager: What installs `requirements.txt` and wheels there: `pip` or `uv`.
+        package_manager_options: Options of its `install` command.
+        wheels_dir: Directory of wheels to install there, from the plugin's.
         actions: The actions by name, in the order of the file.
     """
 
@@ -58,12 +63,25 @@ class Manifest(BaseModel):
     version: str = "0.1.0"
     description: str = ""
     env: dict[str, Any] = Field(default_factory=dict, repr=False)  # values may be secrets
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    package_manager: Literal["pip", "uv"] = "pip"
+    package_manager_options: list[str] = Field(default_factory=list)
+    wheels_dir: str = "wheels"
     actions: dict[str, ActionSpec] = Field(default_factory=dict)
 
-    @field_validator("env", "actions", mode="before")
+    @field_validator("env", "runtime_env", "package_manager_options", "actions", mode="before")
     @classmethod
-    def _empty_is_none(cls, value: Any) -> Any:
-        return {} if value is None else value
+    def _none_is_empty(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            return value
+        return [] if info.field_name == "package_manager_options" else {}
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _variables_are_a_mapping(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("env_vars") or {}, dict):
+            raise ValueError("env_vars must be a mapping of names to values")
+        return value
 
     @field_validator("version", "code", "name", mode="before")
     @classmethod
@@ -89,6 +107,11 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _name_or_code(self) -> Manifest:
         self.name = self.name or self.code
+        return self
+
+    @model_validator(mode="after")
+    def _variables_travel_with_the_call(self) -> Manifest:
+        self.env = {**(self.runtime_env.pop("env_vars", None) or {}), **self.env}
         return self
 
 

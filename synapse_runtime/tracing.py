@@ -92,9 +92,14 @@ class PackedException:
     group: tuple[PackedException, ...] | None
 
 
-def pack(error: BaseException) -> PackedException:
-    """Take an exception apart, with its chain."""
-    return _pack(error, {}, 0)
+def pack(error: BaseException, told: Callable[[str], str] = str) -> PackedException:
+    """Take an exception apart, with its chain.
+
+    Args:
+        error: The exception.
+        told: Turns the name of a file into the one that it has where the exception goes to.
+    """
+    return _pack(error, {}, 0, told)
 
 
 def unpack(packed: PackedException) -> BaseException:
@@ -102,8 +107,8 @@ def unpack(packed: PackedException) -> BaseException:
     return _unpack(packed, {})
 
 
-def frames_of(tb: types.TracebackType | None) -> tuple[FrameSummary, ...]:
-    """Return the frames of a traceback, outermost first."""
+def frames_of(tb: types.TracebackType | None, told: Callable[[str], str] = str) -> tuple[FrameSummary, ...]:
+    """Return the frames of a traceback, outermost first; `told` as for `pack`."""
     frames = []
     entries = list(_entries(tb))
     until = time.monotonic() + _SHOW_SECONDS
@@ -114,7 +119,7 @@ def frames_of(tb: types.TracebackType | None) -> tuple[FrameSummary, ...]:
         hidden = bool(frame.f_locals.get("__tracebackhide__") or frame.f_globals.get("__tracebackhide__"))
         frames.append(
             FrameSummary(
-                code.co_filename,
+                told(code.co_filename),
                 code.co_name,
                 code.co_qualname,
                 code.co_firstlineno,
@@ -201,7 +206,9 @@ def _span(tb: types.TracebackType) -> tuple[int, int, int] | None:
     return end_line, column, end_column
 
 
-def _pack(error: BaseException, seen: dict[int, PackedException | None], depth: int) -> PackedException:
+def _pack(
+    error: BaseException, seen: dict[int, PackedException | None], depth: int, told: Callable[[str], str]
+) -> PackedException:
     """Pack an exception. `seen` has those before it by id: None for those that are not finished, the ones above."""
     seen[id(error)] = None
     cls = type(error)
@@ -212,7 +219,7 @@ def _pack(error: BaseException, seen: dict[int, PackedException | None], depth: 
             return None
         if id(other) in seen:
             return seen[id(other)]
-        return _pack(other, seen, depth + 1) if depth < _MAX_CHAIN else None
+        return _pack(other, seen, depth + 1, told) if depth < _MAX_CHAIN else None
 
     packed = PackedException(
         type_name=cls.__qualname__,
@@ -223,13 +230,13 @@ def _pack(error: BaseException, seen: dict[int, PackedException | None], depth: 
         args=tuple(_pack_argument(value, group or ()) for value in error.args),
         state={name: _pack_part(value) for name, value in getattr(error, "__dict__", {}).items()},
         members=dict(_pack_members(error)),
-        frames=frames_of(error.__traceback__),
+        frames=frames_of(error.__traceback__, told),
         cause=linked(error.__cause__),
         context=linked(error.__context__),
         suppress_context=error.__suppress_context__,
         message=error.message if isinstance(error, BaseExceptionGroup) else "",
         # A member that is one of those above is packed again.
-        group=None if group is None else tuple(seen.get(id(m)) or _pack(m, seen, depth + 1) for m in group),
+        group=None if group is None else tuple(seen.get(id(m)) or _pack(m, seen, depth + 1, told) for m in group),
     )
     seen[id(error)] = packed
     return packed

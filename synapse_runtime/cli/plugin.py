@@ -87,7 +87,7 @@ def run(
         bool, typer.Option("--debug/--no-debug", help="Show the action's traceback when it fails.")
     ] = True,
     debug_sdk: Annotated[
-        bool, typer.Option("--debug-sdk", help="Give this runtime to the workers too (to develop it).")
+        bool, typer.Option("--debug-sdk", help="Let this runtime travel too, to a cluster on other machines.")
     ] = False,
     host: Annotated[str | None, typer.Option("--host", help="The Synapse API's host (remote mode).")] = None,
     token: Annotated[str | None, typer.Option("--token", "-t", help="An access token (remote mode).")] = None,
@@ -114,7 +114,7 @@ def run(
         mode = _mode(mode)
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout}
         if mode != "local":
-            options |= {"ray_address": ray_address, **asked}
+            options |= {"ray_address": ray_address, "debug_sdk": debug_sdk, **asked}
         _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or asked), sdk=debug_sdk)
         fetch = result_command(ray_address, path)
         if detach:

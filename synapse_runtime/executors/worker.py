@@ -23,6 +23,7 @@ from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSeriali
 from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, require_travel, run_call
 from synapse_runtime.executors.crash import Notes
+from synapse_runtime.executors.travel import Relocation
 from synapse_runtime.modules import fresh_modules, is_installed_path, modules_of, top_level_names
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
@@ -47,6 +48,7 @@ class Parcel:
         call: The pickled `ActionCall`.
         audience: What of its logging and warnings is heard.
         rewritten: The plugin's modules whose assertions pytest rewrites where the call comes from.
+        abroad: Whether the worker does not see the caller's disk: what it needs of that has come along.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Parcel:
     call: bytes = field(repr=False)
     audience: Audience
     rewritten: tuple[str, ...] = ()
+    abroad: bool = False
 
 
 def pack_call(call: ActionCall) -> Parcel:
@@ -96,6 +99,7 @@ def serve(
     node: str = "",
     notes: Notes,
     output: OutputFiles | None = None,
+    moved: Relocation | None = None,
     on_event: Callable[[Event], object] | None = None,
     on_start: Callable[[], object] | None = None,
 ) -> bytes:
@@ -107,9 +111,13 @@ def serve(
         node: Ray's id of this node, for the record.
         notes: Where this worker notes how it ends.
         output: Where this worker's output is collected, if here.
+        moved: Where the caller's plugin is here, if this worker does not see the caller's disk.
         on_event: Called with each event as it happens.
         on_start: Called when everything is imported and checked, and the action starts.
     """
+    if moved is not None:
+        paths = moved.all_arrived(parcel.import_paths)
+        parcel = replace(parcel, import_root=moved.arrived(parcel.import_root), import_paths=paths)
     for path in parcel.import_paths:
         if path not in sys.path and os.path.exists(path):
             sys.path.append(path)
@@ -119,13 +127,16 @@ def serve(
     if output is not None:
         output.begin()
     with captured_logging(captured, parcel.audience), _no_bytecode():
-        run, variables = _run(parcel, mode, on_event, _armed(parcel.timeout, notes, on_start))
+        on_start = _armed(parcel.timeout, notes, on_start)
+        run, variables = _run(parcel, mode, on_event, on_start, moved=moved)
     if output is not None:
         captured.stdout, captured.stderr = output.take()
     run.captured = captured
     run.node = node
+    if moved is not None:
+        moved.tell_of_captured(captured)
     with _importable(parcel.import_root):
-        return _pack_run(run, variables)
+        return _pack_run(run, variables, moved)
 
 
 def unpack_run(data: bytes, call: ActionCall | None = None, *, import_root: str | None = None) -> ActionRun:
@@ -227,11 +238,14 @@ def _run(
     on_event: Callable[[Event], object] | None,
     on_start: Callable[[], object] | None,
     loads: Callable[[bytes], Any] = transport.loads,
+    moved: Relocation | None = None,
 ) -> tuple[ActionRun, Mapping[str, str]]:
     """Run a parcel's call; return its run, and the variables that came with it."""
     try:
         with _importable(parcel.import_root):
             call = loads(parcel.call)
+        if moved is not None:
+            call = moved.call(call)
     except Exception as error:  # noqa: BLE001 - reading the call imports any code of the user
         problem = ExecutionError(
             f"{parcel.name} cannot be imported in the worker: {type(error).__name__}: {safe_str(error)}"
@@ -267,7 +281,7 @@ def _armed(timeout: float | None, notes: Notes, on_start: Callable[[], object] |
 _notebook = assertions.Notebook()
 
 
-def _pack_run(run: ActionRun, variables: Mapping[str, str]) -> bytes:
+def _pack_run(run: ActionRun, variables: Mapping[str, str], moved: Relocation | None = None) -> bytes:
     result: bytes | None = None
     error = run.error
     if error is None and run.result is not None:
@@ -277,8 +291,10 @@ def _pack_run(run: ActionRun, variables: Mapping[str, str]) -> bytes:
             error = problem
     packed = None
     if error is not None:
+        if moved is not None:
+            moved.tell_of(error)
         with tracing.hiding(variables):
-            packed = tracing.pack(error)
+            packed = tracing.pack(error, str if moved is None else moved.told)
     bare = replace(run, result=None, error=None)
     return transport.dumps((bare, result, packed, _notebook.take(error)))
 

@@ -11,6 +11,7 @@ from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from synapse_runtime.executors.ray.task import WarmWorker
 from synapse_runtime.loggers import NullLogger
 
+collect_ignore = ["traveller"]  # whose tests run on other machines
 PLUGIN = Path(__file__).parent / "worker_plugin"
 
 

@@ -22,7 +22,6 @@ import ray.util
 
 from synapse_runtime.errors import ClusterError, VersionMismatchWarning
 from synapse_runtime.executors.ray import RayJobsApiExecutor
-from synapse_runtime.executors.ray.connection import Cluster
 from synapse_runtime.executors.ray.probe import Versions, require_cluster, require_dashboard
 from synapse_runtime.loggers import NullLogger
 from tests.ray.clusters import Running, attempt, ray_cluster
@@ -226,17 +225,20 @@ class TestVersions:
         metadata = {"data": {"pythonVersion": "3.9.20"}}
         with web_server({"/api/version": {"ray_version": "2.40.0"}, "/api/v0/cluster_metadata": metadata}) as port:
             url = f"http://127.0.0.1:{port}"
-            assert require_dashboard(url) == ("2.40.0", "3.9.20")
+            theirs = require_dashboard(url)
+            assert theirs == ("2.40.0", "3.9.20")
             executor = RayJobsApiExecutor(logger=NullLogger())
+            executor._abroad = True
             with pytest.raises(
                 ClusterError, match=r"runs Ray 2.40.0 and Python 3.9.20, this process Ray .*Use Python 3.9"
             ):
-                executor._require_fit(Cluster("", dashboard=url, shares_disk=False), url)
+                executor._require_fit(url, theirs)
+            executor._abroad = False
             with pytest.warns(VersionMismatchWarning, match=r"runs Ray 2.40.0 and Python 3.9.20, this process Ray "):
-                executor._require_fit(Cluster("", dashboard=url, shares_disk=True), url)
+                executor._require_fit(url, theirs)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # once is enough
-                executor._require_fit(Cluster("", dashboard=url, shares_disk=True), url)
+                executor._require_fit(url, theirs)
 
     def test_a_dashboard_that_does_not_tell_of_python_will_do(self):
         with web_server({"/api/version": {"ray_version": "2.40.0"}}) as port:

@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -230,6 +230,15 @@ def _import_ray_with(token: str | None) -> None:
     _told = token
 
 
+def forget_our_token() -> None:
+    """Let Ray send no token of ours to a cluster that is not: it keeps the one that it has read.
+
+    Not while this process is connected to a cluster of ours, which needs it.
+    """
+    if _told is not None and connected_address() is None:
+        _import_ray_with(None)
+
+
 @contextlib.contextmanager
 def _reachable(cluster: Cluster) -> Iterator[None]:
     """Let Ray take the loopback address of a cluster of ours as it is, where it would put this machine's own.
@@ -355,6 +364,18 @@ def _is_this_machine(host: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def shares_disk(cluster: Cluster, addresses: Iterable[str]) -> bool:
+    """Tell whether all workers of a cluster see this machine's files.
+
+    An address here does not say so: it may be that of a tunnel, or of a cluster whose other nodes are elsewhere.
+
+    Args:
+        cluster: The cluster.
+        addresses: The IP addresses of its living nodes.
+    """
+    return cluster.shares_disk and all(map(_is_this_machine, addresses))
 
 
 def is_alive(address: str) -> bool:

@@ -21,7 +21,7 @@ class Cluster:
         address: What `ray.init` connects to; empty where only the dashboard's address is known.
         dashboard: The dashboard's URL, which the Jobs API is at; None where it is not known yet.
         token: The token that the cluster demands; None where it is Ray's own matter.
-        origin: Where it came from, for people: `ephemeral`, `RAY_ADDRESS`, `given`.
+        origin: Where it came from, for people: `ephemeral`, `warm`, `RAY_ADDRESS`, `given`.
         shares_disk: Whether workers see this machine's files and this Python.
     """
 
@@ -30,6 +30,11 @@ class Cluster:
     token: str | None = field(default=None, repr=False)
     origin: str = "given"
     shares_disk: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether we have started it: then it is on this machine alone."""
+        return self.origin in ("ephemeral", "warm")
 
     @property
     def headers(self) -> dict[str, str] | None:

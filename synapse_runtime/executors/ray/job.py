@@ -15,8 +15,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +42,18 @@ from synapse_runtime.executors.ray.cluster import (
     dashboard_of,
     find_cluster,
     forget_broken,
+    forget_our_token,
     only_this_dashboard,
+    shares_disk,
 )
 from synapse_runtime.executors.ray.connection import Cluster
+from synapse_runtime.executors.ray.luggage import Luggage, send_over_http, why_not_set_up
 from synapse_runtime.executors.ray.owned import has_ended
 from synapse_runtime.executors.ray.probe import (
     Versions,
     certificates,
     free_resources,
+    node_addresses,
     nodes_of,
     require_dashboard,
     spelled,
@@ -129,6 +134,7 @@ class RayJobsApiExecutor(Executor):
             and its jobs with it; without it, that there is no other is a `ClusterError`.
         leave_running: Asked with the job's id when Ctrl-C interrupts `run`, on a cluster that outlives this process:
             whether the job goes on. By default it is stopped.
+        debug_sdk: Let this runtime travel to a cluster that does not see this disk, instead of using the one there.
 
     Example:
         >>> executor = RayJobsApiExecutor(plugin="example_plugin")  # doctest: +SKIP
@@ -157,6 +163,7 @@ class RayJobsApiExecutor(Executor):
         resource_timeout: float = WAIT_SECONDS,
         start_cluster: bool = True,
         leave_running: Callable[[str], bool] | None = None,
+        debug_sdk: bool = False,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
         self._address = dashboard_address or ray_address
@@ -164,6 +171,8 @@ class RayJobsApiExecutor(Executor):
         self._resource_timeout = resource_timeout
         self._start_cluster = start_cluster
         self._leave_running = leave_running
+        self._luggage = Luggage(self._plugin, debug_sdk=debug_sdk)
+        self._abroad = False
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
         self._calls: dict[str, ActionCall] = {}
 
@@ -333,21 +342,27 @@ class RayJobsApiExecutor(Executor):
         cluster, client = self._connect()
         if self._resources:
             require_resources(self._resources, nodes_of(client.get_address(), cluster.headers))
-        python = sys.executable if cluster.shares_disk else "python"
-        with tempfile.TemporaryDirectory(prefix="synapse-call-") as directory:
+        parcel = replace(parcel, abroad=self._abroad)
+        with tempfile.TemporaryDirectory(prefix="synapse-call-") as directory, self._asking(call.job_id), quiet():
             # No two uploads are the same: Ray would not unpack the second, and the first job has deleted its file.
-            file = Path(directory, f"call-{secrets.token_hex(8)}.bin")
-            file.write_bytes(pickle.dumps(parcel))
+            path = Path(directory, f"call-{secrets.token_hex(8)}.bin")
+            path.write_bytes(pickle.dumps(parcel))
+            # The call goes as an upload over HTTP: no listing shows its content. Here as the working directory, which
+            # is the plugin's elsewhere: there as a module's directory, which is named once more below itself.
+            python, file = sys.executable, path.name
+            environment: dict[str, Any] = {"working_dir": directory}
+            if self._abroad:
+                environment = self._luggage.environment(partial(send_over_http, client))
+                environment["py_modules"] = [directory, *(environment.get("py_modules") or ())]
+                python, file = "python", f"{path.parent.name}/{path.name}"
             submission: dict[str, Any] = {
-                "entrypoint": f"{python} -m synapse_runtime.executors.ray.job_main {file.name}",
+                "entrypoint": f"{python} -m synapse_runtime.executors.ray.job_main {file}",
                 "submission_id": call.job_id,
-                # The call goes as the job's working directory, an upload over HTTP: no listing shows its content.
-                "runtime_env": {"working_dir": directory},
+                "runtime_env": environment,
                 "metadata": {_ACTION_KEY: call.name},
                 **{f"entrypoint_{name}": number for name, number in self._resources.items()},
             }
-            with self._asking(call.job_id), quiet():
-                return _submit_when_ready(client, submission)
+            return _submit_when_ready(client, submission)
 
     def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
         if self._connection is not None and not has_ended(self._connection[0].address):
@@ -356,8 +371,12 @@ class RayJobsApiExecutor(Executor):
         from ray.job_submission import JobSubmissionClient
 
         url = dashboard_of(cluster)
-        if cluster.origin != "ephemeral":
-            self._require_fit(cluster, url)
+        self._abroad = False
+        if not cluster.is_ours:
+            forget_our_token()
+            theirs = require_dashboard(url, cluster.headers)
+            self._abroad = not shares_disk(cluster, node_addresses(url, cluster.headers))
+            self._require_fit(url, theirs)
         try:
             with quiet(), only_this_dashboard(url):
                 # Without TLS there is nothing to verify, and Ray's default makes aiohttp warn at each followed log.
@@ -368,12 +387,11 @@ class RayJobsApiExecutor(Executor):
         self._connection = (cluster, client)
         return self._connection
 
-    def _require_fit(self, cluster: Cluster, url: str) -> None:
-        """Raise `ClusterError` unless a dashboard is there that lets us in, and jobs can read what we send."""
-        theirs = require_dashboard(url, cluster.headers)
+    def _require_fit(self, url: str, theirs: Versions) -> None:
+        """Raise `ClusterError` unless jobs can read what we send."""
         here = Versions.here()
         # On this machine a job runs in this very Python.
-        if not cluster.shares_disk and not theirs.same_python():
+        if self._abroad and not theirs.same_python():
             raise ClusterError(
                 f"the cluster at {url} runs {theirs}, this process {here}: what goes there and back can be read by the "
                 f"same minor version of Python only. Use Python {'.'.join(theirs.python.split('.')[:2])} here"
@@ -513,6 +531,8 @@ class RayJobsApiExecutor(Executor):
             for texts in printed.values():  # Ray adds a page of its own to the log
                 texts[:] = ["".join(texts).partition("Unexpected error occurred: ")[0]]
             error = WorkerCrashed(f"the process of {run.name} ran out of memory: Ray ended it")
+        elif not started and (problem := why_not_set_up(f"{said}\n{preamble}")) is not None:
+            raise problem
         elif not started:
             error = WorkerCrashed(f"{run.name}: job {run.job_id} did not start: {said}")
             error.attach("Its log:", last_lines(preamble))

@@ -3,7 +3,8 @@
 The supervisor alone writes the job's log (see `job_log`). It outlives whatever the action does to its own process,
 so that output is complete and the way it ended is known even after a crash.
 
-Started as `python -m synapse_runtime.executors.ray.job_main FILE`; the file holds the pickled parcel.
+Started as `python -m synapse_runtime.executors.ray.job_main FILE`; the file holds the pickled parcel. It is
+below the working directory, or below one that modules are imported from.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any, NoReturn
 
 from synapse_runtime.executors.crash import Notes, death_of, kernel_oom_kills
 from synapse_runtime.executors.ray import job_log
+from synapse_runtime.executors.travel import Relocation, forget_import_path, settle
+from synapse_runtime.executors.worker import Parcel, restore_temp_dir, serve
 
 _READ_BYTES = 65536
 # After the action's process has ended, something it started may still hold its output open: not for longer.
@@ -38,9 +41,16 @@ _TIMEOUT_SECONDS = 2.0
 
 def main() -> None:
     """Run the parcel in the file that the command line names."""
-    parcel = _take(Path(sys.argv[1]))
-    directory = os.path.dirname(os.path.abspath(sys.argv[1]))
-    sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != directory]
+    places = [os.path.abspath(path) for path in ("", *sys.path)]
+    root = next((path for path in places if os.path.isfile(os.path.join(path, sys.argv[1]))), None)
+    if root is None:
+        sys.exit(f"the call, {sys.argv[1]}, did not arrive: it is in none of {', '.join(dict.fromkeys(places))}")
+    parcel = _take(Path(root, sys.argv[1]))
+    forget_import_path(root)
+    moved = None
+    if parcel.abroad:
+        restore_temp_dir()
+        moved = settle(parcel.import_root, None if parcel.import_root is None else os.getcwd())
     receive, send = Pipe(duplex=False)
     stdout, stderr = os.pipe(), os.pipe()
     notes, oom_kills = Notes(), kernel_oom_kills()
@@ -51,7 +61,7 @@ def main() -> None:
         os.dup2(stderr[1], 2)
         for descriptor in (*stdout, *stderr):
             os.close(descriptor)
-        _child(parcel, send, notes)
+        _child(parcel, send, notes, moved)
     send.close()
     os.close(stdout[1])
     os.close(stderr[1])
@@ -61,23 +71,24 @@ def main() -> None:
         sys.exit(0)
     death = death_of(notes.read(), status, out_of_memory=kernel_oom_kills() > oom_kills)
     death = replace(death, timed_out=death.timed_out or supervisor.timed_out)
+    if moved is not None:
+        death = replace(death, stack=moved.told(death.stack))
     told = {"death": asdict(death), "duration": supervisor.duration}
     supervisor.write(job_log.frame(job_log.EXIT, json.dumps(told).encode()))
     sys.exit(1)
 
 
-def _take(file: Path) -> Any:
+def _take(file: Path) -> Parcel:
     """Read the parcel and delete its file: on the node's disk it would stay for long, and it may hold secrets."""
     data = file.read_bytes()
     with contextlib.suppress(PermissionError):  # of another user's than unpacked it: Ray deletes it in time
         file.unlink()
-    return pickle.loads(data)
+    parcel: Parcel = pickle.loads(data)
+    return parcel
 
 
-def _child(parcel: Any, send: Connection, notes: Notes) -> NoReturn:
+def _child(parcel: Parcel, send: Connection, notes: Notes, moved: Relocation | None) -> NoReturn:
     """Run the call and send its run to the supervisor; then end as any Python program does."""
-    from synapse_runtime.executors.worker import restore_temp_dir, serve
-
     restore_temp_dir()
     notes.keep()
     for stream in (sys.stdout, sys.stderr):  # pipes now: lines must not wait for a full buffer
@@ -91,6 +102,7 @@ def _child(parcel: Any, send: Connection, notes: Notes) -> NoReturn:
         mode="job",
         node=os.environ.get("RAY_NODE_ID", ""),
         notes=notes,
+        moved=moved,
         on_event=lambda event: say(job_log.EVENTS, _pickled(event)),
         on_start=lambda: say("begin"),
     )

@@ -126,12 +126,20 @@ def require_dashboard(url: str, headers: Mapping[str, str] | None = None) -> Ver
 
 def nodes_of(url: str, headers: Mapping[str, str] | None = None) -> list[dict[str, float]]:
     """Return what each node of the cluster has, by Ray's names of resources. Arguments and errors as above."""
+    return [dict(node["resources_total"] or {}) for node in _living_nodes(url, headers)]
+
+
+def node_addresses(url: str, headers: Mapping[str, str] | None = None) -> list[str]:
+    """Return the IP addresses of the cluster's nodes. Arguments and errors as above."""
+    return [str(node["node_ip"]) for node in _living_nodes(url, headers)]
+
+
+def _living_nodes(url: str, headers: Mapping[str, str] | None) -> list[dict[str, Any]]:
     told = _get(url, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}", headers)
     try:
-        nodes = told["data"]["result"]["result"]
-        return [dict(node["resources_total"] or {}) for node in nodes if node["state"] == "ALIVE"]
+        return [node for node in told["data"]["result"]["result"] if node["state"] == "ALIVE"]
     except (KeyError, TypeError):
-        raise ClusterError(f"the cluster at {url} does not tell its resources") from None
+        raise ClusterError(f"the cluster at {url} does not tell of its nodes") from None
 
 
 def free_resources(url: str, headers: Mapping[str, str] | None = None) -> dict[str, float] | None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import pickle
 import signal
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from synapse_runtime import transport
 from synapse_runtime.capture import Captured, OutputFiles, last_lines
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -28,11 +31,13 @@ from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.crash import Death, Notes, death_of, kernel_oom_kills, read_notes
-from synapse_runtime.executors.ray.cluster import connect, find_cluster, is_alive
+from synapse_runtime.executors.ray.cluster import connect, find_cluster, is_alive, shares_disk
 from synapse_runtime.executors.ray.connection import connected_address, departure
+from synapse_runtime.executors.ray.luggage import Luggage, send_through_ray, setup_seconds, why_not_set_up
 from synapse_runtime.executors.ray.owned import has_ended
 from synapse_runtime.executors.ray.quiet import quiet
 from synapse_runtime.executors.ray.resources import WAIT_SECONDS, checked_resources, no_room, require_resources
+from synapse_runtime.executors.travel import settle
 from synapse_runtime.executors.worker import (
     Forwarder,
     Parcel,
@@ -69,41 +74,82 @@ class Whereabouts(NamedTuple):
     descriptors: tuple[int, ...]
 
 
-class ActionWorker:
-    """The actor. It takes over its process's output once, then serves parcels."""
+def actor_class() -> type:
+    """Return the class of the actors, which goes by value, as do all arguments and answers: as plain data.
 
-    def __init__(self) -> None:
+    So whoever only passes them on, as Ray Client's server and a queue do, needs nothing of this package; and a worker
+    that does not have it can say so.
+    """
+
+    class ActionWorker:
+        """The actor."""
+
+        def __init__(self, root: str | None, abroad: bool) -> None:
+            from synapse_runtime.executors.ray.task import TaskWorker
+
+            self._worker = TaskWorker(root, abroad)
+
+        def ready(self) -> tuple[str, int, str, tuple[int, ...]]:
+            """Answer, so that the caller knows that the worker is there."""
+            return (*self._worker.whereabouts,)
+
+        def run(self, parcel: bytes) -> bytes:
+            """Run a parcel's call; return the packed run."""
+            return self._worker.run(parcel)
+
+        def run_watched(self, parcel: bytes, mailbox: Any) -> bytes:
+            """Run a parcel's call, and put events and output into the mailbox as they come."""
+            return self._worker.run_watched(parcel, mailbox)
+
+    return ActionWorker
+
+
+class TaskWorker:
+    """What an actor does. It takes over its process's output once, then serves parcels.
+
+    Args:
+        root: The plugin's directory on the caller's disk, if it has come along.
+        abroad: Whether this process does not see the caller's disk.
+    """
+
+    def __init__(self, root: str | None, abroad: bool) -> None:
         import ray
 
         restore_temp_dir()
+        self._moved = settle(root, None if root is None else os.getcwd()) if abroad else None
         self._output = OutputFiles()
         self._notes = Notes()
         self._notes.keep()
         self._node = str(ray.get_runtime_context().get_node_id())
 
-    def ready(self) -> Whereabouts:
-        """Answer, so that the caller knows that the worker is there."""
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """Where this worker is."""
         descriptors = (*self._output.descriptors, self._notes.descriptor)
         return Whereabouts(socket.gethostname(), os.getpid(), self._node, descriptors)
 
-    def run(self, parcel: Parcel) -> bytes:
+    def run(self, parcel: bytes) -> bytes:
         """Run a parcel's call; return the packed run."""
-        return serve(parcel, mode="task", node=self._node, notes=self._notes, output=self._output)
+        return self._serve(parcel, None)
 
-    def run_watched(self, parcel: Parcel, mailbox: Any) -> bytes:
+    def run_watched(self, parcel: bytes, mailbox: Any) -> bytes:
         """Run a parcel's call, and put events and output into the mailbox as they come."""
-        forwarder = Forwarder(mailbox.put, self._output)
+        forwarder = Forwarder(lambda batch: mailbox.put(transport.dumps(batch)), self._output)
         try:
-            return serve(
-                parcel,
-                mode="task",
-                node=self._node,
-                notes=self._notes,
-                output=self._output,
-                on_event=forwarder.event,
-            )
+            return self._serve(parcel, forwarder.event)
         finally:
             forwarder.close()
+
+    def _serve(self, parcel: bytes, on_event: OnEvent | None) -> bytes:
+        return serve(
+            pickle.loads(parcel),
+            mode="task",
+            node=self._node,
+            notes=self._notes,
+            output=self._output,
+            moved=self._moved,
+            on_event=on_event,
+        )
 
 
 class WarmWorker:
@@ -137,6 +183,8 @@ class WarmWorker:
         self._actor: Any = None
         self._whereabouts: Whereabouts | None = None
         self._last_words: LastWords | None = None
+        self._carries: Any = None  # the luggage that it was made with
+        self._abroad = False
         self._cluster = ""  # its own address
         self._reached_by = ""
         self._overdue_at = math.inf  # when the call that runs now will wait no longer
@@ -154,14 +202,30 @@ class WarmWorker:
 
                 ray.kill(actor)
 
-    def run(self, call: ActionCall, parcel: Parcel, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+    def run(
+        self,
+        call: ActionCall,
+        parcel: Parcel,
+        luggage: Luggage,
+        on_event: OnEvent | None,
+        on_output: OnOutput | None,
+    ) -> ActionRun:
         """Make a call, after those before it have ended, and return its run.
+
+        Args:
+            call: The call.
+            parcel: The same, packed.
+            luggage: What a worker needs that does not see this disk.
+            on_event: Called with each event as it happens.
+            on_output: Called with what the worker prints, as it comes.
 
         Raises:
             ClusterError: There is no cluster, or it failed.
+            ConfigError: The plugin cannot be sent there.
         """
         with self._lock:
-            actor = self._warm_actor()
+            actor = self._warm_actor(call, luggage)
+            parcel = replace(parcel, abroad=self._abroad)
             started = time.monotonic()
             self._overdue_at = started + (math.inf if call.timeout is None else call.timeout + _OVERDUE_SECONDS)
             try:
@@ -223,10 +287,11 @@ class WarmWorker:
         """
         from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
+        packed = pickle.dumps(parcel)
         try:
             if on_event is None and on_output is None:
-                return bytes(self._get(actor, actor.run.remote(parcel)))
-            return bytes(self._watch(actor, parcel, on_event, on_output))
+                return bytes(self._get(actor, actor.run.remote(packed)))
+            return bytes(self._watch(actor, packed, on_event, on_output))
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):
@@ -249,7 +314,7 @@ class WarmWorker:
             except GetTimeoutError as error:
                 self._look_after(actor, error)
 
-    def _watch(self, actor: Any, parcel: Parcel, on_event: OnEvent | None, on_output: OnOutput | None) -> Any:
+    def _watch(self, actor: Any, parcel: bytes, on_event: OnEvent | None, on_output: OnOutput | None) -> Any:
         """Make the call and hand on what it says and prints while it runs."""
         import ray
         from ray.util.queue import Empty, Queue
@@ -295,36 +360,53 @@ class WarmWorker:
         departure.begin()
         return ClusterError(f"the cluster at {self._cluster} failed: {_first_line(reason)}")
 
-    def _warm_actor(self) -> Any:
+    def _warm_actor(self, call: ActionCall, luggage: Luggage) -> Any:
         if self._actor is not None and connected_address() == self._cluster and not has_ended(self._cluster):
-            return self._actor
+            if not self._abroad or self._carries == luggage.key:
+                return self._actor
+            self.close()
         cluster = find_cluster(self._address, jobs=self._jobs)
         self._cluster, self._reached_by = connect(cluster), cluster.address
-        self._actor = self._new_actor()
+        self._abroad = not (cluster.is_ours or shares_disk(cluster, _node_addresses()))
+        self._carries = luggage.key
+        self._actor = self._new_actor(call, luggage)
         return self._actor
 
-    def _new_actor(self) -> Any:
+    def _new_actor(self, call: ActionCall, luggage: Luggage) -> Any:
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
         needed = self._resources or {"num_cpus": 1}  # Ray's own rule for an actor of which nothing is said
         require_resources(needed, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         # By another rule of Ray's, an actor that asks for anything but CPUs holds one; a job does not.
-        options = {"num_cpus": 0} | self._resources if self._resources else {}
+        options: dict[str, Any] = {"num_cpus": 0} | self._resources if self._resources else {}
+        within = self._resource_timeout
         with quiet():
-            actor = ray.remote(ActionWorker).options(max_restarts=0, **options).remote()
+            if self._abroad:
+                environment = luggage.environment(send_through_ray)
+                options["runtime_env"] = environment
+                within += setup_seconds(environment)
+            actor = ray.remote(actor_class()).options(max_restarts=0, **options).remote(call.import_root, self._abroad)
         try:
-            self._whereabouts = ray.get(actor.ready.remote(), timeout=self._resource_timeout)
+            timeout = None if within == math.inf else within
+            self._whereabouts = Whereabouts(*ray.get(actor.ready.remote(), timeout=timeout))
             self._last_words = LastWords(self._whereabouts)
         except GetTimeoutError as error:
             ray.kill(actor)
-            raise no_room(self._cluster, needed, ray.available_resources(), self._resource_timeout) from error
+            raise no_room(self._cluster, needed, ray.available_resources(), within) from error
         except RayError as error:
-            raise ClusterError(f"the worker did not start: {error}") from error
+            raise why_not_set_up(str(error)) or ClusterError(f"the worker did not start: {error}") from error
         except BaseException:  # Ctrl-C: an actor that nobody waits for must not come up later
             ray.kill(actor)
             raise
         return actor
+
+
+def _node_addresses() -> list[str]:
+    """Return the IP addresses of the living nodes of the cluster that this process is connected to."""
+    import ray
+
+    return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
 
 
 class LastWords:
@@ -381,6 +463,7 @@ class RayActorExecutor(Executor):
         resources: Custom resources that the worker holds, by name: `{"accelerator": 1}`.
         resource_timeout: Seconds to wait for a worker where others hold the resources.
         worker: A worker shared with other executors, instead of one of its own; closing leaves it warm.
+        debug_sdk: Let this runtime travel to a cluster that does not see this disk, instead of using the one there.
 
     Example:
         >>> with RayActorExecutor(plugin="example_plugin") as executor:  # doctest: +SKIP
@@ -405,8 +488,10 @@ class RayActorExecutor(Executor):
         resources: Mapping[str, float] | None = None,
         resource_timeout: float = WAIT_SECONDS,
         worker: WarmWorker | None = None,
+        debug_sdk: bool = False,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
+        self._luggage = Luggage(self._plugin, debug_sdk=debug_sdk)
         self._shared = worker is not None
         self._worker = worker or WarmWorker(
             ray_address,
@@ -428,7 +513,7 @@ class RayActorExecutor(Executor):
             parcel = pack_call(call)
         except (ValidationError, ResultNotSerializable) as error:
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
-        run = self._worker.run(call, parcel, on_event, on_output)
+        run = self._worker.run(call, parcel, self._luggage, on_event, on_output)
         self._put_out(run, events=on_event is None, output=on_output is None)
         return run
 
@@ -438,8 +523,8 @@ def _close_all(descriptors: list[int]) -> None:
         os.close(descriptors.pop())
 
 
-def _hand_on(batch: list[Any], on_event: OnEvent | None, on_output: OnOutput | None) -> None:
-    for item in batch:
+def _hand_on(batch: bytes, on_event: OnEvent | None, on_output: OnOutput | None) -> None:
+    for item in transport.loads_at_home(batch):
         if not isinstance(item, Event):
             if on_output is not None:
                 on_output(*item)

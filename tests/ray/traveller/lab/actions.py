@@ -1,0 +1,57 @@
+"""Actions that tell where they have come to, and leave traces there."""
+
+import logging
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from synapse_runtime.action import BaseAction
+
+
+class LookParams(BaseModel):
+    leave: str = ""
+
+
+class Look(BaseAction[LookParams]):
+    """Tells of its surroundings, and leaves a file in its working directory."""
+
+    def execute(self):
+        import synapse_runtime
+
+        print("looked")
+        self.ctx.log("looked", {})
+        logging.getLogger("lab").warning("looked")
+        warnings.warn("looked", UserWarning, stacklevel=1)
+        found = sorted(path.as_posix() for path in Path().rglob("*") if "__pycache__" not in path.parts)
+        if self.params.leave:
+            Path(self.params.leave).write_text("left")
+        return {
+            "host": socket.gethostname(),
+            "cwd": os.getcwd(),
+            "file": __file__,
+            "found": found,
+            "runtime": synapse_runtime.__file__,
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "env": {name: self.ctx.env.get(name) for name in ("FROM_ENV", "FROM_RUNTIME_ENV")},
+        }
+
+
+class Fail(BaseAction):
+    def execute(self):
+        raise LookupError("no way on")
+
+
+class Hang(BaseAction):
+    def execute(self):
+        time.sleep(60)
+
+
+class UseWheel(BaseAction):
+    def execute(self):
+        import souvenir
+
+        return {"host": socket.gethostname(), "says": souvenir.SAYS}

@@ -172,7 +172,7 @@ def world() -> Iterator[World]:
 def _wait_for_three_nodes(world: World) -> None:
     code = f"""
     from synapse_runtime.errors import ClusterError
-    from synapse_runtime.executors.ray.resources import node_addresses
+    from synapse_runtime.executors.ray.probe import node_addresses
     try:
         tell(len(node_addresses(sys.argv[1], {{"Authorization": "Bearer {TOKEN}"}})))
     except ClusterError as error:

@@ -163,6 +163,7 @@ def world() -> Iterator[World]:
     )
     try:
         _wait_for_three_nodes(World(stage, base))
+        _wait_for_ray_client(World(stage, base))
         yield World(stage, base)
     finally:
         stage.close()
@@ -183,6 +184,22 @@ def _wait_for_three_nodes(world: World) -> None:
         if time.monotonic() > deadline:
             logs = (f"{path.name}:\n{path.read_text(errors='replace')}" for path in world.stage.log.iterdir())
             pytest.fail(f"the cluster has {there} of its 3 nodes\n" + "\n".join(logs), pytrace=False)
+
+
+def _wait_for_ray_client(world: World) -> None:
+    """Wait until Ray Client's server has taken a caller: the first one after its start it refuses now and then."""
+    code = """
+    from synapse_runtime.errors import ClusterError
+    from synapse_runtime.executors.ray.cluster import connect, find_cluster
+    try:
+        connect(find_cluster(sys.argv[1]))
+        tell(None)
+    except ClusterError as error:
+        tell(str(error))
+    """
+    deadline = time.monotonic() + 120
+    while (problem := world.call("task", world.base, code)) is not None:
+        assert time.monotonic() < deadline, problem
 
 
 @pytest.fixture(params=["task", "job"])

@@ -20,7 +20,6 @@ app = typer.Typer(
 )
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _FOLLOW_SECONDS = 0.2
 
 
@@ -179,7 +178,9 @@ def _seconds(text: str) -> float:
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
-    if match is None or not float(match[1]):
-        raise typer.BadParameter(f"a size such as 8GB or 512MiB is wanted, not {text!r}", param_hint="--memory")
-    return int(float(match[1]) * _BYTES[match[2] or ""])
+    from synapse_runtime.executors.ray.resources import checked_resources
+
+    try:
+        return int(checked_resources(memory=text)["memory"])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--memory") from None

@@ -239,7 +239,7 @@ def test_without_one_the_commands_say_so(synapse):
     [
         (("--idle-timeout", "soon"), "a time such as 90s, 30m, 2h, or 'never' is wanted, not 'soon'"),
         (("--idle-timeout", "0"), "a time such as 90s, 30m, 2h, or 'never' is wanted, not '0'"),
-        (("--memory", "much"), "a size such as 8GB or 512MiB is wanted, not 'much'"),
+        (("--memory", "much"), "memory must be a number of bytes, or text such as '2GB' or '512MiB', not 'much'"),
         (("--cpus", "0"), "greater than or equal to 1"),
     ],
 )

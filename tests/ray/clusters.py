@@ -71,23 +71,38 @@ def ray_cluster(
     """
     variables = {"RAY_AUTH_MODE": "disabled"} if variables is None else variables
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as temp:
-        running = Running(*(free_port() for _ in range(3)), Path(temp), variables)
         head, *others = nodes or ({"num-cpus": 2},)
-        head = {
-            "head": None,
-            "port": running.port,
-            "ray-client-server-port": running.client_port,
-            "dashboard-port": running.dashboard_port,
-            "temp-dir": f"{temp}/r",
-        } | head
+        running = _started_head(python, head, Path(temp), variables)
         try:
-            _start(running, python, head)
             for options in others:
                 _start(running, python, {"address": running.address} | options)
             yield running
         finally:
             for node in reversed(running.nodes):
                 _end(node)
+
+
+def _started_head(python: str, options: dict[str, Any], temp: Path, variables: dict[str, str]) -> Running:
+    """Start a head, on other ports once more where it does not come: somebody may have taken one meanwhile."""
+    for attempt in (1, 2):
+        running = Running(*(free_port() for _ in range(3)), temp, variables)
+        head = {
+            "head": None,
+            "port": running.port,
+            "ray-client-server-port": running.client_port,
+            "dashboard-port": running.dashboard_port,
+            "temp-dir": f"{temp}/r{attempt}",
+        }
+        try:
+            _start(running, python, head | options)
+        except AssertionError:
+            for node in running.nodes:
+                _end(node)
+            if attempt == 2:
+                raise
+        else:
+            break
+    return running
 
 
 def _start(running: Running, python: str, options: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ RAYS_DIRECTORY = "r"
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Variables that speak of the test that runs now, not of the workers that will run many.
 _NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "RAY_ADDRESS")
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
 _END_SECONDS = 15.0
 
 
@@ -208,9 +208,8 @@ def reap(directory: Path) -> None:
     if not directory.exists():
         return
     ended = False
-    with contextlib.suppress(DoorClosed), Door(directory) as door:
-        with contextlib.suppress(TimeoutError):
-            door.ask("end")
+    with contextlib.suppress(DoorClosed, TimeoutError), Door(directory) as door:
+        door.ask("end")
         ended = door.wait_until_closed(_END_SECONDS)
     if not ended:  # the owner is gone without a word, or stuck
         _kill_remains(directory)
@@ -236,12 +235,15 @@ def last_lines(directory: Path, count: int = 12) -> str:
 
 
 def _kill_remains(directory: Path) -> None:
-    """Kill what is left of the cluster of a directory: its processes are known by their environment."""
+    """Kill what is left of the cluster of a directory: its processes are known by it.
+
+    They have it as their working directory, or those that run jobs in their environment, where some write their title.
+    """
     import psutil
 
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
-            if process.environ().get("TMPDIR") == str(directory):
+            if process.environ().get("TMPDIR") == str(directory) or process.cwd().startswith(str(directory)):
                 process.kill()
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.ray.quiet import no_log_records
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 _CONNECT_SECONDS = 5.0
@@ -298,9 +299,10 @@ def _get(url: str, path: str, headers: Mapping[str, str] | None) -> Any:
 
     try:
         sent = authorization(headers)
-        answer = requests.get(
-            url + path, headers=sent, timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS), verify=certificates()
-        )
+        with no_log_records():
+            answer = requests.get(
+                url + path, headers=sent, timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS), verify=certificates()
+            )
     except AuthenticationError:
         raise token_problem(url, sent=False) from None
     except requests.exceptions.SSLError as error:

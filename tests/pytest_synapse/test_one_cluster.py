@@ -45,13 +45,6 @@ def nap(params, context):
 
 
 @action
-def where(params, context):
-    import ray
-
-    return os.environ.get("RAY_ADDRESS") or ray.get_runtime_context().gcs_address
-
-
-@action
 def resources(params, context):
     import ray
 
@@ -64,7 +57,6 @@ actions:
   double: {entrypoint: "plugin.actions:double"}
   version: {entrypoint: "plugin.actions:version"}
   nap: {entrypoint: "plugin.actions:nap"}
-  where: {entrypoint: "plugin.actions:where"}
   resources: {entrypoint: "plugin.actions:resources"}
 """
 
@@ -149,10 +141,10 @@ def test_all_workers_share_one_cluster_and_see_their_own_results(shared, pytest_
 
         @pytest.mark.parametrize("number", range(12))
         def test_double(synapse_executor, number):
-            assert synapse_executor.execute("double", {"number": number}) == 2 * number
-            run = synapse_executor.run("where")
-            with open("where.txt", "a") as file:
-                file.write(f"{os.environ['PYTEST_XDIST_WORKER']} {run.pid} {run.result}\\n")
+            run = synapse_executor.run("double", {"number": number})
+            assert run.unwrap() == 2 * number
+            with open("seen.txt", "a") as file:
+                file.write(f"{os.environ['PYTEST_XDIST_WORKER']} {run.pid} {run.node}\\n")
         """
     )
     run = pytest_in("--synapse-mode=task", "-n4")
@@ -163,8 +155,8 @@ def test_all_workers_share_one_cluster_and_see_their_own_results(shared, pytest_
 
     assert run.ends() == 0, run.output
     assert len(servers) == 1
-    seen = [line.split() for line in (shared.path / "where.txt").read_text().splitlines()]
-    assert len({address for _, _, address in seen}) == 1
+    seen = [line.split() for line in (shared.path / "seen.txt").read_text().splitlines()]
+    assert len({node for _, _, node in seen}) == 1
     workers = {worker for worker, _, _ in seen}
     assert workers == {"gw0", "gw1", "gw2", "gw3"}
     assert len({(worker, pid) for worker, pid, _ in seen}) == len({pid for _, pid, _ in seen}) == 4
@@ -310,8 +302,8 @@ def test_a_kept_cluster_serves_the_next_run_and_runs_the_code_as_it_is_then(shar
     shared.test(
         """
         def test_version(synapse_executor):
-            (run,) = [synapse_executor.run("where")]
-            print("\\nversion", synapse_executor.execute("version"), "at", run.result)
+            run = synapse_executor.run("version")
+            print("\\nversion", run.unwrap(), "on node", run.node)
         """
     )
     first = pytest_in("--synapse-mode=task", "--synapse-keep-cluster", "-s")
@@ -323,9 +315,12 @@ def test_a_kept_cluster_serves_the_next_run_and_runs_the_code_as_it_is_then(shar
     second = pytest_in("--synapse-mode=task,job", "-s")
     assert second.ends() == 0, second.output
 
-    address = first.output.partition("version 1 at ")[2].partition("\n")[0]
-    assert f"cluster: warm, {address}" in second.output
-    assert second.output.count(f"version 2 at {address}") == 2
+    node = first.output.partition("version 1 on node ")[2].partition("\n")[0]
+    assert node
+    assert "cluster: warm, 127.0.0.1:" in second.output
+    assert f"version 2 on node {node}\n" in second.output
+    assert second.output.count("version 2 on node") == 2
+    assert second.processes() == []
     assert len(first.processes("gcs_server")) == 1
 
 

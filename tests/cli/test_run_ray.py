@@ -39,6 +39,8 @@ class TestOnAClusterOfItsOwn:
             assert process.stdout is not None
             assert process.stderr is not None
             early = _read_until(process, "waiting\n")
+            if "progress" not in early:  # what is said and what is printed may overtake each other
+                early += _read_until(process, "(50%)\n")
             assert process.poll() is None
             signal.touch()
             late = process.stdout.read()

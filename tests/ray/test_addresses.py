@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import ipaddress
 import json
 import os
 import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray.util
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from synapse_runtime.errors import ClusterError, VersionMismatchWarning
 from synapse_runtime.executors.ray import RayJobsApiExecutor
@@ -327,15 +332,25 @@ def gcs_that_says(metadata: dict[str, str]) -> Iterator[int]:
 
 def self_signed(directory: Path) -> Path:
     """Make a certificate for this machine, with its key beside it in `key.pem`."""
-    names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{ray.util.get_node_ip_address()}"
-    subprocess.run(
-        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext {names} "
-        "-keyout key.pem -out cert.pem",
-        shell=True,
-        cwd=directory,
-        check=True,
-        capture_output=True,
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    # Where this process is connected to a cluster, Ray tells that one's address.
+    code = "import ray; print(ray.util.get_node_ip_address())"
+    here = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    addresses = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", here)]
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
     )
+    plain = serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    (directory / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    (directory / "cert.pem").write_bytes(certificate.public_bytes(pem))
     return directory / "cert.pem"
 
 

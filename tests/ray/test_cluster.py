@@ -192,6 +192,8 @@ def test_the_private_names_that_we_use_of_ray_are_there():
     assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in LOOPBACK
     assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)
     assert "_memory" in inspect.getsource(ray.init)
+    assert "= start_ray_process(\n" in inspect.getsource(services.start_api_server)
+    assert "--modules-to-load=" in inspect.getsource(services.start_api_server)
     assert callable(worker.listen_error_messages)
     assert callable(worker.get_dashboard_url)
     assert callable(Config.initialize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
 
@@ -169,3 +170,11 @@ def test_a_job_that_was_deleted_at_its_end_stays_deleted(job):
         with pytest.raises(ClusterError, match="has no job"):
             job.get_status(job_id)
         time.sleep(0.2)
+
+
+def test_a_call_is_on_no_disk_here_so_that_no_death_can_leave_it_there(job, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+
+    job_id = job.submit("echo", {"value": 1})
+
+    assert job.get_result(job_id) == 1

@@ -29,6 +29,7 @@ import psutil
 from synapse_runtime.executors.ray.door import RAYS_DIRECTORY, Options
 
 _LOOK_SECONDS = 0.25
+DASHBOARD_PARTS = ("JobHead", "NodeHead", "ReportHead", "StateHead")
 # How long Ray has to end by itself, before all its processes are killed.
 _SHUTDOWN_SECONDS = 5.0
 # How long those who wait for a cluster have to read why it did not start.
@@ -136,11 +137,13 @@ class Owner:
 
     def _start(self) -> None:
         import ray
-        from ray._private import parameter
+        from ray._private import parameter, services
 
         # The agent that takes jobs listens on one fixed port, and gives up where another cluster's has it. `ray start`
         # has an option for that, `ray.init` has none. With port 0, Ray 2.52 tells others another port than it takes.
         parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=_free_port())
+        if self._has_holder:
+            services.start_ray_process = functools.partial(_with_a_small_dashboard, services.start_ray_process)
         context = ray.init(
             include_dashboard=self._jobs,
             num_cpus=self._options.num_cpus,
@@ -241,6 +244,16 @@ class Owner:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(state, file)
         draft.replace(self._state)
+
+
+def _with_a_small_dashboard(start: Any, command: list[str], process_type: str, **options: Any) -> Any:
+    """Start one of Ray's processes; of the dashboard only the parts that answer what is asked of an ephemeral cluster.
+
+    Each part is a process of its own, and half of them draw pages that nobody sees here.
+    """
+    if process_type == "dashboard" and not any(word.startswith("--modules-to-load") for word in command):
+        command = [*command, f"--modules-to-load={','.join(DASHBOARD_PARTS)}"]
+    return start(command, process_type, **options)
 
 
 class _Door(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

@@ -10,7 +10,6 @@ import pickle
 import queue
 import secrets
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -49,6 +48,7 @@ from synapse_runtime.executors.ray.cluster import (
 from synapse_runtime.executors.ray.connection import Cluster
 from synapse_runtime.executors.ray.luggage import Luggage, send_over_http, why_not_set_up
 from synapse_runtime.executors.ray.owned import has_ended
+from synapse_runtime.executors.ray.packaging import package_of_one_file
 from synapse_runtime.executors.ray.probe import (
     Versions,
     certificates,
@@ -343,18 +343,17 @@ class RayJobsApiExecutor(Executor):
         if self._resources:
             require_resources(self._resources, nodes_of(client.get_address(), cluster.headers))
         parcel = replace(parcel, abroad=self._abroad)
-        with tempfile.TemporaryDirectory(prefix="synapse-call-") as directory, self._asking(call.job_id), quiet():
-            # No two uploads are the same: Ray would not unpack the second, and the first job has deleted its file.
-            path = Path(directory, f"call-{secrets.token_hex(8)}.bin")
-            path.write_bytes(pickle.dumps(parcel))
+        # No two uploads are the same: Ray would not unpack the second, and the first job has deleted its file.
+        file = f"call-{secrets.token_hex(8)}.bin"
+        with self._asking(call.job_id), quiet():
             # The call goes as an upload over HTTP: no listing shows its content. Here as the working directory, which
-            # is the plugin's elsewhere: there as a module's directory, which is named once more below itself.
-            python, file = sys.executable, path.name
-            environment: dict[str, Any] = {"working_dir": directory}
+            # is the plugin's elsewhere: there as a module's directory.
+            sent = send_over_http(client, package_of_one_file(file, pickle.dumps(parcel)))
+            environment: dict[str, Any] = {"working_dir": sent}
+            python = sys.executable
             if self._abroad:
-                environment = self._luggage.environment(partial(send_over_http, client))
-                environment["py_modules"] = [directory, *(environment.get("py_modules") or ())]
-                python, file = "python", f"{path.parent.name}/{path.name}"
+                python, environment = "python", self._luggage.environment(partial(send_over_http, client))
+                environment["py_modules"] = [sent, *(environment.get("py_modules") or ())]
             submission: dict[str, Any] = {
                 "entrypoint": f"{python} -m synapse_runtime.executors.ray.job_main {file}",
                 "submission_id": call.job_id,

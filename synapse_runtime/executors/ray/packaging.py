@@ -49,6 +49,14 @@ class Package:
     uri: str
 
 
+def package_of_one_file(name: str, content: bytes) -> Package:
+    """Return a package of a file that is nowhere on a disk."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(name, _NO_TIME), content)
+    return _named(buffer.getvalue())
+
+
 class Entry(NamedTuple):
     """A file to be packed, or an empty directory: size and time are then 0.
 
@@ -235,8 +243,12 @@ def _package(root: str, prefix: str, entries: list[Entry]) -> Package:
             archive.close()
             data = buffer.getvalue()
             if len(data) <= LIMIT_BYTES:
-                return Package(data, f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip")
+                return _named(data)
     raise _too_large(root, entries)
+
+
+def _named(data: bytes) -> Package:
+    return Package(data, f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip")
 
 
 class _TooLarge(Exception):

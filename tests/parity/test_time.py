@@ -74,6 +74,8 @@ def test_15_a_worker_that_ran_out_of_time_is_replaced(synapse_executor):
     assert synapse_executor.execute("lab.workers:Where")["pid"] != before
 
 
+# The interrupt may hit a request of Ray's HTTP client, which then leaves its socket to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_16_an_interrupted_action_stops(synapse_executor, tmp_path):
     path = tmp_path / "ticks"
 

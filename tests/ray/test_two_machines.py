@@ -361,13 +361,13 @@ def test_an_unchanged_plugin_is_sent_once(world):
     sys.addaudithook(listen)
     with executor() as it:
         it.execute("look"); it.execute("look")
-    plugins = [name for name in sent if len(name) == 40]  # those of calls, which Ray makes, have shorter names
-    tell([len(plugins), len(sent) - len(plugins)])
+    tell(len(sent))
     """
-    assert world.call("job", plugin, code) == [1, 2]
-    assert world.call("job", plugin, code) == [0, 2]
+    two_calls, the_plugin = 2, 1
+    assert world.call("job", plugin, code) == two_calls + the_plugin
+    assert world.call("job", plugin, code) == two_calls
     (plugin / "fresh.txt").write_text("changed")
-    assert world.call("job", plugin, code) == [1, 2]
+    assert world.call("job", plugin, code) == two_calls + the_plugin
 
 
 def test_a_connection_sends_a_package_once(world, traveller):

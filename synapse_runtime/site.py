@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Ray puts sockets 64 characters below its directory, which is 19 below this; a socket's path has room for 107.
 _LONGEST_ROOT = 24
+# Variable that brings a worker of our own cluster the TMPDIR of whoever started it; empty where there was none.
+CALLERS_TMPDIR = "SYNAPSE_CALLERS_TMPDIR"
 
 
 def new_directory() -> str:
@@ -53,23 +55,21 @@ class _OfThisProcess:
 
     def __init__(self) -> None:
         self._site: Site | None = None
-        self._pid = 0
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is known. A fork of ours is a run of its own."""
-        return self._site is not None and self._pid == os.getpid()
+        """Whether it is known."""
+        return self._site is not None
 
     def get(self) -> Site:
         """Return it; where none is settled this process begins a run."""
-        if not self.is_settled:
-            self.settle(Site())
-        assert self._site is not None
+        if self._site is None:
+            self._site = Site()
         return self._site
 
     def settle(self, site: Site) -> None:
         """Take part in the run of this site."""
-        self._site, self._pid = site, os.getpid()
+        self._site = site
 
     def forget(self) -> None:
         """End this process's part in the run; what comes next is another run."""
@@ -77,3 +77,4 @@ class _OfThisProcess:
 
 
 of_this_process = _OfThisProcess()
+os.register_at_fork(after_in_child=of_this_process.forget)  # a fork of ours is a run of its own

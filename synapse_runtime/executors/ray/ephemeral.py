@@ -23,8 +23,11 @@ class Ephemeral:
     """This process's part in the ephemeral cluster of its run."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Know of no cluster: in a fork of ours it is the parent's, not this process's."""
         self._own: OwnCluster | None = None
-        self._pid = os.getpid()
         self._lock = threading.RLock()
 
     def begin(self, *, jobs: bool) -> None:
@@ -34,8 +37,6 @@ class Ephemeral:
             jobs: Whether the Jobs API is needed.
         """
         with self._lock:
-            if self._pid != os.getpid():  # a fork of ours: the cluster is the parent's, not this process's
-                self._own, self._pid = None, os.getpid()
             if self._own is not None and self._own.is_there:
                 return
             if self._own is not None:
@@ -93,15 +94,8 @@ class Ephemeral:
 
     def leave(self) -> None:
         """Use the cluster no longer; end it if this process holds it, and wait until it is gone."""
-        with self._lock:
-            if self._pid != os.getpid():
-                return
-            if self._own is not None:
-                self._own.leave()
-                self._own = None
-            if self._is_alone:
-                reap(of_this_process.get().path)
-            atexit.unregister(self.leave)
+        self.end()
+        atexit.unregister(self.leave)
 
     def end(self) -> None:
         """Use the cluster no longer, as it does not answer or lacks something; end it, unless others use it too."""
@@ -126,3 +120,4 @@ class Ephemeral:
 
 
 ephemeral = Ephemeral()
+os.register_at_fork(after_in_child=ephemeral.forget)

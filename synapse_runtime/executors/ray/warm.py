@@ -14,6 +14,7 @@ import secrets
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,7 @@ def up(options: Options) -> tuple[dict[str, Any], bool]:
     Raises:
         ClusterError: It did not start.
     """
-    state = state_file()
-    state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with alone_in(state.parent):
+    with _alone_with_state_file() as state:
         there = status()
         if there is not None:
             return there, False
@@ -107,9 +106,7 @@ def down() -> bool:
 
 def keep(idle_seconds: float | None = IDLE_SECONDS) -> bool:
     """Keep the cluster of this run warm, if it has one and no other is warm already. Returns whether it is kept."""
-    state = state_file()
-    state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with alone_in(state.parent):
+    with _alone_with_state_file() as state:
         return status() is None and ephemeral.keep(state, idle_seconds)
 
 
@@ -144,15 +141,16 @@ class Warm:
     """This process's use of the warm cluster."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Know of no use: in a fork of ours it is the parent's, not this process's."""
         self._own: OwnCluster | None = None
-        self._pid = 0
         self._lock = threading.Lock()
 
     def cluster(self, site: Site) -> Cluster | None:
         """Return the warm cluster, and use it from now on; None where there is none that will do for the run."""
         with self._lock:
-            if self._pid != os.getpid():  # a fork of ours: the parent's use is not this process's
-                self._own, self._pid = None, os.getpid()
             if self._own is not None and self._own.is_there:
                 return self._own.ready()
             self._leave()
@@ -178,6 +176,16 @@ class Warm:
 
 
 warm = Warm()
+os.register_at_fork(after_in_child=warm.forget)
+
+
+@contextlib.contextmanager
+def _alone_with_state_file() -> Iterator[Path]:
+    """Let no other process of this user start or keep a warm cluster meanwhile."""
+    state = state_file()
+    state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with alone_in(state.parent):
+        yield state
 
 
 def _directory() -> Path | None:

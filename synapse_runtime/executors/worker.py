@@ -25,14 +25,12 @@ from synapse_runtime.execution import ActionCall, ActionRun, check_params, failu
 from synapse_runtime.executors.crash import Notes
 from synapse_runtime.executors.travel import Relocation
 from synapse_runtime.modules import fresh_modules, is_installed_path, modules_of, top_level_names
+from synapse_runtime.site import CALLERS_TMPDIR
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
 # How long after its time limit an action may take to notice, before its worker is ended with it.
 GRACE_SECONDS = 1.0
-
-# Variable that brings a worker of our own cluster the TMPDIR of whoever started it; empty where there was none.
-CALLERS_TMPDIR = "SYNAPSE_CALLERS_TMPDIR"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ import psutil
 from synapse_runtime.executors.ray.door import RAYS_DIRECTORY, Options
 
 _LOOK_SECONDS = 0.25
-DASHBOARD_PARTS = ("JobHead", "NodeHead", "ReportHead", "StateHead")
+# Parts of Ray's dashboard that answer what is asked here.
+_DASHBOARD_PARTS = ("JobHead", "NodeHead", "ReportHead", "StateHead")
 # How long Ray has to end by itself, before all its processes are killed.
 _SHUTDOWN_SECONDS = 5.0
 # How long those who wait for a cluster have to read why it did not start.
@@ -58,7 +59,6 @@ class Owner:
     def __init__(self, directory: Path, options: Options) -> None:
         self._directory = directory
         self._identity = directory.stat()
-        self._jobs = options.jobs
         self._options = options
         self._holder = None if options.holder is None else _process(options.holder)
         self._has_holder = options.holder is not None
@@ -107,10 +107,9 @@ class Owner:
             self._write_state()
             self._has_holder, self._holder = False, None
             return {"kept": True}
-        if question == "end":
-            self._ending.set()
-            return {"ending": True}
-        return {"unknown": question}
+        assert question == "end", question
+        self._ending.set()
+        return {"ending": True}
 
     def enter(self, connection: socket.socket) -> None:
         """Take note of a user."""
@@ -145,7 +144,7 @@ class Owner:
         if self._has_holder:
             services.start_ray_process = functools.partial(_with_a_small_dashboard, services.start_ray_process)
         context = ray.init(
-            include_dashboard=self._jobs,
+            include_dashboard=self._options.jobs,
             num_cpus=self._options.num_cpus,
             num_gpus=self._options.num_gpus,
             _memory=self._options.memory,
@@ -156,7 +155,7 @@ class Owner:
         signal.signal(signal.SIGTERM, self.stop)  # Ray has put a handler of its own there
         self._facts = {
             "address": ray.get_runtime_context().gcs_address,
-            "dashboard": f"http://{context.dashboard_url}" if self._jobs and context.dashboard_url else None,
+            "dashboard": f"http://{context.dashboard_url}" if self._options.jobs and context.dashboard_url else None,
             "token": os.environ["RAY_AUTH_TOKEN"],
             "resources": ray.cluster_resources(),
         }
@@ -193,7 +192,7 @@ class Owner:
 
     def _runs_jobs(self) -> bool:
         """Tell whether somebody who did not come by the door uses the cluster: a detached job, a plain Ray driver."""
-        if not self._jobs:
+        if not self._options.jobs:
             return False
         import ray
         from ray.util.state import list_jobs
@@ -226,7 +225,6 @@ class Owner:
             "pid": os.getpid(),
             "began": self._began_at,
             "ready": self._ready.is_set(),
-            "jobs": self._jobs,
             "users": users,
             "idle": 0.0 if users else time.time() - self._used_at,
             "idle_seconds": self._idle_seconds,
@@ -238,9 +236,8 @@ class Owner:
     def _write_state(self) -> None:
         """Say that the cluster is there, to its owner's user alone."""
         assert self._state is not None
-        own = psutil.Process()
-        state = {"pid": own.pid, "created": own.create_time(), "directory": str(self._directory)}
-        draft = self._state.with_name(f"{self._state.name}.{own.pid}")
+        state = {"pid": os.getpid(), "directory": str(self._directory)}
+        draft = self._state.with_name(f"{self._state.name}.{os.getpid()}")
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(state, file)
         draft.replace(self._state)
@@ -252,7 +249,7 @@ def _with_a_small_dashboard(start: Any, command: list[str], process_type: str, *
     Each part is a process of its own, and half of them draw pages that nobody sees here.
     """
     if process_type == "dashboard" and not any(word.startswith("--modules-to-load") for word in command):
-        command = [*command, f"--modules-to-load={','.join(DASHBOARD_PARTS)}"]
+        command = [*command, f"--modules-to-load={','.join(_DASHBOARD_PARTS)}"]
     return start(command, process_type, **options)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from synapse_runtime.errors import ClusterError
-from synapse_runtime.executors.worker import CALLERS_TMPDIR
+from synapse_runtime.site import CALLERS_TMPDIR
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
@@ -237,13 +237,15 @@ def last_lines(directory: Path, count: int = 12) -> str:
 def _kill_remains(directory: Path) -> None:
     """Kill what is left of the cluster of a directory: its processes are known by it.
 
-    They have it as their working directory, or those that run jobs in their environment, where some write their title.
+    They have it as their working directory, or, those that run jobs, in their environment, where others write their
+    titles. One with a terminal is somebody who looks around there.
     """
     import psutil
 
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
-            if process.environ().get("TMPDIR") == str(directory) or process.cwd().startswith(str(directory)):
+            works_there = Path(process.cwd()).is_relative_to(directory)
+            if process.terminal() is None and (works_there or process.environ().get("TMPDIR") == str(directory)):
                 process.kill()
 
 

@@ -42,12 +42,11 @@ class SynapseSession:
         self._jobs_wanted = False
         self._began_run = False
         option = config.option
+        leaves_out = ("keyword", "markexpr", "deselect", "lf", "stepwise", "setuponly")
         # Not where tests may still be deselected, and none be left that needs a cluster; nor in a worker of
         # pytest-xdist: their cluster must be right from the start, as none of them can have it made anew for all.
         self.starts_while_collecting = not (
-            option.collectonly
-            or any(getattr(option, name, None) for name in ("keyword", "markexpr", "deselect", "lf", "setuponly"))
-            or hasattr(config, "workerinput")
+            option.collectonly or any(getattr(option, name, None) for name in leaves_out) or self._in_a_worker_of_xdist
         )
 
     @classmethod

@@ -140,6 +140,39 @@ def test_the_token_keeps_strangers_out_and_shows_nowhere(worker):
                 continue
 
 
+def test_our_token_is_not_sent_to_others(short_temp_dir):
+    code = (
+        USE_A_CLUSTER
+        + """
+    import http.server, threading
+    from synapse_runtime.errors import ClusterError
+    from synapse_runtime.executors.ray import RayJobsApiExecutor
+    from synapse_runtime.executors.ray.ephemeral import ephemeral
+    ephemeral.leave()
+    seen = []
+
+    class Stranger(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers.get("Authorization"))
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        RayJobsApiExecutor(ray_address=f"http://127.0.0.1:{server.server_port}").submit("any:Action")
+    except ClusterError as error:
+        assert "is no dashboard of Ray" in str(error), error
+    assert seen == [None], seen
+    """
+    )
+    process = Process(code, short_temp_dir)
+    output, _ = process.process.communicate(timeout=60)
+    assert process.process.returncode == 0, output
+
+
 @pytest.mark.parametrize("executor_class", [RayActorExecutor, RayJobsApiExecutor])
 @pytest.mark.parametrize("form", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "http://127.0.0.1:{port}"])
 def test_an_address_where_nobody_answers_is_told_in_seconds(executor_class, form):

@@ -172,12 +172,7 @@ def connect(cluster: Cluster) -> str:
             if not is_ours(cluster.address):
                 require_cluster(cluster.address)
             with _no_error_printer(), _reachable(cluster):
-                try:
-                    _become_driver(cluster.address)
-                except Exception as error:
-                    if _FIRST_CALLER_REFUSED not in str(error):
-                        raise
-                    _become_driver(cluster.address)
+                _become_driver(cluster.address)
     except ClusterError:
         raise
     except Exception as error:
@@ -185,16 +180,21 @@ def connect(cluster: Cluster) -> str:
     return connected_address() or cluster.address
 
 
-def _become_driver(address: str) -> None:
+def _become_driver(address: str, *, tries: int = 2) -> None:
     import ray
 
-    ray.init(
-        address=address,
-        namespace=f"synapse-{os.getpid()}-{secrets.token_hex(4)}",
-        log_to_driver=False,
-        logging_level="error",
-        configure_logging=False,
-    )
+    try:
+        ray.init(
+            address=address,
+            namespace=f"synapse-{os.getpid()}-{secrets.token_hex(4)}",
+            log_to_driver=False,
+            logging_level="error",
+            configure_logging=False,
+        )
+    except ConnectionError as error:
+        if _FIRST_CALLER_REFUSED not in str(error) or tries == 1:
+            raise
+        _become_driver(address, tries=tries - 1)
 
 
 def dashboard_of(cluster: Cluster) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import pickle
 import queue
@@ -16,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -618,7 +617,7 @@ def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) 
         time.sleep(_POLL_SECONDS)
 
 
-@functools.cache  # once in a process
+@cache  # once in a process
 def _tell_of_versions(url: str, theirs: Versions, here: Versions) -> None:
     text = (
         f"the cluster at {url} runs {theirs}, this process {here}: jobs get along with that, actions that use Ray "

@@ -83,12 +83,14 @@ class Luggage:
 
     def _check(self, environment: dict[str, Any]) -> None:
         if environment.get("working_dir"):
-            raise self._at_fault("the working directory is the plugin's own: remove working_dir", "working_dir")
+            raise self._at_fault(
+                "the working directory is the plugin's own: remove working_dir", "runtime_env", "working_dir"
+            )
         for module in environment.get("py_modules") or ():
             if "://" not in str(module):
                 raise self._at_fault(
                     f"py_modules: {str(module)!r} is no URI; what is in the plugin's directory travels with it",
-                    "py_modules",
+                    *("runtime_env", "py_modules"),
                 )
 
     def _wheels(self, manifest: Manifest) -> list[str]:
@@ -97,7 +99,7 @@ class Luggage:
         root = self._plugin.root
         directory = Path(os.path.normpath(root / manifest.wheels_dir))
         if root not in directory.parents and "wheels_dir" in manifest.model_fields_set:
-            raise self._at_fault(f"wheels_dir: {manifest.wheels_dir!r} is not below the plugin's directory")
+            raise self._at_fault(f"{manifest.wheels_dir!r} is not below the plugin's directory", "wheels_dir")
         return sorted(path.relative_to(root).as_posix() for path in directory.glob("*.whl"))
 
     def _required(self, root: Path, wheels: list[str]) -> list[str]:
@@ -128,7 +130,7 @@ class Luggage:
         if isinstance(given, str):
             given = [f"-r {_ON_THE_NODE}/{given}"]
         if not isinstance(given, list | dict | None):
-            raise self._at_fault(f"{manager} must be a list of requirements, not {given!r}", manager)
+            raise self._at_fault(f"{manager} must be a list of requirements, not {given!r}", "runtime_env", manager)
         settings = dict(given) if isinstance(given, dict) else {"packages": list(given or ())}
         settings["packages"] = [*settings.get("packages", ()), *lines]
         if not settings["packages"]:
@@ -139,7 +141,7 @@ class Luggage:
             raise self._at_fault(
                 f"{other} and {manager} cannot both install; requirements.txt, wheels and what this runtime needs are "
                 f"installed by {manager}, the package_manager",
-                other,
+                *("runtime_env", other),
             )
         if manifest.package_manager_options:
             name = "pip_install_options" if manager == "pip" else "uv_pip_install_options"
@@ -153,16 +155,13 @@ class Luggage:
         try:
             RuntimeEnv(**environment)
         except (TypeError, ValueError) as error:
-            raise self._at_fault(str(error).strip().partition("\n")[0]) from error
+            raise self._at_fault(str(error).strip().partition("\n")[0], "runtime_env") from error
 
-    def _at_fault(self, problem: str, key: str | None = None) -> ConfigError:
+    def _at_fault(self, problem: str, *keys: str) -> ConfigError:
+        """Return the error of what the config file says at these keys, the first of which it names."""
         path = None if self._plugin is None else self._plugin.config_path
-        if path is None:
-            return ConfigError(f"runtime_env: {problem}")
-        keys = ("runtime_env",) if key is None else ("runtime_env", key)
-        prefix = "" if problem.startswith("wheels_dir") else "runtime_env: "
-        line = line_of(path.read_text(encoding="utf-8"), keys if prefix else ("wheels_dir",))
-        return ConfigError(prefix + problem, path=path, line=line)
+        line = None if path is None else line_of(path.read_text(encoding="utf-8"), keys)
+        return ConfigError(f"{keys[0]}: {problem}", path=path, line=line)
 
 
 def setup_seconds(environment: dict[str, Any]) -> float:
@@ -229,9 +228,7 @@ def send_through_ray(package: Package) -> str:
 
     try:
         # Ray deletes a package that nobody refers to any more: not before the worker does.
-        if (
-            connected_through_client()
-        ):  # whose server does not answer to this, but the cluster's own processes can do it
+        if connected_through_client():  # its server does not answer to this; the cluster's own processes can do it
             ray.get(ray.remote(pin).options(num_cpus=0).remote(package.uri), timeout=_TRANSFER_SECONDS)
         else:
             pin_runtime_env_uri(package.uri)

@@ -183,7 +183,7 @@ class WarmWorker:
         self._actor: Any = None
         self._whereabouts: Whereabouts | None = None
         self._last_words: LastWords | None = None
-        self._carries: Any = None  # the luggage that it was made with
+        self._carries: tuple[str | None, bool] | None = None  # the key of the luggage that it was made with
         self._abroad = False
         self._cluster = ""  # its own address
         self._reached_by = ""

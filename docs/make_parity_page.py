@@ -36,7 +36,7 @@ ROWS: dict[int, tuple[str, str, tuple[str, ...]]] = {
     16: ("Ctrl-C", "stops the action", MODES),
     17: ("What cannot travel", "is named: `result[\"model\"].lock`, in the same words", MODES),
     18: ("`result_model`", "is checked, and a mismatch told in the same way", MODES),
-    19: ("Coverage", "counts the same lines and branches", ()),
+    19: ("Coverage", "counts the same lines and branches: under pytest-cov and `coverage run`, with contexts, plugins and processes of an action", MODES),
     20: ("Many actions in a row", "leak nothing; `isolation=\"fresh\"` sees no state of others", MODES),
     21: ("Two plugins named `plugin`", "each get their own modules, in one session", ()),
     30: ("A worker that dies", "is told with its exit status or signal and its last output, and replaced", ("task", "job")),

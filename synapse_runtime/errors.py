@@ -111,6 +111,10 @@ class ResultMismatchWarning(UserWarning):
     """The result does not fit the action's `result_model`. It is returned unchanged, as the SDK does."""
 
 
+class CoverageLostWarning(UserWarning):
+    """What workers execute could not be measured, or not be read here; the coverage of this process lacks it."""
+
+
 class VersionMismatchWarning(UserWarning):
     """A cluster runs another Ray than this process. Jobs get along with that; actions that use Ray may not."""
 

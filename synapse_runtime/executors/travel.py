@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from synapse_runtime.capture import Captured
 from synapse_runtime.errors import ConfigError, ExecutionError, PluginError
 from synapse_runtime.execution import ActionCall
-
-# Deletes a directory when its input closes, which is when the last process ends that holds the other end. A shell, as
-# it is small; in the background of one that has ended, so that nobody takes it for a child of the worker.
-_DELETE_LATER = 'trap "" HUP INT TERM; exec 3<&0; (cat <&3 >/dev/null; rm -rf -- "$1") & exit 0'
+from synapse_runtime.scratch import scratch_directory
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,12 @@ class Relocation:
         """Return a text of ours, such as a file's name or a stack, with the paths that it has at the caller's."""
         return text if self.there is None else text.replace(self.here, self.there)
 
+    def told_file(self, path: str) -> str | None:
+        """Return the name that a file has at the caller's; None for one that is only here."""
+        if path.startswith(os.path.join(self.here, "")):
+            return self.told(path) if self.there is not None else None
+        return None if os.path.exists(path) else path  # of a function that has come along by value
+
     def tell_of(self, error: PluginError) -> None:
         """Let an error of ours name the caller's files: in what it says of the config file, in stacks."""
         if isinstance(error, ExecutionError):
@@ -98,8 +99,7 @@ def settle(there: str | None, arrived_at: str | None) -> Relocation:
         there: The plugin's directory on the caller's disk.
         arrived_at: Where Ray has put the package; workers share that, so nothing is imported from there any more.
     """
-    directory = tempfile.mkdtemp(prefix="synapse-plugin-")
-    _delete_with_this_process(directory)
+    directory = os.path.realpath(scratch_directory("synapse-plugin-"))
     here = os.path.join(directory, os.path.basename(there or "") or "plugin")
     if arrived_at is None:
         os.mkdir(here)
@@ -119,18 +119,3 @@ def forget_import_path(directory: str) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(left)
     else:
         os.environ.pop("PYTHONPATH", None)
-
-
-def _delete_with_this_process(directory: str) -> None:
-    deleter = subprocess.Popen(
-        ["/bin/sh", "-c", _DELETE_LATER, "sh", directory],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,
-    )
-    assert deleter.stdin is not None
-    os.dup(deleter.stdin.fileno())  # stays open as long as this process is there
-    deleter.stdin.close()
-    deleter.wait()

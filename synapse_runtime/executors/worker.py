@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from synapse_runtime import assertions, tracing, transport
+from synapse_runtime import assertions, measurement, tracing, transport
 from synapse_runtime.audience import Audience
 from synapse_runtime.capture import Captured, OutputFiles, captured_logging
 from synapse_runtime.environment import PluginEnvironment
@@ -47,6 +47,7 @@ class Parcel:
         audience: What of its logging and warnings is heard.
         rewritten: The plugin's modules whose assertions pytest rewrites where the call comes from.
         abroad: Whether the worker does not see the caller's disk: what it needs of that has come along.
+        coverage: How the caller measures coverage, if it does.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Parcel:
     audience: Audience
     rewritten: tuple[str, ...] = ()
     abroad: bool = False
+    coverage: measurement.Settings | None = None
 
 
 def pack_call(call: ActionCall) -> Parcel:
@@ -77,7 +79,17 @@ def pack_call(call: ActionCall) -> Parcel:
             raise
     paths = tuple(os.path.abspath(path) for path in sys.path if not is_installed_path(os.path.abspath(path)))
     rewritten = () if call.import_root is None else assertions.rewritten(top_level_names(call.import_root))
-    return Parcel(call.name, call.job_id, call.timeout, call.import_root, paths, data, Audience.here(), rewritten)
+    return Parcel(
+        call.name,
+        call.job_id,
+        call.timeout,
+        call.import_root,
+        paths,
+        data,
+        Audience.here(),
+        rewritten,
+        coverage=measurement.settings(),
+    )
 
 
 def restore_temp_dir() -> None:
@@ -119,6 +131,7 @@ def serve(
     for path in parcel.import_paths:
         if path not in sys.path and os.path.exists(path):
             sys.path.append(path)
+    _meter.begin(parcel.coverage, abroad=moved is not None)
     captured = Captured()
     notes.clear()
     assertions.rewrite_here(parcel.rewritten)
@@ -146,7 +159,8 @@ def unpack_run(data: bytes, call: ActionCall | None = None, *, import_root: str 
         import_root: Where they are, if the call is not known: another process made it.
     """
     with _no_bytecode(), _importable(import_root if call is None else call.import_root):
-        run, result, error, failed = transport.loads_at_home(data)
+        run, result, error, failed, measured = transport.loads_at_home(data)
+        measurement.count(measured)
         if error is not None:
             run.error = _own_error(tracing.unpack(error))
             assertions.explain(run.error, failed)
@@ -275,8 +289,9 @@ def _armed(timeout: float | None, notes: Notes, on_start: Callable[[], object] |
     return start
 
 
-# What this process, a worker, notes of assertions that fail.
+# What this process, a worker, notes of assertions that fail, and measures of coverage.
 _notebook = assertions.Notebook()
+_meter = measurement.Meter()
 
 
 def _pack_run(run: ActionRun, variables: Mapping[str, str], moved: Relocation | None = None) -> bytes:
@@ -294,7 +309,8 @@ def _pack_run(run: ActionRun, variables: Mapping[str, str], moved: Relocation | 
         with tracing.hiding(variables):
             packed = tracing.pack(error, str if moved is None else moved.told)
     bare = replace(run, result=None, error=None)
-    return transport.dumps((bare, result, packed, _notebook.take(error)))
+    measured = _meter.take(str if moved is None else moved.told_file)
+    return transport.dumps((bare, result, packed, _notebook.take(error), measured))
 
 
 def _at_home(call: ActionCall, error: PluginError) -> PluginError:

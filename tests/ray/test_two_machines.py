@@ -486,3 +486,61 @@ def test_this_runtime_can_travel_itself(world, mode, traveller):
     )
     assert answer["host"] == "bare"
     assert "py_modules_files" in answer["runtime"]
+
+
+MEASURED = """\
+import beside
+
+from synapse_runtime.decorators import action
+from synapse_runtime.errors import ExecutionError
+
+
+@action
+def of_the_test(params, context):
+    if params:
+        return beside.WORD
+    return "none"
+
+
+def test_look(synapse_executor):
+    assert synapse_executor.execute("look")["env"]["FROM_ENV"]
+
+
+def test_fail(synapse_executor):
+    assert isinstance(synapse_executor.run("fail").error, ExecutionError)
+
+
+def test_of_the_test(synapse_executor):
+    assert synapse_executor.execute(of_the_test, {}) == "none"
+"""
+
+
+def test_coverage_counts_the_callers_files_also_by_the_tests_that_ran_them(world, mode):
+    plugin = world.plugin(
+        f"measured_{mode}",
+        **{"tests/test_places__py": MEASURED},
+        setup__cfg="[coverage:run]\nbranch = true\nsource = .\nomit = */conftest.py\ndynamic_context = test_function\n",
+    )
+    told = {}
+    for each, address in (("local", ""), (mode, world.addresses[mode])):
+        arguments = ["-m", "pytest", "-p", "no:cacheprovider", f"--synapse-mode={each}"]
+        arguments += [f"--synapse-ray-address={address}"] if address else []
+        status, output = world.run(sys.executable, "-m", "coverage", "run", *arguments, plugin=plugin)
+        assert status == 0, output
+        status, output = world.run(
+            sys.executable, "-m", "coverage", "json", "--show-contexts", "-o", "told.json", plugin=plugin
+        )
+        assert status == 0, output
+        told[each] = {
+            name: (file["executed_lines"], file["missing_lines"], file["executed_branches"], file["contexts"])
+            for name, file in json.loads((plugin / "told.json").read_text())["files"].items()
+        }
+    assert set(told[mode]) == {"lab/actions.py", "lab/__init__.py", "tests/beside.py", "tests/test_places.py"}
+    lines, _, _, contexts = told[mode]["lab/actions.py"]
+    within = (plugin / "lab" / "actions.py").read_text().splitlines()
+    (printed,) = (number for number, line in enumerate(within, 1) if 'print("looked")' in line)
+    assert printed in lines
+    assert contexts[str(printed)] == ["test_places.test_look"]
+    for name in told["local"]:
+        assert told[mode][name][:3] == told["local"][name][:3], name
+    assert [path.name for path in plugin.glob(".coverage*")] == [".coverage"]

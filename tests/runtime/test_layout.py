@@ -18,6 +18,8 @@ ROOMS = [
     "locate",
     "site",
     "errors",
+    "scratch",
+    "measurement",
     "events",
     "environment",
     "transport",

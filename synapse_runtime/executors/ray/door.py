@@ -33,8 +33,9 @@ LOG = "cluster.log"
 RAYS_DIRECTORY = "r"
 # By this the owner and all of Ray's processes take the loopback address, and no other.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# Variables that speak of the test that runs now, not of the workers that will run many.
-_NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "RAY_ADDRESS")
+# Variables that speak of the test that runs now, not of the workers that will run many; and those by which each Python
+# process measures coverage into files of its own: workers bring theirs home.
+_NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "COVERAGE_PROCESS_", "RAY_ADDRESS")
 _ANSWER_SECONDS = 5.0
 _END_SECONDS = 15.0
 

@@ -1,0 +1,587 @@
+"""Row 19: coverage counts the same lines and branches of actions, wherever they ran; and nothing else is left of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import coverage
+import pytest
+
+from tests.cli.processes import cluster
+from tests.parity.sessions import Session, run_pytest, run_python, write
+
+MODES = ("local", "task", "job")
+
+CONFIG = """\
+code: demo
+actions:
+  many: {entrypoint: "plugin.actions:many"}
+  fail: {entrypoint: "plugin.actions:fail"}
+  hang: {entrypoint: "plugin.actions:hang"}
+  again: {entrypoint: "plugin.actions:again"}
+  checked: {entrypoint: "plugin.actions:Checked"}
+"""
+
+ACTIONS = """\
+import asyncio
+import os
+import threading
+import time
+
+from pydantic import BaseModel, field_validator
+
+from plugin.shapes import Shape
+from synapse_runtime.action import BaseAction
+from synapse_runtime.decorators import action
+
+try:
+    import there_is_no_such_module
+except ImportError:
+    there_is_no_such_module = None
+
+if os.environ.get("THERE_IS_NO_SUCH_VARIABLE"):
+    LIMIT = 1
+else:
+    LIMIT = 2
+
+SQUARES = {
+    number: number**2
+    for number in range(3)
+    if number
+}
+
+
+class Params(BaseModel):
+    size: int = 1
+
+    @field_validator("size")
+    @classmethod
+    def check(cls, value):
+        if value > 9:
+            raise ValueError("too large")
+        return value
+
+
+class Checked(BaseAction[Params]):
+    def execute(self):
+        if self.params.size == 2:
+            return "two"
+        return self.other()
+
+    def other(self):
+        return "other"
+
+
+def in_thread(found):
+    for number in range(2):
+        found.append(number)
+
+
+async def later(number):
+    await asyncio.sleep(0)
+    if number:
+        return number
+    return None
+
+
+def numbers():
+    yield 1
+    yield 2
+
+
+@action
+def many(params, context):
+    found = []
+    thread = threading.Thread(target=in_thread, args=(found,))
+    thread.start()
+    thread.join()
+    found += [
+        asyncio.run(later(1)),
+        *numbers(),
+    ]
+    match params.get("kind"):
+        case "a":
+            found.append("a")
+        case "b":
+            found.append("b")
+        case _:
+            pass
+    if params.get("more"):
+        from plugin import lazy
+
+        found.append(lazy.double(2))
+    return Shape(len(found), "round" if len(found) > 4 else "edged")
+
+
+@action
+def fail(params, context):
+    try:
+        if params["soon"]:
+            raise LookupError("soon")
+        return 1 / 0
+    except ZeroDivisionError as error:
+        error.add_note("late")
+        raise
+    finally:
+        params.clear()
+
+
+@action
+def hang(params, context):
+    while True:
+        time.sleep(0.01)
+    return "never"
+
+
+def unused():
+    return "nothing"  # nobody calls it
+
+
+def debug():  # pragma: no cover
+    return "left out"
+
+
+@action
+def again(params, context):
+    if params["first"]:
+        return "first"
+    return "second"
+"""
+
+SHAPES = """\
+class Shape:
+    def __init__(self, corners, kind):
+        self.corners = corners
+        self.kind = kind
+
+    def __reduce__(self):
+        return restore, (self.corners, self.kind)
+
+    def __eq__(self, other):
+        return vars(self) == vars(other)
+
+
+def restore(corners, kind):
+    return Shape(corners, kind)
+"""
+
+LAZY = """\
+import sys
+
+if sys.platform == "there is no such platform":
+    FACTOR = 3
+else:
+    FACTOR = 2
+
+
+def double(number):
+    return FACTOR * number
+"""
+
+CONFTEST = """\
+import pytest
+
+from synapse_runtime.decorators import action
+
+
+@action
+def of_conftest(params, context):
+    if params:
+        return "params"
+    return "none"
+
+
+@pytest.fixture
+def action_of_conftest():
+    return of_conftest
+"""
+
+TESTS = """\
+import pytest
+
+from synapse_runtime.action import BaseAction
+from synapse_runtime.errors import ExecutionError, ExecutionTimeout, ValidationError
+
+
+class OfTest(BaseAction):
+    def execute(self):
+        if self.params["up"]:
+            return self.up()
+        return "down"
+
+    def up(self):
+        return "up"
+
+
+@pytest.mark.parametrize("params", [{"kind": "a"}, {"more": True}], ids=["kind", "more"])
+def test_many(synapse_executor, params):
+    assert synapse_executor.execute("many", params).corners > 3
+
+
+@pytest.mark.parametrize("soon", [True, False])
+def test_fail(synapse_executor, soon):
+    with pytest.raises(ExecutionError):
+        synapse_executor.execute("fail", {"soon": soon})
+
+
+@pytest.mark.synapse(timeout=1)
+def test_hang(synapse_executor):
+    with pytest.raises(ExecutionTimeout):
+        synapse_executor.execute("hang")
+
+
+def test_again(synapse_executor):
+    assert synapse_executor.execute("again", {"first": True}) == "first"
+    assert synapse_executor.execute("again", {"first": False}) == "second"
+
+
+def test_checked(synapse_executor):
+    assert synapse_executor.execute("checked", {"size": 3}) == "other"
+    with pytest.raises(ValidationError):
+        synapse_executor.execute("checked", {"size": 10})
+
+
+def test_actions_of_tests(synapse_executor, action_of_conftest):
+    assert synapse_executor.execute(OfTest, {"up": True}) == "up"
+    assert synapse_executor.execute(action_of_conftest) == "none"
+"""
+
+FILES = {
+    "pytest.ini": "[pytest]\nfilterwarnings = error\n",
+    "demo/config.yaml": CONFIG,
+    "demo/plugin/__init__.py": "",
+    "demo/plugin/actions.py": ACTIONS,
+    "demo/plugin/shapes.py": SHAPES,
+    "demo/plugin/lazy.py": LAZY,
+    "demo/tests/conftest.py": CONFTEST,
+    "demo/tests/test_demo.py": TESTS,
+}
+
+
+class Runs:
+    """Sessions over a project in a mode, each kind of them once, and what they measured."""
+
+    def __init__(self, project: Path, env: dict[str, str]) -> None:
+        self._project = project
+        self._env = env
+
+    @functools.cache  # noqa: B019 - as long as the tests of this file
+    def __call__(self, mode: str, *options: str, tool: str = "", files: str = "", **env: str) -> tuple[Session, Path]:
+        """Run the project's tests in a directory of their own; return the session, and the directory."""
+        project = self._write(FILES | EXTRA.get(files, {}))
+        arguments = [f"--synapse-mode={mode}", "-p", "no:cacheprovider", *options]
+        if tool:
+            command = ["-m", "coverage", "run", *tool.split(), "-m", "pytest", *arguments]
+            done = run_python(project, *command, env=self._env | env)
+            return Session(done.returncode, done.stdout), project
+        return run_pytest(project, *arguments, env=self._env | env), project
+
+    def _write(self, files: dict[str, str]) -> Path:
+        project = self._project / f"run-{len(list(self._project.iterdir()))}"
+        return write(project, {name: text.replace("{project}", str(project)) for name, text in files.items()})
+
+    def report(self, mode: str, *options: str, tool: str = "", files: str = "", **env: str) -> dict[str, Any]:
+        """Return what coverage's JSON report says of each file."""
+        session, project = self(mode, *options, tool=tool, files=files, **env)
+        assert session.status == 0, session.output
+        done = run_python(project, "-m", "coverage", "json", "-q", "-o", "report.json", env={})
+        assert done.returncode == 0, done.stdout
+        told = json.loads((project / "report.json").read_text())["files"]
+        return {
+            name: {key: file.get(key) for key in ("executed_lines", "missing_lines", "executed_branches")}
+            for name, file in told.items()
+        }
+
+
+EXTRA: dict[str, dict[str, str]] = {}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    with cluster(num_cpus=4) as reached:
+        env = {name: value for name, value in reached.items() if name.startswith("RAY_")}
+        yield Runs(tmp_path_factory.mktemp("measured"), env | {"RAY_ADDRESS": reached["address"]})
+
+
+in_each_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def lines(text: str, *parts: str) -> set[int]:
+    """Return the numbers of the lines that have one of these texts in them."""
+    found = {number for number, line in enumerate(text.splitlines(), 1) if any(part in line for part in parts)}
+    assert len(found) >= len(parts)
+    return found
+
+
+BRANCHES = ("--cov=.", "--cov-branch", "--cov-report=")
+# A job takes a second or two.
+SOME = ("-k", "many or fail or actions_of_tests")
+FEW = ("-k", "again or actions_of_tests or (many and more)")
+
+
+@in_each_mode
+@pytest.mark.parametrize("processes", [0, 2], ids=["in-one-process", "xdist"])
+def test_19_lines_and_branches_are_the_same_under_pytest_cov(runs, mode, processes):
+    several = ("-n", "2", "--dist", "load") if processes else ()
+    told = runs.report(mode, *BRANCHES, *several)
+    actions = told["demo/plugin/actions.py"]
+    assert set(actions["missing_lines"]) == lines(
+        ACTIONS, "LIMIT = 1", "return None", 'return "two"', 'found.append("b")', "# nobody calls it"
+    )
+    assert told["demo/plugin/lazy.py"]["missing_lines"] == [4]
+    assert set(told["demo/tests/test_demo.py"]["missing_lines"]) == lines(TESTS, 'return "down"')
+    assert set(told["demo/tests/conftest.py"]["missing_lines"]) == lines(CONFTEST, 'return "params"')
+    assert told == runs.report("local", *BRANCHES)
+
+
+@in_each_mode
+def test_19_lines_and_branches_are_the_same_under_coverage_run(runs, mode):
+    told = runs.report(mode, *SOME, tool="--branch --source=demo")
+    assert told == runs.report("local", *SOME, tool="--branch --source=demo")
+    assert told == runs.report("local", *SOME, "--cov=demo", "--cov-branch", "--cov-report=")
+
+
+@in_each_mode
+def test_19_contexts_name_the_same_tests(runs, mode):
+    options = (*FEW, "--cov=plugin", "--cov-context=test", "--cov-report=")
+    (session, project), (_, local) = runs(mode, *options), runs("local", *options)
+    assert session.status == 0, session.output
+    here, there = contexts(local), contexts(project)
+    inside = set(range(ACTIONS[: ACTIONS.index("@action")].count("\n"), len(ACTIONS.splitlines())))
+    inside -= lines(ACTIONS, "def ", "@action")
+    for number in inside:
+        assert there.get(number) == here.get(number), ACTIONS.splitlines()[number - 1]
+    (first,) = lines(ACTIONS, 'return "first"')
+    assert there[first] == ["demo/tests/test_demo.py::test_again|run"]
+    (imported,) = lines(ACTIONS, "LIMIT = 2")
+    assert set(here[imported]) <= set(there[imported])  # each new worker imports it
+
+
+def contexts(project: Path) -> dict[int, list[str]]:
+    """Return the contexts of the lines of the plugin's actions."""
+    data = coverage.CoverageData(basename=str(project / ".coverage"))
+    data.read()
+    found = data.contexts_by_lineno(str((project / "demo/plugin/actions.py").resolve()))
+    data.close()
+    return {number: sorted(names) for number, names in found.items() if number > 0}
+
+
+CORES = ["ctrace", "pytrace"] + (["sysmon"] if sys.version_info >= (3, 12) else [])
+
+
+@pytest.mark.parametrize(("mode", "core"), [("task", core) for core in CORES] + [("job", CORES[-1])])
+def test_19_lines_are_the_same_with_each_core(runs, mode, core):
+    options = (*FEW, "--cov=plugin", "--cov-report=")
+    assert runs.report(mode, *options, COVERAGE_CORE=core) == runs.report("local", *options)
+
+
+CONFIGURED = """\
+[coverage:run]
+branch = true
+source =
+    demo
+    measuring
+omit =
+    demo/plugin/sh*
+    conftest.py
+relative_files = true
+context = nightly
+plugins = measuring
+
+[coverage:measuring]
+traced = lazy.py
+"""
+
+MEASURING = """\
+import coverage
+
+
+class Plugin(coverage.CoveragePlugin):
+    def __init__(self, traced):
+        self.traced = traced
+
+    def file_tracer(self, filename):
+        return Tracer(filename) if filename.endswith(self.traced) else None
+
+    def file_reporter(self, filename):
+        return "python"
+
+    def dynamic_context(self, frame):
+        return "in " + frame.f_code.co_name if frame.f_code.co_name in ("many", "up") else None
+
+
+class Tracer(coverage.FileTracer):
+    def __init__(self, filename):
+        self.filename = filename
+
+    def source_filename(self):
+        return self.filename
+
+    def line_number_range(self, frame):
+        return frame.f_lineno, frame.f_lineno
+
+
+def coverage_init(reg, options):
+    plugin = Plugin(options["traced"])
+    reg.add_file_tracer(plugin)
+    reg.add_dynamic_context(plugin)
+"""
+EXTRA["configured"] = {"setup.cfg": CONFIGURED, "measuring.py": MEASURING}
+
+
+@in_each_mode
+def test_19_the_configuration_is_the_same(runs, mode):
+    told = runs.report(mode, *FEW, tool="--branch", files="configured")
+    assert "demo/plugin/actions.py" in told
+    assert not {"demo/plugin/shapes.py", "demo/tests/conftest.py"} & set(told)
+    assert told == runs.report("local", *FEW, tool="--branch", files="configured")
+
+
+@in_each_mode
+def test_19_plugins_and_contexts_of_coverage_are_the_same(runs, mode):
+    found = {}
+    for each in ("local", mode):
+        _, project = runs(each, *FEW, tool="--branch", files="configured")
+        data = coverage.CoverageData(basename=str(project / ".coverage"))
+        data.read()
+        lazy = [data.file_tracer(file) for file in data.measured_files() if file.endswith("lazy.py")]
+        found[each] = (lazy, data.measured_contexts(), data.measured_files())
+        data.close()
+    assert found[mode] == found["local"]
+    assert found[mode][0] == ["measuring.Plugin"]
+    assert {"nightly", "nightly|in many"} <= found[mode][1]
+
+
+CHILDREN = """\
+[run]
+branch = true
+source = {project}/demo
+concurrency =
+    thread
+    multiprocessing
+data_file = {project}/.coverage
+"""
+
+KIDS = """\
+import multiprocessing
+import subprocess
+import sys
+
+from synapse_runtime.decorators import action
+
+
+def by_fork(number):
+    if number:
+        return "number"
+    return "none"
+
+
+def by_command(number):
+    if number:
+        return "none"
+    return "number"
+
+
+@action
+def spread(params, context):
+    process = multiprocessing.get_context("fork").Process(target=by_fork, args=(1,))
+    process.start()
+    process.join()
+    command = "from plugin.kids import by_command; by_command(0)"
+    subprocess.run([sys.executable, "-c", command], check=True)
+"""
+
+SPREAD = """\
+def test_spread(synapse_executor):
+    synapse_executor.execute("spread")
+"""
+HAS_PATCHES = tuple(map(int, coverage.__version__.split(".")[:2])) >= (7, 10)
+EXTRA["children"] = {
+    ".coveragerc": CHILDREN + ("patch = subprocess\n" if HAS_PATCHES else ""),
+    "demo/config.yaml": 'code: demo\nactions: {spread: {entrypoint: "plugin.kids:spread"}}\n',
+    "demo/plugin/kids.py": KIDS,
+    "demo/tests/test_demo.py": SPREAD,
+}
+
+
+@in_each_mode
+def test_19_processes_that_an_action_starts_are_measured(runs, mode):
+    told = runs.report(mode, "--cov", "--cov-report=", files="children")["demo/plugin/kids.py"]
+    missing = lines(KIDS, 'return "none"')
+    if not HAS_PATCHES:
+        missing |= {number + 1 for number in lines(KIDS, "def by_command")} | lines(KIDS, 'return "number"')
+    assert set(told["missing_lines"]) <= missing
+    assert told == runs.report("local", "--cov", "--cov-report=", files="children")["demo/plugin/kids.py"]
+    _, project = runs(mode, "--cov", "--cov-report=", files="children")
+    assert [path.name for path in project.rglob(".coverage*") if path.name != ".coveragerc"] == [".coverage"]
+
+
+KILLED = """\
+import os
+import signal
+
+import pytest
+
+from synapse_runtime.decorators import action
+from synapse_runtime.errors import WorkerCrashed
+
+
+@action
+def die(params, context):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_again(synapse_executor):
+    assert synapse_executor.execute("again", {"first": True}) == "first"
+
+
+def test_die(synapse_executor):
+    with pytest.raises(WorkerCrashed):
+        synapse_executor.execute(die)
+
+
+@pytest.mark.no_cover
+def test_not_covered(synapse_executor):
+    assert synapse_executor.execute("checked", {"size": 2}) == "two"
+
+
+def test_checked(synapse_executor):
+    assert synapse_executor.execute("checked", {"size": 3}) == "other"
+"""
+EXTRA["killed"] = {"demo/tests/test_demo.py": KILLED}
+
+
+@pytest.mark.parametrize("mode", ["task"])
+def test_19_a_killed_worker_loses_its_last_run_alone_and_no_cover_measures_nothing(runs, mode):
+    told = runs.report(mode, *BRANCHES, files="killed")["demo/plugin/actions.py"]
+    executed = set(told["executed_lines"])
+    assert executed >= lines(ACTIONS, 'return "first"', 'return "other"')
+    assert not executed & lines(ACTIONS, 'return "second"', 'return "two"')
+
+
+PLAIN = """\
+import sys
+
+from synapse_runtime.decorators import action
+
+
+@action
+def loaded(params, context):
+    return [name for name in sys.modules if name.partition(".")[0] == "coverage"]
+
+
+def test_loaded(synapse_executor):
+    assert synapse_executor.execute(loaded) == []
+"""
+EXTRA["plain"] = {"demo/tests/test_demo.py": PLAIN}
+
+
+@pytest.mark.parametrize("mode", ["task", "job"])
+def test_19_without_coverage_no_worker_imports_it(runs, mode):
+    session, _ = runs(mode, "-p", "no:cov", files="plain")
+    assert session.status == 0, session.output

@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 # A version of Ray to test with, such as 2.52.0: the newest, if none is given.
 RAY ?=
+# The same for coverage, such as 7.6.0.
+COVERAGE ?=
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 
@@ -60,5 +62,5 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 	@touch $@
 
 $(VENV)/.dev$(RAY): $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev $(if $(RAY),'ray[default]==$(RAY)')
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev $(if $(RAY),'ray[default]==$(RAY)') $(if $(COVERAGE),'coverage==$(COVERAGE)')
 	@touch $@

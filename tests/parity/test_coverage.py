@@ -340,6 +340,13 @@ def test_19_lines_and_branches_are_the_same_under_pytest_cov(runs, mode, process
     assert told == runs.report("local", *BRANCHES)
 
 
+@pytest.mark.parametrize("dist", ["loadscope", "loadfile", "loadgroup", "worksteal"])
+@pytest.mark.parametrize("mode", ["task"])
+def test_19_lines_and_branches_are_the_same_however_xdist_deals_the_tests(runs, mode, dist):
+    told = runs.report(mode, *FEW, *BRANCHES, "-n", "2", "--dist", dist)
+    assert told == runs.report("local", *FEW, *BRANCHES)
+
+
 @in_each_mode
 def test_19_lines_and_branches_are_the_same_under_coverage_run(runs, mode):
     told = runs.report(mode, *SOME, tool="--branch --source=demo")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
 
 import numpy
 
+from synapse_runtime.decorators import action
 from synapse_runtime.loggers import NullLogger
 from tests.ray.conftest import PLUGIN
 
@@ -51,6 +53,19 @@ def test_calls_from_several_threads_wait_for_each_other(task):
     for thread in threads:
         thread.join()
     assert sorted(results) == list(range(8))
+
+
+def test_a_run_says_which_node_it_ran_on_also_where_its_worker_died(executor, task):
+    @action
+    def die(params, context):
+        os._exit(3)
+
+    there = task.run("echo").node
+    import ray
+
+    assert there in {node["NodeID"] for node in ray.nodes()}
+    assert executor.run("echo").node == there
+    assert executor.run(die).node == there
 
 
 def test_nothing_is_written_into_the_plugins_directory(executor):

@@ -427,6 +427,11 @@ class RayJobsApiExecutor(Executor):
         if self._connection is not None and has_ended(self._connection[0].address):
             raise ClusterError(f"the cluster of job {job_id!r} has ended: {self._connection[0].address}")
 
+    def _node_of(self, job_id: str) -> str:
+        """Return Ray's id of the node that a job runs on. Its own process cannot know that without connecting."""
+        with self._asking(job_id) as client:
+            return str(client.get_job_info(job_id).driver_node_id or "")
+
     def _raw_logs(self, job_id: str) -> str:
         with self._asking(job_id) as client:
             return str(client.get_job_logs(job_id))
@@ -483,12 +488,13 @@ class RayJobsApiExecutor(Executor):
                     if on_event is not None:
                         on_event(events[-1])
                 elif item.kind == job_log.START:
-                    where = json.loads(item.payload)
+                    where = {**json.loads(item.payload), "node": self._node_of(job_id)}
                 elif item.kind == job_log.EXIT:
                     told = json.loads(item.payload)
                     death, took = Death(**told["death"]), told["duration"]
                 elif item.kind == job_log.RUN:
                     run = unpack_run(item.payload, call, import_root=self._import_root)
+                    run.node = where["node"]
                     return _with_output(run, printed)
         run = ActionRun(
             call.name if call else job_id,

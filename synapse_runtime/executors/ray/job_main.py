@@ -100,7 +100,6 @@ def _child(parcel: Parcel, send: Connection, notes: Notes, moved: Relocation | N
     data = serve(
         parcel,
         mode="job",
-        node=os.environ.get("RAY_NODE_ID", ""),
         notes=notes,
         moved=moved,
         on_event=lambda event: say(job_log.EVENTS, _pickled(event)),
@@ -138,7 +137,7 @@ class _Supervisor:
     def run(self) -> int | None:
         """Follow the action to its end; return None if it brought a run, else how its process ended."""
         signal.signal(signal.SIGTERM, self._pass_on)
-        where = {"host": socket.gethostname(), "pid": self._child, "node": os.environ.get("RAY_NODE_ID", "")}
+        where = {"host": socket.gethostname(), "pid": self._child}
         self.write(job_log.frame(job_log.START, json.dumps(where).encode()))
         status = self._follow()
         if self._run is None:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from synapse_runtime import action as actions
 from synapse_runtime.environment import PluginEnvironment, as_environment
@@ -18,12 +18,23 @@ from synapse_runtime.execution import ActionCall, ActionRun, fresh_job_id
 from synapse_runtime.loggers import ConsoleLogger, Logger
 
 if TYPE_CHECKING:
+    from synapse_runtime.executors.ray.connection import Cluster
     from synapse_runtime.plugin import Plugin
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
 OnEvent = Callable[[Event], object]
 OnOutput = Callable[[str, str], object]
+
+
+class Observer(Protocol):
+    """Is told of an executor's calls and runs, in the thread that makes them. What it raises, the caller gets."""
+
+    def started(self, call: ActionCall) -> object:
+        """Take a call that is about to be made."""
+
+    def finished(self, run: ActionRun) -> object:
+        """Take a run before the caller has it. Of a job that is asked for again, it comes again."""
 
 
 class Executor(ABC):
@@ -39,9 +50,13 @@ class Executor(ABC):
     Raises:
         ConfigError: The plugin cannot be read.
         ValueError: The timeout is not positive.
+
+    Attributes:
+        observer: Told of each call and run.
     """
 
     mode: ClassVar[str]
+    observer: Observer | None = None
 
     def __init__(
         self,
@@ -84,11 +99,16 @@ class Executor(ABC):
             ClusterError: There is no cluster to run on.
         """
         call = self.call(action, params, timeout=timeout)
+        observer = self.observer
+        if observer is not None:
+            observer.started(call)
         try:
             run = self._carry(call, on_event, on_output)
         finally:
             self._logger.finish()
         run.sign_error()
+        if observer is not None:
+            observer.finished(run)
         return run
 
     def execute(self, action_cls: Any, params: Mapping[str, Any] | Any = None, **kwargs: Any) -> Any:
@@ -137,6 +157,11 @@ class Executor(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The cluster that calls have gone to; None before the first, and in local mode."""
+        return None
 
     @property
     def _import_root(self) -> str | None:

@@ -187,7 +187,10 @@ class RayJobsApiExecutor(Executor):
             ValidationError: The params do not fit; nothing was submitted.
             ClusterError: There is no cluster, the id is taken, or the cluster lacks what was asked for.
         """
-        return self._submit(self.call(action, params, job_id=job_id))
+        call = self.call(action, params, job_id=job_id)
+        if self.observer is not None:
+            self.observer.started(call)
+        return self._submit(call)
 
     def list_jobs(self) -> list[JobSummary]:
         """Return the jobs of this cluster that run actions, whoever submitted them; the oldest first.
@@ -248,6 +251,8 @@ class RayJobsApiExecutor(Executor):
         """Wait for the job's end and return its `ActionRun`. Arguments and errors as for `get_result`."""
         run = self._collect(job_id, None, None, timeout)
         run.sign_error()
+        if self.observer is not None:
+            self.observer.finished(run)
         return run
 
     def get_result(self, job_id: str, timeout: float | None = None) -> Any:
@@ -308,6 +313,11 @@ class RayJobsApiExecutor(Executor):
                 self.delete(job_id)
             del self._calls[job_id]
         self._connection = None
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The cluster that jobs go to; None before the first."""
+        return None if self._connection is None else self._connection[0]
 
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         __tracebackhide__ = True

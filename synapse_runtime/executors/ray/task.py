@@ -32,7 +32,7 @@ from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.crash import Death, Notes, death_of, kernel_oom_kills, read_notes
 from synapse_runtime.executors.ray.cluster import connect, find_cluster, is_alive, shares_disk
-from synapse_runtime.executors.ray.connection import connected_address, departure
+from synapse_runtime.executors.ray.connection import Cluster, connected_address, departure
 from synapse_runtime.executors.ray.luggage import Luggage, send_through_ray, setup_seconds, why_not_set_up
 from synapse_runtime.executors.ray.owned import has_ended
 from synapse_runtime.executors.ray.quiet import quiet
@@ -185,8 +185,8 @@ class WarmWorker:
         self._last_words: LastWords | None = None
         self._carries: tuple[str | None, bool] | None = None  # the key of the luggage that it was made with
         self._abroad = False
+        self.cluster: Cluster | None = None  # as it was found
         self._cluster = ""  # its own address
-        self._reached_by = ""
         self._overdue_at = math.inf  # when the call that runs now will wait no longer
         self._lock = threading.RLock()
 
@@ -351,7 +351,8 @@ class WarmWorker:
             ray.kill(actor)
 
     def _require_cluster(self, error: Exception | None) -> None:
-        if not is_alive(self._reached_by):
+        assert self.cluster is not None
+        if not is_alive(self.cluster.address):
             raise self._lost_cluster("it does not answer any more") from error
 
     def _lost_cluster(self, reason: object) -> ClusterError:
@@ -365,8 +366,8 @@ class WarmWorker:
             if not self._abroad or self._carries == luggage.key:
                 return self._actor
             self.close()
-        cluster = find_cluster(self._address, jobs=self._jobs)
-        self._cluster, self._reached_by = connect(cluster), cluster.address
+        cluster = self.cluster = find_cluster(self._address, jobs=self._jobs)
+        self._cluster = connect(cluster)
         self._abroad = not (cluster.is_ours or shares_disk(cluster, _node_addresses()))
         self._carries = luggage.key
         self._actor = self._new_actor(call, luggage)
@@ -506,6 +507,11 @@ class RayActorExecutor(Executor):
         """End the worker, unless it is shared. The next call gets a new one."""
         if not self._shared:
             self._worker.close()
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The cluster that the worker is on; None before the first call."""
+        return self._worker.cluster
 
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         __tracebackhide__ = True

@@ -67,10 +67,15 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     An action is a class, an @action function, an entrypoint 'module:Name', or an action's name in the plugin.
     """
     from pytest_synapse.environment import given
+    from pytest_synapse.runs import observed
 
     env = given(plugin_env, marked(request.node).get("env", {}))
     session = SynapseSession.of(request.config)
-    with session.executor(request.node, synapse_mode, env, _plugin(request)) as executor:
+    item = request.node
+    with (
+        session.executor(item, synapse_mode, env, _plugin(request)) as executor,
+        observed(item, executor, session.slowest()),
+    ):
         yield executor
 
 

@@ -95,6 +95,15 @@ def modes_of(node: Any, config: pytest.Config) -> tuple[str, ...]:
     return parse_modes(mode, f"{node.nodeid}: @pytest.mark.synapse(mode=...)")
 
 
+def is_parametrized_by_user(node: Any) -> bool:
+    """Tell whether a test says itself, by `pytest.mark.parametrize`, which modes it runs in."""
+    for mark in node.iter_markers("parametrize"):
+        names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+        if "synapse_mode" in ([name.strip() for name in names.split(",")] if isinstance(names, str) else names):
+            return True
+    return False
+
+
 def _check(mark: pytest.Mark, source: str) -> None:
     if mark.args:
         raise pytest.UsageError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 
 from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, synapse_plugin
-from pytest_synapse.modes import MARKER_HELP, MODES, known_mode, marked, modes_of, session_modes
+from pytest_synapse.modes import (
+    MARKER_HELP,
+    MODES,
+    is_parametrized_by_user,
+    known_mode,
+    marked,
+    modes_of,
+    session_modes,
+)
+from pytest_synapse.runs import ItemRuns
 from pytest_synapse.session import SynapseSession, at_least, seconds
 from synapse_runtime.locate import plugin_above
 from synapse_runtime.site import of_this_process
@@ -80,15 +89,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="let this runtime travel with the plugin to a cluster on other machines, instead of using the one there.",
     )
+    group.addoption(
+        "--synapse-durations",
+        default=None,
+        type=at_least(0),
+        metavar="N",
+        help="show the N slowest runs of actions in the summary, 0 for all. Default: the ini option, else none.",
+    )
     parser.addini("synapse_mode", "as --synapse-mode", type="args", default=[])
     parser.addini("synapse_plugin", "as --synapse-plugin, relative to the ini file", default="")
     parser.addini("synapse_timeout", "as --synapse-timeout", default="")
+    parser.addini("synapse_durations", "as --synapse-durations", default="")
     parser.addini(
         "synapse_strict",
         "in local mode, let params and results be pickled as on the way to a worker (default: true)",
         type="bool",
         default=True,
     )
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let others listen to runs."""
+    from pytest_synapse import hooks
+
+    pluginmanager.add_hookspecs(hooks)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -153,7 +177,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             modes_of(metafunc.definition, metafunc.config)
         except pytest.UsageError as error:
             raise pytest.Collector.CollectError(str(error)) from None
-    if "synapse_mode" not in metafunc.fixturenames or _parametrized_by_user(metafunc):
+    if "synapse_mode" not in metafunc.fixturenames or is_parametrized_by_user(metafunc.definition):
         return
     try:
         modes = modes_of(metafunc.definition, metafunc.config)
@@ -193,6 +217,18 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     SynapseSession.of(session.config).start_early(needed)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let the reports of a test tell of its runs."""
+    runs = item.stash.get(ItemRuns.KEY, None)
+    if runs is not None:
+        runs.name_properties()
+    report = yield
+    if runs is not None and (told := runs.take()) is not None:
+        vars(report)["synapse_runs"] = told
+    return report
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector, call: pytest.CallInfo[object]) -> None:
     """Let `--pdb` open where the action failed, not where the test asked for the result, if that was here."""
@@ -202,6 +238,16 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector, call: pytest
     cause = call.excinfo.value.__cause__
     if cause is not None and cause.__traceback__ is not None and call.excinfo.typename == "ExecutionError":
         call.excinfo = pytest.ExceptionInfo.from_exception(cause)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell of the runs of all tests, if there were any."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [(report.nodeid, report.synapse_runs) for report in reports if hasattr(report, "synapse_runs")]
+    if told and config.get_verbosity() > -2:
+        from pytest_synapse.reporting import summarize
+
+        summarize(terminalreporter, told, SynapseSession.of(config).slowest())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -217,14 +263,6 @@ def _modes_to_run(item: pytest.Item) -> tuple[str, ...]:
     if callspec is not None and "synapse_mode" in callspec.params:
         return (known_mode(str(callspec.params["synapse_mode"]), f"{item.nodeid}: synapse_mode"),)
     return modes_of(item, item.config)[:1]
-
-
-def _parametrized_by_user(metafunc: pytest.Metafunc) -> bool:
-    for mark in metafunc.definition.iter_markers("parametrize"):
-        names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
-        if "synapse_mode" in ([name.strip() for name in names.split(",")] if isinstance(names, str) else names):
-            return True
-    return False
 
 
 def _make_plugin_importable(directory: Path) -> None:

@@ -59,6 +59,7 @@ class SynapseSession:
         if cls.KEY not in config.stash:
             session = config.stash[cls.KEY] = cls(config)
             session.timeout()
+            session.slowest()
             session._check_cluster_options()
             session._settle()
         return config.stash[cls.KEY]
@@ -230,6 +231,21 @@ class SynapseSession:
         option: float | None = self._config.getoption("synapse_timeout")
         ini = self._config.getini("synapse_timeout")
         return option if option is not None else (seconds(ini, "synapse_timeout") if ini else None)
+
+    def slowest(self) -> int | None:
+        """Return how many of the slowest runs the summary shows: 0 for all, None for none.
+
+        Raises:
+            pytest.UsageError: It is no whole number.
+        """
+        option: int | None = self._config.getoption("synapse_durations")
+        ini = self._config.getini("synapse_durations")
+        if option is not None or not ini:
+            return option
+        try:
+            return at_least(0)(ini)
+        except argparse.ArgumentTypeError as error:
+            raise pytest.UsageError(f"synapse_durations in {self._config.inipath}: {error}") from None
 
 
 def seconds(text: str, source: str = "--synapse-timeout") -> float:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+from tests.cli.processes import cluster
 
 _NOT_INHERITED = ("SYNAPSE_", "RAY_", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_XDIST", "PYTEST_DISABLE", "COV_CORE")
 
@@ -129,3 +132,12 @@ def demo(project: Project) -> Project:
     """A project with one plugin, in `demo/`."""
     project.plugin()
     return project
+
+
+@pytest.fixture(scope="session")
+def reached() -> Iterator[dict[str, str]]:
+    """One cluster for all tests that ask for it: variables by which a session finds it and is let in."""
+    with cluster(num_cpus=4) as told:
+        yield {name: value for name, value in told.items() if name.startswith("RAY_")} | {
+            "RAY_ADDRESS": told["address"]
+        }

@@ -230,14 +230,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_exception_interact(node: pytest.Item | pytest.Collector, call: pytest.CallInfo[object]) -> None:
-    """Let `--pdb` open where the action failed, not where the test asked for the result, if that was here."""
-    executor = getattr(node, "funcargs", {}).get("synapse_executor")
-    if getattr(executor, "mode", None) != "local" or call.excinfo is None or not node.config.option.usepdb:
-        return
-    cause = call.excinfo.value.__cause__
-    if cause is not None and cause.__traceback__ is not None and call.excinfo.typename == "ExecutionError":
-        call.excinfo = pytest.ExceptionInfo.from_exception(cause)
+def pytest_exception_interact(
+    node: pytest.Item | pytest.Collector, call: pytest.CallInfo[object], report: pytest.TestReport
+) -> None:
+    """Let `--pdb` open where the action failed, if that was here, else where the test made the call."""
+    runs = node.stash.get(ItemRuns.KEY, None)
+    if runs is not None and isinstance(node, pytest.Item) and node.config.getoption("usepdb", False):
+        from pytest_synapse.debugging import prepare
+
+        prepare(node, runs.mode, call, report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

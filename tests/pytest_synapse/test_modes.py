@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -440,6 +441,12 @@ def test_the_report_of_a_failing_action_shows_its_source_and_its_output(session,
     assert '    synapse_executor.execute("fail")\n' in report
     assert "ExecutionError: fail failed: KeyError: 'missing'" in report
     assert "before the failure\n" in session.section(f"test_that_fails[{mode}]", "system-out")
+
+
+def test_the_summary_counts_the_runs_of_each_mode_and_names_the_cluster(session):
+    summary = session.output.partition(" synapse actions ")[2].partition("===\n")[2].splitlines()
+    assert [line.split()[0] for line in summary[:4]] == ["mode", *MODES]
+    assert re.fullmatch(r"cluster: 127\.0\.0\.1:\d+ \(started for this run\)", summary[4])
 
 
 def test_no_process_of_the_session_is_left(session):

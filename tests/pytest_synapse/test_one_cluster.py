@@ -319,6 +319,7 @@ def test_a_kept_cluster_serves_the_next_run_and_runs_the_code_as_it_is_then(shar
     assert node
     assert "cluster: warm, 127.0.0.1:" in second.output
     assert f"version 2 on node {node}\n" in second.output
+    assert second.output.count("(warm, see `synapse cluster status`)\n") == 1
     assert second.output.count("version 2 on node") == 2
     assert second.processes() == []
     assert len(first.processes("gcs_server")) == 1

@@ -408,6 +408,24 @@ def test_runs_in_several_threads_are_all_told_of_and_hooks_never_called_at_once(
     assert summary_of(local)[0].startswith("synapse: 100 runs in local mode")
 
 
+def test_settings_by_item_are_given_as_markers(local):
+    local.write(
+        "demo/tests/conftest.py",
+        """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                item.add_marker(pytest.mark.synapse(timeout=1.5))
+
+        def pytest_synapse_run_started(item, call):
+            print("limit:", call.timeout)
+        """,
+    )
+    local.test("def test_it(synapse_executor): synapse_executor.execute('double')\n")
+    assert "limit: 1.5" in local.pytest("-s").stdout.str()
+
+
 RAISING = """
     def pytest_synapse_run_{when}(item):
         raise RuntimeError("no room in my database")

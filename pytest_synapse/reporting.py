@@ -62,12 +62,11 @@ class Summary:
 
     def line(self) -> str:
         """Return everything in one line."""
-        modes = [
-            f"{_times(tally.count, 'run')} in {mode} mode"
-            f" ({duration(tally.seconds)}{f', {tally.raised} raised' if tally.raised else ''})"
-            for mode, tally in self._ordered()
-        ]
-        return f"synapse: {', '.join(modes)}"
+        modes = []
+        for mode, tally in self._ordered():
+            raised = f" ({tally.raised} raised)" if tally.raised else ""
+            modes.append(f"{mode} {_times(tally.count, 'run')}{raised}, {duration(tally.seconds)}")
+        return f"synapse: {'; '.join(modes)}"
 
     def block(self, slowest: int | None) -> Iterator[str]:
         """Yield the lines of the block, with so many of the slowest runs: 0 for all, None for none."""
@@ -106,7 +105,7 @@ def summarize(reporter: pytest.TerminalReporter, told: Iterable[tuple[str, Told]
     verbosity = reporter.config.get_verbosity()
     modest = set(summary.modes) == {"local"} and slowest is None and verbosity == 0
     if verbosity < 0 or modest:
-        reporter.write_line(summary.line())
+        reporter.write_sep("=", summary.line())
         return
     reporter.write_sep("=", "synapse actions")
     for line in summary.block(slowest):

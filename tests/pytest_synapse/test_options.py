@@ -171,10 +171,12 @@ def test_the_help_tells_of_each_option_with_its_default(project):
         in text
     )
     assert "--synapse-timeout=SECONDS how long an action may take" in text
+    assert "--synapse-durations=N show the N slowest runs of actions in the summary, 0 for all" in text
     for option in (
         "synapse_mode (args)",
         "synapse_plugin (string)",
         "synapse_timeout (string)",
+        "synapse_durations (string)",
         "synapse_strict (bool)",
     ):
         assert option in text

@@ -268,7 +268,7 @@ def test_in_local_mode_the_summary_is_a_line(local):
     )
     for options in ([], ["-q"], ["-q", "--synapse-durations=1"]):
         (line,) = summary_of(local, *options)
-        assert re.fullmatch(r"synapse: 2 runs in local mode \([\d.]+ ms, 1 raised\)", line)
+        assert re.fullmatch(r"=+ synapse: local 2 runs \(1 raised\), [\d.]+ ms =+", line)
     assert "synapse" not in local.pytest("-qq", "--synapse-durations=1").stdout.str()
 
 
@@ -336,7 +336,7 @@ def test_of_many_runs_the_first_are_named_and_all_counted(local):
     }
     assert ("synapse_runs", "50") in properties
     assert len(set(properties)) == len(properties)
-    assert summary_of(local)[0].startswith("synapse: 50 runs in local mode")
+    assert "= synapse: local 50 runs, " in summary_of(local)[0]
 
 
 # Stands for the module that collects workers' coverage: a session has it where coverage is measured.
@@ -378,7 +378,7 @@ def test_only_the_fixtures_executor_is_observed(local):
             LocalExecutor(plugin="demo").execute("double")
         """
     )
-    assert summary_of(local)[0].startswith("synapse: 1 run in local mode")
+    assert "= synapse: local 1 run, " in summary_of(local)[0]
 
 
 def test_runs_in_several_threads_are_all_told_of_and_hooks_never_called_at_once(local):
@@ -405,7 +405,7 @@ def test_runs_in_several_threads_are_all_told_of_and_hooks_never_called_at_once(
                 list(pool.map(lambda number: synapse_executor.execute("double", {"number": number}), range(100)))
         """
     )
-    assert summary_of(local)[0].startswith("synapse: 100 runs in local mode")
+    assert "= synapse: local 100 runs, " in summary_of(local)[0]
 
 
 def test_settings_by_item_are_given_as_markers(local):

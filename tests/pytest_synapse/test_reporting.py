@@ -273,9 +273,18 @@ def test_in_local_mode_the_summary_is_a_line(local):
 
 
 def test_a_block_where_more_is_asked_for(local):
-    local.test("def test_it(synapse_executor): [synapse_executor.execute('double') for _ in range(3)]\n")
-    assert "slowest 3 runs:" in summary_of(local, "--synapse-durations=0")
-    assert "slowest 1 run:" in summary_of(local, "--synapse-durations=1")
+    local.test(
+        """
+        def test_it(synapse_executor):
+            synapse_executor.execute("double")
+            synapse_executor.execute("nap", {"seconds": 0.05})
+            synapse_executor.execute("double")
+        """
+    )
+    for wanted, title in ((0, "slowest 3 runs:"), (1, "slowest 1 run:")):
+        lines = summary_of(local, f"--synapse-durations={wanted}")
+        slowest = lines[lines.index(title) + 1].split()
+        assert (slowest[1:4], slowest[4]) == (["ms", "local", "nap"], "demo/tests/test_it.py::test_it")
     (title, head, local_mode) = summary_of(local, "-v")
     assert re.fullmatch("=+ synapse actions =+", title)
     assert head.startswith("mode ")

@@ -390,3 +390,26 @@ def test_warnings_of_an_action_reach_the_caller():
 
     with pytest.warns(UserWarning, match="careful"):
         local().execute(Warn)
+
+
+def test_an_observer_is_told_of_each_call_before_and_of_its_run_after_failures_included():
+    told: list[tuple[str, str, str, bool]] = []
+
+    class Watcher:
+        def started(self, call):
+            told.append(("started", call.name, call.job_id, False))
+
+        def finished(self, run):
+            told.append(("finished", run.name, run.job_id, run.error is not None))
+
+    executor = local()
+    executor.observer = Watcher()
+    ids = [executor.run(Echo, params).job_id for params in ({}, {"epochs": "x"})]
+
+    assert told == [
+        ("started", "echo", ids[0], False),
+        ("finished", "echo", ids[0], False),
+        ("started", "echo", ids[1], False),
+        ("finished", "echo", ids[1], True),
+    ]
+    assert executor.cluster is None

@@ -199,12 +199,12 @@ def _blamed(hook: str, action: str, mode: str, lost: BaseException | None = None
 
 def _new_lines(config: pytest.Config) -> dict[str, list[int]]:
     """Return the lines that workers' coverage has brought since this was called last, by file."""
-    measurement = sys.modules.get(_MEASUREMENT)  # imported where coverage is measured, not otherwise
+    measurement = sys.modules.get(_MEASUREMENT)  # where there are workers, not in local mode
     if measurement is None:
         return {}
     told = config.stash.setdefault(_told_lines, {})
     found: dict[str, list[int]] = {}
-    for file, lines in measurement.received().items():
+    for file, lines in dict(measurement.received()).items():  # a thread of the test may still add to it
         before = told.setdefault(file, set())
         if len(before) != len(lines):
             found[file] = sorted(lines - before)

@@ -348,33 +348,17 @@ def test_of_many_runs_the_first_are_named_and_all_counted(local):
     assert "= synapse: local 50 runs, " in summary_of(local)[0]
 
 
-# Stands for the module that collects workers' coverage: a session has it where coverage is measured.
-MEASUREMENT = """
-    import sys
-    import types
-
-    measurement = sys.modules["synapse_runtime.measurement"] = types.ModuleType("synapse_runtime.measurement")
-    lines = {}
-    measurement.received = lambda: lines
-
-    def pytest_synapse_run_finished(item, run):
-        lines.setdefault("work.py", set()).update({1, 2, run.result})
-        lines.setdefault("more.py", set()).add(7)
-"""
-
-
 @pytest.mark.parametrize("processes", ["0", "2"])
-def test_lines_of_workers_coverage_are_counted_once(local, processes):
-    local.write("demo/tests/conftest.py", MEASUREMENT)
-    local.test(
-        """
-        @pytest.mark.parametrize("number", [2, 3, 4, 4])
-        def test_it(synapse_executor, number):
-            synapse_executor.execute("double", {"number": number})
-        """
-    )
-    outcome = local.pytest("-v", f"-n{processes}")
-    assert "coverage: 6 lines of 2 files came from workers" in outcome.outlines
+def test_lines_of_workers_coverage_are_counted_once(tmp_path, reached, processes):
+    test = 'import pytest\n\n\n@pytest.mark.parametrize("number", range(4))\ndef test_it(synapse_executor, number):\n'
+    project = write(tmp_path, FILES | {"demo/tests/test_it.py": f"{test}    synapse_executor.execute('nap')\n"})
+    options = ("--synapse-mode=task", f"-n{processes}", "--cov=plugin", "--cov-report=")
+    session = run_pytest(project, *options, env=reached)
+    assert session.status == pytest.ExitCode.OK, session.output
+    (line,) = (line for line in session.section("synapse actions") if line.startswith("coverage: "))
+    number = re.fullmatch(r"coverage: (\d+) lines of 1 file came from workers", line)
+    assert number is not None
+    assert 6 <= int(number[1]) <= 9  # of the module, which each worker imports, and of the action
 
 
 def test_only_the_fixtures_executor_is_observed(local):

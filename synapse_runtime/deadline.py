@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import math
 import os
@@ -23,9 +24,11 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _OUR_LAST = {
     (os.path.join(_HERE, "action.py"), "invoke"),
     (os.path.join(_HERE, "execution.py"), "_await"),
-    (os.path.join(_HERE, "execution.py"), "work"),
+    (os.path.join(_HERE, "aside.py"), "run"),
     (threading.__file__, "run"),
 }
+# Where a thread of ours waits for the action's.
+_OUR_WAIT = (os.path.join(_HERE, "aside.py"), "start_and_wait")
 
 
 class OutOfTime(BaseException):
@@ -36,8 +39,8 @@ class deadline:
     """Stop what runs in the block after this many seconds, and leave the block.
 
     In the main thread an alarm interrupts even a blocking call; in others the interpreter does it between two
-    instructions, so a call that blocks in C ends first. (A class, not a generator: that would write to the exceptions
-    that pass through, which those of users may refuse.)
+    instructions, so a call that blocks in C ends first, but for an event loop that waits, which is woken. (A class, not
+    a generator: that would write to the exceptions that pass through, which those of users may refuse.)
 
     Args:
         seconds: The limit; None for none.
@@ -62,18 +65,24 @@ class deadline:
     def __enter__(self) -> deadline:
         if self._seconds is not None:
             in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+            self._own = threading.get_ident()
             self._before = {thread.ident for thread in threading.enumerate()}
             self._timer = (_Alarm if in_main else _Watchdog)(self._seconds, self._ring)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
         if self._timer is not None:
-            self._timer.cancel()
+            try:
+                self._timer.cancel()
+            except OutOfTime:  # it rang at this very moment
+                if self.stack is None:  # an outer limit did
+                    raise
+                self._timer.cancel()
         # What a stopped action raises on its way out is not its outcome. The end of an outer limit is not ours.
         return self.stack is not None and kind is not None and not issubclass(kind, KeyboardInterrupt)
 
     def _ring(self, frame: FrameType | None) -> None:
-        self.stack = stacks(frame, threads_before=self._before)
+        self.stack = stacks(frame, own=self._own, threads_before=self._before)
 
 
 class _Alarm:
@@ -116,6 +125,7 @@ class _Watchdog:
         self._ring = ring
         self._thread_id = threading.get_ident()
         self._ended = threading.Event()
+        self._rang = False
         self._watcher = threading.Thread(target=self._watch, name="synapse-deadline", daemon=True)
         self._watcher.start()
 
@@ -123,25 +133,51 @@ class _Watchdog:
         """End the watch."""
         self._ended.set()
         self._watcher.join()
+        if self._rang:
+            absorb()
 
     def _watch(self) -> None:
         if self._ended.wait(self._seconds):
             return
+        self._rang = True
         self._ring(sys._current_frames().get(self._thread_id))
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(OutOfTime))
+        raise_in(self._thread_id, OutOfTime)
 
 
-def stacks(frame: FrameType | None, *, threads_before: set[int | None]) -> str:
+def raise_in(thread_id: int, error: type[BaseException]) -> None:
+    """Raise an error in another thread, between two of its instructions; an event loop that waits there is woken."""
+    loop = _loop_of(sys._current_frames().get(thread_id))
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(error))
+    if loop is not None:
+        with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+            loop.call_soon_threadsafe(lambda: None)
+
+
+def absorb() -> None:
+    """Take `OutOfTime` that is to be raised in this thread, if it has not been yet: it is too late for it.
+
+    (CPython can take it back too, but goes on to look for it for ever.)
+    """
+    try:
+        time.sleep(0)
+    except OutOfTime:
+        return
+
+
+def stacks(frame: FrameType | None, *, own: int, threads_before: set[int | None]) -> str:
     """Return where an action is, as text: its own thread's stack first, then those of threads that it has started.
 
     Args:
         frame: The innermost frame of the action's thread.
+        own: The id of that thread.
         threads_before: Ids of the threads that were there before the action.
     """
     parts = [_stack_text(frame)]
     frames = sys._current_frames()
     for thread in threading.enumerate():
-        if thread.ident in threads_before or thread.name == "synapse-deadline":
+        if thread.ident in threads_before or thread.name in ("synapse-deadline", "synapse-call"):
+            continue
+        if getattr(thread, "starter", own) != own:  # another call's
             continue
         text = _stack_text(frames.get(thread.ident or 0))
         if text:
@@ -155,6 +191,8 @@ def _stack_text(frame: FrameType | None) -> str:
         return ""
     entries = traceback.extract_stack(frame)
     for index in range(len(entries) - 1, -1, -1):
+        if (entries[index].filename, entries[index].name) == _OUR_WAIT:
+            return ""
         if (entries[index].filename, entries[index].name) in _OUR_LAST:
             entries = traceback.StackSummary.from_list(entries[index + 1 :])
             break

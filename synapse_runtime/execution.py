@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 import os
@@ -13,7 +14,6 @@ import threading
 import time
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import action as actions
 from synapse_runtime import transport
+from synapse_runtime.aside import POLL_SECONDS, CallThread, StoppableThread
 from synapse_runtime.context import RuntimeContext
 from synapse_runtime.deadline import OutOfTime, deadline
 from synapse_runtime.environment import PluginEnvironment
@@ -155,6 +156,8 @@ class ActionRun:
 
 # Actions of which it is known that they can travel: pickling the class of a test costs a millisecond.
 _travelled: weakref.WeakSet[Any] = weakref.WeakSet()
+# How long an action in a thread of its own may take to stop, before it is left.
+_LEAVE_SECONDS = 1.0
 
 
 def fresh_job_id() -> str:
@@ -192,7 +195,7 @@ def run_call(
 
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_process.surroundings(call))
+            stack.enter_context(process.surroundings(call))
             target = resolve(call)
             params = actions.validate_params(target, call.name, call.params)
             if strict:
@@ -208,9 +211,10 @@ def run_call(
         started = time.perf_counter()
         try:
             with deadline(call.timeout) as limit:
-                result = actions.invoke(target, params, ctx)
-                if inspect.iscoroutine(result):
-                    result = _await(result)
+                if isinstance(threading.current_thread(), CallThread):  # which must end, stuck action or not
+                    result = _in_a_thread(lambda: _invoke(target, params, ctx))
+                else:
+                    result = _invoke(target, params, ctx)
         except (KeyboardInterrupt, OutOfTime):  # OutOfTime: of an action that this one runs inside
             raise
         except BaseException as error:  # noqa: BLE001 - whatever an action raises is its outcome
@@ -240,7 +244,7 @@ def check_params(call: ActionCall) -> Any:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_process.surroundings(call))
+            stack.enter_context(process.surroundings(call))
             target = resolve(call)
         except Exception:  # noqa: BLE001 - the worker tells why, and may well succeed
             return call.params
@@ -289,51 +293,70 @@ class _Process:
     """The surroundings of actions: environment, working directory and names of modules belong to the whole process.
 
     A thread that runs an action waits for those whose actions need other surroundings; those that need the same run
-    beside each other. An action that an action runs in its own thread has its surroundings within those.
+    beside each other. An action that an action runs has its surroundings within those.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._threads: Counter[int] = Counter()
+        self._inside = 0
+        self._nested = 0
         self._key: Any = None
-        self._within = 0
         self._outermost = contextlib.ExitStack()
+        self._is_inside = contextvars.ContextVar("_is_inside", default=False)
 
     @contextlib.contextmanager
     def surroundings(self, call: ActionCall) -> Iterator[None]:
         """Give the process the call's surroundings inside the block."""
-        me, key = threading.get_ident(), (call.import_root, call.cwd, call.env)
-        with self._changed:
-            nested = me in self._threads
-            if not nested:
-                self._changed.wait_for(lambda: not self._threads or (self._key == key and not self._within))
-            if not self._threads:
-                with contextlib.ExitStack() as stack:
-                    _enter_surroundings(stack, call)
-                    self._outermost = stack.pop_all()
-                self._key = key
-            self._threads[me] += 1
-            self._within += nested
-        try:
-            with contextlib.ExitStack() as stack:
+        with self._turn((call.import_root, call.cwd, call.env), call):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep actions of other threads out of the block; those that are run in it have their surroundings."""
+        with self._turn(object(), None):
+            yield
+
+    @contextlib.contextmanager
+    def _turn(self, key: object, call: ActionCall | None) -> Iterator[None]:
+        mine = False  # this thread may be stopped anywhere
+        nested = self._is_inside.get()
+        with contextlib.ExitStack() as own:
+            try:
+                with self._changed:
+                    while not nested and self._inside and (self._key != key or self._nested):
+                        self._changed.wait(POLL_SECONDS)
+                    if not self._inside:
+                        with contextlib.ExitStack() as stack:
+                            _enter_surroundings(stack, call)
+                            self._outermost = stack.pop_all()
+                        self._key = key
+                    self._inside += 1
+                    self._nested += nested
+                    mine = True
                 if nested:
-                    _enter_surroundings(stack, call)
-                yield
-        finally:
-            with self._changed:
-                self._within -= nested
-                self._threads[me] -= 1
-                if not self._threads[me]:
-                    del self._threads[me]
-                if not self._threads:
-                    self._outermost.close()
-                self._changed.notify_all()
+                    _enter_surroundings(own, call)
+                token = self._is_inside.set(True)
+                try:
+                    yield
+                finally:
+                    self._is_inside.reset(token)
+                    own.close()
+            finally:
+                if mine:
+                    with self._changed:
+                        self._nested -= nested
+                        self._inside -= 1
+                        if not self._inside:
+                            self._outermost.close()
+                        self._changed.notify_all()
 
 
-_process = _Process()
+process = _Process()
 
 
-def _enter_surroundings(stack: contextlib.ExitStack, call: ActionCall) -> None:
+def _enter_surroundings(stack: contextlib.ExitStack, call: ActionCall | None) -> None:
+    if call is None:
+        return
     if call.import_root is not None:
         stack.enter_context(modules_of(call.import_root))
     if call.cwd is not None:
@@ -363,37 +386,20 @@ def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, 
     return transport.round_trip(result)
 
 
+def _invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
+    result = actions.invoke(target, params, ctx)
+    return _await(result) if inspect.iscoroutine(result) else result
+
+
 def _await(coroutine: Any) -> Any:
     """Run a coroutine to its end, on a loop of its own: in a thread of its own where this one runs a loop already."""
     if not _has_running_loop():  # not in the handler below: what the action raises would come with its exception
         return asyncio.run(coroutine)
-    outcome: dict[str, Any] = {}
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    return _in_a_thread(lambda: asyncio.run(coroutine))
 
-    async def main() -> Any:
-        task = asyncio.current_task()
-        assert task is not None
-        running.append((asyncio.get_running_loop(), task))
-        return await coroutine
 
-    def work() -> None:
-        try:
-            outcome["result"] = asyncio.run(main())
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            outcome["error"] = error
-
-    thread = threading.Thread(target=work, name="synapse-action", daemon=True)
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:  # out of time, or Ctrl-C: the action must not go on without us
-        for loop, task in running:
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join(1.0)
-        raise
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
+def _in_a_thread(function: Callable[[], Any]) -> Any:
+    return StoppableThread(function, name="synapse-action").start_and_wait(_LEAVE_SECONDS)
 
 
 def _has_running_loop() -> bool:

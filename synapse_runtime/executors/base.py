@@ -6,11 +6,13 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from synapse_runtime import action as actions
+from synapse_runtime.aside import EventLoop
 from synapse_runtime.environment import PluginEnvironment, as_environment
 from synapse_runtime.errors import ActionNotFoundError
 from synapse_runtime.events import Event
@@ -98,18 +100,7 @@ class Executor(ABC):
             ConfigError: What was given is not an action.
             ClusterError: There is no cluster to run on.
         """
-        call = self.call(action, params, timeout=timeout)
-        observer = self.observer
-        if observer is not None:
-            observer.started(call)
-        try:
-            run = self._carry(call, on_event, on_output)
-        finally:
-            self._logger.finish()
-        run.sign_error()
-        if observer is not None:
-            observer.finished(run)
-        return run
+        return self._run(self.call(action, params, timeout=timeout), on_event, on_output)
 
     def execute(self, action_cls: Any, params: Mapping[str, Any] | Any = None, **kwargs: Any) -> Any:
         """Run an action and return its result: `run(...).unwrap()`.
@@ -124,6 +115,68 @@ class Executor(ABC):
             ExecutionError: The action failed; the cause is what it raised.
         """
         return self.run(action_cls, params, **kwargs).unwrap()
+
+    async def arun(
+        self,
+        action: Any,
+        params: Mapping[str, Any] | Any = None,
+        *,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        on_output: OnOutput | None = None,
+    ) -> ActionRun:
+        """Run an action as `run` does, while the event loop goes on: asyncio's, or trio's.
+
+        Where the wait is cancelled, the action is stopped as by Ctrl-C: a worker is replaced, a job is stopped. In
+        local mode the action runs in a thread, with this task's context variables; there a call that blocks in C
+        cannot be stopped, so its thread is left after a second. Environment and working directory are the whole
+        process's while it runs.
+
+        Args:
+            action: As for `run`.
+            params: As for `run`.
+            timeout: As for `run`.
+            on_event: As for `run`, but called in the event loop's thread. What it raises stops the action, and comes
+                out here.
+            on_output: As for `run`; called as `on_event` is.
+
+        Raises:
+            RuntimeError: No event loop runs here.
+            ActionNotFoundError: The plugin has no such action.
+            ConfigError: What was given is not an action.
+            ClusterError: There is no cluster to run on.
+        """
+        loop = EventLoop.running()
+        call = self.call(action, params, timeout=timeout)
+        run: ActionRun = await loop.run(partial(self._run, call, loop.hearing(on_event), loop.hearing(on_output)))
+        return run
+
+    async def aexecute(self, action_cls: Any, params: Mapping[str, Any] | Any = None, **kwargs: Any) -> Any:
+        """Run an action and return its result, as `execute` does: `(await arun(...)).unwrap()`.
+
+        Args:
+            action_cls: As `action` of `run`.
+            params: As for `run`.
+            **kwargs: As for `arun`.
+
+        Raises:
+            ValidationError: The params do not fit; the action has not started.
+            ExecutionError: The action failed; the cause is what it raised.
+
+        Example:
+            >>> import asyncio
+            >>> from synapse_runtime.decorators import action
+            >>> from synapse_runtime.executors.local import LocalExecutor
+            >>> @action
+            ... def double(params, context):
+            ...     return 2 * params["number"]
+            >>> async def main():
+            ...     executor = LocalExecutor()
+            ...     return await asyncio.gather(*(executor.aexecute(double, {"number": n}) for n in (1, 2, 3)))
+            >>> asyncio.run(main())
+            [2, 4, 6]
+        """
+        return (await self.arun(action_cls, params, **kwargs)).unwrap()
 
     def call(
         self,
@@ -168,6 +221,19 @@ class Executor(ABC):
         """The directory that the plugin's modules are imported from, if there is a plugin with a directory."""
         plugin = self._plugin
         return None if plugin is None or plugin.config_path is None else str(plugin.root)
+
+    def _run(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        observer = self.observer
+        if observer is not None:
+            observer.started(call)
+        try:
+            run = self._carry(call, on_event, on_output)
+        finally:
+            self._logger.finish()
+        run.sign_error()
+        if observer is not None:
+            observer.finished(run)
+        return run
 
     @abstractmethod
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:

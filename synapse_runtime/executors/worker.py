@@ -21,7 +21,7 @@ from synapse_runtime.capture import Captured, OutputFiles, captured_logging
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSerializable, ValidationError, safe_str
 from synapse_runtime.events import Event
-from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, require_travel, run_call
+from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, process, require_travel, run_call
 from synapse_runtime.executors.crash import Notes
 from synapse_runtime.executors.travel import Relocation
 from synapse_runtime.modules import fresh_modules, is_installed_path, modules_of, top_level_names
@@ -31,6 +31,8 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 
 # How long after its time limit an action may take to notice, before its worker is ended with it.
 GRACE_SECONDS = 1.0
+# What crosses the border does so one at a time: meanwhile names of modules are those of one plugin.
+_border = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def pack_call(call: ActionCall) -> Parcel:
     """
     with _no_bytecode():
         call = replace(call, params=check_params(call))
-    with _importable(call.import_root):
+    with _border, _importable(call.import_root):
         try:
             data = transport.dumps(call)
         except Exception:
@@ -158,7 +160,7 @@ def unpack_run(data: bytes, call: ActionCall | None = None, *, import_root: str 
         call: The call that it answers, which knows where the plugin's modules are.
         import_root: Where they are, if the call is not known: another process made it.
     """
-    with _no_bytecode(), _importable(import_root if call is None else call.import_root):
+    with _border, _no_bytecode(), _importable(import_root if call is None else call.import_root):
         run, result, error, failed, measured = transport.loads_at_home(data)
         measurement.count(measured)
         if error is not None:
@@ -184,16 +186,17 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
     What goes in and comes out crosses the border as on the way to a worker; so results are of the classes that the
     caller knows, not of those that the fresh modules made.
     """
-    try:
-        parcel = pack_call(call)
-    except (ValidationError, ResultNotSerializable) as error:
-        return ActionRun(call.name, error=error, job_id=call.job_id)
-    root = call.import_root
-    fresh = contextlib.nullcontext() if root is None else fresh_modules(root, but=transport.shipped_by_value())
-    with fresh:
-        run, _ = _run(parcel, "local", on_event, None, transport.loads_at_home)
-        data = _pack_run(run, {})  # it stays in this process
-    return unpack_run(data, call)
+    with process.alone():
+        try:
+            parcel = pack_call(call)
+        except (ValidationError, ResultNotSerializable) as error:
+            return ActionRun(call.name, error=error, job_id=call.job_id)
+        root = call.import_root
+        fresh = contextlib.nullcontext() if root is None else fresh_modules(root, but=transport.shipped_by_value())
+        with fresh:
+            run, _ = _run(parcel, "local", on_event, None, transport.loads_at_home)
+            data = _pack_run(run, {})  # it stays in this process
+        return unpack_run(data, call)
 
 
 class Forwarder:
@@ -332,15 +335,34 @@ def _own_error(error: BaseException) -> PluginError:
     return ExecutionError(safe_str(error))
 
 
-@contextlib.contextmanager
-def _no_bytecode() -> Iterator[None]:
-    """Keep Python from writing `__pycache__` into a plugin's directory: a call that goes elsewhere leaves no trace."""
-    before = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = before
+class _NoBytecode:
+    """Keep Python from writing `__pycache__` into a plugin's directory: a call that goes elsewhere leaves no trace.
+
+    Several threads may want that at once; the last to leave puts back what was before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._before = False
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._wanted:
+                self._before = sys.dont_write_bytecode
+                sys.dont_write_bytecode = True
+            self._wanted += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted -= 1
+                if not self._wanted:
+                    sys.dont_write_bytecode = self._before
+
+
+_no_bytecode = _NoBytecode()
 
 
 def _importable(root: str | None) -> contextlib.AbstractContextManager[None]:

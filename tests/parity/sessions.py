@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
-from tests.pytest_synapse.conftest import not_inherited
+from tests.pytest_synapse.conftest import session_environment
 
 _WHERE_IT_RAN = re.compile(r"\bran in (local|task|job) mode\b")
 _DIFFERENT_EACH_TIME = (
@@ -99,11 +98,10 @@ def run_python(
     directory: Path, *arguments: str, env: dict[str, str], timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run Python in a directory, with both outputs in one."""
-    kept = {name: value for name, value in os.environ.items() if not not_inherited(name)}
     return subprocess.run(
         [sys.executable, "-B", *arguments],
         cwd=directory,
-        env=kept | {"COLUMNS": "300"} | env,
+        env=session_environment() | {"COLUMNS": "300"} | env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

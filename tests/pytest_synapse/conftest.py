@@ -114,6 +114,16 @@ class Project:
         return line
 
 
+# What is installed for test_neighbours.py has no part in other sessions: one shuffles the tests, for instance.
+ALONE = " ".join(f"-pno:{name}" for name in ("asyncio", "benchmark", "html", "metadata", "randomly", "rerunfailures"))
+
+
+def session_environment() -> dict[str, str]:
+    """Return the environment of a session that knows nothing of the one that runs these tests."""
+    kept = {name: value for name, value in os.environ.items() if not not_inherited(name)}
+    return kept | {"PYTEST_ADDOPTS": ALONE}
+
+
 def not_inherited(variable: str) -> bool:
     """Tell whether a variable speaks of the session that runs these tests, not of those that they run."""
     return variable.startswith(_NOT_INHERITED)
@@ -124,6 +134,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Proje
     """An empty project; its sessions know nothing of the one that runs this test."""
     for name in filter(not_inherited, os.environ):
         monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTEST_ADDOPTS", ALONE)
     return Project(pytester)
 
 

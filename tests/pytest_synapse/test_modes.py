@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.cli.processes import MARK, command_of, processes_with, within
-from tests.pytest_synapse.conftest import not_inherited
+from tests.pytest_synapse.conftest import session_environment
 
 MODES = ("local", "task", "job")
 
@@ -351,7 +351,7 @@ def _run(project: Path, temp: Path) -> Session:
 @contextlib.contextmanager
 def started(project: Path, temp: Path, mark: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Start pytest, with a mark in its environment and a temporary directory; kill it if it is not waited for."""
-    kept = {name: value for name, value in os.environ.items() if not not_inherited(name)}
+    kept = session_environment()
     command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={temp / 'pytest'}"]
     with subprocess.Popen(
         [*command, *arguments],

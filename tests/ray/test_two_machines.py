@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.pytest_synapse.conftest import not_inherited
+from tests.pytest_synapse.conftest import session_environment
 from tests.ray import machines
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ class World(NamedTuple):
 
     def run(self, *command: str, plugin: Path, on: str = "", **env: str) -> tuple[int, str]:
         """Run a command in a plugin's directory; return its exit status and all of its output."""
-        environment = {name: value for name, value in os.environ.items() if not not_inherited(name)}
+        environment = session_environment()
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "TMPDIR": str(self.base / "shared"), **env}
         done = self.stage.run(command, on=on, cwd=plugin, env=environment, timeout=500)
         return done.returncode, done.stdout + done.stderr

@@ -29,6 +29,7 @@ ROOMS = [
     "audience",
     "capture",
     "deadline",
+    "aside",
     "modules",
     "context",
     "action",

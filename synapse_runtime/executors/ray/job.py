@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import transport
+from synapse_runtime.aside import Turn
 from synapse_runtime.capture import Captured, last_lines
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -173,6 +174,7 @@ class RayJobsApiExecutor(Executor):
         self._luggage = Luggage(self._plugin, debug_sdk=debug_sdk)
         self._abroad = False
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
+        self._turn = Turn()  # to connect
         self._calls: dict[str, ActionCall] = {}
 
     def submit(self, action: Any, params: Any = None, *, job_id: str | None = None) -> str:
@@ -373,8 +375,12 @@ class RayJobsApiExecutor(Executor):
             return _submit_when_ready(client, submission)
 
     def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
-        if self._connection is not None and not has_ended(self._connection[0].address):
+        with self._turn.taken():
+            if self._connection is None or has_ended(self._connection[0].address):
+                self._connection = self._new_connection()
             return self._connection
+
+    def _new_connection(self) -> tuple[Cluster, JobSubmissionClient]:
         cluster = find_cluster(self._address, start=self._start_cluster)
         from ray.job_submission import JobSubmissionClient
 
@@ -392,8 +398,7 @@ class RayJobsApiExecutor(Executor):
                 client = JobSubmissionClient(url, headers=cluster.headers, verify=verify)
         except Exception as error:
             raise ClusterError(f"the Jobs API does not answer at {url}: {error}") from error
-        self._connection = (cluster, client)
-        return self._connection
+        return cluster, client
 
     def _require_fit(self, url: str, theirs: Versions) -> None:
         """Raise `ClusterError` unless jobs can read what we send."""

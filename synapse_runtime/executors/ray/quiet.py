@@ -23,9 +23,12 @@ _RAY_LOGGERS = (
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep Ray's own warnings and log records away from the user's: a test suite that checks them is not about Ray."""
-    with no_log_records(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    with no_log_records():
+        _deafness.begin()
+        try:
+            yield
+        finally:
+            _deafness.end()
 
 
 class _Silence:
@@ -53,6 +56,31 @@ class _Silence:
 
 
 _silence = _Silence()
+
+
+class _Deafness:
+    """Ignores warnings while somebody wants that, in whichever threads; the last to leave puts the filters back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._filters = contextlib.ExitStack()
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._wanted:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            self._wanted += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._wanted -= 1
+            if not self._wanted:
+                self._filters.close()
+
+
+_deafness = _Deafness()
 
 
 @contextlib.contextmanager

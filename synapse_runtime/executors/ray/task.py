@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synapse_runtime import transport
+from synapse_runtime.aside import Turn
 from synapse_runtime.capture import Captured, OutputFiles, last_lines
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -188,6 +189,7 @@ class WarmWorker:
         self.cluster: Cluster | None = None  # as it was found
         self._cluster = ""  # its own address
         self._overdue_at = math.inf  # when the call that runs now will wait no longer
+        self._turn = Turn()  # of calls; a wait for it can be stopped
         self._lock = threading.RLock()
 
     def close(self) -> None:
@@ -223,7 +225,7 @@ class WarmWorker:
             ClusterError: There is no cluster, or it failed.
             ConfigError: The plugin cannot be sent there.
         """
-        with self._lock:
+        with self._turn.taken(), self._lock:
             actor = self._warm_actor(call, luggage)
             parcel = replace(parcel, abroad=self._abroad)
             started = time.monotonic()

@@ -1,0 +1,365 @@
+"""`arun` and `aexecute` in local mode, under asyncio and trio: as `run`, while the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import anyio
+import pytest
+
+from synapse_runtime.action import BaseAction
+from synapse_runtime.decorators import action
+from synapse_runtime.errors import ActionNotFoundError, ExecutionError, ExecutionTimeout, ValidationError
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.loggers import NullLogger
+
+pytestmark = pytest.mark.anyio  # each test runs under both
+who = contextvars.ContextVar("who", default="nobody")
+
+
+class Nap(BaseAction):
+    def execute(self):
+        self.ctx.log("lies down")
+        until = time.monotonic() + self.params["seconds"]
+        while time.monotonic() < until:
+            time.sleep(0.01)
+        return "slept"
+
+
+@action
+async def nap_async(params, context):
+    context.log("lies down")
+    await asyncio.sleep(params["seconds"])
+    return "slept"
+
+
+@action
+def nap_in_c(params, context):
+    context.log("lies down")
+    threading.Event().wait(params["seconds"])
+    return "slept"
+
+
+@action
+def speak(params, context):
+    print("aloud")
+    logging.getLogger("speaker").warning("logged")
+    warnings.warn("warned", UserWarning, stacklevel=1)
+    context.set_progress(1, 2)
+    context.set_progress(2, 2)
+    return who.get()
+
+
+@action
+def fail(params, context):
+    raise KeyError("lost")
+
+
+def all_threads_end(seconds: float = 1.0) -> bool:
+    """Tell whether no thread of a call is left: each tells its end a moment before it."""
+    until = time.monotonic() + seconds
+    while any(thread.name.startswith("synapse-") for thread in threading.enumerate()):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+async def test_what_run_does_arun_does_too(local, capsys, caplog, recwarn):
+    who.set("the test")
+    run = await local.arun(speak)
+    assert run.unwrap() == "the test"
+    assert [tuple(progress) for progress in run.progress] == [(1, 2), (2, 2)]
+    assert capsys.readouterr().out == "aloud\n"
+    assert caplog.messages == ["logged"]
+    assert [str(item.message) for item in recwarn] == ["warned"]
+    assert run.mode == "local"
+    assert all_threads_end()
+
+
+async def test_errors_are_the_same(local):
+    with pytest.raises(ExecutionError, match="fail failed: KeyError") as caught:
+        await local.aexecute(fail)
+    assert caught.value.__cause__.args == ("lost",)
+    assert caught.traceback[-1].frame.code.name in ("aexecute", "unwrap")
+    assert isinstance((await local.arun(fail)).error, ExecutionError)
+    with pytest.raises(ActionNotFoundError):
+        await local.aexecute("nothing")
+    with pytest.raises(ValueError, match="timeout must be"):
+        await local.aexecute(fail, timeout=-1)
+
+
+async def test_bad_params_are_told(write_plugin):
+    plugin = write_plugin(
+        config="code: a\nactions: {double: {entrypoint: 'work:double'}}",
+        files={
+            "work.py": """
+            from pydantic import BaseModel
+            from synapse_runtime.decorators import action
+
+            class Params(BaseModel):
+                number: int
+
+            @action(params=Params)
+            def double(params, context):
+                return 2 * params.number
+            """
+        },
+    )
+    executor = LocalExecutor(plugin=plugin, logger=NullLogger())
+    assert await executor.aexecute("double", {"number": 2}) == 4
+    with pytest.raises(ValidationError, match="number"):
+        await executor.aexecute("double", {"number": "two"})
+
+
+async def test_the_event_loop_goes_on_meanwhile(local):
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            beats += 1
+            await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(beat)
+        assert await local.aexecute(Nap, {"seconds": 0.3}) == "slept"
+        group.cancel_scope.cancel()
+    assert beats > 10
+
+
+async def test_several_at_once_on_one_executor(local):
+    results: list[int] = []
+
+    @action
+    def double(params, context):
+        time.sleep(0.2)
+        return 2 * params["number"]
+
+    async def run(number: int) -> None:
+        results.append(await local.aexecute(double, {"number": number}))
+
+    started = time.monotonic()
+    async with anyio.create_task_group() as group:
+        for number in range(5):
+            group.start_soon(run, number)
+    assert sorted(results) == [0, 2, 4, 6, 8]
+    assert time.monotonic() - started < 0.9
+
+
+async def test_those_that_need_other_surroundings_wait_for_each_other():
+    seen: list[tuple[str, str]] = []
+
+    @action
+    def look(params, context):
+        first = os.environ["WHOSE"]
+        time.sleep(0.1)
+        return first, os.environ["WHOSE"]
+
+    async def run(whose: str) -> None:
+        seen.append(await LocalExecutor({"WHOSE": whose}, logger=NullLogger()).aexecute(look))
+
+    before = dict(os.environ)
+    async with anyio.create_task_group() as group:
+        for whose in "abc":
+            group.start_soon(run, whose)
+    assert sorted(seen) == [("a", "a"), ("b", "b"), ("c", "c")]
+    assert dict(os.environ) == before
+
+
+async def test_fresh_modules_are_those_of_one_call(write_plugin):
+    plugin = write_plugin(
+        config="code: a\nactions: {count: {entrypoint: 'counting:count'}}",
+        files={
+            "counting.py": """
+            import time
+            from synapse_runtime.decorators import action
+
+            calls = []
+
+            @action
+            def count(params, context):
+                time.sleep(0.05)
+                calls.append(1)
+                return len(calls)
+            """
+        },
+    )
+    executor = LocalExecutor(plugin=plugin, logger=NullLogger(), fresh=True)
+    results: list[int] = []
+
+    async def run() -> None:
+        results.append(await executor.aexecute("count"))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(run)
+    assert results == [1, 1, 1, 1]
+
+
+async def test_an_action_may_run_another_one_with_other_surroundings(tmp_path):
+    @action
+    def inner(params, context):
+        return os.environ["WHOSE"]
+
+    @action
+    async def outer(params, context):
+        mine = LocalExecutor({"WHOSE": "inner"}, logger=NullLogger())
+        fresh = LocalExecutor({"WHOSE": "fresh"}, logger=NullLogger(), fresh=True)
+        return await mine.aexecute(inner), mine.execute(inner), fresh.execute(inner), os.environ["WHOSE"]
+
+    for fresh in (False, True):
+        executor = LocalExecutor({"WHOSE": "outer"}, logger=NullLogger(), fresh=fresh)
+        with anyio.fail_after(5):
+            assert await executor.aexecute(outer) == ("inner", "inner", "fresh", "outer")
+
+
+@pytest.mark.parametrize("stuck", [Nap, nap_async, nap_in_c])
+async def test_a_time_limit_holds_and_shows_where_the_action_was(local, stuck):
+    started = time.monotonic()
+    run = await local.arun(stuck, {"seconds": 2.5}, timeout=0.2)
+    assert time.monotonic() - started < 2
+    assert type(run.error) is ExecutionTimeout
+    assert [event.name for event in run.events] == ["lies down"]
+    assert any(line in run.error.details for line in ("time.sleep(0.01)", "asyncio.sleep(", "threading.Event()"))
+    assert "synapse_runtime" not in run.error.details
+    assert await local.aexecute(speak_quietly) == "here"
+    assert all_threads_end(5)
+
+
+@action
+def speak_quietly(params, context):
+    return "here"
+
+
+@pytest.mark.parametrize("stuck", [Nap, nap_async])
+async def test_what_is_cancelled_stops(local, stuck):
+    before = dict(os.environ)
+    executor = LocalExecutor({"SOME": "thing"}, logger=NullLogger())
+    started = time.monotonic()
+    with pytest.raises(TimeoutError), anyio.fail_after(0.2):
+        await executor.aexecute(stuck, {"seconds": 30})
+    assert time.monotonic() - started < 1
+    assert all_threads_end()
+    assert dict(os.environ) == before
+    assert await local.aexecute(speak_quietly) == "here"
+
+
+async def test_a_call_that_blocks_in_c_is_left_and_says_so(caplog):
+    before = dict(os.environ), os.getcwd()
+    executor = LocalExecutor({"SOME": "thing"}, logger=NullLogger())
+    started = time.monotonic()
+    with anyio.move_on_after(0.1):
+        await executor.aexecute(nap_in_c, {"seconds": 2.5})
+    assert time.monotonic() - started < 2
+    assert caplog.messages == ["synapse-action is stuck in a call that is not Python's, and is left until that returns"]
+    assert (dict(os.environ), os.getcwd()) == before
+    assert await executor.aexecute(speak_quietly) == "here"
+    assert all_threads_end(5)
+
+
+async def test_events_are_heard_in_the_loop_as_they_happen(local):
+    heard: list[tuple[str, int, float]] = []
+    here = threading.get_ident()
+    started = time.monotonic()
+    await local.arun(
+        Nap,
+        {"seconds": 0.5},
+        on_event=lambda event: heard.append((event.name, threading.get_ident(), time.monotonic())),
+    )
+    ((name, thread, moment),) = heard
+    assert (name, thread) == ("lies down", here)
+    assert moment - started < 0.4
+
+
+async def test_what_a_listener_raises_stops_the_action_and_comes_out(local):
+    def listen(event: object) -> None:
+        raise LookupError("not that")
+
+    started = time.monotonic()
+    with pytest.raises(LookupError, match="not that"):
+        await local.arun(Nap, {"seconds": 30}, on_event=listen)
+    assert time.monotonic() - started < 2
+    assert all_threads_end()
+
+
+async def test_an_action_may_use_an_event_loop_of_its_own(local):
+    @action
+    def ask(params, context):
+        async def answer():
+            await anyio.sleep(0)
+            return "answer"
+
+        return anyio.run(answer), anyio.run(answer, backend="trio")
+
+    assert await local.aexecute(ask) == ("answer", "answer")
+
+
+async def test_an_interrupt_of_the_action_comes_through():
+    @action
+    def interrupt(params, context):
+        raise KeyboardInterrupt
+
+    # Not raised into this loop, which is the plugin's: it would end with it.
+    executor = LocalExecutor(logger=NullLogger())
+
+    async def main() -> None:
+        await executor.aexecute(interrupt)
+
+    def ends() -> BaseException | None:
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt as error:
+            return error
+        return None
+
+    assert isinstance(await anyio.to_thread.run_sync(ends), KeyboardInterrupt)
+
+
+def test_without_an_event_loop_it_says_so(local):
+    with pytest.raises(RuntimeError, match="await them under asyncio or trio, or call run and execute"):
+        local.aexecute(speak).send(None)
+
+
+def test_ctrl_c_stops_the_action(tmp_path: Path):
+    import signal
+    import subprocess
+    import sys
+
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import asyncio, sys, time
+from pathlib import Path
+from synapse_runtime.decorators import action
+from synapse_runtime.executors.local import LocalExecutor
+
+@action
+def tick(params, context):
+    while True:
+        Path(sys.argv[1]).write_text(str(time.time()))
+        time.sleep(0.01)
+
+try:
+    asyncio.run(LocalExecutor().aexecute(tick))
+except KeyboardInterrupt:
+    before = Path(sys.argv[1]).read_text()
+    time.sleep(0.1)
+    print("interrupted", Path(sys.argv[1]).read_text() == before)
+"""
+    )
+    ticks = tmp_path / "ticks"
+    with subprocess.Popen([sys.executable, str(script), str(ticks)], stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 20
+        while not ticks.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+    assert out == "interrupted True\n"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 MODES = ("local", "task", "job")
+# The mode of a class of tests that runs once in each of several: pytest cannot parametrize unittest's.
+CHOSEN: pytest.StashKey[str] = pytest.StashKey()
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")
 _MARKER_ARGUMENTS = ("mode", "env", "timeout", *RESOURCES, "isolation")
 ISOLATIONS = ("shared", "fresh")
@@ -89,6 +91,13 @@ def modes_of(node: Any, config: pytest.Config) -> tuple[str, ...]:
     Raises:
         pytest.UsageError: As `marked`.
     """
+    if node.parent is not None and CHOSEN in node.parent.stash:
+        return (node.parent.stash[CHOSEN],)
+    return wanted_modes(node, config)
+
+
+def wanted_modes(node: Any, config: pytest.Config) -> tuple[str, ...]:
+    """Return the modes that marker or options ask for, also where the test's class is there once for each."""
     mode = marked(node).get("mode")
     if mode is None:
         return session_modes(config)

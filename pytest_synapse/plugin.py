@@ -17,6 +17,7 @@ import pytest
 
 from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, synapse_plugin
 from pytest_synapse.modes import (
+    CHOSEN,
     MARKER_HELP,
     MODES,
     is_parametrized_by_user,
@@ -24,7 +25,9 @@ from pytest_synapse.modes import (
     marked,
     modes_of,
     session_modes,
+    wanted_modes,
 )
+from pytest_synapse.neighbours import let_examples_share
 from pytest_synapse.runs import ItemRuns
 from pytest_synapse.session import SynapseSession, at_least, seconds
 from synapse_runtime.locate import plugin_above
@@ -188,8 +191,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("synapse_mode", modes, indirect=True, scope="session")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Let a `SynapseTestCase` with several modes be there once in each."""
+    made = yield
+    cases = sys.modules.get("pytest_synapse.cases")
+    if cases is not None and isinstance(made, pytest.Class) and issubclass(made.obj, cases.SynapseTestCase):
+        return cases.in_each_mode(made)
+    return made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """Leave out the tests of a `SynapseTestCase` that do not run in the mode which the class is there for."""
+    report = yield
+    if CHOSEN in collector.stash and report.passed:
+        mode = collector.stash[CHOSEN]
+        report.result = [test for test in report.result if mode in wanted_modes(test, test.config)]
+    if report.passed and hasattr(
+        collector.config, "workerinput"
+    ):  # of xdist, which has no way to tell of a usage error
+        try:
+            for item in report.result:
+                _require_one_mode(item)
+        except pytest.UsageError as error:
+            report.outcome, report.longrepr, report.result = "failed", str(error), []
+    return report
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Begin to start an ephemeral cluster while collection goes on, as soon as a test is found that will need one."""
+    let_examples_share(item)
     session = SynapseSession.of(item.config)
     if session.starts_while_collecting and "synapse_mode" in getattr(item, "fixturenames", ()):
         with contextlib.suppress(pytest.UsageError):  # told for all tests at once, after collection
@@ -202,6 +234,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         marked(item)
         _modes_to_run(item)
+        _require_one_mode(item)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -264,6 +297,18 @@ def _modes_to_run(item: pytest.Item) -> tuple[str, ...]:
     if callspec is not None and "synapse_mode" in callspec.params:
         return (known_mode(str(callspec.params["synapse_mode"]), f"{item.nodeid}: synapse_mode"),)
     return modes_of(item, item.config)[:1]
+
+
+def _require_one_mode(item: pytest.Item) -> None:
+    unittest = sys.modules.get("unittest")
+    cls = getattr(item, "cls", None)
+    if unittest is None or cls is None or not issubclass(cls, unittest.TestCase):
+        return
+    if "synapse_mode" in getattr(item, "fixturenames", ()) and len(modes := modes_of(item, item.config)) > 1:
+        raise pytest.UsageError(
+            f"{item.nodeid}: pytest runs each test of a unittest.TestCase once, but the modes are {', '.join(modes)}: "
+            "derive the class from pytest_synapse.SynapseTestCase, which runs it in each, or choose one mode"
+        )
 
 
 def _make_plugin_importable(directory: Path) -> None:

@@ -43,10 +43,12 @@ class SynapseSession:
         self._began_run = False
         option = config.option
         leaves_out = ("keyword", "markexpr", "deselect", "lf", "stepwise", "setuponly")
-        # Not where tests may still be deselected, and none be left that needs a cluster; nor in a worker of
-        # pytest-xdist: their cluster must be right from the start, as none of them can have it made anew for all.
+        runs_none = ("collectonly", "showfixtures", "show_fixtures_per_test")
+        # Not where tests may still be deselected, and none be left that needs a cluster, nor where none runs; nor in a
+        # worker of pytest-xdist: their cluster must be right from the start, as none of them can have it made anew for
+        # all.
         self.starts_while_collecting = not (
-            option.collectonly or any(getattr(option, name, None) for name in leaves_out) or self._in_a_worker_of_xdist
+            any(getattr(option, name, None) for name in (*leaves_out, *runs_none)) or self._in_a_worker_of_xdist
         )
 
     @classmethod

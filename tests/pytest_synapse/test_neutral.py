@@ -99,7 +99,14 @@ def test_nor_does_one_in_a_plugins_directory(watched):
     assert seen_by(watched) == Seen([], [])
 
 
-@pytest.mark.parametrize("options", [["--collect-only"], ["--collect-only", "-q"], ["--setup-plan"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--collect-only"], ["--collect-only", "-q"], ["--setup-plan"], ["--setup-only"], ["--fixtures-per-test"]),
+        *(["--fixtures"], ["--markers"], ["--collect-only", "-n2"]),
+    ],
+    ids=" ".join,
+)
 def test_to_list_tests_of_task_and_job_mode_starts_no_cluster(watched, options):
     watched.plugin()
     watched.test("def test_it(synapse_executor): synapse_executor.execute('double')\n")

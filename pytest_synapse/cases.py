@@ -1,0 +1,62 @@
+"""Tests in the style of unittest: the executor is an attribute, and a class runs once in each of its modes."""
+
+from __future__ import annotations
+
+import unittest
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_synapse.modes import CHOSEN, MODES, modes_of, parse_modes
+
+if TYPE_CHECKING:
+    from synapse_runtime.executors.base import Executor
+
+
+class SynapseTestCase(unittest.TestCase):
+    """Base of test classes in the style of unittest. pytest runs them; marker and options hold for them.
+
+    With several modes the class runs once in each: `TestX-local`, `TestX-task`. (pytest reads what is in
+    brackets as a function's parameters.)
+
+    Attributes:
+        synapse_executor: What the fixture of this name gives; a new one for each test.
+
+    Example:
+        >>> class TestDouble(SynapseTestCase):
+        ...     def test_double(self):
+        ...         self.assertEqual(self.synapse_executor.execute("double", {"number": 2}), 4)
+    """
+
+    synapse_executor: Executor
+
+    @pytest.fixture(autouse=True)
+    def _take_synapse_executor(self, synapse_executor: Executor) -> None:
+        self.synapse_executor = synapse_executor
+
+
+def in_each_mode(node: pytest.Class) -> list[pytest.Class]:
+    """Return a class of tests as pytest has made it, or one for each of its modes where a test of it has several."""
+    names = unittest.TestLoader().getTestCaseNames(node.obj)
+    try:
+        modes = [_modes_of_method(node, getattr(node.obj, name)) for name in names]
+    except pytest.UsageError:
+        return [node]  # told for all tests at once, after collection
+    if all(len(each) == 1 for each in modes):
+        return [node]
+    wanted = {mode for each in modes for mode in each}
+    nodes = []
+    for mode in filter(wanted.__contains__, MODES):
+        made = type(node).from_parent(node.parent, name=f"{node.name}-{mode}")
+        made.obj = node.obj
+        made.own_markers.extend(node.own_markers)
+        made.stash[CHOSEN] = mode
+        nodes.append(made)
+    return nodes
+
+
+def _modes_of_method(node: pytest.Class, method: object) -> tuple[str, ...]:
+    for mark in reversed(getattr(method, "pytestmark", [])):
+        if mark.name == "synapse" and mark.kwargs.get("mode") is not None:
+            return parse_modes(mark.kwargs["mode"], f"{node.nodeid}: @pytest.mark.synapse(mode=...)")
+    return modes_of(node, node.config)

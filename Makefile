@@ -10,13 +10,14 @@ COVERAGE ?=
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 
-.PHONY: demo test test-core parity lint types check format clean help
+.PHONY: demo test test-core parity compatibility lint types check format clean help
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
 	@echo "make test    the project's own tests"
 	@echo "make test-core   those of the runtime, and the contract's in all modes"
 	@echo "make parity  the contract's tests, and the page that tells of them"
+	@echo "make compatibility  the tests with other pytest plugins, and the page that tells of them"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
 	@echo "make check   lint, types, test and demo"
@@ -27,6 +28,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev$(RAY)
 	$(PYTEST) -n 2 --junitxml=$(VENV)/tests.xml
 	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
+	$(BIN)/python docs/make_compatibility_page.py $(VENV)/tests.xml --check
 
 test-core: $(VENV)/.dev$(RAY)
 	$(PYTEST) tests/runtime
@@ -35,6 +37,10 @@ test-core: $(VENV)/.dev$(RAY)
 parity: $(VENV)/.dev$(RAY)
 	$(PYTEST) tests/parity -v --junitxml=$(VENV)/parity.xml
 	$(BIN)/python docs/make_parity_page.py $(VENV)/parity.xml
+
+compatibility: $(VENV)/.dev$(RAY)
+	$(PYTEST) tests/pytest_synapse/test_neighbours.py -v --junitxml=$(VENV)/compatibility.xml
+	$(BIN)/python docs/make_compatibility_page.py $(VENV)/compatibility.xml
 
 lint: $(VENV)/.dev$(RAY)
 	$(BIN)/ruff check .

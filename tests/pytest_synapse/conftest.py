@@ -60,6 +60,10 @@ def lock(params, context):
 """
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "neighbour(name, tested, modes): what docs/compatibility.md says of a test")
+
+
 class Project:
     """A project in a temporary directory, with a `pytest.ini` of its own, and pytest sessions over it."""
 
@@ -114,8 +118,9 @@ class Project:
         return line
 
 
-# What is installed for test_neighbours.py has no part in other sessions: one shuffles the tests, for instance.
-ALONE = " ".join(f"-pno:{name}" for name in ("asyncio", "benchmark", "html", "metadata", "randomly", "rerunfailures"))
+# What is installed for test_neighbours.py has no part in other sessions: one shuffles the tests, one starts processes.
+_NEIGHBOURS = ("anyio", "asyncio", "benchmark", "html", "hypothesispytest", "metadata", "randomly", "rerunfailures")
+ALONE = " ".join(f"-pno:{name}" for name in _NEIGHBOURS)
 
 
 def session_environment() -> dict[str, str]:

@@ -6,7 +6,6 @@ That session outlives a test, which a `pytester` does not: so here a plain proce
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess

@@ -1,0 +1,56 @@
+"""Write the table of docs/compatibility.md from the results of tests/pytest_synapse/test_neighbours.py, or check it.
+
+Run `pytest tests/pytest_synapse/test_neighbours.py --junitxml=results.xml`, then this with `results.xml`; with
+`--check` the status is 1 where the table and the results differ in more than versions. `make compatibility` writes it,
+`make test` checks it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+PAGE = Path(__file__).with_name("compatibility.md")
+_BEGIN, _END = "<!-- table: written by make_compatibility_page.py -->\n\n", "\n<!-- end of table -->\n"
+_HEAD = "| plugin | tested with | modes | what is tested |\n|---|---|---|---|\n"
+
+
+def rows(path: Path) -> list[str]:
+    """Return a row for each promise, in the order of the tests' names; that a test of it failed ends the program."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for case in ElementTree.parse(path).iter("testcase"):
+        told = {item.get("name", ""): item.get("value", "") for item in case.iter("property")}
+        if "neighbour_name" not in told:
+            continue
+        if any(child.tag not in ("properties", "system-out", "system-err") for child in case):
+            raise SystemExit(f"{case.get('name')} did not pass: see the run's report")
+        key = (told["neighbour_name"], told["neighbour_tested"])
+        found[key] = (told["neighbour_version"], told["neighbour_modes"])
+    if not found:
+        raise SystemExit(f"{path} holds no results of test_neighbours.py")
+    return [
+        f"| {name} | {version} | {modes} | {tested} |\n" for (name, tested), (version, modes) in sorted(found.items())
+    ]
+
+
+def without_versions(table: str) -> str:
+    """Return a table without its column of versions, which changes with each release of a neighbour."""
+    return re.sub(r"^(\| [^|]+ \|) [^|]+ \|", r"\1", table, flags=re.MULTILINE)
+
+
+def main() -> None:
+    """Write or check the table."""
+    table = _HEAD + "".join(rows(Path(sys.argv[1])))
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(_BEGIN)
+    written, _, after = rest.partition(_END)
+    if "--check" not in sys.argv[2:]:
+        PAGE.write_text(before + _BEGIN + table + _END + after, encoding="utf-8")
+    elif without_versions(table) != without_versions(written):
+        raise SystemExit(f"{PAGE.name} does not say what the tests say: run `make compatibility` and commit it")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +160,30 @@ def test_xdist(session, dist):
     assert ended.status == 0, ended.output
     assert len(ids_of(ended, "PASSED")) == 12
     assert ("2 workers" in ended.output) is (processes == "2")
+
+
+@neighbour("pytest-cov", "the same lines are covered; `no_cover`, `--cov-fail-under`, a report in the terminal")
+@pytest.mark.parametrize("mode", ["local", "task"])
+def test_cov(session, mode, tmp_path):
+    ended = session(
+        """
+        def test_double(synapse_executor):
+            assert synapse_executor.execute("double", {"number": 2}) == 4
+
+        @pytest.mark.no_cover
+        def test_not_covered(synapse_executor):
+            assert synapse_executor.execute("helped") == "real"
+        """,
+        *("--cov=plugin", "--cov-report=term", "--cov-report=json", "--cov-fail-under=40"),
+        modes=mode,
+    )
+    assert ended.status == 0, ended.output
+    told = json.loads((tmp_path / "coverage.json").read_text())["files"]["plugin/actions.py"]["executed_lines"]
+    returned = [
+        line.strip() for number, line in enumerate(ACTIONS.splitlines(), 1) if "return" in line and number in told
+    ]
+    assert returned == ['return 2 * params["number"]']
+    assert "Required test coverage of 40% reached" in ended.output
 
 
 @neighbour("pytest-randomly", "any order, each mode in one piece")

@@ -66,7 +66,7 @@ class deadline:
         if self._seconds is not None:
             in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
             self._own = threading.get_ident()
-            self._before = {thread.ident for thread in threading.enumerate()}
+            self._before = set(threading.enumerate())  # not their ids, which are given again
             self._timer = (_Alarm if in_main else _Watchdog)(self._seconds, self._ring)
         return self
 
@@ -164,18 +164,18 @@ def absorb() -> None:
         return
 
 
-def stacks(frame: FrameType | None, *, own: int, threads_before: set[int | None]) -> str:
+def stacks(frame: FrameType | None, *, own: int, threads_before: set[threading.Thread]) -> str:
     """Return where an action is, as text: its own thread's stack first, then those of threads that it has started.
 
     Args:
         frame: The innermost frame of the action's thread.
         own: The id of that thread.
-        threads_before: Ids of the threads that were there before the action.
+        threads_before: The threads that were there before the action.
     """
     parts = [_stack_text(frame)]
     frames = sys._current_frames()
     for thread in threading.enumerate():
-        if thread.ident in threads_before or thread.name in ("synapse-deadline", "synapse-call"):
+        if thread in threads_before or thread.name in ("synapse-deadline", "synapse-call"):
             continue
         if getattr(thread, "starter", own) != own:  # another call's
             continue

@@ -228,7 +228,7 @@ async def test_a_time_limit_holds_and_shows_where_the_action_was(local, stuck):
     assert time.monotonic() - started < 2
     assert type(run.error) is ExecutionTimeout
     assert [event.name for event in run.events] == ["lies down"]
-    assert any(line in run.error.details for line in ("time.sleep(0.01)", "asyncio.sleep(", "threading.Event()"))
+    assert any(place in run.error.details for place in ("in execute\n", "in nap_async\n", "in nap_in_c\n"))
     assert "synapse_runtime" not in run.error.details
     assert await local.aexecute(speak_quietly) == "here"
     assert all_threads_end(5)
@@ -237,6 +237,18 @@ async def test_a_time_limit_holds_and_shows_where_the_action_was(local, stuck):
 @action
 def speak_quietly(params, context):
     return "here"
+
+
+async def test_a_time_limit_tells_of_its_own_call_alone(local):
+    @action
+    def other(params, context):
+        time.sleep(1)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(local.aexecute, other)
+        run = await local.arun(Nap, {"seconds": 2.5}, timeout=0.3)
+    assert "in execute\n" in run.error.details
+    assert "in other\n" not in run.error.details
 
 
 @pytest.mark.parametrize("stuck", [Nap, nap_async])

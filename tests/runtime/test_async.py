@@ -192,6 +192,8 @@ async def test_fresh_modules_are_those_of_one_call(write_plugin):
             """
         },
     )
+    shared = LocalExecutor(plugin=plugin, logger=NullLogger())
+    assert [await shared.aexecute("count") for _ in range(3)] == [1, 2, 3]
     executor = LocalExecutor(plugin=plugin, logger=NullLogger(), fresh=True)
     results: list[int] = []
 
@@ -202,6 +204,7 @@ async def test_fresh_modules_are_those_of_one_call(write_plugin):
         for _ in range(4):
             group.start_soon(run)
     assert results == [1, 1, 1, 1]
+    assert await shared.aexecute("count") == 4
 
 
 async def test_an_action_may_run_another_one_with_other_surroundings(tmp_path):

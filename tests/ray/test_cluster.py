@@ -15,12 +15,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from synapse_runtime.executors.ray.cluster import describe, find_cluster
-from synapse_runtime.executors.ray.door import LOOPBACK
+from synapse_runtime.executors.ray.door import LOOPBACK, Door, Options, alone_in, reap, start
+from synapse_runtime.site import new_directory
 from tests.ray.conftest import PLUGIN
 
 USE_A_CLUSTER = """
@@ -191,6 +193,23 @@ def test_what_is_no_address_is_told(address):
         find_cluster(address)
 
 
+@pytest.mark.parametrize("jobs", [False, True], ids=["without-jobs", "with-jobs"])
+def test_of_ray_runs_what_is_needed(short_temp_dir, jobs):
+    directory = Path(new_directory())
+    with alone_in(directory):
+        start(directory, Options(jobs=jobs, num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
+    try:
+        with Door(directory) as door:
+            door.ask("cluster", timeout=60)
+            owner = psutil.Process(door.ask("status")["pid"])
+        running = " ".join(word for part in owner.children(recursive=True) for word in part.cmdline())
+        assert "gcs_server" in running
+        assert "log_monitor.py" not in running
+        assert ("autoscaler/_private/monitor.py" in running) is jobs  # it tells what is free
+    finally:
+        reap(directory)
+
+
 def test_the_header_words_say_which_cluster_it_will_be(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert describe() == "ephemeral, started on first need"
@@ -221,7 +240,8 @@ def test_the_private_names_that_we_use_of_ray_are_there():
         assert callable(InternalKVGcsServiceStub(channel).InternalKVGet)
         assert callable(RayletDriverStub(channel).ClusterInfo)
     assert isinstance(get_auth_headers_if_auth_enabled({}), dict)
-    assert "dashboard_agent_listen_port" in inspect.signature(parameter.RayParams).parameters
+    settings = {"dashboard_agent_listen_port", "include_log_monitor", "no_monitor"}
+    assert settings <= set(inspect.signature(parameter.RayParams).parameters)
     assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in LOOPBACK
     assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)
     assert "_memory" in inspect.getsource(ray.init)

@@ -140,9 +140,12 @@ class Owner:
 
         # The agent that takes jobs listens on one fixed port, and gives up where another cluster's has it. `ray start`
         # has an option for that, `ray.init` has none. With port 0, Ray 2.52 tells others another port than it takes.
-        parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=_free_port())
+        settings: dict[str, Any] = {"dashboard_agent_listen_port": _free_port()}
         if self._has_holder:
-            services.start_ray_process = functools.partial(_with_a_small_dashboard, services.start_ray_process)
+            # Drivers of ours get no logs; what a cluster has free, the Jobs API alone learns from the monitor.
+            settings |= {"include_log_monitor": False, "no_monitor": not self._options.jobs}
+            services.start_ray_process = functools.partial(_with_less, services.start_ray_process)
+        parameter.RayParams = functools.partial(parameter.RayParams, **settings)
         context = ray.init(
             include_dashboard=self._options.jobs,
             num_cpus=self._options.num_cpus,
@@ -243,10 +246,11 @@ class Owner:
         draft.replace(self._state)
 
 
-def _with_a_small_dashboard(start: Any, command: list[str], process_type: str, **options: Any) -> Any:
-    """Start one of Ray's processes; of the dashboard only the parts that answer what is asked of an ephemeral cluster.
+def _with_less(start: Any, command: list[str], process_type: str, **options: Any) -> Any:
+    """Start one of Ray's processes, with what a run's own cluster needs of it.
 
-    Each part is a process of its own, and half of them draw pages that nobody sees here.
+    Of the dashboard only the parts that answer what is asked of it: each is a process of its own, and half of them draw
+    pages that nobody sees here.
     """
     if process_type == "dashboard" and not any(word.startswith("--modules-to-load") for word in command):
         command = [*command, f"--modules-to-load={','.join(_DASHBOARD_PARTS)}"]

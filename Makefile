@@ -7,6 +7,8 @@ PYTEST ?= $(BIN)/python -m pytest
 RAY ?=
 # The same for coverage, such as 7.6.0.
 COVERAGE ?=
+# Each file in one process, so that the cluster which its tests share starts once.
+XDIST := -n 2 --dist loadfile --no-loadscope-reorder
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 
@@ -26,13 +28,13 @@ demo: $(VENV)/.demo
 	$(PYTEST) example_plugin --synapse-mode=all -v
 
 test: $(VENV)/.dev$(RAY)
-	$(PYTEST) -n 2 --junitxml=$(VENV)/tests.xml
+	$(PYTEST) $(XDIST) --junitxml=$(VENV)/tests.xml
 	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
 	$(BIN)/python docs/make_compatibility_page.py $(VENV)/tests.xml --check
 
 test-core: $(VENV)/.dev$(RAY)
 	$(PYTEST) tests/runtime
-	$(PYTEST) tests/parity -n 2 -k "$(CONTRACT)"
+	$(PYTEST) tests/parity $(XDIST) -k "$(CONTRACT)"
 
 parity: $(VENV)/.dev$(RAY)
 	$(PYTEST) tests/parity -v --junitxml=$(VENV)/parity.xml

@@ -33,7 +33,7 @@ test: $(VENV)/.dev$(RAY)
 	$(BIN)/python docs/make_compatibility_page.py $(VENV)/tests.xml --check
 
 test-core: $(VENV)/.dev$(RAY)
-	$(PYTEST) tests/runtime
+	$(PYTEST) tests/runtime $(XDIST)
 	$(PYTEST) tests/parity $(XDIST) -k "$(CONTRACT)"
 
 parity: $(VENV)/.dev$(RAY)

@@ -390,7 +390,7 @@ def contexts(project: Path) -> dict[int, list[str]]:
 CORES = ["ctrace", "pytrace"] + (["sysmon"] if sys.version_info >= (3, 12) else [])
 
 
-@pytest.mark.parametrize(("mode", "core"), [("task", core) for core in CORES] + [("job", CORES[-1])])
+@pytest.mark.parametrize(("mode", "core"), [("task", core) for core in CORES])
 def test_19_lines_are_the_same_with_each_core(runs, mode, core):
     options = (*FEW, "--cov=plugin", "--cov-report=")
     assert runs.report(mode, *options, COVERAGE_CORE=core) == runs.report("local", *options)

@@ -115,8 +115,10 @@ class TestNobodysAddress:
 
 
 class TestALockedCluster:
-    @pytest.mark.parametrize("form", range(4), ids=["own", "client", "job-own", "dashboard"])
-    @pytest.mark.parametrize("where", ["variable", "file", "home"])
+    @pytest.mark.parametrize(
+        ("where", "form"),
+        [("variable", 0), ("variable", 1), ("variable", 2), ("variable", 3), ("file", 1), ("home", 0), ("home", 3)],
+    )
     def test_the_token_is_taken_from_where_ray_takes_it(self, locked, form, where, tmp_path):
         mode, address = forms_of(locked)[form]
         (tmp_path / ".ray").mkdir()

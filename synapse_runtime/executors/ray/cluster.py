@@ -47,8 +47,9 @@ from synapse_runtime.site import of_this_process
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 # What a pytest process and its worker take, bytes; a cluster of ours as much again.
 _MEMORY_OF_A_PROCESS = 10**9
-# Ray Client's server refuses the first caller after its own start now and then, after half a minute; not the second.
-_FIRST_CALLER_REFUSED = "Starting Ray client server failed"
+# What Ray Client's server says when it stumbles over a process of its own: now and then it refuses the first caller
+# after its start, after half a minute, and one that comes as such a process ends. Not the same caller twice.
+_SERVER_STUMBLED = ("Starting Ray client server failed", "psutil.NoSuchProcess", "psutil.ZombieProcess")
 _NO_LASTING_CLUSTER = (
     "there is no cluster that outlives this process: `synapse cluster up` starts one; or name one with --ray-address "
     "(ray_address in code) or RAY_ADDRESS, as host:port or http://dashboard; --ray-address auto takes the one that "
@@ -192,7 +193,7 @@ def _become_driver(address: str, *, tries: int = 2) -> None:
             configure_logging=False,
         )
     except ConnectionError as error:
-        if _FIRST_CALLER_REFUSED not in str(error) or tries == 1:
+        if tries == 1 or not any(words in str(error) for words in _SERVER_STUMBLED):
             raise
         _become_driver(address, tries=tries - 1)
 

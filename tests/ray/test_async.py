@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -12,7 +15,8 @@ import pytest
 
 from synapse_runtime.errors import ExecutionError, ExecutionTimeout, ValidationError
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
-from tests.cli.processes import within
+from tests.cli.processes import cluster, within
+from tests.ray.conftest import PLUGIN
 
 pytestmark = pytest.mark.anyio
 
@@ -117,3 +121,21 @@ async def test_who_waits_for_a_worker_can_be_cancelled_and_its_action_does_not_r
         pid = (await task.aexecute("identify"))["pid"]
     assert not second.exists()
     assert pid != os.getpid()
+
+
+def test_of_the_thread_that_connects_nobody_hears():
+    program = """
+    import asyncio, sys
+    from synapse_runtime.executors.ray import RayActorExecutor
+    from synapse_runtime.loggers import NullLogger
+
+    async def main():
+        with RayActorExecutor(plugin=sys.argv[1], ray_address=sys.argv[2], logger=NullLogger()) as executor:
+            print(await executor.aexecute("echo", {"value": 1}))
+
+    asyncio.run(main())
+    """
+    with cluster(num_cpus=1) as there:
+        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program), str(PLUGIN), there["address"]]
+        done = subprocess.run(command, env=os.environ | there, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")

@@ -168,12 +168,14 @@ def connect(cluster: Cluster) -> str:
             raise ClusterError(f"this process is connected to {connected} already, not to {cluster.address}")
         disconnect()
     try:
-        with _untouched_process(), quiet(), _authentication(cluster.token):
-            _import_ray_with(cluster.token)
-            if not is_ours(cluster.address):
-                require_cluster(cluster.address)
-            with _no_error_printer(), _reachable(cluster):
-                _become_driver(cluster.address)
+        with _untouched_process(), _authentication(cluster.token):
+            with quiet():
+                _import_ray_with(cluster.token)
+            with quiet():  # once more: on import Ray sets the levels of its loggers
+                if not is_ours(cluster.address):
+                    require_cluster(cluster.address)
+                with _no_error_printer(), _reachable(cluster):
+                    _become_driver(cluster.address)
     except ClusterError:
         raise
     except Exception as error:

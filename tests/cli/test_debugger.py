@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.conftest import write_plugin
 from tests.cli.processes import Synapse, status_of, terminal
+from tests.pytest_synapse.conftest import ALONE
 
 
 @pytest.mark.parametrize("action", ["stop_here", "trace_here"])
@@ -38,7 +39,7 @@ def test_stops_under_pytest(synapse: Synapse, tmp_path: Path, action: str) -> No
         "def test_it(synapse_executor):\n"
         f"    assert synapse_executor.execute({action!r}, {{'epochs': 7}}) == {{'status': 'done'}}\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ALONE.split(), "test_it.py"]
     with terminal(command, tmp_path, synapse.environment()) as child:
         child.expect_exact("(Pdb) ")
         child.sendline("p self.params.epochs")
@@ -59,7 +60,7 @@ def test_pdb_option_opens_where_the_action_failed(synapse: Synapse, tmp_path: Pa
         "def test_it(synapse_executor):\n"
         "    synapse_executor.execute(Fail)\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "--pdb", "-p", "no:cacheprovider", "test_it.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "--pdb", "-p", "no:cacheprovider", *ALONE.split(), "test_it.py"]
     with terminal(command, tmp_path, synapse.environment()) as child:
         child.expect_exact("(Pdb) ")
         child.sendline("p inside")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.processes import Synapse, synapse_in, terminal
 from tests.parity.sessions import write
+from tests.pytest_synapse.conftest import ALONE
 
 WORK = """\
 import os
@@ -174,7 +175,7 @@ class Opened:
 def debugged(synapse: Synapse, *arguments: str, directory: str = ".", prompt: str = "(Pdb) ") -> dict[str, Opened]:
     """Run a session with `--pdb` on a terminal and go on after each failure; return by test where it has opened."""
     found: dict[str, Opened] = {}
-    command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", "--pdb", *arguments]
+    command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", *ALONE.split(), "--pdb", *arguments]
     with terminal(command, synapse.cwd / directory, synapse.environment(PYTHONPATH=str(synapse.cwd))) as child:
         child.timeout = 60
 

@@ -194,7 +194,9 @@ def test_what_is_no_address_is_told(address):
 
 
 @pytest.mark.parametrize("jobs", [False, True], ids=["without-jobs", "with-jobs"])
-def test_of_ray_runs_what_is_needed(short_temp_dir, jobs):
+def test_of_ray_runs_what_is_needed(short_temp_dir, jobs, monkeypatch):
+    for variable in ("COVERAGE_PROCESS_CONFIG", "COV_CORE_SOURCE"):  # by these each process would measure itself
+        monkeypatch.setenv(variable, "nothing")
     directory = Path(new_directory())
     with alone_in(directory):
         start(directory, Options(jobs=jobs, num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
@@ -202,6 +204,7 @@ def test_of_ray_runs_what_is_needed(short_temp_dir, jobs):
         with Door(directory) as door:
             door.ask("cluster", timeout=60)
             owner = psutil.Process(door.ask("status")["pid"])
+            assert not [name for name in owner.environ() if name.startswith("COV")]
         running = " ".join(word for part in owner.children(recursive=True) for word in part.cmdline())
         assert "gcs_server" in running
         assert "log_monitor.py" not in running

@@ -164,12 +164,14 @@ def test_it_is_counted_in_the_callers_context(file, measuring):
     cov = measuring(context="nightly")
     worker = Measured(False, {file: FileData("measured_here", "", {"": [2], "of the worker": [3]})})
     count(worker)
+    count(Measured(False, {file: FileData("measured_here", "", {"": [4]})}))
     cov.switch_context("test_one|run")
     count(worker)
     data = cov.get_data()
     assert {number: sorted(names) for number, names in data.contexts_by_lineno(file).items()} == {
         2: ["nightly", "nightly|test_one|run"],
         3: ["nightly|of the worker", "nightly|test_one|run"],
+        4: ["nightly"],
     }
 
 

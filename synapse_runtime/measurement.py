@@ -3,8 +3,9 @@
 Each call says how coverage.py measures in the caller's process, if it does; the worker measures in the same way, in
 memory, and its run brings home what was executed. Where the caller measures nothing, coverage is not even imported.
 
-Almost all of it goes by coverage's public API. Two names are private: `Coverage._data`, as the public way to it looks
-for source files each time, and `Coverage._inorout`, which knows what is to be measured. A test watches them.
+Almost all of it goes by coverage's public API. Private are `Coverage._data`, as the public way to it looks for source
+files each time, the context that it is in, and `Coverage._inorout`, which knows what is to be measured. A test watches
+them.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def count(measured: Measured | None) -> None:
     try:
         _add(cov, measured)
     except Exception as error:  # noqa: BLE001 - the action's outcome is not to depend on how it is measured
-        problem = f"{type(error).__name__}: {safe_str(error)}"
+        problem = _in_words(error)
     if problem and problem not in _told:
         _told.add(problem)
         text = f"coverage of actions is not complete: what workers execute could not be measured: {problem}"
@@ -178,8 +179,8 @@ class Meter:
                 for data in self._data_of_children():
                     branches = branches or data.has_arcs()
                     self._read(data, files, told)
-        except Exception as error:  # noqa: BLE001 - the action's outcome is not to depend on how it is measured
-            return Measured(problem=f"{type(error).__name__}: {safe_str(error)}")
+        except Exception as error:  # noqa: BLE001 - as in `count`
+            return Measured(problem=_in_words(error))
         return Measured(branches, files)
 
     def _start(self, settings: Settings) -> None:
@@ -194,8 +195,8 @@ class Meter:
         if self._abroad:
             for name in _BY_PLACE:
                 options.pop(name, None)
-        file = self._settings_for_children(options) if _measures_children(options) else False
         try:
+            file = self._settings_for_children(options) if _measures_children(options) else False
             with _silent(), _core(settings.core):
                 cov = coverage.Coverage(data_file=None, config_file=file, messages=False)
                 for name, value in options.items():
@@ -204,12 +205,13 @@ class Meter:
                 cov.start()
                 self._data = cov.get_data()
             self._coverage = cov
-        except Exception as error:  # noqa: BLE001 - the action's outcome is not to depend on how it is measured
-            self._problem = f"{type(error).__name__}: {safe_str(error)}"
+        except Exception as error:  # noqa: BLE001 - as in `count`
+            self._problem = _in_words(error)
 
     def _end(self) -> None:
         if self._coverage is not None:
-            with _silent():
+            # What fails here is an assertion: an action has begun to measure itself, and has not ended it.
+            with _silent(), contextlib.suppress(AssertionError):
                 self._coverage.stop()
         self._coverage = self._data = None
         if self._children is not None:
@@ -229,7 +231,6 @@ class Meter:
                     if name not in files:
                         files[name] = FileData(modules[file], data.file_tracer(file) or "", {})
                     files[name].executed.setdefault(context, []).extend(executed)
-        data.set_query_contexts(None)
 
     def _modules_of(self, files: Iterable[str]) -> Mapping[str, str | None]:
         """Return the names of the modules that files hold; all files' that are known."""
@@ -281,7 +282,7 @@ class Meter:
 # The lines that came from workers, and what was told of problems.
 _received: defaultdict[str, set[int]] = defaultdict(set)
 _told: set[str] = set()
-# Whether a file is to be measured, by the `Coverage` that says so.
+# Whether a file is to be measured, by the part of a `Coverage` that says so.
 _admitted: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
 
 
@@ -294,7 +295,8 @@ def _current() -> Coverage | None:
 def _add(cov: Coverage, measured: Measured) -> None:
     from coverage.files import relative_filename
 
-    data = cov._data if cov._data is not None else cov.get_data()
+    data = cov._data
+    assert data is not None
     now = data._current_context
     static: Any = cov.get_option("run:context")
     by_context: defaultdict[str | None, dict[str, list[Any]]] = defaultdict(dict)
@@ -330,11 +332,12 @@ def _is_admitted(cov: Coverage, name: str, file: FileData) -> bool:
     """Tell whether coverage would measure a file here; it learns by this what was imported."""
     if file.tracer:
         return True
-    known = _admitted.setdefault(cov, {})
+    rules = cov._inorout
+    assert rules is not None
+    known = _admitted.setdefault(rules, {})
     if name not in known:
-        assert cov._inorout is not None
         frame: Any = SimpleNamespace(f_globals={"__name__": file.module} if file.module else {})
-        known[name] = not cov._inorout.check_include_omit_etc(name, frame)
+        known[name] = not rules.check_include_omit_etc(name, frame)
     return known[name]
 
 
@@ -372,16 +375,16 @@ def _silent() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _core(name: str | None) -> Iterator[None]:
-    before = os.environ.get(_CORE)
-    _set(_CORE, name)
+    before = os.environ.pop(_CORE, None)
+    if name is not None:
+        os.environ[_CORE] = name
     try:
         yield
     finally:
-        _set(_CORE, before)
+        os.environ.pop(_CORE, None)
+        if before is not None:
+            os.environ[_CORE] = before
 
 
-def _set(variable: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(variable, None)
-    else:
-        os.environ[variable] = value
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {safe_str(error)}"

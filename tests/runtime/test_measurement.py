@@ -26,6 +26,10 @@ def first(number):
 
 def second():
     return "second"
+
+
+def test_third():
+    return "third"
 """
 
 
@@ -57,6 +61,7 @@ class Measuring:
         cov = coverage.Coverage(data_file=None, config_file=False, **options)  # type: ignore[arg-type]
         cov.start()
         self._monkeypatch.setattr(cov, "_warn_no_data", False)
+        self._monkeypatch.setattr(cov, "_warn_unimported_source", False)
         return cov
 
 
@@ -65,6 +70,11 @@ def measuring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Measuring]:
     yield Measuring(monkeypatch)
     while cov := coverage.Coverage.current():
         cov.stop()
+
+
+def lines_of(measured: Measured, file: str) -> dict[str, list[int]]:
+    """Return what was executed in a file, which comes in any order."""
+    return {context: sorted(executed) for context, executed in measured.files[file].executed.items()}
 
 
 @pytest.fixture
@@ -110,10 +120,13 @@ def test_a_meter_tells_what_each_call_has_executed(file, meter, core):
     import measured_here
 
     measured_here.first(1)
-    assert meter.take() == Measured(False, {file: FileData("measured_here", "", {"": [1, 2, 3, 7]})})
+    measured = meter.take()
+    assert (measured.branches, measured.problem, set(measured.files)) == (False, "", {file})
+    assert measured.files[file].module == "measured_here"
+    assert lines_of(measured, file) == {"": [1, 2, 3, 7, 11]}
     meter.begin(given)
     measured_here.first(0)
-    assert meter.take() == Measured(False, {file: FileData("measured_here", "", {"": [2, 4]})})
+    assert lines_of(meter.take(), file) == {"": [2, 4]}
     meter.begin(given)
     assert meter.take() == Measured(False, {})
     meter.begin(None)
@@ -134,7 +147,9 @@ def test_other_settings_are_followed_from_the_next_call_on(file, meter):
     assert meter.take().files == {}
     meter.begin(Settings({"run:branch": True, "run:source": ["measured_here"]}))
     measured_here.second()
-    assert meter.take() == Measured(True, {file: FileData("measured_here", "", {"": [(-7, 8), (8, -7)]})})
+    measured = meter.take()
+    assert measured.branches
+    assert lines_of(measured, file) == {"": [(-7, 8), (8, -7)]}
 
 
 def test_abroad_the_caller_chooses_and_names_what_is_told(file, meter, measuring):
@@ -150,7 +165,7 @@ def test_abroad_the_caller_chooses_and_names_what_is_told(file, meter, measuring
     cov = measuring(source=["measured_here"])
     count(replace(measured, files=measured.files | {"/home/ada/other.py": FileData("other", "", {"": [1]})}))
     assert cov.get_data().measured_files() == {"/home/ada/plugin/measured_here.py"}
-    assert set(cov.get_data().lines("/home/ada/plugin/measured_here.py")) == {1, 7, 8}
+    assert set(cov.get_data().lines("/home/ada/plugin/measured_here.py")) == {1, 7, 8, 11}
 
 
 def test_what_workers_executed_is_received(file, measuring, monkeypatch):
@@ -223,6 +238,37 @@ def test_an_action_that_ends_the_measurement_is_told_of(meter):
     meter.begin(Settings({"run:source": ["measured_here"]}))
     coverage.Coverage.current().stop()
     assert "not started" in meter.take().problem
+
+
+def test_an_action_that_leaves_a_measurement_of_its_own_does_no_harm(meter, measuring):
+    meter.begin(Settings({"run:source": ["measured_here"]}))
+    measuring()
+    meter.begin(None)
+    assert meter.take() is None
+
+
+def test_each_context_of_a_worker_has_its_own_lines_in_each_call(file, meter):
+    given = Settings({"run:dynamic_context": "test_function", "run:source": ["measured_here"]})
+    meter.begin(given)
+    import measured_here
+
+    measured_here.test_third()
+    assert lines_of(meter.take(), file) == {"": [1, 7, 11], "measured_here.test_third": [12]}
+    meter.begin(given)
+    measured_here.second()
+    assert meter.take().files[file].executed == {"": [8]}
+
+
+def test_other_rules_of_the_caller_hold_from_then_on(file, measuring):
+    cov = measuring(source=["elsewhere"])
+    count(Measured(False, {file: FileData("measured_here", "", {"": [2]})}))
+    assert not cov.get_data().measured_files()
+    cov.stop()
+    cov.erase()
+    cov.set_option("run:source", ["measured_here"])
+    cov.start()
+    count(Measured(False, {file: FileData("measured_here", "", {"": [2]})}))
+    assert cov.get_data().measured_files() == {file}
 
 
 def test_data_that_does_not_fit_is_told_of(file, measuring):

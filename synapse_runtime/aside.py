@@ -129,6 +129,35 @@ class Turn:
                     self._changed.notify()
 
 
+class Together:
+    """A change of the whole process that several threads may want at once: made for the first, undone after the last.
+
+    Args:
+        change: Makes it, as a context manager.
+    """
+
+    def __init__(self, change: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
+        self._change = change
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._made = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Have it inside the block."""
+        with self._lock:
+            if not self._wanted:
+                self._made.enter_context(self._change())
+            self._wanted += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted -= 1
+                if not self._wanted:
+                    self._made.close()
+
+
 class EventLoop(ABC):
     """An event loop that waits for a call in a thread: what differs between asyncio and trio. Each serves one call."""
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synapse_runtime import assertions, measurement, tracing, transport
+from synapse_runtime.aside import Together
 from synapse_runtime.audience import Audience
 from synapse_runtime.capture import Captured, OutputFiles, captured_logging
 from synapse_runtime.environment import PluginEnvironment
@@ -335,34 +336,18 @@ def _own_error(error: BaseException) -> PluginError:
     return ExecutionError(safe_str(error))
 
 
-class _NoBytecode:
-    """Keep Python from writing `__pycache__` into a plugin's directory: a call that goes elsewhere leaves no trace.
-
-    Several threads may want that at once; the last to leave puts back what was before.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted = 0
-        self._before = False
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if not self._wanted:
-                self._before = sys.dont_write_bytecode
-                sys.dont_write_bytecode = True
-            self._wanted += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wanted -= 1
-                if not self._wanted:
-                    sys.dont_write_bytecode = self._before
+@contextlib.contextmanager
+def _writes_no_bytecode() -> Iterator[None]:
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
-_no_bytecode = _NoBytecode()
+# Keeps Python from writing `__pycache__` into a plugin's directory: a call that goes elsewhere leaves no trace.
+_no_bytecode = Together(_writes_no_bytecode)
 
 
 def _importable(root: str | None) -> contextlib.AbstractContextManager[None]:

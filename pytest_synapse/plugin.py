@@ -208,9 +208,8 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
     if CHOSEN in collector.stash and report.passed:
         mode = collector.stash[CHOSEN]
         report.result = [test for test in report.result if mode in wanted_modes(test, test.config)]
-    if report.passed and hasattr(
-        collector.config, "workerinput"
-    ):  # of xdist, which has no way to tell of a usage error
+    # In a worker of xdist, which has no way to tell of a usage error.
+    if report.passed and hasattr(collector.config, "workerinput"):
         try:
             for item in report.result:
                 _require_one_mode(item)

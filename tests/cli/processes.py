@@ -122,7 +122,8 @@ class Synapse:
 
         def are_gone() -> bool:
             found[:] = [command_of(pid) for pid in processes_with(self.mark)]
-            found.extend(str(path) for path in self.temp.rglob("*"))
+            for place, directories, files in os.walk(self.temp):  # which bears that they go meanwhile
+                found.extend(os.path.join(place, name) for name in (*directories, *files))
             return not found
 
         within(10, are_gone)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from synapse_runtime import compat
+
 if TYPE_CHECKING:
     from synapse_runtime.action import BaseAction as BaseAction
     from synapse_runtime.context import RuntimeContext as RuntimeContext
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from synapse_runtime.runner import run_plugin as run_plugin
 
 __version__ = "0.1.0"
+
+compat.install()
 
 _HOMES = {
     "ActionRun": "execution",

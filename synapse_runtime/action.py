@@ -5,18 +5,25 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from logging import Logger
+from logging import Logger, getLogger
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
+from synapse_runtime import sdk
 from synapse_runtime.context import RuntimeContext
 from synapse_runtime.errors import ConfigError, ValidationError, nearest, safe_str
+from synapse_runtime.messages import LocalizedMessage, LogMessageCode
+from synapse_runtime.types import DataType
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
 P = TypeVar("P", bound=BaseModel)
+
+
+class NoResult:
+    """Stands for the `result_model` of an action that has none."""
 
 
 class BaseAction(ABC, Generic[P]):
@@ -24,8 +31,11 @@ class BaseAction(ABC, Generic[P]):
 
     Attributes:
         action_name: The action's name; the key in the config file, or derived from the class name, by default.
+        category: The plugin category that it belongs to; that of the config file by default.
+        input_type: Kind of data that it takes, of `synapse_runtime.types`.
+        output_type: Kind of data that it gives.
         params_model: Taken from the generic parameter. Without one, `params` is the dict as given.
-        result_model: Pydantic model that the result is checked against, if set.
+        result_model: Pydantic model that the result is checked against; `NoResult` where there is none.
         params: The validated params: an instance of `params_model`.
         ctx: The `RuntimeContext`: environment, job id, and everything the action may say.
 
@@ -41,9 +51,12 @@ class BaseAction(ABC, Generic[P]):
         'hello world'
     """
 
-    action_name: ClassVar[str | None] = None
+    action_name: str | None = None
+    category: str | None = None
+    input_type: ClassVar[type[DataType] | None] = None
+    output_type: ClassVar[type[DataType] | None] = None
     params_model: ClassVar[type[BaseModel] | None] = None
-    result_model: ClassVar[type[BaseModel] | None] = None
+    result_model: ClassVar[type[BaseModel] | type[NoResult] | None] = NoResult
     _params_variable: ClassVar[Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -68,6 +81,10 @@ class BaseAction(ABC, Generic[P]):
     def __init__(self, params: P, ctx: RuntimeContext) -> None:
         self.params = params
         self.ctx = ctx
+        if self.action_name is None:
+            self.action_name = ctx.name
+        if self.category is None:
+            self.category = ctx.category
 
     @property
     def logger(self) -> Logger:
@@ -78,21 +95,65 @@ class BaseAction(ABC, Generic[P]):
     def execute(self) -> Any:
         """Do the work and return the result. May be `async`."""
 
+    def run(self) -> Any:
+        """Run the action: `execute`, unless a class has more to do around it."""
+        return self.execute()
+
+    @classmethod
+    def dispatch(cls, params: Mapping[str, Any] | P, ctx: RuntimeContext) -> Any:
+        """Check the params, make the action and run it.
+
+        A class that overrides this gets the params as they were given, unchecked.
+
+        Args:
+            params: The params: a dict, or an instance of the model.
+            ctx: The context that the action gets.
+
+        Raises:
+            ValidationError: The params do not fit.
+        """
+        try:
+            checked = _validated(cls, ctx.name, params)
+        except ValidationError as error:
+            ctx.refusal = error
+            raise
+        return cls(checked, ctx).run()
+
     def log(self, event: str, data: Mapping[str, Any] | None = None, file: str | None = None) -> None:
         """Record that something happened; see `RuntimeContext.log`."""
         self.ctx.log(event, data, file)
 
-    def set_progress(self, current: float, total: float, step: str | None = None) -> None:
-        """Tell how far the action has come; see `RuntimeContext.set_progress`."""
-        self.ctx.set_progress(current, total, step)
+    def set_progress(
+        self, current: float, total: float, step: str | None = None, *, category: str | None = None
+    ) -> None:
+        """Tell how far the action has come; see `RuntimeContext.set_progress`. `category` is an old name of `step`."""
+        self.ctx.set_progress(current, total, category if step is None else step)
 
     def set_metrics(self, value: Mapping[str, Any], step: str) -> None:
         """Report metrics of a step; see `RuntimeContext.set_metrics`."""
         self.ctx.set_metrics(value, step)
 
-    def log_message(self, message: str, level: str = "info", **values: Any) -> None:
+    def log_message(
+        self,
+        message: str | Mapping[str, str] | LocalizedMessage | LogMessageCode,
+        level: str = "info",
+        **values: Any,
+    ) -> None:
         """Say something to the person who runs the action; see `RuntimeContext.log_message`."""
         self.ctx.log_message(message, level, **values)
+
+    def log_metric(self, category: str, key: str, value: float, **metrics: Any) -> None:
+        """Record one point of a curve; see `RuntimeContext.log_metric`."""
+        self.ctx.log_metric(category, key, value, **metrics)
+
+    def log_visualization(self, category: str, group: str, index: int, image: str, **meta: Any) -> None:
+        """Record a picture; see `RuntimeContext.log_visualization`."""
+        self.ctx.log_visualization(category, group, index, image, **meta)
+
+    @classmethod
+    def get_log_message_code_class(cls) -> type[LogMessageCode]:
+        """Return the class of this action's message codes, which it says by overriding this."""
+        raise NotImplementedError(f"{cls.__name__} has no message codes: override get_log_message_code_class")
 
 
 BaseAction._params_variable = P
@@ -152,16 +213,22 @@ def result_model_of(target: Any) -> type[BaseModel] | None:
 def validate_params(target: Any, name: str, params: Any) -> Any:
     """Check params by the action's model and return what the action gets: a model instance.
 
-    An instance of the model passes as it is. Without a model, the params pass unchecked.
+    An instance of the model passes as it is. Without a model, the params pass unchecked; so they do where the action
+    has its own `dispatch` in place of `BaseAction`'s, as nobody else knows what they must be.
 
     Raises:
         ValidationError: Names action and fields; the cause is pydantic's error, or what a validator raised.
     """
+    own = sdk.has_own_dispatch if sdk.is_of_sdk(target) else _has_own_dispatch
+    return params if own(target) else _validated(target, name, params)
+
+
+def _validated(target: Any, name: str, params: Any) -> Any:
     model = params_model_of(target)
     if model is None or isinstance(params, model):
         return params
     try:
-        return model.model_validate(_own(params))
+        return model.model_validate(_own(params), context=sdk.validation_context(target))
     except PydanticValidationError as error:
         raise _validation_error(name, model, error) from error
     except Exception as error:  # of a validator of the author's
@@ -234,18 +301,55 @@ def _shortened(value: object, limit: int = 80) -> str:
 
 def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     """Call an action, in whichever form it is, and return what it returns."""
+    if sdk.is_of_sdk(target):
+        try:
+            return sdk.invoke(target, params, ctx)
+        except PydanticValidationError as error:
+            if not sdk.is_refusal(error):
+                raise
+            model = params_model_of(target)
+            assert model is not None
+            ctx.refusal = _validation_error(ctx.name, model, error)
+            raise ctx.refusal from error
     if not isinstance(target, type):
         return target(params, ctx)
     cls: Any = target
-    if not issubclass(cls, BaseAction) and callable(getattr(cls, "dispatch", None)):
+    if issubclass(cls, BaseAction) and not _has_own_dispatch(cls):  # the params are checked already
+        # No frame of ours where it would be in the way of who reads a stack.
+        return cls(params, ctx).execute() if cls.run is BaseAction.run else cls(params, ctx).run()
+    if callable(getattr(cls, "dispatch", None)):
         return cls.dispatch(params, ctx)
     return cls(params, ctx).execute()
 
 
+def _has_own_dispatch(target: Any) -> bool:
+    """Tell whether a subclass of `BaseAction` overrides `dispatch`."""
+    if not isinstance(target, type) or not issubclass(target, BaseAction):
+        return False
+    return getattr(target.dispatch, "__func__", None) is not BaseAction.dispatch.__func__  # type: ignore[attr-defined]
+
+
+def validate_result(result: Any, result_model: type[BaseModel] | type[NoResult], logger: Logger | None = None) -> Any:
+    """Compare a result with a model, and return it as it is; log a warning where it does not fit.
+
+    Args:
+        result: What an action returned.
+        result_model: What it is to be.
+        logger: Where to warn; that of this module by default.
+    """
+    mismatch = _mismatch(result_model, "validate_result", result)
+    if mismatch is not None:
+        (logger or getLogger(__name__)).warning(mismatch)
+    return result
+
+
 def result_mismatch(target: Any, name: str, result: Any) -> str | None:
     """Compare a result with the action's `result_model`; return what does not fit, or None."""
-    model = result_model_of(target)
-    if model is None or isinstance(result, model):
+    return _mismatch(result_model_of(target), name, result)
+
+
+def _mismatch(model: type[BaseModel] | type[NoResult] | None, name: str, result: Any) -> str | None:
+    if model is None or not issubclass(model, BaseModel) or isinstance(result, model):
         return None
     try:
         model.model_validate(_own(result))

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.events import Event
+from synapse_runtime.messages import (
+    DEFAULT_LANGUAGE,
+    CommonLogMessageCode,
+    LocalizedMessage,
+    LogMessageCode,
+    filled,
+    localized,
+    resolve_log_message,
+)
 from synapse_runtime.transport import snapshot
+
+if TYPE_CHECKING:
+    from synapse_runtime.errors import ValidationError
+    from synapse_runtime.loggers import Logger
 
 __all__ = ["PluginEnvironment", "RuntimeContext"]
 
@@ -20,15 +34,25 @@ class RuntimeContext:
     """An action's way to speak: log, progress, metrics, messages; and what it may ask: environment, job id.
 
     Args:
-        emit: Called with each event, in order.
+        logger: Where events go, in order: a function that is called with each, or one of `synapse_runtime.loggers`.
         env: The environment of the action; see `PluginEnvironment`.
         job_id: The id of this run.
-        name: The action's name, for its logger.
+        client: A client of the platform's, for what the action wants of it.
+        v2_client: The same, for the second version of its interface.
+        agent_client: A client of the platform's agent.
+        checkpoint: Which model training begins with: its `category` and `path`.
+        language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
+        name: The action's name.
+        category: The plugin category that the config file names.
 
     Attributes:
         env: The `PluginEnvironment`: this process's variables, under the config file's, under those given.
         job_id: The id of this run: the one that was given, else a fresh one.
         logger: A `logging.Logger`. Its records are events of this run too, and reach `logging` as usual.
+        client: None, as there are no credentials for the platform; so are the other clients, and `checkpoint`.
+        name: The action's name.
+        category: The plugin category that the config file names, if any.
+        refusal: Why the params do not fit, where an action that checks them itself found that out.
 
     Example:
         >>> events = []
@@ -41,22 +65,46 @@ class RuntimeContext:
 
     def __init__(
         self,
-        emit: Callable[[Event], object],
+        logger: Logger | Callable[[Event], object],
         env: PluginEnvironment | Mapping[str, Any] | None = None,
         job_id: str | None = None,
+        client: Any = None,
+        v2_client: Any = None,
+        agent_client: Any = None,
+        checkpoint: dict[str, Any] | None = None,
+        language: str | None = None,
+        *,
         name: str = "action",
+        category: str | None = None,
     ) -> None:
-        self._emit = emit
-        self._name = name
+        self._emit: Callable[[Event], object] = logger if callable(logger) else logger.event
+        self.name = name
+        self.category = category
+        self.refusal: ValidationError | None = None
         self._logger: logging.Logger | None = None
         self.env = env if isinstance(env, PluginEnvironment) else PluginEnvironment(env)
         self.job_id = job_id
+        self.client = client
+        self.v2_client = v2_client
+        self.agent_client = agent_client
+        self.checkpoint = checkpoint
+        self.language = language
+
+    @property
+    def client_v1(self) -> Any:
+        """The same as `client`."""
+        return self.client
+
+    @property
+    def client_v2(self) -> Any:
+        """The same as `v2_client`."""
+        return self.v2_client
 
     @property
     def logger(self) -> logging.Logger:
         """The action's logger, `synapse.<action name>` in `logging`'s tree; down to debug by default."""
         if self._logger is None:
-            self._logger = _ActionLogger(self._name, self._emit)
+            self._logger = _ActionLogger(self.name, self)
         return self._logger
 
     def log(
@@ -113,26 +161,141 @@ class RuntimeContext:
             raise ValueError(f"set_metrics needs the name of a step, such as 'training', not {step!r}")
         self._emit(Event("metrics", "", _copied(value), step=step))
 
-    def log_message(self, message: str, level: str = "info", *, step: str | None = None, **values: Any) -> None:
+    def log_message(
+        self,
+        message: str | Mapping[str, str] | LocalizedMessage | LogMessageCode,
+        level: str = "info",
+        *,
+        context: str | None = None,
+        language: str | None = None,
+        step: str | None = None,
+        **values: Any,
+    ) -> None:
         """Say something to the person who runs the action.
 
         Args:
-            message: The text. With `values`, a template: `{name}` is replaced by the value of that name.
-            level: `debug`, `info`, `warning`, `error` or `critical`.
+            message: The text; texts by language, as a dict or `LocalizedMessage`; or a code, which has text and level.
+                With `values`, a template: `{name}` is replaced by the value of that name.
+            level: `debug`, `info`, `success`, `warning`, `danger`, `error` or `critical`; or a `LogLevel`.
+            context: Its former name; deprecated.
+            language: The language of this message; that of the run by default.
             step: The step that it belongs to.
             **values: What to fill in.
         """
-        text = message.format(**values) if values else message
-        self._emit(Event("message", text, level=_level(level), step=step))
+        if context is not None:
+            warnings.warn("log_message: context is deprecated, use level", DeprecationWarning, stacklevel=2)
+            level = context
+        key = None
+        if isinstance(message, LogMessageCode):
+            key = message.value
+            text, level = resolve_log_message(message, self._language(language), **values)
+        elif isinstance(message, str):
+            text = filled(message, values)
+        else:
+            text = filled(localized(message, self._language(language)), values)
+        self.say(text, level=level, step=step, key=key)
+
+    def say(self, text: str, *, level: str = "info", step: str | None = None, key: str | None = None) -> None:
+        """Say a text as it is.
+
+        Args:
+            text: The text.
+            level: How serious it is, as for `log_message`.
+            step: The step that it belongs to.
+            key: The code of the message, if it has one.
+        """
+        self._emit(Event("message", text, {} if key is None else {"key": key}, _level(level), step))
+
+    def log_metric(self, category: str, key: str, value: float, **metrics: Any) -> None:
+        """Record one point of a curve, as an event `metric`.
+
+        Args:
+            category: Which data it is of, such as `train` or `validation`.
+            key: What is measured, or what counts, such as `epoch`.
+            value: Its value.
+            **metrics: Further values at this point.
+        """
+        self.log("metric", {"category": category, "key": key, "value": value, "metrics": metrics})
+
+    def log_visualization(self, category: str, group: str, index: int, image: str, **meta: Any) -> None:
+        """Record a picture, as an event `visualization`.
+
+        Args:
+            category: Which data it is of, such as `validation`.
+            group: What it belongs to, such as an epoch.
+            index: Which one of its group it is.
+            image: The picture's file; it is not read.
+            **meta: Facts about it.
+        """
+        self.log("visualization", {"category": category, "group": group, "index": index, **meta}, image)
+
+    def log_trials(
+        self,
+        data: Mapping[str, Any] | None = None,
+        *,
+        trials: Mapping[str, Any] | None = None,
+        base: Sequence[str] | None = None,
+        hyperparameters: Sequence[str] | None = None,
+        metrics: Sequence[str] | None = None,
+        best_trial: str = "",
+    ) -> None:
+        """Record how far a search for hyperparameters has come, as an event `trials`.
+
+        Args:
+            data: All of the below, in one.
+            trials: Facts about each trial, by its id.
+            base: Names of columns that are neither of the next two.
+            hyperparameters: Names of columns that are hyperparameters.
+            metrics: Names of columns that are metrics.
+            best_trial: The id of the best.
+        """
+        if data is None:
+            data = {
+                "base": base or [],
+                "trials": trials or {},
+                "hyperparameters": hyperparameters or [],
+                "metrics": metrics or [],
+                "best_trial": best_trial,
+            }
+        self.log("trials", data)
+
+    def log_dev_event(self, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Record something for the plugin's developers, as an event `dev_event` of level `debug`.
+
+        Args:
+            message: What.
+            data: Facts about it.
+        """
+        self.log("dev_event", {"message": message, "data": data}, level="debug")
+
+    def end_log(self) -> None:
+        """Say that the run is complete."""
+        self.log_message(CommonLogMessageCode.PLUGIN_RUN_COMPLETE)
+
+    def _language(self, given: str | None) -> str:
+        return given or self.language or self.env.get_str("SYNAPSE_LANGUAGE") or DEFAULT_LANGUAGE
 
 
 class _ActionLogger(logging.Logger):
-    """A logger whose records are events as well. It is not in `logging`'s registry, so it ends with the run."""
+    """A logger whose records are events as well. It is not in `logging`'s registry, so it ends with the run.
 
-    def __init__(self, name: str, emit: Callable[[Event], object]) -> None:
+    What the SDK's loggers have besides, it has too.
+    """
+
+    def __init__(self, name: str, ctx: RuntimeContext) -> None:
         super().__init__(f"synapse.{name}", logging.DEBUG)
         self.parent = logging.getLogger("synapse")
-        self._emit = emit
+        self._emit = ctx._emit
+        self.set_progress = ctx.set_progress
+        self.set_metrics = ctx.set_metrics
+        self._log_event = ctx.log
+
+    def log(self, level: Any, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Log at a level of `logging`, as usual; or, at a `LogLevel`, an event: its name, data, file and step."""
+        if isinstance(level, int):
+            super().log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 1, **kwargs)
+        else:
+            self._log_event(msg, *args, level=level, **kwargs)
 
     def handle(self, record: logging.LogRecord) -> None:
         text = record.getMessage()

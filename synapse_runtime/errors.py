@@ -14,10 +14,19 @@ from typing import Any
 class PluginError(Exception):
     """Root of all errors of this package.
 
+    Attributes:
+        details: What there is to know besides.
+
     Example:
         >>> str(PluginError("nothing to run"))
         'nothing to run'
     """
+
+    details: Any
+
+    def __init__(self, message: str = "", details: Any = None) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class ConfigError(PluginError):
@@ -46,8 +55,8 @@ class ActionNotFoundError(PluginError):
         available: The names that exist, in the order of the config file.
     """
 
-    def __init__(self, message: str, *, available: Iterable[str] = ()) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, details: Any = None, *, available: Iterable[str] = ()) -> None:
+        super().__init__(message, details)
         self.available = tuple(available)
 
 
@@ -57,8 +66,8 @@ class ValidationError(PluginError, ValueError):
     The cause (`__cause__`) is pydantic's own error, or what a validator of the model raised instead.
     """
 
-    def __init__(self, message: str, *, errors: Iterable[dict[str, Any]] = ()) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, details: Any = None, *, errors: Iterable[dict[str, Any]] = ()) -> None:
+        super().__init__(message, details)
         self._errors = list(errors)
 
     def errors(self) -> list[dict[str, Any]]:
@@ -74,11 +83,10 @@ class ExecutionError(PluginError):
             output of its worker. Empty where there is nothing. It shows below the message, as the exception's note.
     """
 
-    details: str = ""
-
-    def __init__(self, message: str, *, details: str = "", title: str = "") -> None:
-        super().__init__(message)
-        self.attach(title, details)
+    def __init__(self, message: str, details: Any = "", *, title: str = "") -> None:
+        super().__init__(message, "" if isinstance(details, str) else details)
+        if isinstance(details, str):
+            self.attach(title, details)
 
     def attach(self, title: str, details: str) -> None:
         """Add details under a title, unless they are empty."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["log", "progress", "metrics", "message"]
-Level = Literal["debug", "info", "warning", "error", "critical"]
+Level = Literal["debug", "info", "success", "warning", "danger", "error", "critical"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,9 @@ class Event:
     Attributes:
         kind: `log` (`ctx.log`), `progress`, `metrics`, or `message` (`ctx.log_message`, `ctx.logger`).
         name: The log's event name; the message's text; empty for progress and metrics.
-        data: The log's data; `{"current", "total"}` of progress; the values of metrics; empty for messages.
-        level: How serious: `debug`, `info`, `warning`, `error` or `critical`.
+        data: The log's data; `{"current", "total"}` of progress; the values of metrics; the `key` of a message, if it
+            has one.
+        level: How serious: `debug`, `info`, `success`, `warning`, `danger`, `error` or `critical`.
         step: The step it belongs to, if one was named. Metrics always have one.
         file: A file that belongs to it, as the action gave it.
         time: When, in seconds since the epoch.

@@ -58,6 +58,8 @@ class ActionCall:
         import_root: The directory that the plugin's modules are imported from, if there is a plugin.
         cwd: The working directory of the action: the plugin's directory, or that of the caller.
         config_path: The plugin's config file, for errors that are to be mended there.
+        category: The plugin's category, if its config file says one.
+        language: Language of messages, in two letters; None for that of the environment.
     """
 
     action: Any
@@ -69,6 +71,8 @@ class ActionCall:
     import_root: str | None = None
     cwd: str | None = None
     config_path: str | None = None
+    category: str | None = None
+    language: str | None = None
 
 
 @dataclass
@@ -205,7 +209,14 @@ def run_call(
             run.error = error
             return run
         env = PluginEnvironment.merge(os.environ, call.env)
-        ctx = RuntimeContext(append if on_event is None else emit, env, call.job_id, call.name)
+        ctx = RuntimeContext(
+            append if on_event is None else emit,
+            env,
+            call.job_id,
+            language=call.language,
+            name=call.name,
+            category=call.category,
+        )
         if on_start is not None:
             on_start()
         started = time.perf_counter()
@@ -218,7 +229,7 @@ def run_call(
         except (KeyboardInterrupt, OutOfTime):  # OutOfTime: of an action that this one runs inside
             raise
         except BaseException as error:  # noqa: BLE001 - whatever an action raises is its outcome
-            run.error = failure(call.name, error)
+            run.error = ctx.refusal if error is ctx.refusal else failure(call.name, error)
             return run
         finally:
             run.duration = time.perf_counter() - started

@@ -47,6 +47,7 @@ class Manifest(BaseModel):
         code: The plugin's unique id.
         name: The plugin's name for people; the code by default.
         version: `X.Y.Z`.
+        category: What the plugin is for, one of `synapse_runtime.enums.PluginCategory`.
         env: Variables of the action's environment, under those given in code; those of `runtime_env` under them.
         runtime_env: What a worker needs that does not share this disk, as Ray takes it; but for `env_vars`, which are
             in `env`: they travel with each call, and no cluster lists them.
@@ -62,6 +63,7 @@ class Manifest(BaseModel):
     name: str = ""
     version: str = "0.1.0"
     description: str = ""
+    category: str | None = None
     env: dict[str, Any] = Field(default_factory=dict, repr=False)  # values may be secrets
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     package_manager: Literal["pip", "uv"] = "pip"

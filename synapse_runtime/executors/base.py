@@ -48,6 +48,7 @@ class Executor(ABC):
         plugin: The plugin whose actions can be named: a `Plugin`, its directory, config file or module name.
         timeout: Seconds that a call may take, unless the call says otherwise.
         logger: Sink for events; the console by default.
+        language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
 
     Raises:
         ConfigError: The plugin cannot be read.
@@ -68,6 +69,7 @@ class Executor(ABC):
         plugin: Plugin | Path | str | None = None,
         timeout: float | None = None,
         logger: Logger | None = None,
+        language: str | None = None,
     ) -> None:
         self._env = as_environment(env)
         self._env.as_strings()  # a variable that no process can hold is found here, not in each run
@@ -75,6 +77,7 @@ class Executor(ABC):
         self._plugin = _load(plugin)
         self._timeout = checked_timeout(timeout)
         self._logger: Logger = ConsoleLogger() if logger is None else logger
+        self._language = language
 
     def run(
         self,
@@ -200,6 +203,8 @@ class Executor(ABC):
             import_root=self._import_root,
             cwd=os.getcwd() if plugin is None else str(plugin.root),
             config_path=None if plugin is None or plugin.config_path is None else str(plugin.config_path),
+            category=None if plugin is None else plugin.manifest.category,
+            language=self._language,
         )
 
     def close(self) -> None:  # noqa: B027 - local mode holds nothing

@@ -27,6 +27,7 @@ class LocalExecutor(Executor):
         plugin: The plugin whose actions can be named; see `Executor`.
         timeout: Seconds that a call may take.
         logger: Sink for events; the console by default.
+        language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
         fresh: Import the plugin's modules anew for each call, so that no state which an action leaves in a module or
             class is seen by the next; includes `strict`.
         strict: Let params and result cross a border as they would on the way to a worker and back, so that what
@@ -51,10 +52,11 @@ class LocalExecutor(Executor):
         plugin: Plugin | Path | str | None = None,
         timeout: float | None = None,
         logger: Logger | None = None,
+        language: str | None = None,
         strict: bool = False,
         fresh: bool = False,
     ) -> None:
-        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
+        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger, language=language)
         self._strict = strict
         self._fresh = fresh
 

@@ -23,7 +23,7 @@ def events() -> list[Event]:
 
 @pytest.fixture
 def ctx(events) -> RuntimeContext:
-    return RuntimeContext(events.append, {"A": "1"}, "job-1", "train")
+    return RuntimeContext(events.append, {"A": "1"}, "job-1", name="train")
 
 
 class Level(enum.Enum):

@@ -29,6 +29,7 @@ def test_the_pytest_plugin_imports_nothing_heavy():
 def test_of_the_runtime_the_pytest_plugin_imports_only_where_configs_and_clusters_are():
     assert {name for name in imported() if name.startswith("synapse_runtime")} == {
         "synapse_runtime",
+        "synapse_runtime.compat",
         "synapse_runtime.locate",
         "synapse_runtime.site",
     }

@@ -15,12 +15,16 @@ PACKAGES = ("synapse_runtime", "pytest_synapse")
 
 # From the ground up; a module imports only from rooms before its own.
 ROOMS = [
+    "compat",
     "locate",
     "site",
     "errors",
     "scratch",
     "measurement",
     "events",
+    "messages",
+    "enums",
+    "types",
     "environment",
     "transport",
     "tracing",
@@ -32,6 +36,7 @@ ROOMS = [
     "aside",
     "modules",
     "context",
+    "sdk",
     "action",
     "decorators",
     "manifest",

@@ -71,7 +71,7 @@ def test_an_action_may_be_its_entrypoint_alone_or_nothing_yet(config):
 
 def test_keys_that_are_not_ours_are_kept(config):
     manifest = read_manifest(config(FULL))
-    assert manifest.model_extra == {"category": "neural_net"}
+    assert manifest.category == "neural_net"
     assert manifest.actions["train"].model_extra == {"gpu": 1}
 
 

@@ -120,6 +120,7 @@ class RayJobsApiExecutor(Executor):
         plugin: The plugin whose actions can be named; see `Executor`.
         timeout: Seconds that the action may take, counted from its start.
         logger: Sink for events, when the run is back; the console by default.
+        language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
         dashboard_address: The dashboard's URL, such as `http://127.0.0.1:8265`.
         ray_address: The cluster's own address, where the dashboard's is not given. By default `RAY_ADDRESS`, else
             an ephemeral cluster.
@@ -154,6 +155,7 @@ class RayJobsApiExecutor(Executor):
         plugin: Plugin | Path | str | None = None,
         timeout: float | None = None,
         logger: Logger | None = None,
+        language: str | None = None,
         dashboard_address: str | None = None,
         ray_address: str | None = None,
         num_cpus: float | None = None,
@@ -165,7 +167,7 @@ class RayJobsApiExecutor(Executor):
         leave_running: Callable[[str], bool] | None = None,
         debug_sdk: bool = False,
     ) -> None:
-        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
+        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger, language=language)
         self._address = dashboard_address or ray_address
         self._resources = checked_resources(num_cpus, num_gpus, memory, resources)
         self._resource_timeout = resource_timeout

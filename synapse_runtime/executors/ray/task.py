@@ -458,6 +458,7 @@ class RayActorExecutor(Executor):
         plugin: The plugin whose actions can be named; see `Executor`.
         timeout: Seconds that a call may take.
         logger: Sink for events, when the run is back; the console by default.
+        language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
         ray_address: `host:port`, `ray://host:port`, or `auto`. By default `RAY_ADDRESS`, else an ephemeral cluster.
         num_cpus: CPUs that the worker holds. By default it needs one to be placed and holds none.
         num_gpus: GPUs that the worker holds: a part of one, or whole ones.
@@ -484,6 +485,7 @@ class RayActorExecutor(Executor):
         plugin: Plugin | Path | str | None = None,
         timeout: float | None = None,
         logger: Logger | None = None,
+        language: str | None = None,
         ray_address: str | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
@@ -493,7 +495,7 @@ class RayActorExecutor(Executor):
         worker: WarmWorker | None = None,
         debug_sdk: bool = False,
     ) -> None:
-        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger)
+        super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger, language=language)
         self._luggage = Luggage(self._plugin, debug_sdk=debug_sdk)
         self._shared = worker is not None
         self._worker = worker or WarmWorker(

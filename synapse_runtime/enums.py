@@ -1,0 +1,138 @@
+"""The words of config files and plugins: categories, methods, kinds of data and annotations."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class PluginCategory(StrEnum):
+    """What a plugin is for.
+
+    Example:
+        >>> PluginCategory("neural_net") is PluginCategory.NEURAL_NET
+        True
+    """
+
+    NEURAL_NET = "neural_net"
+    EXPORT = "export"
+    UPLOAD = "upload"
+    SMART_TOOL = "smart_tool"
+    POST_ANNOTATION = "post_annotation"
+    PRE_ANNOTATION = "pre_annotation"
+    DATA_VALIDATION = "data_validation"
+    CUSTOM = "custom"
+
+
+class RunMethod(StrEnum):
+    """How an action runs in production."""
+
+    JOB = "job"
+    TASK = "task"
+    SERVE = "serve"
+    RESTAPI = "restapi"
+
+
+# How actions of these names run in production, unless the config file says otherwise.
+ACTION_DEFAULT_METHODS = {
+    "upload": RunMethod.JOB,
+    "export": RunMethod.JOB,
+    "download": RunMethod.JOB,
+    "convert": RunMethod.JOB,
+    "train": RunMethod.JOB,
+    "test": RunMethod.JOB,
+    "deployment": RunMethod.JOB,
+    "inference": RunMethod.SERVE,
+    "to_task": RunMethod.JOB,
+    "auto_label": RunMethod.TASK,
+}
+
+
+class ExecutionMode(StrEnum):
+    """Where `run_plugin` runs an action."""
+
+    LOCAL = "local"
+    TASK = "task"
+    JOB = "job"
+
+
+class PackageManager(StrEnum):
+    """What installs a plugin's requirements."""
+
+    PIP = "pip"
+    UV = "uv"
+
+
+class MetricsCategory(StrEnum):
+    """Which data metrics are of."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class DataType(StrEnum):
+    """What kind of data a plugin takes."""
+
+    IMAGE = "image"
+    TEXT = "text"
+    VIDEO = "video"
+    PCD = "pcd"
+    AUDIO = "audio"
+    DATA = "data"
+
+
+class AnnotationCategory(StrEnum):
+    """What annotations are on."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+    AUDIO = "audio"
+    TEXT = "text"
+    PCD = "pcd"
+    PROMPT = "prompt"
+    TIME_SERIES = "time_series"
+
+
+class AnnotationType(StrEnum):
+    """What a smart tool makes."""
+
+    BBOX = "bbox"
+    POLYGON = "polygon"
+    POINT = "point"
+    LINE = "line"
+    MASK = "mask"
+    LABEL = "label"
+
+
+class AnnotationTool(StrEnum):
+    """What annotations are made with."""
+
+    BOUNDING_BOX = "bounding_box"
+    POLYGON = "polygon"
+    POLYLINE = "polyline"
+    KEYPOINT = "keypoint"
+    SEGMENTATION = "segmentation"
+    RELATION = "relation"
+    CLASSIFICATION = "classification"
+    ANNOTATION_GROUP = "annotationGroup"
+    NAMED_ENTITY = "named_entity"
+    BOUNDING_BOX_3D = "3d_bounding_box"
+    SEGMENTATION_3D = "3d_segmentation"
+    PROMPT = "prompt"
+    ANSWER = "answer"
+    TIME_RANGE = "time_range"
+
+
+class SmartToolType(StrEnum):
+    """How a smart tool works."""
+
+    INTERACTIVE = "interactive"
+    AUTOMATIC = "automatic"
+    SEMI_AUTOMATIC = "semi_automatic"
+
+
+class ContainerKind(StrEnum):
+    """What a container of the platform is for."""
+
+    PLUGIN_RUNTIME = "plugin_runtime"
+    CODE_SERVER = "code_server"

@@ -30,6 +30,7 @@ from pytest_synapse.modes import (
 from pytest_synapse.neighbours import let_examples_share
 from pytest_synapse.runs import ItemRuns
 from pytest_synapse.session import SynapseSession, at_least, seconds
+from synapse_runtime import compat
 from synapse_runtime.locate import plugin_above
 from synapse_runtime.site import of_this_process
 
@@ -104,6 +105,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("synapse_timeout", "as --synapse-timeout", default="")
     parser.addini("synapse_durations", "as --synapse-durations", default="")
     parser.addini(
+        "synapse_sdk_names",
+        "where synapse-sdk is not installed, let imports of synapse_sdk find what this package offers instead "
+        "(default: true)",
+        type="bool",
+        default=True,
+    )
+    parser.addini(
         "synapse_strict",
         "in local mode, let params and results be pickled as on the way to a worker (default: true)",
         type="bool",
@@ -120,7 +128,13 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Make the plugins above the given paths importable for the conftest files that are read first."""
+    """Make the plugins above the given paths importable for the conftest files that are read first.
+
+    Before those the names of `synapse-sdk` mean ours, or nothing.
+    """
+    if not early_config.getini("synapse_sdk_names") and compat.is_installed():
+        compat.uninstall()
+        early_config.add_cleanup(compat.install)
     arguments = early_config.known_args_namespace.file_or_dir or early_config.getini("testpaths") or ["."]
     for argument in arguments:
         path = Path(argument.partition("::")[0]).absolute()

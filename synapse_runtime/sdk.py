@@ -123,6 +123,7 @@ def _logger_class() -> Any:
     from synapse_sdk.loggers import BaseLogger
 
     records = logging.getLogger("synapse_sdk.loggers")  # where the SDK's console logger speaks to `logging`
+    records.addHandler(logging.NullHandler())  # as libraries do, so that nothing goes to standard error by itself
 
     class EventLogger(BaseLogger):  # type: ignore[misc]
         """Turns what is said into events. Checks are the SDK's own."""

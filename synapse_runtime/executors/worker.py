@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from synapse_runtime import assertions, measurement, tracing, transport
+from synapse_runtime import assertions, compat, measurement, tracing, transport
 from synapse_runtime.aside import Together
 from synapse_runtime.audience import Audience
 from synapse_runtime.capture import Captured, OutputFiles, captured_logging
@@ -51,6 +51,7 @@ class Parcel:
         rewritten: The plugin's modules whose assertions pytest rewrites where the call comes from.
         abroad: Whether the worker does not see the caller's disk: what it needs of that has come along.
         coverage: How the caller measures coverage, if it does.
+        sdk_names: Whether names of `synapse-sdk` mean ours where the caller is.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Parcel:
     rewritten: tuple[str, ...] = ()
     abroad: bool = False
     coverage: measurement.Settings | None = None
+    sdk_names: bool = True
 
 
 def pack_call(call: ActionCall) -> Parcel:
@@ -92,6 +94,7 @@ def pack_call(call: ActionCall) -> Parcel:
         Audience.here(),
         rewritten,
         coverage=measurement.settings(),
+        sdk_names=compat.is_installed(),
     )
 
 
@@ -131,6 +134,10 @@ def serve(
     if moved is not None:
         paths = moved.all_arrived(parcel.import_paths)
         parcel = replace(parcel, import_root=moved.arrived(parcel.import_root), import_paths=paths)
+    if parcel.sdk_names:
+        compat.install()
+    else:
+        compat.uninstall()
     for path in parcel.import_paths:
         if path not in sys.path and os.path.exists(path):
             sys.path.append(path)

@@ -14,6 +14,7 @@ from pydantic import ValidationError as PydanticValidationError
 
 from synapse_runtime.action import (
     BaseAction,
+    NoResult,
     P,
     describe,
     is_action,
@@ -22,9 +23,12 @@ from synapse_runtime.action import (
     require_action,
     result_mismatch,
     validate_params,
+    validate_result,
 )
+from synapse_runtime.context import RuntimeContext
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import ConfigError, ExecutionError, ResultMismatchWarning, ValidationError
+from synapse_runtime.types import Dataset, ModelWeights, YOLODataset
 
 R = TypeVar("R", bound=BaseModel)
 Q = TypeVar("Q", bound=BaseModel)
@@ -509,3 +513,142 @@ def test_what_is_one_thing_in_the_params_stays_one_thing():
 
 def _action_of(model: type[BaseModel]) -> Any:
     return type("Checked", (), {"params_model": model, "result_model": model, "execute": None})
+
+
+def test_a_class_may_have_more_to_do_around_execute(local):
+    class Around(BaseAction[Params]):
+        def execute(self):
+            return [self.params.epochs]
+
+        def run(self):
+            return ["before", *super().run(), "after"]
+
+    assert local.execute(Around, {"epochs": 3}) == ["before", 3, "after"]
+
+
+def test_a_class_that_overrides_dispatch_gets_the_params_as_they_are(local):
+    class Own(BaseAction[Params]):
+        def execute(self):
+            return self.params.epochs
+
+        @classmethod
+        def dispatch(cls, params, ctx):
+            assert type(params) is dict
+            return super().dispatch({"epochs": params["rounds"]}, ctx)
+
+    assert local.execute(Own, {"rounds": "4"}) == 4
+
+
+def test_what_dispatch_refuses_is_refused_as_ever(local):
+    class Own(BaseAction[Params]):
+        def execute(self):
+            raise AssertionError("never starts")
+
+        @classmethod
+        def dispatch(cls, params, ctx):
+            return super().dispatch(params, ctx)
+
+    problem = refusal(local, {"epochs": 0}, Own)
+    assert [error["loc"] for error in problem.errors()] == [("epochs",)]
+    assert isinstance(problem.__cause__, PydanticValidationError)
+
+
+def test_a_refusal_by_an_action_within_is_the_outer_ones_failure(local):
+    class Outer(BaseAction):
+        def execute(self):
+            return Train.dispatch({"epochs": "x"}, RuntimeContext(print))
+
+    run = local.run(Outer)
+    assert type(run.error) is ExecutionError
+    assert isinstance(run.error.__cause__, ValidationError)
+
+
+def test_dispatch_can_be_called_by_hand():
+    assert Train.dispatch({"epochs": "2"}, RuntimeContext(print)) == ("Params", 2)
+    with pytest.raises(ValidationError, match="mine: 1 invalid parameter"):
+        Train.dispatch({"epochs": "x"}, RuntimeContext(print, name="mine"))
+
+
+def test_an_instance_knows_its_name_and_category(local):
+    class Named(BaseAction):
+        def execute(self):
+            return self.action_name, self.category
+
+    class Says(Named):
+        action_name = "says"
+        category = "export"
+
+    assert local.execute(Named) == ("named", None)
+    assert local.execute(Says) == ("says", "export")
+    assert Named.dispatch({}, RuntimeContext(print, name="n", category="custom")) == ("n", "custom")
+    assert Named.action_name is None
+
+
+def test_kinds_of_data_are_for_the_author_to_say():
+    class Typed(BaseAction):
+        input_type = YOLODataset
+        output_type = ModelWeights
+
+        def execute(self): ...
+
+    assert (Train.input_type, Train.output_type) == (None, None)
+    assert Typed.input_type.is_compatible_with(Dataset)
+    assert not Typed.output_type.is_compatible_with(Dataset)
+
+
+@pytest.mark.parametrize("none", [None, NoResult])
+def test_no_result_is_no_model(local, none):
+    class Any_(BaseAction):
+        result_model = none
+
+        def execute(self):
+            return {"anything": 1}
+
+    assert Train.result_model is NoResult
+    assert local.execute(Any_) == {"anything": 1}
+
+
+def test_a_result_can_be_compared_by_hand(caplog):
+    assert validate_result({"accuracy": 1}, Result) == {"accuracy": 1}
+    assert validate_result("x", NoResult) == "x"
+    assert caplog.records == []
+    assert validate_result({"loss": 1}, Result) == {"loss": 1}
+    assert "the result does not fit Result: accuracy: Field required" in caplog.text
+
+
+def test_validators_find_the_client_in_their_context(local):
+    class Asking(BaseModel):
+        ids: list[int]
+
+        @field_validator("ids")
+        @classmethod
+        def known(cls, value, info):
+            assert info.context["client"] is None
+            return value
+
+    @action(params=Asking)
+    def ask(params, context):
+        return params.ids
+
+    assert local.execute(ask, {"ids": [1]}) == [1]
+
+
+def test_there_are_no_codes_unless_a_class_says_so():
+    with pytest.raises(NotImplementedError, match="Train has no message codes"):
+        Train.get_log_message_code_class()
+
+
+def test_an_action_says_metrics_and_pictures_through_its_context(local):
+    class Speaks(BaseAction):
+        def execute(self):
+            self.log_metric("train", "loss", 0.5)
+            self.log_visualization("train", "g", 1, "a.png")
+            self.set_progress(1, 2, category="load")
+            self.log_message({"en": "{n}"}, n=1)
+
+    assert [(event.kind, event.name, event.step) for event in local.run(Speaks).events] == [
+        ("log", "metric", None),
+        ("log", "visualization", None),
+        ("progress", "", "load"),
+        ("message", "1", None),
+    ]

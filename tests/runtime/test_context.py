@@ -14,6 +14,8 @@ import pytest
 
 from synapse_runtime.context import PluginEnvironment, RuntimeContext
 from synapse_runtime.events import Event
+from synapse_runtime.loggers import ConsoleLogger
+from synapse_runtime.messages import LocalizedMessage, LogLevel, LogMessageCode, register_log_messages
 
 
 @pytest.fixture
@@ -163,3 +165,99 @@ def test_without_a_handler_of_the_users_the_logger_writes_nothing():
     code = "from synapse_runtime.context import RuntimeContext; RuntimeContext(lambda e: None).logger.error('boo')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+class Codes(LogMessageCode):
+    READ = ("READ", LogLevel.SUCCESS)
+
+
+register_log_messages({Codes.READ: {"en": "read {n} files", "ko": "파일 {n}개"}})
+
+
+@pytest.mark.parametrize(("language", "text"), [("en", "2 images"), ("ko", "이미지 2개"), ("fr", "2 images")])
+@pytest.mark.parametrize("kind", [dict, LocalizedMessage])
+def test_a_message_is_said_in_the_language_of_the_run(events, language, text, kind):
+    ctx = RuntimeContext(events.append, language=language)
+    ctx.log_message(kind(en="{n} images", ko="이미지 {n}개"), n=2)
+    assert events == [Event("message", text)]
+
+
+def test_the_language_is_that_of_the_message_the_run_or_the_environment(events):
+    message = {"en": "e", "ko": "k", "de": "d"}
+    RuntimeContext(events.append, {"SYNAPSE_LANGUAGE": "ko"}).log_message(message)
+    RuntimeContext(events.append, {"SYNAPSE_LANGUAGE": "ko"}, language="de").log_message(message)
+    RuntimeContext(events.append, language="de").log_message(message, language="en")
+    RuntimeContext(events.append).log_message(message)
+    assert [event.name for event in events] == ["k", "d", "e", "e"]
+
+
+def test_a_message_by_its_code_has_the_codes_level_and_its_key(events):
+    RuntimeContext(events.append, language="ko").log_message(Codes.READ, LogLevel.ERROR, n=3)
+    assert events == [Event("message", "파일 3개", {"key": "READ"}, level="success")]
+
+
+@pytest.mark.parametrize("level", [LogLevel.DANGER, "danger", "DANGER"])
+def test_a_level_is_a_word_or_a_member(ctx, events, level):
+    ctx.log_message("m", level)
+    ctx.log("l", level=level)
+    assert [event.level for event in events] == ["danger", "danger"]
+
+
+def test_the_old_name_of_level_still_works(ctx, events):
+    with pytest.warns(DeprecationWarning, match="context is deprecated, use level"):
+        ctx.log_message("m", context=LogLevel.WARNING)
+    assert events == [Event("message", "m", level="warning")]
+
+
+def test_what_programs_read_is_recorded_under_the_sdks_names(ctx, events):
+    ctx.log_metric("train", "loss", 0.5, accuracy=0.9)
+    ctx.log_visualization("validation", "epoch_3", 0, "pred.png", caption="c")
+    ctx.log_trials(trials={"t1": {"lr": 0.1}}, hyperparameters=["lr"], best_trial="t1")
+    ctx.log_trials({"trials": {}})
+    ctx.log_dev_event("looked", {"n": 1})
+    ctx.log_dev_event("left")
+    ctx.end_log()
+    trials = {"base": [], "trials": {"t1": {"lr": 0.1}}, "hyperparameters": ["lr"], "metrics": [], "best_trial": "t1"}
+    point = {"category": "train", "key": "loss", "value": 0.5, "metrics": {"accuracy": 0.9}}
+    picture = {"category": "validation", "group": "epoch_3", "index": 0, "caption": "c"}
+    assert events == [
+        Event("log", "metric", point),
+        Event("log", "visualization", picture, file="pred.png"),
+        Event("log", "trials", trials),
+        Event("log", "trials", {"trials": {}}),
+        Event("log", "dev_event", {"message": "looked", "data": {"n": 1}}, level="debug"),
+        Event("log", "dev_event", {"message": "left", "data": None}, level="debug"),
+        Event("message", "Plugin run is complete.", {"key": "PLUGIN_RUN_COMPLETE"}),
+    ]
+
+
+def test_the_logger_has_what_the_sdks_loggers_have(ctx, events):
+    ctx.logger.log(LogLevel.WARNING, "saved", {"n": 1}, "a.txt", step="s")
+    ctx.logger.set_progress(1, 4, "load")
+    ctx.logger.set_metrics({"loss": 0.5}, "train")
+    ctx.logger.log(logging.INFO, "at %d", 3)
+    assert events == [
+        Event("log", "saved", {"n": 1}, "warning", "s", "a.txt"),
+        Event("progress", "", {"current": 1, "total": 4}, step="load"),
+        Event("metrics", "", {"loss": 0.5}, step="train"),
+        Event("message", "at 3"),
+    ]
+
+
+def test_a_record_of_the_logger_names_the_line_that_logged(ctx, caplog):
+    with caplog.at_level("DEBUG"):
+        ctx.logger.log(logging.INFO, "here")
+        ctx.logger.info("there")
+    here = "test_a_record_of_the_logger_names_the_line_that_logged"
+    assert [(record.funcName, record.name) for record in caplog.records] == [(here, "synapse.train")] * 2
+
+
+def test_there_are_no_clients_without_credentials(ctx):
+    assert (ctx.client, ctx.v2_client, ctx.client_v1, ctx.client_v2, ctx.agent_client, ctx.checkpoint) == (None,) * 6
+
+
+def test_a_test_may_make_a_context_of_its_own(capsys):
+    ctx = RuntimeContext(logger=ConsoleLogger(), env={"A": "1"}, job_id="j", client="c", checkpoint={"path": "p"})
+    ctx.log_message("hello")
+    assert capsys.readouterr().out.endswith("hello\n")
+    assert (ctx.client, ctx.client_v1, ctx.checkpoint) == ("c", "c", {"path": "p"})

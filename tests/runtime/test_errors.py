@@ -143,3 +143,12 @@ def test_the_text_of_a_value_is_had_even_where_its_author_fails():
 
     assert safe_str(Mute()) == "<str() failed: RuntimeError>"
     assert safe_str(ValueError("x")) == "x"
+
+
+@pytest.mark.parametrize("error", [PluginError, ValidationError, ActionNotFoundError, ExecutionError])
+def test_a_plugin_may_raise_it_with_details_of_any_kind(error):
+    raised = error("no dataset", {"id": 7})
+    assert (str(raised), raised.details) == ("no dataset", {"id": 7})
+    assert not hasattr(raised, "__notes__")
+    copied = pickle.loads(pickle.dumps(raised))
+    assert (type(copied), str(copied), copied.details) == (error, "no dataset", {"id": 7})

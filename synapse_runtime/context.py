@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.events import Event
+from synapse_runtime.loggers import BaseLogger
 from synapse_runtime.messages import (
     DEFAULT_LANGUAGE,
     CommonLogMessageCode,
@@ -48,7 +49,8 @@ class RuntimeContext:
     Attributes:
         env: The `PluginEnvironment`: this process's variables, under the config file's, under those given.
         job_id: The id of this run: the one that was given, else a fresh one.
-        logger: A `logging.Logger`. Its records are events of this run too, and reach `logging` as usual.
+        logger: A `logging.Logger`. Its records are events of this run too, and reach `logging` as usual. In a context
+            that was made with one of `synapse_runtime.loggers`, that one.
         client: None, as there are no credentials for the platform; so are the other clients, and `checkpoint`.
         name: The action's name.
         category: The plugin category that the config file names, if any.
@@ -78,10 +80,10 @@ class RuntimeContext:
         category: str | None = None,
     ) -> None:
         self._emit: Callable[[Event], object] = logger if callable(logger) else logger.event
+        self._logger: Any = logger if isinstance(logger, BaseLogger) else None
         self.name = name
         self.category = category
         self.refusal: ValidationError | None = None
-        self._logger: logging.Logger | None = None
         self.env = env if isinstance(env, PluginEnvironment) else PluginEnvironment(env)
         self.job_id = job_id
         self.client = client
@@ -105,7 +107,8 @@ class RuntimeContext:
         """The action's logger, `synapse.<action name>` in `logging`'s tree; down to debug by default."""
         if self._logger is None:
             self._logger = _ActionLogger(self.name, self)
-        return self._logger
+        own: logging.Logger = self._logger
+        return own
 
     def log(
         self,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from synapse_runtime.events import Event, Progress
+from synapse_runtime.messages import LogLevel
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _REDRAW_SECONDS = 0.1
+_LEVELS = frozenset(level.value for level in LogLevel)
 
 
 class Logger(Protocol):
@@ -26,17 +30,161 @@ class Logger(Protocol):
         """The action has ended: let go of the screen. More events may follow, of a next action."""
 
 
-class NullLogger:
+@dataclass
+class ProgressData:
+    """How far a step has come.
+
+    Attributes:
+        percent: From 0 to 100.
+        time_remaining: Seconds that it will take yet, going on as before; None where nothing is done.
+        elapsed_time: Seconds since it began.
+        status: `running` or `failed`.
+    """
+
+    percent: float
+    time_remaining: float | None = None
+    elapsed_time: float | None = None
+    status: str = "running"
+
+
+class BaseLogger:
+    """Base of loggers that can be spoken to, as a context can. Subclasses hear by three methods, or by `event` alone.
+
+    Example:
+        >>> class Recorder(BaseLogger):
+        ...     def _log_impl(self, event, data, file, step, level=None):
+        ...         print(level.value, event, data)
+        >>> Recorder().warning("disk is full")
+        warning message {'content': 'disk is full'}
+    """
+
+    def __init__(self) -> None:
+        self._step: str | None = None
+        self._began: dict[str | None, float] = {}
+        self._progress: dict[str | None, ProgressData] = {}
+        self._metrics: dict[str, dict[str, Any]] = {}
+
+    def event(self, event: Event) -> None:
+        """Take one event."""
+        if event.kind == "progress":
+            self._progress[event.step] = self._measure(event)
+            self._on_progress(self._progress[event.step], event.step)
+        elif event.kind == "metrics":
+            known = self._metrics.setdefault(str(event.step), {})
+            known.update(event.data)
+            self._on_metrics(str(event.step), known)
+        else:
+            is_message = event.kind == "message"
+            name, data = ("message", {"content": event.name, **event.data}) if is_message else (event.name, event.data)
+            level = LogLevel(event.level) if event.level in _LEVELS else LogLevel.INFO
+            self._log_impl(name, dict(data), event.file, event.step, level)
+
+    def finish(self) -> None:
+        """The action has ended."""
+        self._on_finish()
+
+    def log(
+        self,
+        level: LogLevel | str,
+        event: str,
+        data: Mapping[str, Any],
+        file: str | None = None,
+        step: str | None = None,
+    ) -> None:
+        """Record that something happened: its level, its name, facts, a file, and the step that it belongs to."""
+        self.event(Event("log", event, dict(data), LogLevel(level).value, step or self._step, file))
+
+    def debug(self, message: str) -> None:
+        """Say something of level `debug`."""
+        self._say(message, "debug")
+
+    def info(self, message: str) -> None:
+        """Say something of level `info`."""
+        self._say(message, "info")
+
+    def warning(self, message: str) -> None:
+        """Say something of level `warning`."""
+        self._say(message, "warning")
+
+    def error(self, message: str) -> None:
+        """Say something of level `error`."""
+        self._say(message, "error")
+
+    def critical(self, message: str) -> None:
+        """Say something of level `critical`."""
+        self._say(message, "critical")
+
+    def set_progress(self, current: float, total: float, step: str | None = None) -> None:
+        """Tell how far a step has come, that of `set_step` by default."""
+        if not total > 0 or not 0 <= current <= total:
+            raise ValueError(f"current must be between 0 and total, total above 0: {current!r} of {total!r}")
+        self.event(Event("progress", "", {"current": current, "total": total}, step=step or self._step))
+
+    def set_progress_failed(self, step: str | None = None) -> None:
+        """Tell that a step has failed."""
+        known = self._progress.get(step)
+        elapsed = None if known is None else known.elapsed_time
+        self._progress[step] = ProgressData(0.0, elapsed_time=elapsed, status="failed")
+        self._on_progress(self._progress[step], step)
+
+    def set_metrics(self, value: Mapping[str, Any], step: str | None = None) -> None:
+        """Report metrics of a step, that of `set_step` by default."""
+        step = step or self._step
+        if not step:
+            raise ValueError("set_metrics needs the name of a step, or set_step before it")
+        self.event(Event("metrics", "", dict(value), step=step))
+
+    def set_step(self, step: str | None, order: int | None = None) -> None:
+        """Name the step that what follows belongs to, unless it says otherwise; `order` is for other loggers."""
+        self._step = step
+
+    def get_step(self) -> str | None:
+        """Return the step of `set_step`."""
+        return self._step
+
+    def get_progress(self, step: str | None = None) -> ProgressData | None:
+        """Return how far a step has come; None where it has not said."""
+        return self._progress.get(step)
+
+    def get_metrics(self, step: str | None = None) -> dict[str, Any]:
+        """Return the latest metrics of a step; of all steps, by their names, where none is named."""
+        return dict(self._metrics.get(step, {})) if step else {name: dict(of) for name, of in self._metrics.items()}
+
+    def _log_impl(
+        self, event: str, data: dict[str, Any], file: str | None, step: str | None, level: LogLevel | None = None
+    ) -> None:
+        """Hear what happened; a message has the name `message` and its text in `data["content"]`."""
+
+    def _on_progress(self, progress: ProgressData, step: str | None) -> None:
+        """Hear how far a step has come."""
+
+    def _on_metrics(self, step: str, metrics: dict[str, Any]) -> None:
+        """Hear the latest metrics of a step."""
+
+    def _on_finish(self) -> None:
+        """Hear that the action has ended."""
+
+    def _say(self, message: str, level: str) -> None:
+        self.event(Event("message", str(message), level=level, step=self._step))
+
+    def _measure(self, event: Event) -> ProgressData:
+        current, total = event.data["current"], event.data["total"]
+        now = time.monotonic()
+        if current == 0:
+            self._began[event.step] = now
+        elapsed = now - self._began.setdefault(event.step, now)
+        remaining = round(elapsed / current * (total - current), 2) if current else None
+        return ProgressData(round(Progress(current, total).percent, 2), remaining, round(elapsed, 2))
+
+
+class NullLogger(BaseLogger):
     """A sink that drops everything, for callers that read `ActionRun.events` instead."""
 
     def event(self, event: Event) -> None:
         """Drop the event."""
 
-    def finish(self) -> None:
-        """Nothing to end."""
 
-
-class ConsoleLogger:
+class ConsoleLogger(BaseLogger):
     """Show events to a person: live progress bars on a terminal, one plain line each elsewhere.
 
     Args:
@@ -50,6 +198,7 @@ class ConsoleLogger:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
         self._stream = stream
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}

@@ -43,7 +43,9 @@ MEANT = {
     "plugins:RuntimeContext": "context:RuntimeContext",
     "plugins:run_plugin": "runner:run_plugin",
     "i18n:LocalizedMessage": "messages:LocalizedMessage",
+    "loggers:BaseLogger": "loggers:BaseLogger",
     "loggers:ConsoleLogger": "loggers:ConsoleLogger",
+    "loggers:ProgressData": "loggers:ProgressData",
     "loggers:NoOpLogger": "loggers:NullLogger",
 }
 

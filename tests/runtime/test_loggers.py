@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
+from synapse_runtime.context import PluginEnvironment, RuntimeContext
+from synapse_runtime.decorators import action
 from synapse_runtime.events import Event
-from synapse_runtime.loggers import ConsoleLogger
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.loggers import BaseLogger, ConsoleLogger
+from synapse_runtime.messages import LogLevel
 
 
 class Terminal(io.StringIO):
@@ -45,3 +51,96 @@ def test_on_a_terminal_progress_is_a_bar_and_ends_complete():
     assert "━" in stream.getvalue()
     assert "3/3" in stream.getvalue()
     assert "printed\n" in stream.getvalue()
+
+
+class Recorder(BaseLogger):
+    """A logger as plugins' own tests have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def _log_impl(self, event, data, file, step, level=None):
+        self.heard.append((event, data, file, step, level))
+
+    def _on_progress(self, progress, step):
+        self.heard.append((progress.percent, progress.status, step))
+
+    def _on_metrics(self, step, metrics):
+        self.heard.append((step, dict(metrics)))
+
+    def _on_finish(self):
+        self.heard.append("finished")
+
+
+def test_a_logger_of_a_plugins_own_hears_what_it_is_told():
+    logger = Recorder()
+    logger.log(LogLevel.WARNING, "saved", {"n": 1}, "a.txt", "s")
+    logger.info("hello")
+    logger.set_progress(1, 4, "load")
+    logger.set_progress_failed("load")
+    logger.set_metrics({"loss": 2}, "train")
+    logger.set_metrics({"accuracy": 1}, "train")
+    logger.finish()
+    assert logger.heard == [
+        ("saved", {"n": 1}, "a.txt", "s", LogLevel.WARNING),
+        ("message", {"content": "hello"}, None, None, LogLevel.INFO),
+        (25.0, "running", "load"),
+        (0.0, "failed", "load"),
+        ("train", {"loss": 2}),
+        ("train", {"loss": 2, "accuracy": 1}),
+        "finished",
+    ]
+    assert logger.get_progress("load").status == "failed"
+    assert logger.get_progress() is None
+    assert logger.get_metrics() == {"train": logger.get_metrics("train")} == {"train": {"loss": 2, "accuracy": 1}}
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
+def test_each_level_has_its_method(level):
+    logger = Recorder()
+    getattr(logger, level)("m")
+    assert logger.heard == [("message", {"content": "m"}, None, None, LogLevel(level))]
+
+
+def test_what_follows_a_step_belongs_to_it():
+    logger = Recorder()
+    logger.set_step("load", 1)
+    logger.info("m")
+    logger.set_progress(1, 2)
+    logger.set_metrics({"n": 1})
+    assert logger.get_step() == "load"
+    assert [heard[3] if len(heard) == 5 else heard[-1] for heard in logger.heard] == ["load", "load", {"n": 1}]
+    logger.set_step(None)
+    with pytest.raises(ValueError, match="set_metrics needs the name of a step"):
+        logger.set_metrics({"n": 1})
+
+
+@pytest.mark.parametrize(("current", "total"), [(1, 0), (-1, 2), (3, 2)])
+def test_a_logger_refuses_progress_outside_its_bounds(current, total):
+    with pytest.raises(ValueError, match="current must be between 0 and total"):
+        Recorder().set_progress(current, total)
+
+
+def test_a_context_made_with_a_logger_speaks_to_it():
+    logger = Recorder()
+    ctx = RuntimeContext(logger, PluginEnvironment({}))
+    assert ctx.logger is logger
+    ctx.log_message("{n} files", LogLevel.SUCCESS, n=2)
+    ctx.log("read", {"n": 2})
+    ctx.set_metrics({"n": 2}, "read")
+    ctx.logger.error("oh")
+    assert [heard[0] for heard in logger.heard] == ["message", "read", "read", "message"]
+    assert logger.heard[0] == ("message", {"content": "2 files"}, None, None, LogLevel.SUCCESS)
+
+
+def test_an_executors_events_reach_it_too():
+    @action
+    def speak(params, context):
+        context.logger.warning("w")
+        context.log("l", {"a": 1})
+
+    logger = Recorder()
+    LocalExecutor(logger=logger).execute(speak)
+    assert [heard[0] for heard in logger.heard[:2]] == ["message", "l"]
+    assert logger.heard[-1] == "finished"

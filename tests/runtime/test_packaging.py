@@ -72,6 +72,14 @@ def test_gitignore_holds_with_the_rules_of_git(tmp_path):
     assert names(tmp_path) == [".gitignore", "kept.log", "lib/weights/small.npz", "logs/.gitignore", "logs/b.log"]
 
 
+def test_synapseignore_is_heard_after_gitignore_and_before_rayignore(tmp_path):
+    make(tmp_path, "a.bin", "b.bin", "c.bin", "config.yaml")
+    (tmp_path / ".gitignore").write_text("*.bin\n")
+    (tmp_path / ".synapseignore").write_text("!a.bin\n!b.bin\n.*ignore\n")
+    (tmp_path / ".rayignore").write_text("b.bin\n")
+    assert names(tmp_path) == ["a.bin", "config.yaml"]
+
+
 def test_rayignore_leaves_out_more_and_can_take_back_what_gitignore_left_out(tmp_path):
     make(tmp_path, "weights/trained.npz", "videos/a.mp4", "config.yaml")
     (tmp_path / ".gitignore").write_text("weights/\n")

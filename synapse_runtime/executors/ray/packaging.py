@@ -22,7 +22,7 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 
 # The dashboard takes no more at once; nor is it wanted that every run sends more.
 LIMIT_BYTES: Final = 100_000_000
-IGNORE_FILES: Final = (".gitignore", ".rayignore")  # of the two, what the latter says holds
+IGNORE_FILES: Final = (".gitignore", ".synapseignore", ".rayignore")  # what a later one says holds
 # Of no use to a worker, whatever the ignore files say.
 _LEFT_OUT: Final = {
     *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", ".tox", ".nox", ".ipynb_checkpoints", ".DS_Store"),

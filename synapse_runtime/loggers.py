@@ -189,6 +189,7 @@ class ConsoleLogger(BaseLogger):
 
     Args:
         stream: Where to write. None: the `sys.stdout` of the moment, so that capturing works.
+        debug: Whether to show events of level `debug`.
 
     Example:
         >>> console = ConsoleLogger()
@@ -197,9 +198,10 @@ class ConsoleLogger(BaseLogger):
         [...] training: loss=0.25
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, debug: bool = True) -> None:
         super().__init__()
         self._stream = stream
+        self._debug = debug
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._percent: dict[str, int] = {}
@@ -208,6 +210,8 @@ class ConsoleLogger(BaseLogger):
 
     def event(self, event: Event) -> None:
         """Show one event."""
+        if event.level == "debug" and not self._debug:
+            return
         stream = self._stream or sys.stdout
         if event.kind == "progress" and stream.isatty():
             self._draw_bar(event, stream)

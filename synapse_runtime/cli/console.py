@@ -30,6 +30,8 @@ from synapse_runtime.errors import (
 if TYPE_CHECKING:
     from synapse_runtime.execution import ActionRun
 
+_LONGEST_LINE = 1000
+
 
 def note(text: str) -> None:
     """Tell the person something that is not output."""
@@ -37,12 +39,16 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def exit_on_errors() -> Iterator[None]:
-    """Turn errors into one line on standard error and an exit status; no traceback of ours."""
+def exit_on_errors(*, debug: bool = True) -> Iterator[None]:
+    """Turn errors into a message on standard error and an exit status; no traceback of ours.
+
+    Args:
+        debug: Whether a message may have several lines.
+    """
     try:
         yield
     except (PluginError, FileNotFoundError, TimeoutError) as error:
-        show_failure(error, debug=False)
+        _say_error(error, debug=debug)
         raise typer.Exit(exit_status(error)) from error
     except (KeyboardInterrupt, typer.Abort) as error:
         typer.echo("interrupted", err=True)
@@ -76,7 +82,7 @@ def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = Tr
         run: The run.
         results: Where the result goes.
         as_json: Whether it goes there alone, as JSON.
-        debug: Whether to show the action's traceback when it failed.
+        debug: Whether to show more than one line when it failed: the action's traceback, what its worker said last.
     """
     if run.error is not None:
         if isinstance(run.error.__cause__, BrokenPipeError) and reader_is_gone():
@@ -146,7 +152,7 @@ def show_failure(error: Exception, *, debug: bool) -> None:
 
     Args:
         error: The error of a run.
-        debug: Whether to show the action's traceback too.
+        debug: Whether to show the action's traceback, and details, too; else it is one line.
     """
     cause = error.__cause__
     of_the_action = isinstance(error, ExecutionError) and not isinstance(error, WorkerCrashed | ExecutionTimeout)
@@ -155,7 +161,23 @@ def show_failure(error: Exception, *, debug: bool) -> None:
     details = getattr(error, "details", "")
     if debug and details:
         typer.echo(details, err=True)
-    typer.secho(f"error: {error}", err=True, fg="red")
+    _say_error(error, debug=debug)
+
+
+def _say_error(error: Exception, *, debug: bool) -> None:
+    text = safe_str(error)
+    typer.secho(f"error: {text if debug else in_one_line(text)}", err=True, fg="red")
+
+
+def in_one_line(text: str) -> str:
+    r"""Return a message as one line, which is cut where it is very long.
+
+    Example:
+        >>> in_one_line("train: 1 invalid parameter\n  epochs: Input should be a valid integer\n")
+        'train: 1 invalid parameter; epochs: Input should be a valid integer'
+    """
+    line = "; ".join(stripped for part in text.splitlines() if (stripped := part.strip()))
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
 
 
 def _own_frames(error: BaseException) -> list[str]:

@@ -84,7 +84,12 @@ def run(
         typer.Option("--resource", metavar="NAME=NUMBER", help="A custom resource to ask for; may be repeated."),
     ] = None,
     debug: Annotated[
-        bool, typer.Option("--debug/--no-debug", help="Show the action's traceback when it fails.")
+        bool,
+        typer.Option(
+            "--debug/--no-debug",
+            help="Show the action's messages of level debug, and its traceback when it fails. Without, an error is one "
+            "line.",
+        ),
     ] = True,
     debug_sdk: Annotated[
         bool, typer.Option("--debug-sdk", help="Let this runtime travel too, to a cluster on other machines.")
@@ -107,7 +112,7 @@ def run(
     asked = _resources(cpus, gpus, memory, resource or [])
     if detach and (mode or "").strip().lower() != "job":
         raise typer.BadParameter("only a job goes on by itself: give --mode job too", param_hint="--detach")
-    with exit_on_errors():
+    with exit_on_errors(debug=debug):
         variables = _environment(env or [], env_file)
         found = _find_plugin(plugin, path)
         found.entrypoint(action)  # a wrong name is told before anybody is asked anything
@@ -146,7 +151,7 @@ def _run(
 
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(only_results_on_stdout()) if as_json else sys.stdout
-        console = ConsoleLogger(sys.stderr if as_json else None)
+        console = ConsoleLogger(sys.stderr if as_json else None, debug=debug)
         executor = stack.enter_context(executor_class(mode)(**options, logger=console))
         outcome = executor.run(action, values, **live_console(mode, console))
         show_run(outcome, results, as_json=as_json, debug=debug)

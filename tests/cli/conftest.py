@@ -20,6 +20,7 @@ actions:
   train: {entrypoint: "lab.train:TrainAction"}
   infer: {entrypoint: "lab.other:infer"}
   fail: {entrypoint: "lab.other:fail"}
+  whisper: {entrypoint: "lab.other:whisper"}
   leave: {entrypoint: "lab.other:leave"}
   nap: {entrypoint: "lab.other:nap"}
   wait_for: {entrypoint: "lab.other:wait_for"}
@@ -86,6 +87,15 @@ def infer(params, context):
 def fail(params, context):
     weights = {"a": 1}
     return weights["missing"]
+
+
+@action
+def whisper(params, context):
+    context.log("seen_in", {"detail": 1}, level="debug")
+    context.log_message("a debug message", level="debug")
+    context.logger.debug("a debug record")
+    context.logger.info("an info record")
+    raise ValueError("first line\\n  second line")
 
 
 @action

@@ -130,6 +130,18 @@ class Synapse:
         return found
 
 
+def assert_debug_shows_more(debug: Finished, no_debug: Finished) -> None:
+    """Check what `--debug` and `--no-debug` show of the action `whisper`, which says much and fails with two lines."""
+    assert (debug.status, no_debug.status) == (1, 1)
+    shown = [line.partition("] ")[2] for line in debug.stdout.splitlines()]
+    assert shown == ["DEBUG seen_in detail=1", "DEBUG a debug message", "DEBUG a debug record", "an info record"]
+    assert 'raise ValueError("first line' in debug.stderr
+    assert debug.stderr.endswith("\nerror: whisper failed: ValueError: first line\n  second line\n")
+    assert [line.partition("] ")[2] for line in no_debug.stdout.splitlines()] == ["an info record"]
+    said = [line for line in no_debug.stderr.splitlines() if not line.startswith("cluster: ")]
+    assert said == ["error: whisper failed: ValueError: first line; second line"]
+
+
 @contextlib.contextmanager
 def synapse_in(directory: Path, **env: str) -> Iterator[Synapse]:
     """Give the command, for this directory, with a temporary directory of a short name."""

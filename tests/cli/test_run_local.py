@@ -10,7 +10,7 @@ import pytest
 
 from synapse_runtime import __version__
 from tests.cli.conftest import write_plugin
-from tests.cli.processes import COMMAND, SCRIPT, Synapse, interrupt, status_of
+from tests.cli.processes import COMMAND, SCRIPT, Synapse, assert_debug_shows_more, interrupt, status_of
 
 LOCAL = ("--mode", "local")
 
@@ -88,6 +88,13 @@ class TestFailingAction:
         done = synapse.run("fail", *LOCAL, "--no-debug")
         assert (done.status, done.stdout) == (1, "")
         assert done.stderr == "error: fail failed: KeyError: 'missing'\n"
+
+    def test_shows_messages_of_level_debug_and_all_lines_of_its_error(self, synapse: Synapse) -> None:
+        assert_debug_shows_more(synapse.run("whisper", *LOCAL), synapse.run("whisper", *LOCAL, "--no-debug"))
+
+    def test_of_params_is_one_line_with_no_debug(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--no-debug", "--params", '{"epochs": "x", "batch_size": "y"}')
+        assert re.fullmatch(r"error: train: 2 invalid parameters .*; epochs: .*; batch_size: .*\n", done.stderr)
 
     def test_prints_nothing_on_stdout_with_json(self, synapse: Synapse) -> None:
         done = synapse.run("fail", *LOCAL, "--json")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import Synapse, cluster, interrupt, processes_with, synapse_in, within
+from tests.cli.processes import Synapse, assert_debug_shows_more, cluster, interrupt, processes_with, synapse_in, within
 
 STARTING = "cluster: ephemeral, started on first need\n"
 RAY_MODES = pytest.mark.parametrize("mode", ["task", "job"])
@@ -75,6 +75,12 @@ class TestOnAClusterOfItsOwn:
 
 
 class TestOnARunningCluster:
+    @RAY_MODES
+    def test_debug_shows_messages_of_level_debug_and_all_lines_of_an_error(self, joined: Synapse, mode: str) -> None:
+        assert_debug_shows_more(
+            *(joined.run("whisper", "--mode", mode, option) for option in ("--debug", "--no-debug"))
+        )
+
     @RAY_MODES
     def test_action_that_fails_ends_with_1_and_its_own_traceback(self, joined: Synapse, mode: str) -> None:
         done = joined.run("fail", "--mode", mode)

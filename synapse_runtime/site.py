@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # Ray puts sockets 64 characters below its directory, which is 19 below this; a socket's path has room for 107.
-_LONGEST_ROOT = 24
+LONGEST_ROOT = 24
 # Variable that brings a worker of our own cluster the TMPDIR of whoever started it; empty where there was none.
 CALLERS_TMPDIR = "SYNAPSE_CALLERS_TMPDIR"
 
@@ -19,7 +19,7 @@ CALLERS_TMPDIR = "SYNAPSE_CALLERS_TMPDIR"
 def new_directory() -> str:
     """Return a path for a cluster's directory, which nobody can guess. Nothing is made there."""
     root = tempfile.gettempdir()
-    if len(root) > _LONGEST_ROOT and os.path.isdir("/tmp"):
+    if len(root) > LONGEST_ROOT and os.path.isdir("/tmp"):
         root = "/tmp"
     return os.path.join(root, f"synapse-{os.urandom(4).hex()}")
 

@@ -231,8 +231,9 @@ def test_the_private_names_that_we_use_of_ray_are_there():
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
     from ray._raylet import AuthenticationTokenLoader, Config
-    from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
-    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+    from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoReply, InternalKVGetReply, InternalKVGetRequest
+    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub, NodeInfoGcsServiceStub
     from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType
     from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub
 
@@ -241,7 +242,10 @@ def test_the_private_names_that_we_use_of_ray_are_there():
     assert ClusterInfoRequest(type=ClusterInfoType.PING)
     with init_grpc_channel("127.0.0.1:1") as channel:
         assert callable(InternalKVGcsServiceStub(channel).InternalKVGet)
+        assert callable(NodeInfoGcsServiceStub(channel).GetAllNodeInfo)
         assert callable(RayletDriverStub(channel).ClusterInfo)
+    node = GcsNodeInfo(state=GcsNodeInfo.ALIVE, resources_total={"CPU": 1.0})
+    assert GetAllNodeInfoReply(node_info_list=[node]).node_info_list[0].resources_total == {"CPU": 1.0}
     assert isinstance(get_auth_headers_if_auth_enabled({}), dict)
     settings = {"dashboard_agent_listen_port", "include_log_monitor", "no_monitor"}
     assert settings <= set(inspect.signature(parameter.RayParams).parameters)

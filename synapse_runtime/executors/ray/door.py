@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import socket
@@ -36,6 +37,8 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Variables that speak of the test that runs now, not of the workers that will run many; and those by which each Python
 # process measures coverage into files of its own: workers bring theirs home.
 _NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "COVERAGE_PROCESS_", "RAY_ADDRESS")
+# What `site.new_directory` names.
+_NAME = re.compile(r"synapse-[0-9a-f]{8}")
 _ANSWER_SECONDS = 5.0
 _END_SECONDS = 15.0
 
@@ -216,6 +219,35 @@ def reap(directory: Path) -> None:
         _kill_remains(directory)
     remove(directory)
     _bury_children()
+
+
+def abandoned(root: Path) -> list[Path]:
+    """Return the directories below this one of clusters whose owner ended without deleting them, as by `kill -9`.
+
+    Args:
+        root: The directory that clusters' directories are in.
+    """
+    named = filter(lambda path: _NAME.fullmatch(path.name), sorted(root.glob("synapse-*")))
+    return [directory for directory in named if _is_abandoned(directory)]
+
+
+def _is_abandoned(directory: Path) -> bool:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # not a directory, somebody else's, or removed meanwhile
+        return False
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        Door(directory).close()
+    except BlockingIOError:  # somebody starts a cluster there
+        return False
+    except DoorClosed:
+        return directory.exists()
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def remove(directory: Path) -> None:

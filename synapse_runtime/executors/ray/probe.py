@@ -143,6 +143,28 @@ def _living_nodes(url: str, headers: Mapping[str, str] | None) -> list[dict[str,
         raise ClusterError(f"the cluster at {url} does not tell of its nodes") from None
 
 
+def nodes_at(address: str) -> list[dict[str, float]]:
+    """Return what each node has of a cluster at its own address, by Ray's names of resources.
+
+    Args:
+        address: `host:port`, which `require_cluster` has found good.
+
+    Raises:
+        ClusterError: It does not answer any more.
+    """
+    from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+
+    request = gcs_service_pb2.GetAllNodeInfoRequest()
+    reply = _call(
+        address,
+        address,
+        lambda channel: gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetAllNodeInfo,
+        request,
+    )
+    nodes = [] if reply is None else reply.node_info_list
+    return [dict(node.resources_total) for node in nodes if node.state == gcs_pb2.GcsNodeInfo.ALIVE]
+
+
 def free_resources(url: str, headers: Mapping[str, str] | None = None) -> dict[str, float] | None:
     """Return what the cluster has free, all nodes together, by `spelled` names; None where it does not tell.
 

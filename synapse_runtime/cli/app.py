@@ -8,6 +8,7 @@ import typer
 
 from synapse_runtime import __version__
 from synapse_runtime.cli import cluster, job, plugin
+from synapse_runtime.cli.doctor import doctor
 
 app = typer.Typer(
     name="synapse",
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.add_typer(plugin.app, name="plugin")
 app.add_typer(job.app, name="job")
 app.add_typer(cluster.app, name="cluster")
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from synapse_runtime.executors.ray.door import Door
 from synapse_runtime.executors.ray.warm import state_file
 from tests.cli.processes import COMMAND, Synapse, command_of, interrupt, processes_with, synapse_in, within
 
@@ -46,6 +48,10 @@ def facts(synapse: Synapse) -> dict:
     return done.result
 
 
+def findings(synapse: Synapse, **env: str) -> list[dict]:
+    return synapse("doctor", "--json", **env).result["findings"]
+
+
 def servers(synapse: Synapse) -> list[int]:
     return [pid for pid in processes_with(synapse.mark) if "gcs_server" in command_of(pid)]
 
@@ -66,6 +72,32 @@ def test_status_tells_what_the_cluster_is(warm):
     assert f"address    {found['address']}\n" in text
     assert "gives      2 CPU, 3 GPU, 2.1 GB memory\n" in text
     assert "ends       after 0:30:00 without use\n" in text
+
+
+def test_doctor_tells_of_it(warm):
+    (told,) = [one for one in findings(warm) if one["what"] == "warm cluster"]
+    assert told["state"] == "ok"
+    assert told["text"] == "it answers; CPU 2, GPU 3, memory 2.1GB; used by nobody"
+    assert facts(warm)["directory"] not in warm("doctor").stdout  # which is no leftover
+
+
+@pytest.mark.parametrize("form", ["{address}", "{dashboard}"])
+def test_doctor_tells_what_a_cluster_at_an_address_runs_and_has(warm, form):
+    with Door(Path(facts(warm)["directory"])) as door:
+        there = door.ask("cluster")
+    variables = {"RAY_ADDRESS": form.format(**there), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": there["token"]}
+
+    told = {one["what"]: (one["state"], one["text"]) for one in findings(warm, **variables)}
+    assert told["resources"] == ("ok", "1 node: CPU 2, GPU 3, memory 2.1GB")
+    state, text = told["versions"]
+    assert state == "ok"
+    assert re.fullmatch(r"(Ray \S+ and Python \S+) there, \1 here", text)
+    assert told["token"] == ("ok", "from RAY_AUTH_TOKEN")
+    assert ("task mode" in told) == (form == "{dashboard}")
+
+    wrong = findings(warm, **variables | {"RAY_AUTH_TOKEN": "0" * 64})
+    (problem,) = [one["text"] for one in wrong if one["state"] == "problem"]
+    assert problem == f"the cluster at {variables['RAY_ADDRESS']} refuses the token that is in RAY_AUTH_TOKEN"
 
 
 def test_up_once_more_changes_nothing(warm):

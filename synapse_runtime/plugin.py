@@ -48,7 +48,7 @@ class Plugin:
             ConfigError: It is none of these, or its config file is at fault; names file and line.
         """
         path = Path(source)
-        if path.is_dir():
+        if path.is_dir() and not (isinstance(source, str) and _is_bare_package(source)):
             return cls._from_config(path)
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             return cls._from_config(path)
@@ -139,6 +139,14 @@ class Plugin:
         return ActionNotFoundError(
             f"there is no action {name!r} in {where}.{hint} Available: {listed}.", available=self.action_names
         )
+
+
+def _is_bare_package(name: str) -> bool:
+    """Tell whether this directory beside us is a package that its name imports, and that has no config file."""
+    if not name.isidentifier() or config_in(Path(name)) is not None:
+        return False
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None and Path(spec.origin).parent == Path(name).absolute()
 
 
 def at_its_line(error: ConfigError, name: str, config_path: Path | str | None) -> ConfigError:

@@ -139,6 +139,18 @@ def test_a_package_offers_the_actions_of_its_modules_but_not_of_its_neighbours(o
     assert Plugin.load("actions_pkg").action_names == ("train",)
 
 
+def test_a_package_can_be_named_from_the_directory_that_it_is_in(on_path, monkeypatch):
+    package = on_path / "beside_us"
+    package.mkdir()
+    (package / "__init__.py").write_text(TRAIN)
+    (on_path / "data").mkdir()
+    monkeypatch.chdir(on_path)
+    assert Plugin.load("beside_us").action_names == ("train", "infer")
+    for source in (package, "data"):
+        with pytest.raises(ConfigError, match=r"there is no config\.yaml or synapse\.yaml in this directory"):
+            Plugin.load(source)
+
+
 def test_a_module_without_actions_is_no_plugin():
     with pytest.raises(
         ConfigError, match=r"module 'json' has no config\.yaml beside it and defines no action"

@@ -1,15 +1,23 @@
-"""The plugins that the text names: `my_plugins.yolov8`, `my_plugin`, and one with a directory of its own."""
+"""The plugins that the text names: `my_plugins.yolov8`, `my_plugin`, and one with a directory of its own.
+
+All of them, and the calls, are made twice: by the names of this package, and by those that the text itself uses.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests.cli.processes import Synapse, synapse_in
+
+OURS, SDKS = "synapse_runtime", "synapse_sdk.plugins"
+# For tests that say something of a command or a class, not of where it is imported from.
+BY_ITS_OWN_NAMES = pytest.mark.parametrize("names", [SDKS], indirect=True)
 
 TRAIN = """\
 import os
@@ -17,7 +25,7 @@ import threading
 
 from pydantic import BaseModel, Field
 
-from synapse_runtime.action import BaseAction
+from {names}.action import BaseAction
 
 
 class TrainParams(BaseModel):
@@ -30,17 +38,17 @@ class TrainAction(BaseAction[TrainParams]):
     def execute(self):
         for epoch in range(self.params.epochs):
             self.ctx.set_progress(epoch + 1, self.params.epochs)
-            self.ctx.log("epoch_complete", {"epoch": epoch, "loss": 0.1})
-        self.ctx.set_metrics({"final_loss": 0.05}, "training")
+            self.ctx.log("epoch_complete", {{"epoch": epoch, "loss": 0.1}})
+        self.ctx.set_metrics({{"final_loss": 0.05}}, "training")
         names = ("API_KEY", "DEBUG", "BATCH_SIZE", "LEARNING_RATE", "OUTSIDE")
-        return {
+        return {{
             "status": "done",
             "params": self.params.model_dump(),
-            "env": {name: self.ctx.env.get(name) for name in names if name in self.ctx.env},
+            "env": {{name: self.ctx.env.get(name) for name in names if name in self.ctx.env}},
             "job_id": self.ctx.job_id,
             "process": os.getpid(),
             "thread": threading.get_ident(),
-        }
+        }}
 
 
 class FailAction(BaseAction[TrainParams]):
@@ -49,18 +57,37 @@ class FailAction(BaseAction[TrainParams]):
 """
 
 INFER = """\
-from synapse_runtime.decorators import action
+import time
+from pathlib import Path
+
+from {names}.decorators import action
 
 
 @action
 def infer(params, context):
     return params
+
+
+@action
+def say(params, context):
+    context.log_message("for developers", level="debug")
+    return "said"
+
+
+@action
+def wait(params, context):
+    print("waiting for", params["file"], flush=True)
+    deadline = time.monotonic() + 30
+    while not Path(params["file"]).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return "it came"
 """
 
 DEBUG = """\
 from my_plugin.train import TrainParams
 
-from synapse_runtime.action import BaseAction
+from {names}.action import BaseAction
 
 
 class StopAction(BaseAction[TrainParams]):
@@ -71,7 +98,7 @@ class StopAction(BaseAction[TrainParams]):
         # Or use pdb directly
         import pdb; pdb.set_trace()
 
-        return {'status': 'done'}
+        return {{'status': 'done'}}
 """
 
 CONFIG = """\
@@ -88,7 +115,35 @@ actions:
   train: {{entrypoint: "{package}train:TrainAction"}}
   fail: {{entrypoint: "{package}train:FailAction"}}
   infer: {{entrypoint: "{package}infer:infer"}}
+  say: {{entrypoint: "{package}infer:say"}}
+  wait: {{entrypoint: "{package}infer:wait"}}
 """
+
+
+class Names:
+    """What the text imports, by the prefix that its modules have: `synapse_runtime` or `synapse_sdk.plugins`."""
+
+    _MODULES = {  # noqa: RUF012
+        "BaseAction": "action",
+        "ExecutionError": "errors",
+        "LocalExecutor": "executors.local",
+        "PluginEnvironment": "context",
+        "RayActorExecutor": "executors.ray",
+        "RayJobsApiExecutor": "executors.ray",
+        "ValidationError": "errors",
+        "run_plugin": "runner",
+    }
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(f"{self.prefix}.{self._MODULES[name]}"), name)
+
+    def script(self, text: str) -> str:
+        """Return a program that imports by this prefix where the text says `{names}`."""
+        # Outside of pytest and the command, the names of the SDK are there once this package is imported.
+        return "import synapse_runtime\n" + text.replace("{names}", self.prefix)
 
 
 class Plugins(NamedTuple):
@@ -99,23 +154,24 @@ class Plugins(NamedTuple):
     config: Path
 
 
+@pytest.fixture(params=[OURS, SDKS])
+def names(request: pytest.FixtureRequest) -> Names:
+    """The names that a test and its plugins import by."""
+    return Names(request.param)
+
+
 @pytest.fixture(scope="session")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugins]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The plugins on disk, by the prefix of their imports."""
+    return {prefix: _write(tmp_path_factory.mktemp("seed"), prefix) for prefix in (OURS, SDKS)}
+
+
+@pytest.fixture
+def plugins(names: Names, written: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins]:
     """The plugins, on disk and importable."""
-    root = tmp_path_factory.mktemp("seed")
-    for package in ("my_plugins/yolov8", "my_plugin", "elsewhere/plugin"):
-        directory = root / package
-        directory.mkdir(parents=True)
-        for name, source in {"__init__": "", "train": TRAIN, "infer": INFER, "debug": DEBUG}.items():
-            (directory / f"{name}.py").write_text(source)
-    (root / "my_plugins" / "__init__.py").touch()
-    (root / "my_plugins" / "yolov8" / "config.yaml").write_text(CONFIG.format(code="yolov8", package=""))
-    (root / "my_plugin" / "__init__.py").write_text("from my_plugin.train import FailAction, TrainAction\n")
-    (root / "my_plugin" / "actions.py").write_text("from my_plugin.train import TrainAction\n")
-    (root / "elsewhere" / "config.yaml").write_text(CONFIG.format(code="my-plugin", package="plugin."))
-    sys.path.insert(0, str(root))
+    root = written[names.prefix]
+    monkeypatch.syspath_prepend(root)
     yield Plugins(root, root / "elsewhere", root / "elsewhere" / "config.yaml")
-    sys.path.remove(str(root))
     for name in [name for name in sys.modules if name.partition(".")[0] in ("my_plugin", "my_plugins")]:
         del sys.modules[name]
 
@@ -125,3 +181,17 @@ def synapse(plugins: Plugins) -> Iterator[Synapse]:
     """The command, in the directory of a plugin."""
     with synapse_in(plugins.path) as command:
         yield command
+
+
+def _write(root: Path, prefix: str) -> Path:
+    for package in ("my_plugins/yolov8", "my_plugin", "elsewhere/plugin"):
+        directory = root / package
+        directory.mkdir(parents=True)
+        for name, source in {"__init__": "", "train": TRAIN, "infer": INFER, "debug": DEBUG}.items():
+            (directory / f"{name}.py").write_text(source.format(names=prefix))
+    (root / "my_plugins" / "__init__.py").touch()
+    (root / "my_plugins" / "yolov8" / "config.yaml").write_text(CONFIG.format(code="yolov8", package=""))
+    (root / "my_plugin" / "__init__.py").write_text("from my_plugin.train import FailAction, TrainAction\n")
+    (root / "my_plugin" / "actions.py").write_text("from my_plugin.train import TrainAction\n")
+    (root / "elsewhere" / "config.yaml").write_text(CONFIG.format(code="my-plugin", package="plugin."))
+    return root

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cli.processes import Synapse, cluster
-from tests.seed.conftest import Plugins
+from tests.seed.conftest import BY_ITS_OWN_NAMES, SDKS, Plugins
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,9 @@ def on_cluster(synapse: Synapse, gpu_cluster: dict[str, str]) -> Synapse:
 
 
 @pytest.fixture(scope="module")
-def help_text(plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> str:
+def help_text(written: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     """What `synapse plugin run --help` says, in one line."""
-    command = Synapse(plugins.path, tmp_path_factory.mktemp("temp"))
+    command = Synapse(written[SDKS], tmp_path_factory.mktemp("temp"))
     return re.sub(r"\s+", " ", command.run("--help", COLUMNS="200").stdout)
 
 
@@ -51,6 +52,8 @@ class TestBasicCommand:
         assert "Result of train (local, " in done.stdout
 
 
+@BY_ITS_OWN_NAMES
+@pytest.mark.usefixtures("names")
 class TestOptions:
     @pytest.mark.parametrize("option", ["--plugin", "-p"])
     def test_plugin(self, synapse: Synapse, option: str) -> None:
@@ -100,14 +103,18 @@ class TestOptions:
         assert f"asked for num_{resource.lower()}s=9999" in done.stderr
         assert not re.search(rf"{option} <int[^>]*> [^-]*\[default", help_text)
 
-    def test_debug_is_on_by_default(self, synapse: Synapse, help_text: str) -> None:
-        arguments = ("fail", "--mode", "local")
-        assert "Traceback" in synapse.run(*arguments).stderr
-        assert "Traceback" in synapse.run(*arguments, "--debug").stderr
-        assert "Traceback" not in synapse.run(*arguments, "--no-debug").stderr
+    def test_debug_is_on_by_default_and_shows_tracebacks_and_debug_messages(
+        self, synapse: Synapse, help_text: str
+    ) -> None:
+        assert "Traceback" in synapse.run("fail", "--mode", "local").stderr
+        assert "Traceback" not in synapse.run("fail", "--mode", "local", "--no-debug").stderr
+        assert "for developers" in synapse.run("say", "--mode", "local", "--debug").stdout
+        assert "for developers" not in synapse.run("say", "--mode", "local", "--no-debug").stdout
         assert re.search(r"--debug / --no-debug [^\[]*\[default: debug\]", help_text)
 
 
+@BY_ITS_OWN_NAMES
+@pytest.mark.usefixtures("names")
 class TestRemoteModeOptions:
     @pytest.mark.parametrize("token", ["--token", "-t"])
     def test_host_and_token(self, synapse: Synapse, token: str) -> None:
@@ -117,11 +124,18 @@ class TestRemoteModeOptions:
         assert "secret" not in done.stderr + done.stdout
 
 
+@BY_ITS_OWN_NAMES
+@pytest.mark.usefixtures("names")
 class TestInferenceOptions:
     @pytest.mark.parametrize("option", ["--input", "-i"])
     def test_input_is_json(self, synapse: Synapse, option: str) -> None:
         done = synapse.run("infer", "--mode", "local", option, '{"images": [1, 2]}', "--json")
         assert done.result == {"input": {"images": [1, 2]}}
+
+    @pytest.mark.parametrize("mode", ["task", "job"])
+    def test_both_reach_the_action_in_ray_modes_too(self, on_cluster: Synapse, mode: str) -> None:
+        done = on_cluster.run("infer", "--mode", mode, "-i", "[1, 2]", "--infer-path", "/v1/predict", "--json")
+        assert done.result == {"input": [1, 2], "infer_path": "/v1/predict"}
 
     def test_infer_path_is_the_root_by_default(self, synapse: Synapse, help_text: str) -> None:
         assert re.search(r"--infer-path <str> [^\[]*\[default: /\]", help_text)
@@ -129,6 +143,8 @@ class TestInferenceOptions:
         assert done.result == {"infer_path": "/v1/predict"}
 
 
+@BY_ITS_OWN_NAMES
+@pytest.mark.usefixtures("names")
 class TestDevelopmentOptions:
     def test_debug_sdk_is_a_flag_that_is_off_by_default(self, synapse: Synapse, help_text: str) -> None:
         assert "--debug-sdk" in help_text
@@ -147,17 +163,20 @@ class TestExamples:
         done = synapse.run("train", "--mode", "local", "--params", '{"epochs": 5}')
         assert done.shown_result["params"]["epochs"] == 5
 
+    @BY_ITS_OWN_NAMES
     def test_on_a_ray_cluster_with_gpu(self, on_cluster: Synapse) -> None:
         done = on_cluster.run("train", "--mode", "task", "--gpus", "1")
         assert done.status == 0, done.stderr
         assert "Result of train (task, " in done.stdout
 
+    @BY_ITS_OWN_NAMES
     def test_via_ray_jobs_api(self, on_cluster: Synapse) -> None:
         done = on_cluster.run("train", "--mode", "job", "--params", '{"epochs": 10}')
         assert done.status == 0, done.stderr
         assert "Result of train (job, " in done.stdout
         assert done.shown_result["params"]["epochs"] == 10
 
+    @BY_ITS_OWN_NAMES
     def test_via_synapse_backend_is_told_to_come(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--mode", "remote")
         assert done.status == 2

@@ -36,9 +36,15 @@ def packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    here = importlib.metadata.metadata(DISTRIBUTION)
-    yield ok(DISTRIBUTION, here["Version"])
-    python, wanted = platform.python_version(), here["Requires-Python"]
+    try:
+        ours = importlib.metadata.metadata(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        where = Path(__file__).parents[2]
+        text = f"runs from {where} without being installed: pytest does not find its plugin"
+        yield problem(DISTRIBUTION, text, f"pip install -e {where}")
+        return
+    yield ok(DISTRIBUTION, ours["Version"])
+    python, wanted = platform.python_version(), ours["Requires-Python"]
     if SpecifierSet(wanted).contains(python, prereleases=True):
         yield ok("Python", f"{python}, {sys.executable}")
     else:
@@ -46,7 +52,8 @@ def packages() -> Iterator[Finding]:
     for text in importlib.metadata.requires(DISTRIBUTION) or ():
         requirement = Requirement(text)
         extra = _extra_of(requirement)
-        if extra != "all":
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+        if extra != "all" and needed:
             found = _package(requirement, extra)
             if found.state != "ok" or requirement.name in _ALWAYS_SHOWN:
                 yield found
@@ -159,10 +166,11 @@ def plugin() -> Iterator[Finding]:
 # Variables that change what we do, or what pytest, Ray or coverage do under us, and how.
 _VARIABLES = {
     r"SYNAPSE_MODE": "the mode of tests that name none",
+    r"SYNAPSE_LANGUAGE": "the language of actions' messages",
     r"RAY_ADDRESS": "the cluster of task and job mode",
     r"(?!RAY_ADDRESS$)RAY_.*": "settings of Ray",
     r"COVERAGE_.*|COV_CORE_.*": "whether and how this process is measured",
-    r"PYTEST_ADDOPTS|PYTEST_PLUGINS|PYTEST_THEME.*|PYTEST_DISABLE_PLUGIN_AUTOLOAD": "options and plugins of pytest",
+    r"PYTEST_(ADDOPTS|PLUGINS|DISABLE_PLUGIN_AUTOLOAD|XDIST_AUTO_NUM_WORKERS)": "options and plugins of pytest",
     r"PYTHONPATH": "where modules are imported from, by workers too",
     r"PYTHONBREAKPOINT": "what breakpoint() starts",
     r"PYTHONWARNINGS": "which warnings show",

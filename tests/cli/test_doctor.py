@@ -212,6 +212,11 @@ class TestPackages:
         found = finding(checks.packages, "typer")
         assert (found.state, found.text, found.fix[:20]) == ("problem", "not installed", "pip install 'typer>=")
 
+    def test_that_are_ours_must_be_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checks, "DISTRIBUTION", "pytest-synapse-of-nobody")
+        found = finding(checks.packages, "pytest-synapse-of-nobody")
+        assert (found.state, found.fix) == ("problem", f"pip install -e {ROOT}")
+
     def test_of_the_sdk_are_told(self, elsewhere: Path) -> None:
         package(elsewhere, "synapse_sdk", "2026.2.17")
         assert finding(checks.packages, "synapse-sdk").text.startswith("2026.2.17; ")

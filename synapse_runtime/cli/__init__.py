@@ -11,3 +11,6 @@ def main() -> None:
         raise SystemExit(run())
     except KeyboardInterrupt:  # before the command is there to handle it
         raise SystemExit(130) from None
+    except ModuleNotFoundError as error:  # not even the command's own libraries are there
+        fix = "install pytest-synapse-harness anew, with all that it requires"
+        raise SystemExit(f"error: the command cannot start: {error}; {fix}") from None

@@ -183,15 +183,15 @@ _VARIABLES = {
 
 def variables() -> Iterator[Finding]:
     """Name the variables that are set and change what happens; never their values."""
-    from synapse_runtime.runner import MODES
-
     for pattern, meaning in _VARIABLES.items():
         names = sorted(name for name, value in os.environ.items() if value and re.fullmatch(pattern, name))
         if names:
             yield ok(", ".join(names), f"set: {meaning}")
-    modes = {word.strip() for word in os.environ.get("SYNAPSE_MODE", "").split(",")} - {""}
-    if modes - {*MODES, "all"}:
-        yield problem("SYNAPSE_MODE", "names a mode that there is not", f"choose from {', '.join(MODES)}, all")
+    if os.environ.get("SYNAPSE_MODE"):
+        from synapse_runtime.runner import MODES
+
+        if {word.strip() for word in os.environ["SYNAPSE_MODE"].split(",")} - {*MODES, "all", ""}:
+            yield problem("SYNAPSE_MODE", "names a mode that there is not", f"choose from {', '.join(MODES)}, all")
     if os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
         yield warning(
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "pytest loads no plugins by itself", "pytest -p pytest_synapse.plugin"
@@ -225,15 +225,17 @@ def _memory() -> Finding:
     return ok("memory", text)
 
 
-def _free_memory() -> int | None:
+def _free_memory(machine: Path = Path("/proc/meminfo"), container: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Return the free memory in bytes: of this machine, or what its container leaves; None where nobody tells."""
     free = []
     try:
-        told = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        told = re.search(r"^MemAvailable:\s*(\d+) kB", machine.read_text(), re.MULTILINE)
         free = [int(told[1]) * 1024] if told else []
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
-        free.append(limit - used)
-    except (OSError, ValueError):  # no Linux, no container of the second version, or one without a limit
+        limit, used = (int((container / name).read_text()) for name in ("memory.max", "memory.current"))
+        # Files that were read are counted as used, and make room when somebody needs it.
+        cached = re.search(r"^inactive_file (\d+)$", (container / "memory.stat").read_text(), re.MULTILINE)
+        free.append(limit - used + (int(cached[1]) if cached else 0))
+    except (OSError, ValueError):  # no Linux, no container of cgroups' second version, or one without a limit
         pass
     return min(free, default=None)
 
@@ -261,7 +263,7 @@ def _room_for_a_cluster() -> Finding:
     usage = shutil.disk_usage(root)
     text = f"{root}, {usage.free / _GB:.1f} GB free"
     if usage.used > _MOST_OF_A_DISK * (usage.used + usage.free):
-        return warning("temporary files", f"{text}: Ray stops to put objects on a disk that is so full", "free some")
+        return warning("temporary files", f"{text}: Ray puts no objects on a disk that is so full", "free some")
     return ok("temporary files", text)
 
 

@@ -24,11 +24,11 @@ _LIMIT = 30.0
 
 def examine_all() -> dict[str, list[Finding]]:
     """Return what all checks find, by topic, without secrets."""
-    return {topic: _without_secrets(_of_topic(checks)) for topic, checks in CHECKS.items()}
+    return {topic: _without_secrets(_of_topic(topic)) for topic in CHECKS}
 
 
-def _of_topic(checks: Mapping[str, Check]) -> Iterable[Finding]:
-    for name, check in checks.items():
+def _of_topic(topic: str) -> Iterable[Finding]:
+    for name, check in CHECKS[topic].items():
         yield from examine(name, check, _LIMITS.get(name, _LIMIT))
 
 
@@ -54,10 +54,11 @@ def examine(name: str, check: Check, limit: float = _LIMIT) -> list[Finding]:
 
     def look() -> None:
         try:
-            found.extend(check())
+            for finding in check():
+                found.append(finding)
         except PluginError as error:
             found.append(problem(name, safe_str(error), "see the message"))
-        except Exception as error:  # noqa: BLE001 - whatever is broken here, the other checks go on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever is broken, the other checks go on
             text = f"this check failed: {type(error).__name__}: {safe_str(error)}"
             found.append(problem(name, text, "mend what it names, or report it to the authors of this package"))
 

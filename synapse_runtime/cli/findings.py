@@ -13,7 +13,7 @@ State = Literal["ok", "warning", "problem"]
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY", re.IGNORECASE)
 _NAMES_A_PLACE = ("_PATH", "_FILE", "_DIR")
 _SHORTEST_SECRET = 6
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from tests.ray.clusters import ROOT
 GIBBERISH = "qx7-w9z-k3v"
 
 
-@pytest.fixture(scope="module")
-def without_ray(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables by which a Python that is started with `-S` has all packages of this one but Ray and pytest-cov."""
-    there = tmp_path_factory.mktemp("packages")
+WITHOUT_SITE = [sys.executable, "-S", "-m", "synapse_runtime"]
+
+
+def packages_without(there: Path, *names: str) -> dict[str, str]:
+    """Return variables by which a Python that is started with `-S` has all packages of this one but those."""
     for entry in (Path(path) for path in sys.path if path.endswith("site-packages")):
         for package in entry.iterdir():
-            if not package.name.startswith(("ray", "pytest_cov", "__pycache__")):
+            if not package.name.startswith((*names, "__pycache__")):
                 (there / package.name).symlink_to(package)
     return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(there)])}
 
@@ -111,8 +112,8 @@ class TestCommand:
         (wrong,) = [one for one in done.result["findings"] if one["state"] == "problem"]
         assert (wrong["what"], wrong["fix"]) == ("SYNAPSE_MODE", "choose from local, task, job, all")
 
-    def test_works_without_ray_and_says_what_needs_it(self, synapse: Synapse, without_ray: dict[str, str]) -> None:
-        done = synapse("doctor", "--json", command=[sys.executable, "-S", "-m", "synapse_runtime"], **without_ray)
+    def test_works_without_ray_and_says_what_needs_it(self, synapse: Synapse, tmp_path: Path) -> None:
+        done = synapse("doctor", "--json", command=WITHOUT_SITE, **packages_without(tmp_path, "ray", "pytest_cov"))
         assert (done.status, done.stderr) == (0, "")
         assert told(done, "ray") == {
             "topic": "Installed",
@@ -125,6 +126,11 @@ class TestCommand:
         assert told(done, "task and job mode")["state"] == "warning"
         assert told(done, "task and job mode")["fix"] == "pip install 'pytest-synapse-harness[ray]'"
         assert told(done, "plugin")["text"].startswith("demo, ")
+
+    def test_without_what_the_command_itself_is_made_of_is_one_line(self, synapse: Synapse, tmp_path: Path) -> None:
+        done = synapse("doctor", command=WITHOUT_SITE, **packages_without(tmp_path, "typer", "pydantic"))
+        assert (done.status, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: the command cannot start: No module named 'typer'; install ")
 
     def test_ends_in_time_where_nobody_says_a_word(self, synapse: Synapse, silent: str) -> None:
         done = synapse("doctor", "--json", RAY_ADDRESS=silent)
@@ -165,6 +171,13 @@ class TestEachCheck:
             yield
 
         assert [(one.state, one.text) for one in examine("state", refuses)] == [("problem", "delete it")]
+
+    def test_that_ends_the_program_ends_alone(self) -> None:
+        def ends() -> Iterator[Finding]:
+            sys.exit("no more")
+            yield
+
+        assert [one.text for one in examine("end", ends)] == ["this check failed: SystemExit: no more"]
 
     def test_that_hangs_is_left_alone(self) -> None:
         def hangs() -> Iterator[Finding]:
@@ -363,6 +376,17 @@ class TestTheMachine:
         found = finding(checks.machine, "memory")
         assert (found.state, found.text) == ("warning", "0.9 GB free; a cluster and a worker take about 2 GB")
 
+    def test_tells_the_memory_that_its_container_leaves(self, tmp_path: Path) -> None:
+        machine = tmp_path / "meminfo"
+        assert checks._free_memory(machine, tmp_path) is None
+        machine.write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\n")
+        assert checks._free_memory(machine, tmp_path) == 8000 * 1024
+        for name, text in {"max": "5000000", "current": "4000000", "stat": "file 9\ninactive_file 500\n"}.items():
+            (tmp_path / f"memory.{name}").write_text(text)
+        assert checks._free_memory(machine, tmp_path) == 1_000_500
+        (tmp_path / "memory.max").write_text("max\n")
+        assert checks._free_memory(machine, tmp_path) == 8000 * 1024
+
     def test_whose_container_has_little_shared_memory_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         small = SimpleNamespace(free=64 * 2**20, used=0)
         monkeypatch.setattr(shutil, "disk_usage", _of({"/dev/shm": small}, shutil.disk_usage))
@@ -374,7 +398,7 @@ class TestTheMachine:
         monkeypatch.setattr(shutil, "disk_usage", _of({"/dev/shm": SimpleNamespace(free=10**9)}, lambda _: full))
         found = finding(checks.machine, "temporary files")
         assert found.state == "warning"
-        assert "1.0 GB free: Ray stops to put objects on a disk that is so full" in found.text
+        assert "1.0 GB free: Ray puts no objects on a disk that is so full" in found.text
 
     @pytest.mark.parametrize(
         ("root", "said"),

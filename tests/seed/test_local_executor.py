@@ -43,7 +43,7 @@ class TestAtAGlance:
     def test_start_is_immediate(self, names: Names, train_action: type) -> None:
         began = time.monotonic()
         names.LocalExecutor().execute(train_action, {"epochs": 1})
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 1
 
     def test_logging_is_on_the_console_at_once(self, names: Names, capsys: pytest.CaptureFixture[str]) -> None:
         seen = []

@@ -241,7 +241,7 @@ def _is_abandoned(directory: Path) -> bool:
             return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         Door(directory).close()
-    except BlockingIOError:  # somebody starts a cluster there
+    except OSError:  # somebody starts a cluster there, or nobody can tell
         return False
     except DoorClosed:
         return directory.exists()

@@ -138,9 +138,11 @@ class SynapseSession:
         if config_file is None:
             return None
         if config_file not in self._plugins:
+            from synapse_runtime.manifest import warn_of
             from synapse_runtime.plugin import Plugin
 
-            self._plugins[config_file] = Plugin.load(config_file)
+            plugin = self._plugins[config_file] = Plugin.load(config_file)
+            warn_of(plugin.manifest)
         return self._plugins[config_file]
 
     @contextlib.contextmanager

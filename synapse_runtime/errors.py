@@ -6,9 +6,10 @@ All of them pickle: the message is the only positional argument, everything else
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 class PluginError(Exception):
@@ -29,19 +30,57 @@ class PluginError(Exception):
         self.details = details
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a plugin. As text: where it is, and what it is with the fix.
+
+    Attributes:
+        text: What is wrong, and the fix.
+        path: The file at fault, where there is one.
+        line: Line in that file, counted from 1, where it is known.
+        level: `error`, or `warning` where the plugin works nevertheless.
+
+    Example:
+        >>> str(Problem("unknown field 'entrypont'; did you mean 'entrypoint'?", Path("config.yaml"), 4, "warning"))
+        "config.yaml:4: unknown field 'entrypont'; did you mean 'entrypoint'?"
+    """
+
+    text: str
+    path: Path | None = None
+    line: int | None = None
+    level: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return _where(self.path, self.line) + self.text
+
+
 class ConfigError(PluginError):
     """A plugin cannot be read: its config file, an entrypoint in it, or an option given for it.
 
     Attributes:
         path: The file at fault, where there is one.
         line: Line in that file, counted from 1.
+        problems: All that is wrong, where that is more than the message tells.
     """
 
     def __init__(self, message: str, *, path: Path | str | None = None, line: int | None = None) -> None:
-        where = "" if path is None else f"{path}:{line}: " if line else f"{path}: "
-        super().__init__(where + message)
+        super().__init__(_where(path, line) + message)
         self.path = None if path is None else Path(path)
         self.line = line
+        self.problems: tuple[Problem, ...] = (Problem(message, self.path, line),)
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> ConfigError:
+        """Return the error that tells the first of several problems, and how many more there are."""
+        first = problems[0]
+        more = f" (and {len(problems) - 1} more: `synapse plugin check` tells all)" if len(problems) > 1 else ""
+        error = cls(first.text + more, path=first.path, line=first.line)
+        error.problems = tuple(problems)
+        return error
+
+
+def _where(path: Path | str | None, line: int | None) -> str:
+    return "" if path is None else f"{path}:{line}: " if line else f"{path}: "
 
 
 class EnvironmentValueError(PluginError, ValueError):
@@ -113,6 +152,10 @@ class ClusterError(PluginError):
 
 class RemoteError(PluginError):
     """A Synapse backend refused or failed the call."""
+
+
+class ConfigWarning(UserWarning):
+    """A config file has a field or a value in it that nobody knows. The plugin works nevertheless."""
 
 
 class ResultMismatchWarning(UserWarning):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 CONFIG_NAMES = ("config.yaml", "config.yml", "synapse.yaml", "synapse.yml")
 # `config.yaml` is a name that many programs use: only a file with one of these keys is a plugin's.
-_PLUGIN_KEY = re.compile(r"^(actions|code)\s*:", re.MULTILINE)
+_PLUGIN_KEY = re.compile(r"""^(?:\{ *)?(["']?)(?:actions|code)\1\s*:""", re.MULTILINE)
 _READ_AT_MOST = 1_000_000
 
 
@@ -29,7 +29,7 @@ def plugin_above(start: Path) -> Path | None:
 
 def _looks_like_a_plugin(path: Path) -> bool:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             return _PLUGIN_KEY.search(file.read(_READ_AT_MOST)) is not None
     except OSError:
         return False

@@ -2,19 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
-from synapse_runtime.errors import ConfigError
+from synapse_runtime import yaml_document
+from synapse_runtime.errors import ConfigError, ConfigWarning, Problem, nearest
 from synapse_runtime.locate import CONFIG_NAMES, config_in
+from synapse_runtime.yaml_document import Document
+
+METHODS = ("job", "task", "serve", "restapi")
+CATEGORIES = (
+    "neural_net",
+    "export",
+    "upload",
+    "smart_tool",
+    "post_annotation",
+    "pre_annotation",
+    "data_validation",
+    "custom",
+)
+DATA_TYPES = ("image", "text", "video", "pcd", "audio", "data")
+ANNOTATION_CATEGORIES = ("image", "video", "audio", "text", "pcd", "prompt", "time_series")
+ANNOTATION_TYPES = ("bbox", "polygon", "point", "line", "mask", "label")
+ANNOTATION_TOOLS = (
+    "bounding_box",
+    "polygon",
+    "polyline",
+    "keypoint",
+    "segmentation",
+    "relation",
+    "classification",
+    "annotationGroup",
+    "named_entity",
+    "3d_bounding_box",
+    "3d_segmentation",
+    "prompt",
+    "answer",
+    "time_range",
+)
+SMART_TOOLS = ("interactive", "automatic", "semi_automatic")
+
+# Fields whose values are from a list, which a newer backend may know more of: another value is warned about.
+_KNOWN_VALUES = {
+    "category": CATEGORIES,
+    "data_type": DATA_TYPES,
+    "supported_data_types": DATA_TYPES,
+    "annotation_category": ANNOTATION_CATEGORIES,
+    "annotation_type": ANNOTATION_TYPES,
+    "smart_tool": SMART_TOOLS,
+    "smart_tool_type": SMART_TOOLS,
+}
+
+_ALSO = {"supported_data_types": "supported_data_type"}
+
+# Where `3.10` is a text, not the number 3.1.
+_TEXT_AT = (
+    *((name,) for name in ("code", "name", "version", "variant", "description", "readme")),
+    *((name, "*") for name in ("requires", "dependencies", "tags")),
+    *(("actions", "*", name) for name in ("name", "description", "input_type", "output_type")),
+)
 
 
-class ActionSpec(BaseModel):
+class _Section(BaseModel):
+    """A part of the config file. Fields without a value are as if they were not there; unknown ones are kept."""
+
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)  # in `env` may be secrets
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_not_there(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if item is not None or key not in cls.model_fields}
+
+
+class ActionSpec(_Section):
     """One action of the config file.
 
     Attributes:
@@ -22,14 +89,24 @@ class ActionSpec(BaseModel):
         entrypoint: `module:Name` or `module.Name`, seen from the plugin's directory. Empty: cannot be run.
         method: How the action runs in production: `job`, `task`, `serve` or `restapi`.
         description: One line for people.
+        input_type: What the action takes, by the name of a data type of the SDK, such as `yolo_dataset`.
+        output_type: What the action gives, likewise.
+        serve_options: Options of a `serve` action.
+        params_schema: The SDK's; not used here, where the params model is taken from the code.
+        ui_schema: The form for the params, as the SDK's `update-config` writes it.
+        hyperparameters: The form for training params, likewise.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     name: str
     entrypoint: str = ""
     method: str = "task"
     description: str = ""
+    input_type: str | None = None
+    output_type: str | None = None
+    serve_options: dict[str, Any] | None = None
+    params_schema: Any = None
+    ui_schema: Any = None
+    hyperparameters: Any = None
 
     @field_validator("entrypoint")
     @classmethod
@@ -40,43 +117,84 @@ class ActionSpec(BaseModel):
         return value
 
 
-class Manifest(BaseModel):
+class Requires(_Section):
+    """What a plugin needs around it, as version specifiers such as `>=3.10,<3.13`.
+
+    Attributes:
+        sdk: Versions of `synapse-sdk`.
+        python: Versions of Python.
+        cuda: Versions of CUDA.
+    """
+
+    sdk: str | None = None
+    python: str | None = None
+    cuda: str | None = None
+
+
+class Manifest(_Section):
     """A plugin's config file.
 
     Attributes:
         code: The plugin's unique id.
         name: The plugin's name for people; the code by default.
         version: `X.Y.Z`.
-        category: What the plugin is for, one of `synapse_runtime.enums.PluginCategory`.
+        variant: Which of several plugins of this code it is.
+        category: What kind of plugin it is, such as `neural_net`.
+        description: One line for people.
+        readme: The plugin's page for people, from its directory.
         env: Variables of the action's environment, under those given in code; those of `runtime_env` under them.
         runtime_env: What a worker needs that does not share this disk, as Ray takes it; but for `env_vars`, which are
             in `env`: they travel with each call, and no cluster lists them.
         package_manager: What installs `requirements.txt` and wheels there: `pip` or `uv`.
         package_manager_options: Options of its `install` command.
         wheels_dir: Directory of wheels to install there, from the plugin's.
+        requires: Versions of what is around the plugin.
+        dependencies: Other plugins that it needs, by code, with their versions.
+        tags: Words to find it by.
+        data_type: What kind of data it works on, such as `image`.
+        tasks: What it does with them, such as `image.object_detection`.
+        supported_data_types: What an upload plugin takes. In the file also `supported_data_type`.
+        supported_annotation_tools: Tools by annotation category.
+        annotation_category: What a smart tool works on.
+        annotation_type: What a smart tool makes, such as `bbox`.
+        smart_tool: How a smart tool works, such as `interactive`.
+        smart_tool_type: The same, as the SDK's templates write it.
         actions: The actions by name, in the order of the file.
     """
-
-    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)  # in `env` may be secrets
 
     code: str = ""
     name: str = ""
     version: str = "0.1.0"
+    variant: str | None = None
+    category: str = "custom"
     description: str = ""
-    category: str | None = None
+    readme: str = "README.md"
     env: dict[str, Any] = Field(default_factory=dict, repr=False)  # values may be secrets
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     package_manager: Literal["pip", "uv"] = "pip"
     package_manager_options: list[str] = Field(default_factory=list)
     wheels_dir: str = "wheels"
+    requires: Requires = Field(default_factory=Requires)
+    dependencies: dict[str, str] = Field(default_factory=dict)
+    tags: list[str] = Field(default_factory=list)
+    data_type: str | None = None
+    tasks: list[str] = Field(default_factory=list)
+    supported_data_types: list[str] = Field(
+        default_factory=list, validation_alias=AliasChoices("supported_data_types", _ALSO["supported_data_types"])
+    )
+    supported_annotation_tools: dict[str, list[str]] = Field(default_factory=dict)
+    annotation_category: str | None = None
+    annotation_type: str | None = None
+    smart_tool: str | None = None
+    smart_tool_type: str | None = None
     actions: dict[str, ActionSpec] = Field(default_factory=dict)
 
-    @field_validator("env", "runtime_env", "package_manager_options", "actions", mode="before")
-    @classmethod
-    def _none_is_empty(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None:
-            return value
-        return [] if info.field_name == "package_manager_options" else {}
+    _problems: tuple[Problem, ...] = PrivateAttr(())
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is unknown in the file: fields and values, each with file and line. The plugin works nevertheless."""
+        return self._problems
 
     @field_validator("runtime_env")
     @classmethod
@@ -85,26 +203,12 @@ class Manifest(BaseModel):
             raise ValueError("env_vars must be a mapping of names to values")
         return value
 
-    @field_validator("version", "code", "name", mode="before")
-    @classmethod
-    def _numbers_are_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
     @field_validator("actions", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            value = {entry.get("name", ""): entry for entry in value if isinstance(entry, dict)}
         if not isinstance(value, dict):
             return value
-        named: dict[str, Any] = {}
-        for key, spec in value.items():
-            if isinstance(spec, str):
-                spec = {"entrypoint": spec}
-            if spec is None:
-                spec = {}
-            named[str(key)] = {"name": str(key), **spec} if isinstance(spec, dict) else spec
-        return named
+        return {str(key): _action(key, spec) for key, spec in value.items()}
 
     @model_validator(mode="after")
     def _name_or_code(self) -> Manifest:
@@ -117,57 +221,79 @@ class Manifest(BaseModel):
         return self
 
 
+def _action(key: object, spec: Any) -> Any:
+    if isinstance(spec, str):
+        spec = {"entrypoint": spec}
+    if spec is None:
+        spec = {}
+    return {**spec, "name": spec.get("name") or str(key)} if isinstance(spec, dict) else spec
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a config file.
 
     Args:
         path: The file, or the directory that it is in.
 
+    Returns:
+        What the file says; `problems` tells what is unknown in it.
+
     Raises:
-        ConfigError: No file there, broken YAML, or fields that do not fit; names file and line.
+        ConfigError: No file there, broken YAML, or fields that do not fit; names file and line. Its `problems` are all
+            that is wrong.
     """
-    if path.is_dir():
-        found = config_in(path)
-        if found is None:
-            raise ConfigError(f"there is no {' or '.join(CONFIG_NAMES[::2])} in this directory", path=path)
-        path = found
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8 text: {error.reason} at byte {error.start}", path=path) from error
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path=path) from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise _broken_yaml(path, error) from None  # its text shows lines of the file
-    if data is None:
+    manifest = examine(path)
+    errors = [problem for problem in manifest.problems if problem.level == "error"]
+    if errors:
+        raise ConfigError.of(errors)
+    return manifest
+
+
+def examine(path: Path) -> Manifest:
+    """Read of a config file what fits; fields that do not are left out, and told by `problems`, too.
+
+    Args:
+        path: The file, or the directory that it is in.
+
+    Raises:
+        ConfigError: There is no file, or it is no YAML mapping.
+    """
+    path = config_file(path)
+    document = yaml_document.read(path, text_at=_TEXT_AT)
+    if document.data is None:
         raise ConfigError("is empty; a plugin has at least 'code' and 'actions'", path=path)
-    if not isinstance(data, dict):
-        raise ConfigError(f"must be a mapping of keys to values, not a {type(data).__name__}", path=path, line=1)
-    try:
-        return Manifest.model_validate(data)
-    except PydanticValidationError as error:
-        raise _bad_fields(path, text, error) from error
+    if not isinstance(document.data, dict):
+        kind = type(document.data).__name__
+        raise ConfigError(f"must be a mapping of keys to values, not a {kind}", path=path, line=1)
+    faults = _Faults(path, document)
+    manifest = _what_fits(_with_named_actions(document.data, faults), faults)
+    for keys, text in _unknown(manifest):
+        faults.add(keys, text, "warning")
+    manifest._problems = tuple(sorted(faults.found, key=lambda problem: problem.line or 0))
+    return manifest
 
 
-def _broken_yaml(path: Path, error: yaml.YAMLError) -> ConfigError:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    context = getattr(error, "context", None)
-    text = f"broken YAML: {problem}" + (f" ({context})" if context else "")
-    return ConfigError(text, path=path, line=None if mark is None else mark.line + 1)
+def config_file(path: Path) -> Path:
+    """Return the config file that a path stands for: itself, or the one in this directory.
+
+    Raises:
+        ConfigError: It is a directory without one.
+    """
+    if not path.is_dir():
+        return path
+    found = config_in(path)
+    if found is None:
+        raise ConfigError(f"there is no {' or '.join(CONFIG_NAMES[::2])} in this directory", path=path)
+    return found
 
 
-def _bad_fields(path: Path, text: str, error: PydanticValidationError) -> ConfigError:
-    problems = error.errors()
-    first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    if len(problems) > 1:
-        others = ", ".join(".".join(map(str, problem["loc"])) for problem in problems[1:6])
-        message += f" (and {len(problems) - 1} more: {others})"
-    return ConfigError(message, path=path, line=line_of(text, first["loc"]))
+def warn_of(manifest: Manifest) -> None:
+    """Show what is unknown in a config file as Python warnings, of the category `ConfigWarning`."""
+    for problem in manifest.problems:
+        # The line is part of the file's name here: where Python can find it, it shows the line's text, which may hold
+        # a secret.
+        place = f"{problem.path}:{problem.line}"
+        warnings.warn_explicit(problem.text, ConfigWarning, place, 1, module=__name__)
 
 
 def line_of(text: str, keys: Sequence[str | int]) -> int | None:
@@ -177,26 +303,113 @@ def line_of(text: str, keys: Sequence[str | int]) -> int | None:
         >>> line_of("code: x\nactions:\n  train:\n    entrypoint: 3\n", ("actions", "train", "entrypoint"))
         4
     """
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    line: int | None = None
-    for key in keys:
-        if isinstance(node, yaml.SequenceNode):
-            node = next((item for item in node.value if _named(item, str(key))), None)
-            line = line if node is None else node.start_mark.line + 1
-            continue
-        if not isinstance(node, yaml.MappingNode):
-            break
-        for key_node, value_node in node.value:
-            if key_node.value == str(key):
-                line, node = key_node.start_mark.line + 1, value_node
-                break
+    try:
+        return yaml_document.parse(text).line(keys)
+    except ConfigError:  # changed since it was read
+        return None
+
+
+class _Faults:
+    """The problems of one file, as they are found."""
+
+    def __init__(self, path: Path, document: Document) -> None:
+        self.found: list[Problem] = []
+        self._path = path
+        self._document = document
+
+    def add(self, keys: Sequence[str | int], text: str, level: Literal["error", "warning"] = "error") -> None:
+        line = self._document.line(keys) or self._document.line([_ALSO.get(str(keys[0]), "")])
+        self.found.append(Problem(text, self._path, line, level))
+
+
+def _with_named_actions(data: dict[str, Any], faults: _Faults) -> dict[str, Any]:
+    """Return the data with its actions by name, where they are a list."""
+    entries = data.get("actions")
+    if not isinstance(entries, list):
+        return data
+    named: dict[str, Any] = {}
+    for place, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            text = f"must be a mapping with a name and an entrypoint, not a {type(entry).__name__}"
+        elif not name or not isinstance(name, str):
+            text = "has no name; add `name: …`"
+        elif name in named:
+            text = f"is a second one with the name {name!r}; give it another"
         else:
-            break
-    return line
+            named[name] = entry
+            continue
+        faults.add(("actions", place), f"actions: entry {place + 1} {text}")
+    return {**data, "actions": named}
 
 
-def _named(node: yaml.Node, name: str) -> bool:
-    """Tell whether this is a mapping with `name: <name>` in it."""
-    return isinstance(node, yaml.MappingNode) and any(
-        key.value == "name" and value.value == name for key, value in node.value
-    )
+def _what_fits(data: dict[str, Any], faults: _Faults) -> Manifest:
+    """Validate the data; leave out what does not fit, and take down why."""
+    while True:
+        try:
+            return Manifest.model_validate(data)
+        except PydanticValidationError as error:
+            problems = error.errors(include_input=False, include_url=False)
+        rest = data
+        for problem in problems:
+            where = ".".join(str(part) for part in problem["loc"])
+            what = problem["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+            faults.add(problem["loc"], f"{where}: {what}")
+            rest = _without(rest, problem["loc"])
+        if rest == data:
+            return Manifest()
+        data = rest
+
+
+def _without(data: Any, keys: Sequence[str | int]) -> Any:
+    """Return a copy of nested mappings without what is at these keys, or as deep as they lead."""
+    if not keys or not isinstance(data, Mapping) or keys[0] not in data:
+        return data
+    rest = _without(data[keys[0]], keys[1:])
+    copy = dict(data)
+    if len(keys) == 1 or rest is data[keys[0]]:
+        del copy[keys[0]]
+    else:
+        copy[keys[0]] = rest
+    return copy
+
+
+def _unknown(manifest: Manifest) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield each field and value that nobody knows, by its keys."""
+    fields = {*Manifest.model_fields, *_ALSO.values()}
+    yield from _unknown_fields(manifest, (), fields, ActionSpec.model_fields, "it belongs into an action")
+    yield from _unknown_fields(manifest.requires, ("requires",), Requires.model_fields, (), "")
+    for field, known in _KNOWN_VALUES.items():
+        values = getattr(manifest, field)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value not in known:
+                yield (field,), f"{field}: {_unknown_value(value, known)}"
+    for category, tools in manifest.supported_annotation_tools.items():
+        keys = ("supported_annotation_tools", category)
+        if category not in ANNOTATION_CATEGORIES:
+            yield keys, f"supported_annotation_tools: {_unknown_value(category, ANNOTATION_CATEGORIES)}"
+        for tool in tools:
+            if tool not in ANNOTATION_TOOLS:
+                yield keys, f"supported_annotation_tools.{category}: {_unknown_value(tool, ANNOTATION_TOOLS)}"
+    for name, action in manifest.actions.items():
+        place = ("actions", name)
+        yield from _unknown_fields(action, place, ActionSpec.model_fields, fields, "it belongs to the top level")
+        if action.method not in METHODS:
+            yield (*place, "method"), f"actions.{name}.method: {_unknown_value(action.method, METHODS)}"
+
+
+def _unknown_fields(
+    section: BaseModel, place: tuple[str, ...], known: Iterable[str], elsewhere: Iterable[str], hint: str
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    for field in section.model_extra or ():
+        if field in known or field.startswith(("x-", "_", ".")):  # the latter are where people keep anchors
+            continue
+        guess = nearest(field, known)
+        advice = hint if field in elsewhere else f"did you mean {guess!r}?" if guess else "it has no effect"
+        where = f" in {'.'.join(place)}" if place else ""
+        yield (*place, field), f"unknown field {field!r}{where}; {advice}"
+
+
+def _unknown_value(value: str, known: Sequence[str]) -> str:
+    guess = nearest(value, known)
+    return f"unknown value {value!r}; " + (f"did you mean {guess!r}?" if guess else f"known are {', '.join(known)}")

@@ -19,6 +19,7 @@ import typer
 
 from synapse_runtime.errors import (
     ClusterError,
+    ConfigError,
     ExecutionError,
     ExecutionTimeout,
     PluginError,
@@ -29,6 +30,7 @@ from synapse_runtime.errors import (
 
 if TYPE_CHECKING:
     from synapse_runtime.execution import ActionRun
+    from synapse_runtime.manifest import Manifest
 
 _LONGEST_LINE = 1000
 
@@ -36,6 +38,22 @@ _LONGEST_LINE = 1000
 def note(text: str) -> None:
     """Tell the person something that is not output."""
     typer.secho(text, err=True, dim=True)
+
+
+def note_unknown(manifest: Manifest, *, strict: bool = False) -> None:
+    """Tell what is unknown in a plugin's config file, a line each.
+
+    Args:
+        manifest: The config file.
+        strict: Whether that is an error.
+
+    Raises:
+        ConfigError: Something is unknown, and `strict` was asked for.
+    """
+    if strict and manifest.problems:
+        raise ConfigError.of(manifest.problems)
+    for problem in manifest.problems:
+        note(str(problem))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, note, only_results_on_stdout, show_run
+from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only_results_on_stdout, show_run
 from synapse_runtime.cli.job import leave_or_stop, result_command
 from synapse_runtime.errors import ConfigError, nearest
 
@@ -91,6 +91,9 @@ def run(
             "line.",
         ),
     ] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a config file with fields or values that nobody knows.")
+    ] = False,
     debug_sdk: Annotated[
         bool, typer.Option("--debug-sdk", help="Let this runtime travel too, to a cluster on other machines.")
     ] = False,
@@ -115,6 +118,7 @@ def run(
     with exit_on_errors(debug=debug):
         variables = _environment(env or [], env_file)
         found = _find_plugin(plugin, path)
+        note_unknown(found.manifest, strict=strict)
         found.entrypoint(action)  # a wrong name is told before anybody is asked anything
         mode = _mode(mode)
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout}

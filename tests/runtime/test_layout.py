@@ -39,6 +39,7 @@ ROOMS = [
     "sdk",
     "action",
     "decorators",
+    "yaml_document",
     "manifest",
     "plugin",
     "execution",

@@ -1,0 +1,289 @@
+"""One YAML document: read within bounds, each fault told with its line, and where each of its parts stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from synapse_runtime.errors import ConfigError, Problem
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 100
+# Aliases are followed when a file's values are used, so a few lines of them may stand for billions of values.
+MAX_ALIASED = 100_000
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is the same, in C
+
+_TAG = "tag:yaml.org,2002:"
+_STR, _MERGE = _TAG + "str", _TAG + "merge"
+_NUMBERS = frozenset({_TAG + "int", _TAG + "float"})
+_PLAIN = frozenset({_STR, *_NUMBERS, *(_TAG + kind for kind in ("null", "bool", "seq", "map"))})
+# JSON, which a plugin's config becomes on its way to a backend, knows neither; `=` no constructor of PyYAML does.
+_READ_AS_TEXT = frozenset({_TAG + "timestamp", _TAG + "value", _MERGE})
+# libyaml refuses what is nested deeply, but takes memory without end before it does so of lists within lists on a line.
+_LISTS_ON_ONE_LINE = re.compile(r"(?:\A|[\r\n\x85\u2028\u2029])[ ]*(?:[-?][ \t]+){50}")
+
+
+class Document:
+    """What a YAML text says, and where.
+
+    Make one with `read` or `parse`.
+
+    Attributes:
+        data: The values, as plain Python; keys are text, as they are written.
+    """
+
+    def __init__(self, root: yaml.Node | None, data: Any) -> None:
+        self._root = root
+        self.data = data
+
+    def line(self, keys: Sequence[str | int]) -> int | None:
+        """Return the line, counted from 1, of the deepest of these keys that there is.
+
+        Args:
+            keys: The way from the top: keys of mappings; in a list an index, or the `name` of an entry.
+        """
+        node, line = self._root, None
+        for key in keys:
+            found = _child(node, key)
+            if found is None:
+                break
+            line, node = found
+        return line
+
+
+def read(path: Path, *, text_at: Collection[tuple[str, ...]] = ()) -> Document:
+    """Read a file; see `parse`.
+
+    Raises:
+        ConfigError: It cannot be read, is too large, or is at fault.
+    """
+    return parse(read_text(path), path, text_at=text_at)
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text, with the ends of lines that it has.
+
+    Raises:
+        ConfigError: It cannot be read, is larger than 1 MB, or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path=path) from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError(
+            f"is too large: a config file may have {MAX_BYTES:,} bytes; keep data in files of its own", path=path
+        )
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        text = f"is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8"
+        raise ConfigError(text, path=path, line=line) from None  # it holds the file's content
+
+
+def parse(text: str, path: Path | None = None, *, text_at: Collection[tuple[str, ...]] = ()) -> Document:
+    r"""Read a YAML text.
+
+    Args:
+        text: The text.
+        path: Where it comes from, for errors.
+        text_at: Where numbers are text as it is written, so that `3.10` is not 3.1: ways from the top, `*` for any key.
+
+    Raises:
+        ConfigError: Broken YAML, keys that are there twice, tags, aliases that stand for too much, more than one
+            document. It names each line at fault, and shows no value: that may be a secret.
+
+    Example:
+        >>> document = parse("code: x\nactions:\n  train:\n    entrypoint: 3\n")
+        >>> document.data
+        {'code': 'x', 'actions': {'train': {'entrypoint': 3}}}
+        >>> document.line(("actions", "train", "entrypoint"))
+        4
+    """
+    nested = _LISTS_ON_ONE_LINE.search(text)
+    if nested:
+        line = text.count("\n", 0, nested.end()) + 1
+        raise ConfigError("is nested too deeply", path=path, line=line)
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+    except yaml.YAMLError as error:
+        raise _broken(text, path, error) from None  # its text shows lines of the file
+    except RecursionError:  # of the loader that is not in C
+        raise ConfigError("is nested too deeply", path=path) from None
+    if root is None:
+        return Document(None, None)
+    census = _Census()
+    census.size(root)
+    if census.faults:
+        raise ConfigError.of([Problem(fault, path, line) for line, fault in sorted(census.faults)])
+    for way in text_at:
+        _keep_text(root, way)
+    try:
+        return Document(root, loader.construct_document(root))
+    except yaml.YAMLError as error:
+        raise _broken(text, path, error) from None
+    except (ValueError, LookupError):
+        line, kind = _misread(root)
+        raise ConfigError(f"this is no {kind}; put quotes around a text", path=path, line=line) from None
+
+
+class _Census:
+    """A walk over all nodes: counts them, collects faults, and makes text of what is not to be anything else."""
+
+    def __init__(self) -> None:
+        self.faults: list[tuple[int, str]] = []
+        self.nodes = 0
+        self._sizes: dict[int, int | None] = {}
+        self._too_many = False
+
+    def fault(self, node: yaml.Node, text: str) -> None:
+        self.faults.append((node.start_mark.line + 1, text))
+
+    def size(self, node: yaml.Node, depth: int = 0) -> int:
+        """Return how many values a node stands for, with all aliases followed."""
+        known = self._sizes.get(id(node), 0)
+        if known is None:
+            self.fault(node, "contains itself, by an alias")
+            return 1
+        if known:
+            return known
+        self.nodes += 1
+        if node.tag in _READ_AS_TEXT and isinstance(node, yaml.ScalarNode):
+            node.tag = _STR
+        if node.tag not in _PLAIN:
+            self.fault(node, _tag_refused(node.tag))
+        size = 1
+        if isinstance(node, yaml.CollectionNode):
+            if depth == MAX_DEPTH:
+                self.fault(node, "is nested too deeply")
+                return 1
+            self._sizes[id(node)] = None
+            parts = node.value if isinstance(node, yaml.SequenceNode) else list(self._values(node))
+            size += sum(self.size(part, depth + 1) for part in parts)
+        self._sizes[id(node)] = size
+        if size > MAX_ALIASED + self.nodes and not self._too_many:
+            self._too_many = True
+            self.fault(node, f"the aliases here stand for more than {MAX_ALIASED:,} values")
+        return size
+
+    def _values(self, node: yaml.CollectionNode) -> Iterator[yaml.Node]:
+        """Yield the values of a mapping, and look at its keys."""
+        lines: dict[str, int] = {}
+        for place, (key, value) in enumerate(node.value):
+            yield value
+            if key.tag == _MERGE:
+                continue
+            if not isinstance(key, yaml.ScalarNode):
+                self.fault(key, "a key must be a text; put quotes around one that begins with a bracket")
+                continue
+            if key.tag not in _PLAIN and key.tag not in _READ_AS_TEXT:
+                self.fault(key, _tag_refused(key.tag))
+            name = key.value
+            if name in lines:
+                self.fault(key, f"the key {name!r} is there twice, first in line {lines[name]}; remove one")
+            lines.setdefault(name, key.start_mark.line + 1)
+            if key.tag != _STR:
+                node.value[place] = (_text_of(key), value)
+
+
+def _text_of(node: yaml.ScalarNode) -> yaml.ScalarNode:
+    return yaml.ScalarNode(_STR, node.value, node.start_mark, node.end_mark, node.style)
+
+
+def _tag_refused(tag: str) -> str:
+    # What looks like a tag may be a password that begins with `!`.
+    kind = tag.removeprefix(_TAG)
+    if kind.startswith("python/") or kind in ("binary", "omap", "pairs", "set"):
+        return f"the tag '!!{kind}' is not allowed: a config file has plain values only"
+    return "tags ('!…') are not allowed: put quotes around a text that begins with '!'"
+
+
+def _keep_text(node: yaml.Node, way: tuple[str, ...]) -> None:
+    if not isinstance(node, yaml.CollectionNode):
+        return
+    for place, item in enumerate(node.value):
+        key, value = item if isinstance(item, tuple) else (None, item)
+        if way[0] != "*" and (key is None or key.value != way[0]):
+            continue
+        if len(way) > 1:
+            _keep_text(value, way[1:])
+        elif value.tag in _NUMBERS:
+            node.value[place] = _text_of(value) if key is None else (key, _text_of(value))
+
+
+def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
+    """Return the line and the value of what has this key, or in a list this place or name."""
+    if isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            if key == place or (isinstance(item, yaml.MappingNode) and _name_of(item) == key):
+                return item.start_mark.line + 1, item
+    elif isinstance(node, yaml.MappingNode):
+        merged: list[yaml.Node] = []
+        for key_node, value in reversed(node.value):  # what was merged comes before what is the mapping's own
+            if key_node.value == str(key):
+                return key_node.start_mark.line + 1, value
+            if key_node.tag == _MERGE:
+                merged.extend(value.value if isinstance(value, yaml.SequenceNode) else [value])
+        return next(filter(None, (_child(part, key) for part in merged)), None)
+    return None
+
+
+def _name_of(node: yaml.MappingNode) -> str | None:
+    return next((value.value for key, value in node.value if key.value == "name"), None)
+
+
+def _misread(root: yaml.Node) -> tuple[int, str]:
+    """Return the line of the first value that cannot be what its form says, and what it should be."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                _Loader("").construct_object(node)
+            except (ValueError, LookupError):
+                return node.start_mark.line + 1, node.tag.removeprefix(_TAG)
+        elif isinstance(node, yaml.MappingNode):
+            waiting.extend(value for _, value in reversed(node.value))
+        else:
+            waiting.extend(reversed(node.value))
+    raise AssertionError("all values can be read")  # pragma: no cover - then so can the document
+
+
+def _broken(text: str, path: Path | None, error: yaml.YAMLError) -> ConfigError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line = None if mark is None else mark.line + 1
+    if isinstance(error, yaml.reader.ReaderError):
+        character = chr(error.character) if isinstance(error.character, int) else str(error.character)
+        line = text.count("\n", 0, max(text.find(character), 0)) + 1
+        problem = f"has a character that no text has: U+{ord(character[0]):04X}; remove it"
+    else:
+        problem = _in_words(text.splitlines(), mark, error)
+    return ConfigError(f"broken YAML: {problem}", path=path, line=line)
+
+
+def _in_words(lines: list[str], mark: Any, error: yaml.YAMLError) -> str:
+    """Return what is wrong. No words of the file: they may be part of a secret."""
+    problem = str(getattr(error, "problem", None) or "it cannot be read")
+    context = getattr(error, "context", None)
+    at = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
+    if "\t" in at[: len(at) - len(at.lstrip())]:
+        return "the line is indented with a tab; indent with spaces"
+    if "another document" in problem:
+        return "a second document begins here; a config file has one: remove this line and what follows"
+    if "undefined alias" in problem:
+        return "an alias ('*…') of something that is not anchored; put quotes around a text that begins with '*'"
+    if context and "duplicate anchor" in context:
+        first = error.context_mark.line + 1  # type: ignore[attr-defined]
+        return f"the anchor ('&…') is there twice, first in line {first}"
+    return f"{problem} ({context})" if context else problem

@@ -17,6 +17,12 @@ def config_in(directory: Path) -> Path | None:
     return next(filter(_looks_like_a_plugin, found), found[0] if found else None)
 
 
+def is_plugin(directory: Path) -> bool:
+    """Tell whether a plugin's config file is in this directory."""
+    found = config_in(directory)
+    return found is not None and _looks_like_a_plugin(found)
+
+
 def plugin_above(start: Path) -> Path | None:
     """Return the config file of the nearest plugin at or above `start`; None where there is none."""
     for directory in (start, *start.parents):

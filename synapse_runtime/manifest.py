@@ -16,6 +16,7 @@ from synapse_runtime.locate import CONFIG_NAMES, config_in
 from synapse_runtime.yaml_document import Document
 
 METHODS = ("job", "task", "serve", "restapi")
+SERVED = ("serve", "restapi")  # by a class of Ray Serve or a web application, which nothing here can call
 CATEGORIES = (
     "neural_net",
     "export",
@@ -259,7 +260,20 @@ def examine(path: Path) -> Manifest:
         ConfigError: There is no file, or it is no YAML mapping.
     """
     path = config_file(path)
-    document = yaml_document.read(path, text_at=_TEXT_AT)
+    return examine_text(yaml_document.read_text(path), path)
+
+
+def examine_text(text: str, path: Path) -> Manifest:
+    """Do the same with a text.
+
+    Args:
+        text: What a config file says.
+        path: The file, for problems and errors.
+
+    Raises:
+        ConfigError: It is no YAML mapping.
+    """
+    document = yaml_document.parse(text, path, text_at=_TEXT_AT)
     if document.data is None:
         raise ConfigError("is empty; a plugin has at least 'code' and 'actions'", path=path)
     if not isinstance(document.data, dict):

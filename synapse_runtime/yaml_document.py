@@ -31,7 +31,7 @@ _LISTS_ON_ONE_LINE = re.compile(r"(?:\A|[\r\n\x85\u2028\u2029])[ ]*(?:[-?][ \t]+
 class Document:
     """What a YAML text says, and where.
 
-    Make one with `read` or `parse`.
+    Make one with `parse`.
 
     Attributes:
         data: The values, as plain Python; keys are text, as they are written.
@@ -54,15 +54,6 @@ class Document:
                 break
             line, node = found
         return line
-
-
-def read(path: Path, *, text_at: Collection[tuple[str, ...]] = ()) -> Document:
-    """Read a file; see `parse`.
-
-    Raises:
-        ConfigError: It cannot be read, is too large, or is at fault.
-    """
-    return parse(read_text(path), path, text_at=text_at)
 
 
 def read_text(path: Path) -> str:

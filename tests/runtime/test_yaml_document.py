@@ -11,7 +11,7 @@ import yaml
 
 from synapse_runtime import yaml_document
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.yaml_document import MAX_ALIASED, MAX_BYTES, parse, read
+from synapse_runtime.yaml_document import MAX_ALIASED, MAX_BYTES, parse, read_text
 
 PATH = Path("config.yaml")
 
@@ -103,9 +103,9 @@ def test_a_password_that_is_no_yaml_is_not_shown(secret):
     ],
 )
 def test_an_alias_bomb_is_refused_by_counting(text):
-    started = time.perf_counter()
+    started = time.process_time()
     error = fault(text)
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2
     assert f"the aliases here stand for more than {MAX_ALIASED:,} values" in str(error)
     assert error.line is not None
     assert error.line > 4
@@ -122,25 +122,25 @@ def test_an_alias_bomb_is_refused_by_counting(text):
     ],
 )
 def test_what_is_nested_deeply_is_refused(loader, text):
-    started = time.perf_counter()
+    started = time.process_time()
     assert "nest" in str(fault(text))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("code: x\n" + "# filled up\n" * 900_000)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError, match=f"is too large: a config file may have {MAX_BYTES:,} bytes"):
-        read(path)
-    assert time.perf_counter() - started < 0.2
+        read_text(path)
+    assert time.process_time() - started < 0.2
 
 
 def test_what_is_not_utf_8_is_told_with_its_line(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes(b"code: x\nenv: {A: s\xffcret}\n")
     with pytest.raises(ConfigError, match="is not UTF-8 text: invalid start byte at byte 18") as caught:
-        read(path)
+        read_text(path)
     assert caught.value.line == 2
     assert "cret" not in "".join(traceback.format_exception(caught.value)).replace("secret", "")
 
@@ -151,7 +151,7 @@ def test_what_is_not_utf_8_is_told_with_its_line(tmp_path):
 def test_marks_and_ends_of_lines_do_not_matter(tmp_path, content):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    assert read(path).data == {"code": "x", "name": "y"}
+    assert parse(read_text(path)).data == {"code": "x", "name": "y"}
 
 
 def test_anchors_aliases_and_merge_keys_work():
@@ -204,6 +204,6 @@ def test_numbers_are_text_where_that_is_wanted():
 
 def test_a_large_file_within_the_limit_is_read(loader):
     many = 50_000 if loader == "C" else 2_000  # what the loader in C is there for
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(parse("".join(f"key{number}: value\n" for number in range(many))).data) == many
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5

@@ -1,0 +1,140 @@
+"""`synapse plugin check` and `synapse plugin update-config`: what is wrong with a plugin; its actions in its config."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from synapse_runtime.cli.console import exit_on_errors, note, to_json
+
+if TYPE_CHECKING:
+    from synapse_runtime.config_update import Change, Update
+    from synapse_runtime.errors import Problem
+
+_PATH = typer.Argument(metavar="[PATH]", help="The plugin's directory or config file. Default: the nearest above here.")
+_SAME_PATH = typer.Option("--path", "-p", help="The same as PATH.")
+_SECONDS = typer.Option("--timeout", metavar="SECONDS", min=0.1, help="How long the import of one module may take.")
+_JSON = typer.Option("--json", help="Print JSON.")
+
+
+def check(
+    path: Annotated[Path | None, _PATH] = None,
+    same_path: Annotated[Path | None, _SAME_PATH] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="End with status 1 for warnings, too.")] = False,
+    timeout: Annotated[float, _SECONDS] = 60,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Tell all that is wrong with a plugin: config file, actions, params, requirements.
+
+    Exit status: 0 nothing, or warnings alone; 1 something; 2 there is no such plugin.
+    """
+    from synapse_runtime.checks import check_plugin
+
+    with exit_on_errors():
+        checked = check_plugin(_plugin(path or same_path), seconds=timeout)
+        if as_json:
+            typer.echo(to_json([_as_data(problem) for problem in checked.problems], indent=2))
+        else:
+            for problem in checked.problems:
+                typer.echo(_as_line(problem))
+            typer.echo(_count(checked.problems) + f" (checked: {checked.looked_at})")
+        if any(problem.level == "error" or strict for problem in checked.problems):
+            raise typer.Exit(1)
+
+
+def update_config(
+    path: Annotated[Path | None, _PATH] = None,
+    same_path: Annotated[Path | None, _SAME_PATH] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; print the diff and end with status 1 if there is one.")
+    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove actions that the code no longer has.")] = False,
+    timeout: Annotated[float, _SECONDS] = 60,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Bring the actions of the plugin's code into its config file; all else in the file stays as it is.
+
+    New actions are added, entrypoints that moved are updated, input and output types set. Exit status: 0 done, 1 a
+    module could not be looked at, a name is taken, or --check found a difference.
+    """
+    from synapse_runtime.config_update import plan_update
+
+    with exit_on_errors():
+        update = plan_update(_plugin(path or same_path), prune=prune, seconds=timeout)
+        if not check:
+            update.write()
+        if as_json:
+            typer.echo(to_json(_update_as_data(update), indent=2))
+        else:
+            _show(update, only_checked=check)
+        if update.problems or (check and update.diff):
+            raise typer.Exit(1)
+
+
+def _plugin(path: Path | None) -> Path:
+    """Return the plugin that was named, or the nearest one above where we stand."""
+    from synapse_runtime.locate import plugin_above
+
+    if path is None:
+        return plugin_above(Path.cwd()) or Path.cwd()
+    if not path.exists():
+        raise typer.BadParameter(f"there is no {str(path)!r}", param_hint="PATH")
+    return path
+
+
+def _shown(path: Path) -> str:
+    """Return a path as people write it: from here, if it is below."""
+    here = os.path.join(os.getcwd(), "")
+    return str(path).removeprefix(here)
+
+
+def _as_line(problem: Problem) -> str:
+    place = "" if problem.path is None else _shown(problem.path) + (f":{problem.line}" if problem.line else "") + ": "
+    return f"{place}{problem.level}: {problem.text}"
+
+
+def _as_data(problem: Problem) -> dict[str, object]:
+    return {
+        "file": None if problem.path is None else str(problem.path),
+        "line": problem.line,
+        "level": problem.level,
+        "text": problem.text,
+    }
+
+
+def _count(problems: tuple[Problem, ...]) -> str:
+    errors = sum(problem.level == "error" for problem in problems)
+    counts = [(errors, "error"), (len(problems) - errors, "warning")]
+    told = ", ".join(f"{count} {thing}" + ("s" if count > 1 else "") for count, thing in counts if count)
+    return told or "nothing is wrong"
+
+
+def _show(update: Update, *, only_checked: bool) -> None:
+    for problem in update.problems:
+        note(_as_line(problem))
+    if only_checked:
+        typer.echo(update.diff, nl=False)
+    for change in update.changes:
+        if not only_checked or change.kind == "gone":
+            note(_in_words(change)) if change.kind == "gone" else typer.echo(_in_words(change))
+    if not update.diff:
+        typer.echo(f"{_shown(update.config)} is up to date")
+
+
+def _in_words(change: Change) -> str:
+    fields = ", ".join(f"{name}: {value}" for name, value in change.fields.items())
+    what = f" ({fields})" if fields else ""
+    if change.kind == "gone":
+        what = ": its entrypoint leads to no action, and none in the code has its name; --prune removes it"
+    return f"{change.kind}: {change.action}{what}"
+
+
+def _update_as_data(update: Update) -> dict[str, object]:
+    return {
+        "changed": bool(update.diff),
+        "changes": [{"kind": one.kind, "action": one.action, "fields": one.fields} for one in update.changes],
+        "problems": [_as_data(problem) for problem in update.problems],
+    }

@@ -1,0 +1,247 @@
+"""The actions of a plugin's code, brought into its config file."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synapse_runtime import yaml_document, yaml_edit
+from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.errors import ConfigError, Problem
+from synapse_runtime.inspection import IMPORT_SECONDS, look_at, modules_of_a_plugin
+from synapse_runtime.inspection_main import Found, Seen, Wanted
+from synapse_runtime.manifest import METHODS, SERVED, ActionSpec, Manifest, config_file, examine_text, read_manifest
+from synapse_runtime.plugin import standard_entrypoint
+
+_TYPES = ("input_type", "output_type")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the file, or an action that the code no longer has.
+
+    Attributes:
+        kind: `added`, `moved`, `typed`, `removed`, or `gone`: the code no longer has it, and it stays in the file.
+        action: The action's name in the file.
+        fields: What is set.
+    """
+
+    kind: str
+    action: str
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the config file would become.
+
+    Attributes:
+        config: The file.
+        before: Its text.
+        after: Its text with the changes.
+        changes: The changes.
+        problems: Modules that could not be looked at, names that two actions have.
+    """
+
+    config: Path
+    before: str
+    after: str
+    changes: tuple[Change, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def diff(self) -> str:
+        """The changes as a unified diff; empty where there are none."""
+        name = self.config.name
+        lines = difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), name, name, lineterm="")
+        return "".join(f"{line}\n" for line in lines)
+
+    def write(self) -> None:
+        """Write the file, whole or not at all; where nothing changes it is not touched.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        if self.after == self.before:
+            return
+        target = self.config.resolve()
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(self.after.encode())
+                    os.fchmod(file.fileno(), target.stat().st_mode & 0o7777)
+                os.replace(name, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+                raise
+        except OSError as error:
+            raise ConfigError(f"cannot be written: {error.strerror}", path=self.config) from error
+
+
+def plan_update(path: Path, *, prune: bool = False, seconds: float = IMPORT_SECONDS) -> Update:
+    """Find the actions of a plugin's code, and say what its config file would become; nothing is written.
+
+    Args:
+        path: The plugin's directory or config file.
+        prune: Whether actions that the code no longer has are removed.
+        seconds: How long the import of one module may take.
+
+    Raises:
+        ConfigError: The file cannot be read, or a change of it is one that a person must make.
+    """
+    config = config_file(path).absolute()
+    manifest = read_manifest(config)
+    before = yaml_document.read_text(config)
+    code = _Code(config.parent, manifest, seconds)
+    changes, problems = _compare(manifest, code, prune=prune)
+    after = before
+    for change in changes:
+        after = _edited(after, change, config)
+    if after != before:
+        _verify(manifest, changes, before, after, config)
+    return Update(config, before, after, tuple(changes), (*code.problems, *problems))
+
+
+class _Code:
+    """What the plugin's modules have in them."""
+
+    def __init__(self, root: Path, manifest: Manifest, seconds: float) -> None:
+        wanted = {name: Wanted(module=name, actions=True) for name in modules_of_a_plugin(root)}
+        for action in manifest.actions.values():
+            if action.entrypoint:
+                module, name = _parts(action.entrypoint)
+                wanted.setdefault(module, Wanted(module=module)).names.append(name)
+        env = PluginEnvironment(manifest.env).as_strings()
+        self._seen = {one.module: one for one in look_at(root, list(wanted.values()), env, seconds=seconds)}
+        self.actions = [action for module in self._seen.values() for action in module.actions]
+        self.problems = [
+            _not_looked_at(one) for one in self._seen.values() if one.fault is not None and not one.missing
+        ]
+
+    def is_unknown(self, action: ActionSpec) -> bool:
+        """Tell whether an action's module could not be looked at."""
+        module = self._seen[_parts(action.entrypoint)[0]]
+        return module.fault is not None and not module.missing
+
+    def at(self, entrypoint: str) -> Found | None:
+        """Return what is at an entrypoint."""
+        module, name = _parts(entrypoint)
+        return self._seen[module].names.get(name)
+
+
+def _parts(entrypoint: str) -> tuple[str, str]:
+    module, _, name = standard_entrypoint(entrypoint).partition(":")
+    return module, name
+
+
+def _not_looked_at(module: Seen) -> Problem:
+    assert module.fault is not None
+    file = None if module.fault.file is None else Path(module.fault.file)
+    return Problem(f"{module.module} was not looked at: {module.fault.text}", file, module.fault.line)
+
+
+def _compare(manifest: Manifest, code: _Code, *, prune: bool) -> tuple[list[Change], list[Problem]]:
+    changes: list[Change] = []
+    homes: dict[str, Found] = {}  # of the file's actions, by name
+    lost: list[str] = []
+    for key, action in manifest.actions.items():
+        found = code.at(action.entrypoint) if action.entrypoint else None
+        if found is not None and (found.is_action or action.method in SERVED):
+            homes[key] = found
+        elif not action.entrypoint or not code.is_unknown(action):
+            lost.append(key)
+    for key in lost:
+        entrypoint = manifest.actions[key].entrypoint
+        free = _without_home(code.actions, homes.values())
+        found = next((one for one in free if one.name == key), None) or next(
+            (one for one in free if entrypoint and _parts(one.entrypoint)[1] == _parts(entrypoint)[1]), None
+        )
+        if found is not None:
+            homes[key] = found
+            changes.append(Change("moved", key, {"entrypoint": _in_style(found.entrypoint, manifest, entrypoint)}))
+        elif entrypoint:
+            changes.append(Change("removed" if prune else "gone", key, {}))
+    for key, found in homes.items():
+        types = {name: value for name in _TYPES if (value := getattr(found, name))}
+        new = {name: value for name, value in types.items() if getattr(manifest.actions[key], name) != value}
+        if new:
+            changes.append(Change("typed", key, new))
+    problems = []
+    names = set(manifest.actions)
+    for found in _without_home(code.actions, homes.values()):
+        if found.name in names:
+            text = f"{found.entrypoint} was not added: there is an action {found.name!r}; give it another action_name"
+            problems.append(Problem(text, None if found.file is None else Path(found.file), found.line))
+            continue
+        names.add(found.name)
+        changes.append(Change("added", found.name, _fields(found, manifest)))
+    return changes, problems
+
+
+def _without_home(actions: Iterable[Found], homes: Iterable[Found]) -> list[Found]:
+    taken = {one.entrypoint for one in homes}
+    return [one for one in actions if one.entrypoint not in taken]
+
+
+def _fields(found: Found, manifest: Manifest) -> dict[str, str]:
+    fields = {
+        "entrypoint": _in_style(found.entrypoint, manifest),
+        "method": found.method if found.method in METHODS else "task",
+        "description": found.description,
+        "input_type": found.input_type,
+        "output_type": found.output_type,
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def _in_style(entrypoint: str, manifest: Manifest, old: str = "") -> str:
+    """Return an entrypoint in the form of the old one, else in that of the file's others."""
+    others = [old] if old else [action.entrypoint for action in manifest.actions.values() if action.entrypoint]
+    return entrypoint if any(":" in one for one in others) or not others else entrypoint.replace(":", ".")
+
+
+def _edited(text: str, change: Change, config: Path) -> str:
+    try:
+        if change.kind == "added":
+            return yaml_edit.with_action(text, change.action, change.fields)
+        if change.kind == "removed":
+            return yaml_edit.without_action(text, change.action)
+        for name, value in change.fields.items():
+            text = yaml_edit.with_field(text, change.action, name, value)
+        return text
+    except yaml_edit.CannotEdit:
+        raise _by_hand(text, change, config) from None
+
+
+def _by_hand(text: str, change: Change, config: Path) -> ConfigError:
+    wanted = ", ".join(f"{name}: {value}" for name, value in change.fields.items()) or "remove it"
+    line = yaml_document.parse(text, config).line(("actions", change.action))
+    return ConfigError(f"action {change.action!r} must be changed by hand here: {wanted}", path=config, line=line)
+
+
+def _verify(manifest: Manifest, changes: list[Change], before: str, after: str, config: Path) -> None:
+    """Read the changed text again: it must say what it said before, and the changes."""
+    wanted: dict[str, Any] = {name: action.model_dump() for name, action in manifest.actions.items()}
+    for change in changes:
+        if change.kind == "removed":
+            del wanted[change.action]
+        else:
+            fresh = ActionSpec(name=change.action).model_dump()
+            wanted[change.action] = wanted.get(change.action, fresh) | change.fields
+    try:
+        said = examine_text(after, config)
+        old, new = (yaml_document.parse(text, config).data for text in (before, after))
+    except ConfigError:
+        raise _by_hand(before, changes[0], config) from None
+    old.pop("actions", None)
+    new.pop("actions", None)
+    if old != new or {name: action.model_dump() for name, action in said.actions.items()} != wanted:
+        raise _by_hand(before, changes[0], config)

@@ -1,0 +1,138 @@
+"""What a plugin wants installed: its `requirements.txt` and wheels, against what is installed here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.tags import sys_tags
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+from synapse_runtime.errors import Problem
+
+FILE = "requirements.txt"
+_COMMENT = re.compile(r"(?:^|\s)#.*$")
+_OPTIONS = re.compile(r"\s--?[a-z][a-z-]*.*$")  # of a single requirement, such as --hash
+_OTHER_FILE = re.compile(r"(?P<option>-r|--requirement|-c|--constraint)[ =]*(?P<name>\S+)")
+
+
+def check_file(path: Path) -> tuple[int, list[Problem]]:
+    """Check a file of requirements, and those that it names.
+
+    Returns:
+        How many requirements there are for this Python, and what is wrong with them.
+    """
+    problems: list[Problem] = []
+    count = 0
+    waiting, known = [path], {path}
+    while waiting:
+        current = waiting.pop(0)
+        for number, line in _lines(current, problems):
+            other = _OTHER_FILE.fullmatch(line)
+            if other:
+                file = current.parent / other["name"]
+                if not file.is_file():
+                    problems.append(Problem(f"there is no file {other['name']!r}; add it", current, number))
+                elif other["option"] in ("-r", "--requirement") and file not in known:
+                    known.add(file)
+                    waiting.append(file)
+            elif not line.startswith("-"):  # other options are the installer's
+                count += 1
+                problems.extend(check_line(line, current, number))
+    return count, problems
+
+
+def check_line(text: str, path: Path, line: int | None) -> Iterator[Problem]:
+    """Yield what is wrong with one requirement.
+
+    Args:
+        text: The requirement.
+        path: The file that it is in.
+        line: Its line there.
+    """
+    text = _OPTIONS.sub("", text)
+    if _is_a_place(text):
+        if "://" not in text and not (path.parent / text.partition("[")[0]).exists():
+            yield Problem(f"there is no file {text!r}; add it, or remove this line", path, line)
+        return
+    try:
+        wanted = Requirement(text)
+    except InvalidRequirement as error:
+        reason = str(error).partition("\n")[0]
+        shown = f"{text!r} is" if "://" not in text else "this is"  # an address may have a password in it
+        yield Problem(f"{shown} no requirement: {reason}", path, line)
+        return
+    if wanted.marker is not None and not wanted.marker.evaluate():
+        return
+    try:
+        installed = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        yield Problem(f"{wanted.name} is not installed here; install this file", path, line, "warning")
+        return
+    if not wanted.specifier.contains(installed, prereleases=True):
+        yield Problem(
+            f"{wanted.name} {installed} is installed here, and {wanted.specifier} is wanted; install this file",
+            *(path, line, "warning"),
+        )
+
+
+def check_wheels(directory: Path) -> tuple[int, list[Problem]]:
+    """Check a directory of wheels.
+
+    Returns:
+        How many there are, and what is wrong with them.
+    """
+    problems = []
+    here = frozenset(sys_tags())
+    wheels = sorted(directory.glob("*.whl"))
+    fits: dict[str, bool] = {}
+    for wheel in wheels:
+        try:
+            project, _, _, tags = parse_wheel_filename(wheel.name)
+        except InvalidWheelFilename as error:
+            problems.append(Problem(f"this is no name of a wheel: {error}; build it anew", wheel))
+            continue
+        fits[project] = fits.get(project, False) or not here.isdisjoint(tags)
+    for name in (name for name, fit in fits.items() if not fit):
+        text = f"no wheel of {name} is for this Python and platform; it cannot be installed here"
+        problems.append(Problem(text, directory, None, "warning"))
+    return len(wheels), problems
+
+
+def specifier(text: str) -> SpecifierSet | None:
+    """Return the versions that a specifier such as `>=3.10,<3.13` allows, or a version alone; None if it is neither."""
+    for form in (text, f"=={text}.*", f"=={text}"):
+        try:
+            return SpecifierSet(form)
+        except InvalidSpecifier:
+            continue
+    return None
+
+
+def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
+    """Yield the lines that say something, joined where they end in a backslash, by the number of their first."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        problems.append(Problem(f"is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8", path))
+        return
+    joined, first = "", 0
+    for number, line in enumerate(lines, 1):
+        first = first if joined else number
+        joined += line
+        if joined.endswith("\\"):
+            joined = joined[:-1]
+            continue
+        text = _COMMENT.sub("", joined).strip()
+        joined = ""
+        if text:
+            yield first, text
+
+
+def _is_a_place(text: str) -> bool:
+    """Tell whether a requirement is a URL or a path, as pip sees it."""
+    return "@" not in text and ("://" in text or "/" in text or text.startswith(".") or text.endswith(".whl"))

@@ -1,0 +1,216 @@
+"""Changes of a config file's actions in its text: every other character stays as it is.
+
+Each function takes a text and returns the changed one. What would need more than the line or the brackets that it is
+about, such as an alias, is left to people: `CannotEdit`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import yaml
+
+Fields: TypeAlias = Mapping[str, str]
+_Pair: TypeAlias = tuple[yaml.Node, yaml.Node]
+_ACTIONS = "actions"
+
+
+class CannotEdit(Exception):
+    """A change that a person must make."""
+
+
+def with_field(text: str, action: str, field: str, value: str) -> str:
+    """Set a field of an action.
+
+    Raises:
+        CannotEdit: The action, or the field, is written as an alias.
+    """
+    spec = _action(text, action)[1]
+    if isinstance(spec, yaml.ScalarNode):  # an entrypoint alone, or nothing yet
+        fields = {"entrypoint": spec.value} if spec.value else {}
+        if field == "entrypoint" and spec.value:
+            return _replaced(text, spec, _scalar(value, spec.style))
+        return _replaced(text, spec, _flow(fields | {field: value}))
+    assert isinstance(spec, yaml.MappingNode)
+    pair = _pair(spec, field)
+    if pair is not None:
+        if not isinstance(pair[1], yaml.ScalarNode) or _is_alias(*pair):
+            raise CannotEdit
+        style = pair[1].style or ('"' if spec.flow_style else None)
+        return _replaced(text, pair[1], _scalar(value, style))
+    if spec.flow_style:
+        return _into_brackets(text, spec, f"{field}: {_quoted(value)}")
+    return _after(text, spec, [f"{' ' * spec.start_mark.column}{field}: {_scalar(value)}"])
+
+
+def with_action(text: str, action: str, fields: Fields) -> str:
+    """Add an action, after those that are there.
+
+    Raises:
+        CannotEdit: The actions are written as an alias, or the whole file in brackets.
+    """
+    root = _compose(text)
+    pair = _pair(root, _ACTIONS)
+    if pair is None:
+        if root.flow_style:
+            raise CannotEdit
+        return _after(text, root, [f"{_ACTIONS}:", *_block(action, fields, 2)])
+    key, actions = pair
+    if _is_alias(key, actions):
+        raise CannotEdit
+    if not isinstance(actions, yaml.CollectionNode) or not actions.value:
+        if root.flow_style:
+            return _replaced(text, actions, "{" + f"{_scalar(action)}: {_flow(fields)}" + "}")
+        bare = text[: actions.start_mark.index].rstrip(" ") + text[actions.end_mark.index :]
+        return _after_line(bare, key.end_mark.index, _block(action, fields, 2))
+    if isinstance(actions, yaml.SequenceNode):
+        fields = {"name": action, **fields}
+        if actions.flow_style:
+            return _into_brackets(text, actions, _flow(fields))
+        column = actions.start_mark.column
+        lines = [f"{' ' * (column + 2)}{name}: {_scalar(value)}" for name, value in fields.items()]
+        lines[0] = f"{' ' * column}- {lines[0].lstrip()}"
+        return _after(text, actions, lines, apart=_are_apart(text, actions))
+    if actions.flow_style:
+        return _into_brackets(text, actions, f"{_scalar(action)}: {_flow(fields)}")
+    lines = _block(action, fields, actions.start_mark.column)
+    return _after(text, actions, lines, apart=_are_apart(text, actions))
+
+
+def without_action(text: str, action: str) -> str:
+    """Remove an action. Comments above it stay.
+
+    Raises:
+        CannotEdit: The actions are written as an alias.
+    """
+    start_of, spec = _action(text, action)
+    actions = _actions(text)
+    end = _end(text, start_of, spec)
+    if not actions.flow_style:
+        start = text.rfind("\n", 0, start_of.start_mark.index) + 1
+        after = text.find("\n", end)
+        return text[:start] + ("" if after < 0 else text[after + 1 :])
+    start = start_of.start_mark.index
+    rest = text[end:].lstrip()
+    if rest.startswith(","):
+        return text[:start] + rest[1:].lstrip()
+    before = text[:start].rstrip()
+    return before.removesuffix(",") + text[end:]
+
+
+def _compose(text: str) -> yaml.MappingNode:
+    # Not the loader in C: it counts a mark at a file's begin differently from Python.
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)
+    return root
+
+
+def _pair(mapping: yaml.Node, name: str) -> _Pair | None:
+    return next(((key, value) for key, value in mapping.value if key.value == name), None)
+
+
+def _actions(text: str) -> yaml.CollectionNode:
+    pair = _pair(_compose(text), _ACTIONS)
+    if pair is None or _is_alias(*pair) or not isinstance(pair[1], yaml.CollectionNode):
+        raise CannotEdit
+    return pair[1]
+
+
+def _action(text: str, name: str) -> _Pair:
+    """Return where an action begins, and what it is."""
+    for key, spec in _entries(_actions(text)):
+        own = key.value if key is not spec else getattr((_pair(spec, "name") or (None, None))[1], "value", None)
+        if own == name:
+            if _is_alias(key, spec):
+                raise CannotEdit
+            return key, spec
+    raise CannotEdit  # it comes with a merge key
+
+
+def _entries(actions: yaml.CollectionNode) -> Iterator[_Pair]:
+    if isinstance(actions, yaml.SequenceNode):
+        yield from ((item, item) for item in actions.value if isinstance(item, yaml.MappingNode))
+    else:
+        yield from actions.value
+
+
+def _is_alias(key: yaml.Node, value: yaml.Node) -> bool:
+    """Tell whether a value stands somewhere else in the file, before its key."""
+    return key is not value and value.start_mark.index < key.end_mark.index
+
+
+def _end(text: str, key: yaml.Node, node: yaml.Node) -> int:
+    """Return where a value ends, without the comments and empty lines after it."""
+    if _is_alias(key, node):
+        line = text.find("\n", key.end_mark.index)
+        return len(text) if line < 0 else line
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(text, *last) if isinstance(last, tuple) else _end(text, last, last)
+    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
+        return node.start_mark.index + len(text[node.start_mark.index : node.end_mark.index].rstrip())
+    return node.end_mark.index
+
+
+def _replaced(text: str, node: yaml.Node, new: str) -> str:
+    start, end = node.start_mark.index, node.end_mark.index
+    space = "" if text[:start].endswith((" ", "\n")) else " "
+    return text[:start] + space + new + text[end:]
+
+
+def _into_brackets(text: str, node: yaml.CollectionNode, new: str) -> str:
+    closing = node.end_mark.index - 1
+    inside = text[:closing].rstrip()
+    comma = "" if inside.endswith((",", "{", "[")) else ","
+    space = "" if inside.endswith(("{", "[")) else " "
+    return inside + comma + space + new + text[len(inside) :]
+
+
+def _after(text: str, node: yaml.Node, lines: list[str], *, apart: bool = False) -> str:
+    return _after_line(text, _end(text, node, node), [""] * apart + lines)
+
+
+def _after_line(text: str, place: int, lines: list[str]) -> str:
+    """Put lines after the one in which this place is."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    end = text.find("\n", place)
+    before = text + newline if end < 0 else text[: end + 1]
+    new = "".join(line + newline for line in lines)
+    return before + (new.removesuffix(newline) if end < 0 else new) + ("" if end < 0 else text[end + 1 :])
+
+
+def _are_apart(text: str, actions: yaml.CollectionNode) -> bool:
+    """Tell whether there is an empty line between the actions."""
+    entries = list(_entries(actions))
+    if len(entries) < 2:
+        return False
+    between = text[_end(text, *entries[0]) : entries[1][0].start_mark.index]
+    return any(not line.strip() for line in between.splitlines()[1:-1])
+
+
+def _block(action: str, fields: Fields, column: int) -> list[str]:
+    inner = " " * (column + 2)
+    return [
+        f"{' ' * column}{_scalar(action)}:",
+        *(f"{inner}{name}: {_scalar(value)}" for name, value in fields.items()),
+    ]
+
+
+def _flow(fields: Fields) -> str:
+    return "{" + ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items()) + "}"
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _scalar(value: str, style: str | None = None) -> str:
+    """Return a text as YAML, in this style of quotes; without any, where it can be."""
+    if style == '"':
+        return _quoted(value)
+    if style == "'":
+        return "'" + value.replace("'", "''") + "'"
+    written: str = yaml.safe_dump([value], allow_unicode=True, width=float("inf"))
+    return written.removeprefix("- ").removesuffix("\n")

@@ -14,10 +14,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from synapse_runtime.errors import PluginError
 from synapse_runtime.inspection_main import Fault, Request, Seen, Wanted
 from synapse_runtime.locate import is_plugin
 
 IMPORT_SECONDS = 60.0
+_START_SECONDS = 60.0
 _GRACE = 5.0  # the process ends itself at its limit; this is for one that cannot
 _NO_PACKAGES = frozenset({"tests", "__pycache__", "build", "dist", "node_modules", "wheels", "venv"})
 _NO_MODULES = frozenset({"conftest", "noxfile", "setup"})
@@ -37,6 +39,9 @@ def look_at(
 
     Returns:
         What was seen, in the order of `modules`. A module that did not survive its import is told by its `fault`.
+
+    Raises:
+        PluginError: Python cannot be started.
     """
     seen: list[Seen] = []
     while len(seen) < len(modules):
@@ -64,20 +69,23 @@ def _ask(request: Request) -> Iterator[Seen]:
         )
         os.close(writing)
         stack.callback(_end, process)
+        lines = _lines(answers.fileno(), request.seconds + _GRACE)
+        started = next(lines, None) is not None
         done = 0
-        for line in _lines(answers.fileno(), request.seconds + _GRACE):
-            if not line.startswith(b'{"begun"'):
-                yield Seen.model_validate_json(line)
-                done += 1
-                if done == len(request.modules):
-                    return
+        for line in lines:
+            yield Seen.model_validate_json(line)
+            done += 1
+            if done == len(request.modules):
+                return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
         said.seek(0)
-        yield Seen(
-            module=request.modules[done].module,
-            fault=_how_it_ended(process.returncode, said.read().decode(errors="replace"), request),
-        )
+        words = said.read().decode(errors="replace")
+        if not started:
+            why = (words.strip().splitlines() or ["it said nothing"])[-1]
+            raise PluginError(f"the process that imports the plugin's modules did not start: {why}")
+        fault = _how_it_ended(process.returncode, words, request)
+        yield Seen(module=request.modules[done].module, fault=fault)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -88,14 +96,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _lines(descriptor: int, seconds: float) -> Iterator[bytes]:
-    """Yield lines, until there are no more, or none comes for so long."""
+    """Yield lines, until there are no more, or none comes for so long. The first has the time to start Python."""
     waiting = b""
+    limit = _START_SECONDS
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
-        while selector.select(seconds):
+        while selector.select(limit):
             content = os.read(descriptor, 1 << 16)
             if not content:
                 return
+            limit = seconds
             *lines, waiting = (waiting + content).split(b"\n")
             yield from lines
 

@@ -1,7 +1,7 @@
 """The process that imports a plugin's modules to see what is in them; `inspection.py` starts it and survives it.
 
-It reads a `Request` from standard input, and writes one line of JSON for each module it begins with and each it is done
-with to the file descriptor that its argument names.
+It reads a `Request` from standard input. To the file descriptor that its argument names it writes an empty line when it
+begins, and for each module a `Seen`, as a line of JSON.
 """
 
 from __future__ import annotations
@@ -124,12 +124,6 @@ class Seen(BaseModel):
     actions: list[Found] = Field(default_factory=list)
 
 
-class Begun(BaseModel):
-    """The import of a module begins."""
-
-    begun: str
-
-
 def main(descriptor: int) -> None:
     """Look at what standard input asks for, and tell it to this file descriptor."""
     request = Request.model_validate_json(sys.stdin.buffer.read())
@@ -139,8 +133,8 @@ def main(descriptor: int) -> None:
     warnings.simplefilter("ignore")  # they are not what is asked for
     faulthandler.enable()
     with os.fdopen(descriptor, "wb", buffering=0) as told, modules_of(request.root):
+        told.write(b"\n")
         for wanted in request.modules:
-            told.write(Begun(begun=wanted.module).model_dump_json().encode() + b"\n")
             faulthandler.dump_traceback_later(request.seconds, exit=True)
             seen = _look(wanted, request)
             faulthandler.cancel_dump_traceback_later()
@@ -166,7 +160,7 @@ def _look(wanted: Wanted, request: Request) -> Seen:
 
 
 def _import_fault(error: BaseException, request: Request) -> Fault:
-    text = f"{type(error).__name__}: {safe_str(error)}"
+    text = f"{type(error).__name__}: {safe_str(error)}".removesuffix(": ")
     file: str | None = None
     line: int | None = None
     if isinstance(error, SyntaxError) and error.filename:
@@ -246,7 +240,8 @@ def _place(value: Any) -> tuple[str | None, int | None]:
 
 def _description(value: Any) -> str:
     own = getattr(value, "_action_description", None) or getattr(value, "description", None)
-    text = own if isinstance(own, str) else vars(value).get("__doc__") or ""
+    inherited = isinstance(value, type) and "__doc__" not in vars(value)
+    text = own if isinstance(own, str) else "" if inherited else value.__doc__ or ""
     return " ".join(text.strip().partition("\n\n")[0].split())
 
 

@@ -42,7 +42,7 @@ def with_field(text: str, action: str, field: str, value: str) -> str:
         return _replaced(text, pair[1], _scalar(value, style))
     if spec.flow_style:
         return _into_brackets(text, spec, f"{field}: {_quoted(value)}")
-    return _after(text, spec, [f"{' ' * spec.start_mark.column}{field}: {_scalar(value)}"])
+    return _after(text, spec, [f"{' ' * _column(spec)}{field}: {_scalar(value)}"])
 
 
 def with_action(text: str, action: str, fields: Fields) -> str:
@@ -56,7 +56,7 @@ def with_action(text: str, action: str, fields: Fields) -> str:
     if pair is None:
         if root.flow_style:
             raise CannotEdit
-        return _after(text, root, [f"{_ACTIONS}:", *_block(action, fields, 2)])
+        return _after(text, root, [f"{_ACTIONS}:", *_block(action, fields, 2, 4)])
     key, actions = pair
     if _is_alias(key, actions):
         raise CannotEdit
@@ -64,18 +64,23 @@ def with_action(text: str, action: str, fields: Fields) -> str:
         if root.flow_style:
             return _replaced(text, actions, "{" + f"{_scalar(action)}: {_flow(fields)}" + "}")
         bare = text[: actions.start_mark.index].rstrip(" ") + text[actions.end_mark.index :]
-        return _after_line(bare, key.end_mark.index, _block(action, fields, 2))
+        return _after_line(bare, key.end_mark.index, _block(action, fields, 2, 4))
     if isinstance(actions, yaml.SequenceNode):
         fields = {"name": action, **fields}
         if actions.flow_style:
             return _into_brackets(text, actions, _flow(fields))
-        column = actions.start_mark.column
+        start = actions.value[0].start_mark
+        column = start.column - (start.index - text.rindex("-", 0, start.index))
         lines = [f"{' ' * (column + 2)}{name}: {_scalar(value)}" for name, value in fields.items()]
         lines[0] = f"{' ' * column}- {lines[0].lstrip()}"
         return _after(text, actions, lines, apart=_are_apart(text, actions))
     if actions.flow_style:
         return _into_brackets(text, actions, f"{_scalar(action)}: {_flow(fields)}")
-    lines = _block(action, fields, actions.start_mark.column)
+    column = _column(actions)
+    inner = next(
+        (_column(spec) for key, spec in actions.value if _is_block(spec) and not _is_alias(key, spec)), column + 2
+    )
+    lines = _block(action, fields, column, inner)
     return _after(text, actions, lines, apart=_are_apart(text, actions))
 
 
@@ -190,12 +195,19 @@ def _are_apart(text: str, actions: yaml.CollectionNode) -> bool:
     return any(not line.strip() for line in between.splitlines()[1:-1])
 
 
-def _block(action: str, fields: Fields, column: int) -> list[str]:
-    inner = " " * (column + 2)
-    return [
-        f"{' ' * column}{_scalar(action)}:",
-        *(f"{inner}{name}: {_scalar(value)}" for name, value in fields.items()),
-    ]
+def _is_block(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and not node.flow_style
+
+
+def _column(mapping: yaml.Node) -> int:
+    """Return the column of a mapping's keys. It may begin before them, with an anchor."""
+    column: int = mapping.value[0][0].start_mark.column
+    return column
+
+
+def _block(action: str, fields: Fields, column: int, inner: int) -> list[str]:
+    lines = [f"{' ' * inner}{name}: {_scalar(value)}" for name, value in fields.items()]
+    return [f"{' ' * column}{_scalar(action)}:", *lines]
 
 
 def _flow(fields: Fields) -> str:

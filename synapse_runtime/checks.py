@@ -115,7 +115,9 @@ class _Check:
         for key, action in manifest.actions.items():
             line = document.line(("actions", key, "entrypoint"))
             if not action.entrypoint:
-                yield Problem(f"action {key!r} has no entrypoint; add `entrypoint: module:Name`", self._config, line)
+                if not any(one.line == line and one.level == "error" for one in manifest.problems):  # of this one
+                    text = f"action {key!r} has no entrypoint; add `entrypoint: module:Name`"
+                    yield Problem(text, self._config, line)
                 continue
             module, _, name = standard_entrypoint(action.entrypoint).partition(":")
             text = _wrong_with(seen[module], name, self._root, served=action.method in SERVED)
@@ -136,7 +138,8 @@ class _Check:
                 if standard_entrypoint(action.entrypoint).partition(":")[0] in modules
             ]
             text += "; install it, and name it in requirements.txt" if text.startswith("ModuleNotFoundError") else ""
-            told = f"{', '.join(modules)} cannot be imported, which {_named(needing)} needs: {text}"
+            for_whom = f"action{'s' if len(needing) > 1 else ''} {', '.join(map(repr, needing))}"
+            told = f"{', '.join(modules)} cannot be imported, for {for_whom}: {text}"
             if file is None:
                 yield Problem(told, self._config, document.line(("actions", needing[0], "entrypoint")))
             else:
@@ -144,10 +147,6 @@ class _Check:
 
     def _of(self, fault: Fault) -> Problem:
         return Problem(fault.text, self._config if fault.file is None else Path(fault.file), fault.line, fault.level)
-
-
-def _named(actions: list[str]) -> str:
-    return f"action {actions[0]!r}" if len(actions) == 1 else "each of " + ", ".join(map(repr, actions))
 
 
 def _wrong_with(module: Seen, name: str, root: Path, *, served: bool) -> str:

@@ -214,7 +214,8 @@ def _found(value: Any) -> Found:
     file, line = _place(value)
     if not actions.is_action(value):
         kind = "class" if isinstance(value, type) else "function" if inspect.isroutine(value) else type(value).__name__
-        return Found(is_action=False, what=f"a {kind}", file=file, line=line)
+        article = "an" if kind[0] in "aeiou" else "a"
+        return Found(is_action=False, what=f"{article} {kind}", file=file, line=line)
     model = getattr(value, "params_model", None) or getattr(value, "_action_params", None)
     return Found(
         is_action=True,

@@ -17,6 +17,7 @@ from synapse_runtime.errors import Problem
 FILE = "requirements.txt"
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _OPTIONS = re.compile(r"\s--?[a-z][a-z-]*.*$")  # of a single requirement, such as --hash
+_FROM_A_PLACE = re.compile(r"[\w.-]+(?:\[[^\]]*\])?\s*@")  # such as `name @ https://…`
 _OTHER_FILE = re.compile(r"(?P<option>-r|--requirement|-c|--constraint)[ =]*(?P<name>\S+)")
 
 
@@ -24,7 +25,7 @@ def check_file(path: Path) -> tuple[int, list[Problem]]:
     """Check a file of requirements, and those that it names.
 
     Returns:
-        How many requirements there are for this Python, and what is wrong with them.
+        How many requirements there are, and what is wrong with them.
     """
     problems: list[Problem] = []
     count = 0
@@ -135,4 +136,4 @@ def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
 
 def _is_a_place(text: str) -> bool:
     """Tell whether a requirement is a URL or a path, as pip sees it."""
-    return "@" not in text and ("://" in text or "/" in text or text.startswith(".") or text.endswith(".whl"))
+    return not _FROM_A_PLACE.match(text) and ("://" in text or "/" in text or text.startswith(".") or text.endswith(".whl"))

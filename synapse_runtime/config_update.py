@@ -46,7 +46,7 @@ class Update:
         before: Its text.
         after: Its text with the changes.
         changes: The changes.
-        problems: Modules that could not be looked at, names that two actions have.
+        problems: Modules that could not be looked at, names that two actions have, changes that a person must make.
     """
 
     config: Path
@@ -95,19 +95,21 @@ def plan_update(path: Path, *, prune: bool = False, seconds: float = IMPORT_SECO
         seconds: How long the import of one module may take.
 
     Raises:
-        ConfigError: The file cannot be read, or a change of it is one that a person must make.
+        ConfigError: The file cannot be read.
     """
     config = config_file(path).absolute()
-    manifest = read_manifest(config)
-    before = yaml_document.read_text(config)
+    manifest, before = read_manifest(config), yaml_document.read_text(config)
     code = _Code(config.parent, manifest, seconds)
     changes, problems = _compare(manifest, code, prune=prune)
+    made = []
     after = before
     for change in changes:
-        after = _edited(after, change, config)
-    if after != before:
-        _verify(manifest, changes, before, after, config)
-    return Update(config, before, after, tuple(changes), (*code.problems, *problems))
+        try:
+            after = _changed(after, change, config)
+            made.append(change)
+        except yaml_edit.CannotEdit:
+            problems.append(_by_hand(before, change, config))
+    return Update(config, before, after, tuple(made), (*code.problems, *problems))
 
 
 class _Code:
@@ -208,40 +210,44 @@ def _in_style(entrypoint: str, manifest: Manifest, old: str = "") -> str:
     return entrypoint if any(":" in one for one in others) or not others else entrypoint.replace(":", ".")
 
 
-def _edited(text: str, change: Change, config: Path) -> str:
-    try:
-        if change.kind == "added":
-            return yaml_edit.with_action(text, change.action, change.fields)
-        if change.kind == "removed":
-            return yaml_edit.without_action(text, change.action)
-        for name, value in change.fields.items():
-            text = yaml_edit.with_field(text, change.action, name, value)
+def _changed(text: str, change: Change, config: Path) -> str:
+    """Make a change, and see that the text says it then, and else what it said before.
+
+    Raises:
+        CannotEdit: It must be made by hand.
+    """
+    if change.kind == "gone":
         return text
-    except yaml_edit.CannotEdit:
-        raise _by_hand(text, change, config) from None
+    if change.kind == "added":
+        changed = yaml_edit.with_action(text, change.action, change.fields)
+    elif change.kind == "removed":
+        changed = yaml_edit.without_action(text, change.action)
+    else:
+        changed = text
+        for name, value in change.fields.items():
+            changed = yaml_edit.with_field(changed, change.action, name, value)
+    try:
+        (wanted, others), said = _content(text, config), _content(changed, config)
+    except ConfigError:  # an anchor that is used elsewhere is gone
+        raise yaml_edit.CannotEdit from None
+    if change.kind == "removed":
+        del wanted[change.action]
+    else:
+        fresh = ActionSpec(name=change.action).model_dump()
+        wanted[change.action] = wanted.get(change.action, fresh) | change.fields
+    if said != (wanted, others):  # such as other actions, which merge this one
+        raise yaml_edit.CannotEdit
+    return changed
 
 
-def _by_hand(text: str, change: Change, config: Path) -> ConfigError:
+def _content(text: str, config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a text says: its actions, and all else."""
+    others = yaml_document.parse(text, config).data
+    others.pop("actions", None)
+    return {name: action.model_dump() for name, action in examine_text(text, config).actions.items()}, others
+
+
+def _by_hand(text: str, change: Change, config: Path) -> Problem:
     wanted = ", ".join(f"{name}: {value}" for name, value in change.fields.items()) or "remove it"
     line = yaml_document.parse(text, config).line(("actions", change.action))
-    return ConfigError(f"action {change.action!r} must be changed by hand here: {wanted}", path=config, line=line)
-
-
-def _verify(manifest: Manifest, changes: list[Change], before: str, after: str, config: Path) -> None:
-    """Read the changed text again: it must say what it said before, and the changes."""
-    wanted: dict[str, Any] = {name: action.model_dump() for name, action in manifest.actions.items()}
-    for change in changes:
-        if change.kind == "removed":
-            del wanted[change.action]
-        else:
-            fresh = ActionSpec(name=change.action).model_dump()
-            wanted[change.action] = wanted.get(change.action, fresh) | change.fields
-    try:
-        said = examine_text(after, config)
-        old, new = (yaml_document.parse(text, config).data for text in (before, after))
-    except ConfigError:
-        raise _by_hand(before, changes[0], config) from None
-    old.pop("actions", None)
-    new.pop("actions", None)
-    if old != new or {name: action.model_dump() for name, action in said.actions.items()} != wanted:
-        raise _by_hand(before, changes[0], config)
+    return Problem(f"action {change.action!r} must be changed by hand: {wanted}", config, line)

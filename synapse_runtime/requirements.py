@@ -136,4 +136,6 @@ def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
 
 def _is_a_place(text: str) -> bool:
     """Tell whether a requirement is a URL or a path, as pip sees it."""
-    return not _FROM_A_PLACE.match(text) and ("://" in text or "/" in text or text.startswith(".") or text.endswith(".whl"))
+    return not _FROM_A_PLACE.match(text) and (
+        "://" in text or "/" in text or text.startswith(".") or text.endswith(".whl")
+    )

@@ -107,7 +107,10 @@ def without_action(text: str, action: str) -> str:
 
 def _compose(text: str) -> yaml.MappingNode:
     # Not the loader in C: it counts a mark at a file's begin differently from Python.
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:  # by a change before this one
+        raise CannotEdit from None
     assert isinstance(root, yaml.MappingNode)
     return root
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from synapse_runtime.config_update import Change, Update
     from synapse_runtime.errors import Problem
 
-_PATH = typer.Argument(metavar="[PATH]", help="The plugin's directory or config file. Default: the nearest above here.")
+_PATH = typer.Argument(metavar="PATH", help="The plugin's directory or config file. Default: the nearest above here.")
 _SAME_PATH = typer.Option("--path", "-p", help="The same as PATH.")
 _SECONDS = typer.Option("--timeout", metavar="SECONDS", min=0.1, help="How long the import of one module may take.")
 _JSON = typer.Option("--json", help="Print JSON.")
@@ -34,7 +34,7 @@ def check(
     from synapse_runtime.checks import check_plugin
 
     with exit_on_errors():
-        checked = check_plugin(_plugin(path or same_path), seconds=timeout)
+        checked = check_plugin(_plugin(path, same_path), seconds=timeout)
         if as_json:
             typer.echo(to_json([_as_data(problem) for problem in checked.problems], indent=2))
         else:
@@ -63,7 +63,7 @@ def update_config(
     from synapse_runtime.config_update import plan_update
 
     with exit_on_errors():
-        update = plan_update(_plugin(path or same_path), prune=prune, seconds=timeout)
+        update = plan_update(_plugin(path, same_path), prune=prune, seconds=timeout)
         if not check:
             update.write()
         if as_json:
@@ -74,10 +74,13 @@ def update_config(
             raise typer.Exit(1)
 
 
-def _plugin(path: Path | None) -> Path:
+def _plugin(path: Path | None, same_path: Path | None) -> Path:
     """Return the plugin that was named, or the nearest one above where we stand."""
     from synapse_runtime.locate import plugin_above
 
+    if path is not None and same_path is not None:
+        raise typer.BadParameter("PATH and --path are the same: give one", param_hint="--path")
+    path = path or same_path
     if path is None:
         return plugin_above(Path.cwd()) or Path.cwd()
     if not path.exists():

@@ -1,0 +1,165 @@
+"""`synapse plugin check`, `synapse plugin update-config`, and what `synapse plugin run` says of a config file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.processes import Synapse, synapse_in
+
+CONFIG = """\
+code: lab
+name: Lab
+actions:
+  train:
+    entrypoint: plugin.train:train  # here
+"""
+TRAIN = """\
+from synapse_runtime.decorators import action
+
+
+@action
+def train(params, context):
+    return "trained"
+"""
+INFER = TRAIN.replace("trained", "inferred").replace("train(", "infer(")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """A plugin with nothing wrong."""
+    (tmp_path / "plugin").mkdir()
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "plugin" / "train.py").write_text(TRAIN)
+    return tmp_path
+
+
+@pytest.fixture
+def synapse(lab: Path) -> Iterator[Synapse]:
+    """The command, in the plugin's directory."""
+    with synapse_in(lab) as command:
+        yield command
+        assert command.leftovers() == []
+
+
+def write_faults(lab: Path) -> None:
+    (lab / "config.yaml").write_text(CONFIG.replace("plugin.train:train", "plugin.train:trian") + "categry: custom\n")
+
+
+class TestCheck:
+    def test_of_a_good_plugin_says_what_was_checked(self, synapse: Synapse) -> None:
+        done = synapse("plugin", "check")
+        assert (done.status, done.stderr) == (0, "")
+        assert done.stdout == "nothing is wrong (checked: config.yaml, 1 action)\n"
+
+    def test_tells_every_problem_on_a_line_of_its_own(self, synapse: Synapse, lab: Path) -> None:
+        write_faults(lab)
+        done = synapse("plugin", "check", str(lab / "config.yaml"))
+        assert (done.status, done.stderr) == (1, "")
+        assert done.stdout == (
+            "config.yaml:5: error: action 'train': module 'plugin.train' has no 'trian'; did you mean 'train'?\n"
+            "config.yaml:6: warning: unknown field 'categry'; did you mean 'category'?\n"
+            "1 error, 1 warning (checked: config.yaml, 1 action)\n"
+        )
+
+    def test_prints_json(self, synapse: Synapse, lab: Path) -> None:
+        write_faults(lab)
+        done = synapse("plugin", "check", "--json", "--path", str(lab), cwd=lab.parent)
+        assert done.status == 1
+        assert done.result[1] == {
+            "file": str(lab / "config.yaml"),
+            "line": 6,
+            "level": "warning",
+            "text": "unknown field 'categry'; did you mean 'category'?",
+        }
+
+    @pytest.mark.parametrize(("options", "status"), [((), 0), (("--strict",), 1)])
+    def test_ends_with_1_for_warnings_only_where_that_is_asked_for(
+        self, synapse: Synapse, lab: Path, options: tuple[str, ...], status: int
+    ) -> None:
+        (lab / "config.yaml").write_text(CONFIG + "categry: custom\n")
+        assert synapse("plugin", "check", *options).status == status
+
+    def test_finds_the_plugin_above(self, synapse: Synapse, lab: Path) -> None:
+        assert synapse("plugin", "check", cwd=lab / "plugin").status == 0
+
+    def test_survives_a_module_that_never_ends(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "plugin" / "train.py").write_text("while True:\n    pass\n")
+        done = synapse("plugin", "check", "--timeout", "0.5")
+        assert done.status == 1
+        assert "plugin/train.py:" in done.stdout
+        assert "its import did not end within 0.5 s" in done.stdout
+
+    @pytest.mark.parametrize("path", ["nowhere", "plugin"])
+    def test_ends_with_2_where_there_is_no_plugin(self, synapse: Synapse, path: str) -> None:
+        done = synapse("plugin", "check", path)
+        assert (done.status, done.stdout) == (2, "")
+        assert "nowhere" in done.stderr or "there is no config.yaml or synapse.yaml in this directory" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+class TestUpdateConfig:
+    def test_adds_what_is_new_and_then_nothing(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "plugin" / "infer.py").write_text(INFER)
+        done = synapse("plugin", "update-config")
+        assert (done.status, done.stderr) == (0, "")
+        assert done.stdout == "added: infer (entrypoint: plugin.infer:infer, method: task)\n"
+        after = CONFIG + "  infer:\n    entrypoint: plugin.infer:infer\n    method: task\n"
+        assert (lab / "config.yaml").read_text() == after
+        assert synapse("plugin", "update-config", "-p", ".").stdout == "config.yaml is up to date\n"
+        assert (lab / "config.yaml").read_text() == after
+        assert synapse.run("infer", "--mode", "local", "--json").result == "inferred"
+
+    def test_with_check_prints_the_diff_and_writes_nothing(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "plugin" / "train.py").rename(lab / "plugin" / "learn.py")
+        done = synapse("plugin", "update-config", "--check")
+        assert (done.status, done.stderr) == (1, "")
+        assert done.stdout.splitlines()[-2:] == [
+            "-    entrypoint: plugin.train:train  # here",
+            "+    entrypoint: plugin.learn:train  # here",
+        ]
+        assert (lab / "config.yaml").read_text() == CONFIG
+
+    def test_tells_what_the_code_no_longer_has_and_removes_it_when_asked(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "plugin" / "train.py").unlink()
+        done = synapse("plugin", "update-config")
+        assert (done.status, done.stdout) == (0, "config.yaml is up to date\n")
+        assert done.stderr.startswith("gone: train: its entrypoint leads to no action")
+        done = synapse("plugin", "update-config", "--prune", "--json")
+        assert done.result == {
+            "changed": True,
+            "changes": [{"kind": "removed", "action": "train", "fields": {}}],
+            "problems": [],
+        }
+        assert (lab / "config.yaml").read_text() == "code: lab\nname: Lab\nactions:\n"
+
+    def test_tells_modules_that_could_not_be_looked_at(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "plugin" / "train.py").write_text("import sys\n\n\nclass A: ...\n\n\nsys.exit('no')\n")
+        done = synapse("plugin", "update-config")
+        assert (done.status, done.stdout) == (1, "config.yaml is up to date\n")
+        assert done.stderr == "plugin/train.py:7: error: plugin.train was not looked at: SystemExit: no\n"
+
+
+class TestRun:
+    def test_notes_what_is_unknown_in_the_config_file(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "config.yaml").write_text(CONFIG + "categry: custom\ncolur: blue\n")
+        done = synapse.run("train", "--mode", "local", "--json")
+        assert (done.status, done.result) == (0, "trained")
+        assert done.stderr == (
+            "config.yaml:6: unknown field 'categry'; did you mean 'category'?\n"
+            "config.yaml:7: unknown field 'colur'; it has no effect\n"
+        )
+
+    def test_refuses_it_when_strict(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "config.yaml").write_text(CONFIG + "categry: custom\n")
+        done = synapse.run("train", "--mode", "local", "--strict")
+        assert (done.status, done.stdout) == (2, "")
+        assert done.stderr == "error: config.yaml:6: unknown field 'categry'; did you mean 'category'?\n"
+
+
+def test_json_is_all_that_standard_output_gets(synapse: Synapse, lab: Path) -> None:
+    (lab / "plugin" / "train.py").write_text("print('noise')\n" + TRAIN)
+    assert json.loads(synapse("plugin", "check", "--json").stdout) == []

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from synapse_runtime import yaml_document, yaml_edit
+from synapse_runtime.enums import RunMethod
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import ConfigError, Problem
 from synapse_runtime.inspection import IMPORT_SECONDS, look_at, modules_of_a_plugin
 from synapse_runtime.inspection_main import Found, Seen, Wanted
-from synapse_runtime.manifest import METHODS, SERVED, ActionSpec, Manifest, config_file, examine_text, read_manifest
+from synapse_runtime.manifest import SERVED, ActionSpec, Manifest, config_file, examine_text, read_manifest
 from synapse_runtime.plugin import standard_entrypoint
 
 _TYPES = ("input_type", "output_type")
@@ -196,7 +197,7 @@ def _without_home(actions: Iterable[Found], homes: Iterable[Found]) -> list[Foun
 def _fields(found: Found, manifest: Manifest) -> dict[str, str]:
     fields = {
         "entrypoint": _in_style(found.entrypoint, manifest),
-        "method": found.method if found.method in METHODS else "task",
+        "method": found.method if found.method in set(RunMethod) else "task",
         "description": found.description,
         "input_type": found.input_type,
         "output_type": found.output_type,

@@ -4,59 +4,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic import ValidationError as PydanticValidationError
 
 from synapse_runtime import yaml_document
+from synapse_runtime.enums import (
+    AnnotationCategory,
+    AnnotationTool,
+    AnnotationType,
+    DataType,
+    PluginCategory,
+    RunMethod,
+    SmartToolType,
+)
 from synapse_runtime.errors import ConfigError, ConfigWarning, Problem, nearest
 from synapse_runtime.locate import CONFIG_NAMES, config_in
 from synapse_runtime.yaml_document import Document
 
-METHODS = ("job", "task", "serve", "restapi")
-SERVED = ("serve", "restapi")  # by a class of Ray Serve or a web application, which nothing here can call
-CATEGORIES = (
-    "neural_net",
-    "export",
-    "upload",
-    "smart_tool",
-    "post_annotation",
-    "pre_annotation",
-    "data_validation",
-    "custom",
-)
-DATA_TYPES = ("image", "text", "video", "pcd", "audio", "data")
-ANNOTATION_CATEGORIES = ("image", "video", "audio", "text", "pcd", "prompt", "time_series")
-ANNOTATION_TYPES = ("bbox", "polygon", "point", "line", "mask", "label")
-ANNOTATION_TOOLS = (
-    "bounding_box",
-    "polygon",
-    "polyline",
-    "keypoint",
-    "segmentation",
-    "relation",
-    "classification",
-    "annotationGroup",
-    "named_entity",
-    "3d_bounding_box",
-    "3d_segmentation",
-    "prompt",
-    "answer",
-    "time_range",
-)
-SMART_TOOLS = ("interactive", "automatic", "semi_automatic")
+SERVED = (RunMethod.SERVE, RunMethod.RESTAPI)  # classes of Ray Serve and web applications, which nothing here can call
 
 # Fields whose values are from a list, which a newer backend may know more of: another value is warned about.
-_KNOWN_VALUES = {
-    "category": CATEGORIES,
-    "data_type": DATA_TYPES,
-    "supported_data_types": DATA_TYPES,
-    "annotation_category": ANNOTATION_CATEGORIES,
-    "annotation_type": ANNOTATION_TYPES,
-    "smart_tool": SMART_TOOLS,
-    "smart_tool_type": SMART_TOOLS,
+_KNOWN_VALUES: dict[str, type[StrEnum]] = {
+    "category": PluginCategory,
+    "data_type": DataType,
+    "supported_data_types": DataType,
+    "annotation_category": AnnotationCategory,
+    "annotation_type": AnnotationType,
+    "smart_tool": SmartToolType,
+    "smart_tool_type": SmartToolType,
 }
 
 _ALSO = {"supported_data_types": "supported_data_type"}
@@ -140,7 +119,7 @@ class Manifest(_Section):
         name: The plugin's name for people; the code by default.
         version: `X.Y.Z`.
         variant: Which of several plugins of this code it is.
-        category: What kind of plugin it is, such as `neural_net`.
+        category: What the plugin is for, one of `synapse_runtime.enums.PluginCategory`.
         description: One line for people.
         readme: The plugin's page for people, from its directory.
         env: Variables of the action's environment, under those given in code; those of `runtime_env` under them.
@@ -167,7 +146,7 @@ class Manifest(_Section):
     name: str = ""
     version: str = "0.1.0"
     variant: str | None = None
-    category: str = "custom"
+    category: str | None = None
     description: str = ""
     readme: str = "README.md"
     env: dict[str, Any] = Field(default_factory=dict, repr=False)  # values may be secrets
@@ -388,33 +367,30 @@ def _without(data: Any, keys: Sequence[str | int]) -> Any:
     return copy
 
 
-def _unknown(manifest: Manifest) -> Iterator[tuple[tuple[str, ...], str]]:
+_Told: TypeAlias = tuple[tuple[str, ...], str]
+
+
+def _unknown(manifest: Manifest) -> Iterator[_Told]:
     """Yield each field and value that nobody knows, by its keys."""
     fields = {*Manifest.model_fields, *_ALSO.values()}
     yield from _unknown_fields(manifest, (), fields, ActionSpec.model_fields, "it belongs into an action")
     yield from _unknown_fields(manifest.requires, ("requires",), Requires.model_fields, (), "")
-    for field, known in _KNOWN_VALUES.items():
-        values = getattr(manifest, field)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and value not in known:
-                yield (field,), f"{field}: {_unknown_value(value, known)}"
-    for category, tools in manifest.supported_annotation_tools.items():
-        keys = ("supported_annotation_tools", category)
-        if category not in ANNOTATION_CATEGORIES:
-            yield keys, f"supported_annotation_tools: {_unknown_value(category, ANNOTATION_CATEGORIES)}"
-        for tool in tools:
-            if tool not in ANNOTATION_TOOLS:
-                yield keys, f"supported_annotation_tools.{category}: {_unknown_value(tool, ANNOTATION_TOOLS)}"
+    for field, words in _KNOWN_VALUES.items():
+        value = getattr(manifest, field)
+        yield from _unknown_values((field,), value if isinstance(value, list) else [value], words)
+    tools = "supported_annotation_tools"
+    for category, named in manifest.supported_annotation_tools.items():
+        yield from _unknown_values((tools,), [category], AnnotationCategory, (tools, category))
+        yield from _unknown_values((tools, category), named, AnnotationTool)
     for name, action in manifest.actions.items():
         place = ("actions", name)
         yield from _unknown_fields(action, place, ActionSpec.model_fields, fields, "it belongs to the top level")
-        if action.method not in METHODS:
-            yield (*place, "method"), f"actions.{name}.method: {_unknown_value(action.method, METHODS)}"
+        yield from _unknown_values((*place, "method"), [action.method], RunMethod)
 
 
 def _unknown_fields(
     section: BaseModel, place: tuple[str, ...], known: Iterable[str], elsewhere: Iterable[str], hint: str
-) -> Iterator[tuple[tuple[str, ...], str]]:
+) -> Iterator[_Told]:
     for field in section.model_extra or ():
         if field in known or field.startswith(("x-", "_", ".")):  # the latter are where people keep anchors
             continue
@@ -424,6 +400,13 @@ def _unknown_fields(
         yield (*place, field), f"unknown field {field!r}{where}; {advice}"
 
 
-def _unknown_value(value: str, known: Sequence[str]) -> str:
-    guess = nearest(value, known)
-    return f"unknown value {value!r}; " + (f"did you mean {guess!r}?" if guess else f"known are {', '.join(known)}")
+def _unknown_values(
+    field: tuple[str, ...], values: Iterable[str | None], words: type[StrEnum], place: tuple[str, ...] = ()
+) -> Iterator[_Told]:
+    known = [word.value for word in words]
+    for value in values:
+        if value is None or value in known:
+            continue
+        guess = nearest(value, known)
+        advice = f"did you mean {guess!r}?" if guess else f"known are {', '.join(known)}"
+        yield place or field, f"{'.'.join(field)}: unknown value {value!r}; {advice}"

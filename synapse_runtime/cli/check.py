@@ -31,7 +31,7 @@ def check(
 
     Exit status: 0 nothing, or warnings alone; 1 something; 2 there is no such plugin.
     """
-    from synapse_runtime.checks import check_plugin
+    from synapse_runtime.plugin_check import check_plugin
 
     with exit_on_errors():
         checked = check_plugin(_plugin(path, same_path), seconds=timeout)

@@ -45,7 +45,7 @@ ROOMS = [
     "inspection_main",
     "inspection",
     "requirements",
-    "checks",
+    "plugin_check",
     "yaml_edit",
     "config_update",
     "execution",

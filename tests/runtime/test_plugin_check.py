@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from synapse_runtime import requirements
-from synapse_runtime.checks import check_plugin
 from synapse_runtime.errors import ConfigError
+from synapse_runtime.plugin_check import check_plugin
 
 GOOD = {
     "config.yaml": """\

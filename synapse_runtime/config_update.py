@@ -170,7 +170,7 @@ def _compare(manifest: Manifest, code: _Code, *, prune: bool) -> tuple[list[Chan
         if found is not None:
             homes[key] = found
             changes.append(Change("moved", key, {"entrypoint": _in_style(found.entrypoint, manifest, entrypoint)}))
-        elif entrypoint:
+        elif entrypoint and code.at(entrypoint) is None:  # what is there, and no action yet, is not gone
             changes.append(Change("removed" if prune else "gone", key, {}))
     for key, found in homes.items():
         types = {name: value for name in _TYPES if (value := getattr(found, name))}

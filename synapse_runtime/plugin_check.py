@@ -14,7 +14,7 @@ from synapse_runtime import requirements, yaml_document
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import ConfigError, EnvironmentValueError, Problem, nearest
 from synapse_runtime.inspection import IMPORT_SECONDS, look_at, module_names
-from synapse_runtime.inspection_main import Fault, Found, Seen, Wanted
+from synapse_runtime.inspection_main import Found, Seen, Wanted
 from synapse_runtime.manifest import SERVED, Manifest, config_file, examine_text
 from synapse_runtime.plugin import standard_entrypoint
 from synapse_runtime.yaml_document import Document
@@ -107,7 +107,7 @@ class _Check:
         self.problems.extend(self._imports(manifest, document, seen.values()))
         found = {one.entrypoint: one for module in seen.values() for one in module.names.values() if one is not None}
         for one in found.values():
-            self.problems.extend(self._of(fault) for fault in one.faults)
+            self.problems.extend(self._of_params(one))
         self._count(len(manifest.actions), "action")
         self._count(sum(one.params_model is not None for one in found.values()), "params model")
 
@@ -145,8 +145,14 @@ class _Check:
             else:
                 yield Problem(told, Path(file), line)
 
-    def _of(self, fault: Fault) -> Problem:
-        return Problem(fault.text, self._config if fault.file is None else Path(fault.file), fault.line, fault.level)
+    def _of_params(self, action: Found) -> Iterator[Problem]:
+        """Yield what is wrong with an action's params model; where that is another package's, only what does harm."""
+        for fault in action.faults:
+            if fault.file is not None and self._root in Path(fault.file).parents:
+                yield Problem(fault.text, Path(fault.file), fault.line, fault.level)
+            elif fault.level == "error":
+                file = self._config if action.file is None else Path(action.file)
+                yield Problem(fault.text, file, action.line)
 
 
 def _wrong_with(module: Seen, name: str, root: Path, *, served: bool) -> str:

@@ -131,7 +131,7 @@ def _in_words(change: Change) -> str:
     fields = ", ".join(f"{name}: {value}" for name, value in change.fields.items())
     what = f" ({fields})" if fields else ""
     if change.kind == "gone":
-        what = ": its entrypoint leads to no action, and none in the code has its name; --prune removes it"
+        what = ": its entrypoint leads nowhere, and no action in the code has its name; --prune removes it"
     return f"{change.kind}: {change.action}{what}"
 
 

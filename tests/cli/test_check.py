@@ -127,7 +127,7 @@ class TestUpdateConfig:
         (lab / "plugin" / "train.py").unlink()
         done = synapse("plugin", "update-config")
         assert (done.status, done.stdout) == (0, "config.yaml is up to date\n")
-        assert done.stderr.startswith("gone: train: its entrypoint leads to no action")
+        assert done.stderr.startswith("gone: train: its entrypoint leads nowhere")
         done = synapse("plugin", "update-config", "--prune", "--json")
         assert done.result == {
             "changed": True,

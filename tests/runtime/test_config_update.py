@@ -164,6 +164,13 @@ def test_actions_that_are_gone_are_removed_when_that_is_asked_for(lab):
     assert update.after == AFTER.replace(gone, "")
 
 
+def test_what_is_there_and_no_action_yet_is_not_gone(lab):
+    config = "code: lab\nactions:\n  later: plugin.later:Later\n"
+    update = plan_update(lab(config, later="class Later:\n    pass\n"), prune=True)
+    assert {kind for kind, _ in kinds(update)} == {"added"}
+    assert update.after.startswith(config)
+
+
 def test_the_diff_is_one_that_patch_reads(lab):
     assert plan_update(lab(AFTER), prune=True).diff == textwrap.dedent("""\
         --- config.yaml

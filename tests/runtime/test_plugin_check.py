@@ -232,6 +232,34 @@ def test_a_problem_of_a_params_model_that_two_actions_have_is_told_for_each(writ
     assert said(root) == [("a.py", 7, "warning", text.format(name)) for name in ("one", "two")]
 
 
+def test_a_params_model_of_another_package_is_only_told_where_it_does_harm(write_plugin, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere.py").write_text(
+        "from pydantic import BaseModel\n\n"
+        "class Hiding(BaseModel):\n    copy: bool = True\n\n"
+        "class Undefined(BaseModel):\n    other: 'Nowhere'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    files = {
+        "a.py": """\
+            import elsewhere
+
+            from synapse_runtime.decorators import action
+
+
+            @action(params=elsewhere.Hiding)
+            def one(params, context): ...
+
+
+            @action(params=elsewhere.Undefined)
+            def two(params, context): ...
+            """
+    }
+    root = write_plugin(config="code: x\nname: x\nactions: {one: a.one, two: a.two}\n", files=files)
+    ((file, line, level, text),) = said(root)
+    assert (file, line, level) == ("a.py", 10, "error")
+    assert text.startswith("action 'two': Undefined cannot be used: ")
+
+
 def test_a_directory_without_a_config_file_is_no_plugin(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no config\.yaml"):
         check_plugin(tmp_path)

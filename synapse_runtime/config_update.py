@@ -6,10 +6,10 @@ import contextlib
 import difflib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from synapse_runtime import yaml_document, yaml_edit
 from synapse_runtime.enums import RunMethod
@@ -33,7 +33,7 @@ class Change:
         fields: What is set.
     """
 
-    kind: str
+    kind: Literal["added", "moved", "typed", "removed", "gone"]
     action: str
     fields: dict[str, str]
 
@@ -152,7 +152,7 @@ def _not_looked_at(module: Seen) -> Problem:
 
 
 def _compare(manifest: Manifest, code: _Code, *, prune: bool) -> tuple[list[Change], list[Problem]]:
-    changes: list[Change] = []
+    """Return what the file lacks of the code, and why some of that cannot be added."""
     homes: dict[str, Found] = {}  # of the file's actions, by name
     lost: list[str] = []
     for key, action in manifest.actions.items():
@@ -161,32 +161,45 @@ def _compare(manifest: Manifest, code: _Code, *, prune: bool) -> tuple[list[Chan
             homes[key] = found
         elif not action.entrypoint or not code.is_unknown(action):
             lost.append(key)
+    changes = []
     for key in lost:
         entrypoint = manifest.actions[key].entrypoint
-        free = _without_home(code.actions, homes.values())
-        found = next((one for one in free if one.name == key), None) or next(
-            (one for one in free if entrypoint and _parts(one.entrypoint)[1] == _parts(entrypoint)[1]), None
-        )
+        found = _new_home(key, entrypoint, _without_home(code.actions, homes.values()))
         if found is not None:
             homes[key] = found
             changes.append(Change("moved", key, {"entrypoint": _in_style(found.entrypoint, manifest, entrypoint)}))
         elif entrypoint and code.at(entrypoint) is None:  # what is there, and no action yet, is not gone
             changes.append(Change("removed" if prune else "gone", key, {}))
+    changes.extend(_typed(manifest, homes))
+    added, problems = _added(manifest, _without_home(code.actions, homes.values()))
+    return [*changes, *added], problems
+
+
+def _new_home(key: str, entrypoint: str, free: list[Found]) -> Found | None:
+    """Return the action of the code that has this name; else the one that is called as the entrypoint's end."""
+    end = _parts(entrypoint)[1] if entrypoint else None
+    named = [one for one in free if one.name == key]
+    return next(iter(named + [one for one in free if _parts(one.entrypoint)[1] == end]), None)
+
+
+def _typed(manifest: Manifest, homes: dict[str, Found]) -> Iterator[Change]:
     for key, found in homes.items():
         types = {name: value for name in _TYPES if (value := getattr(found, name))}
         new = {name: value for name, value in types.items() if getattr(manifest.actions[key], name) != value}
         if new:
-            changes.append(Change("typed", key, new))
+            yield Change("typed", key, new)
+
+
+def _added(manifest: Manifest, actions: list[Found]) -> tuple[list[Change], list[Problem]]:
+    added: dict[str, Change] = {}
     problems = []
-    names = set(manifest.actions)
-    for found in _without_home(code.actions, homes.values()):
-        if found.name in names:
+    for found in actions:
+        if found.name in added or found.name in manifest.actions:
             text = f"{found.entrypoint} was not added: there is an action {found.name!r}; give it another action_name"
             problems.append(Problem(text, None if found.file is None else Path(found.file), found.line))
-            continue
-        names.add(found.name)
-        changes.append(Change("added", found.name, _fields(found, manifest)))
-    return changes, problems
+        else:
+            added[found.name] = Change("added", found.name, _fields(found, manifest))
+    return list(added.values()), problems
 
 
 def _without_home(actions: Iterable[Found], homes: Iterable[Found]) -> list[Found]:

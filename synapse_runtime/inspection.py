@@ -55,13 +55,10 @@ def _ask(request: Request) -> Iterator[Seen]:
     reading, writing = os.pipe()
     with contextlib.ExitStack() as stack:
         answers = stack.enter_context(os.fdopen(reading, "rb", buffering=0))
-        asked = stack.enter_context(tempfile.TemporaryFile())
-        asked.write(request.model_dump_json().encode())
-        asked.seek(0)
         said = stack.enter_context(tempfile.TemporaryFile())
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "synapse_runtime.inspection_main", str(writing)],
-            stdin=asked,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=said,
             pass_fds=[writing],
@@ -69,6 +66,9 @@ def _ask(request: Request) -> Iterator[Seen]:
         )
         os.close(writing)
         stack.callback(_end, process)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as asked:  # no file: there may be secrets in it
+            asked.write(request.model_dump_json().encode())
         lines = _lines(answers.fileno(), request.seconds + _GRACE)
         started = next(lines, None) is not None
         done = 0

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from synapse_runtime.locate import CONFIG_NAMES, config_in, plugin_above
+from synapse_runtime.locate import CONFIG_NAMES, config_in, is_plugin, plugin_above
 
 
 @pytest.mark.parametrize("name", CONFIG_NAMES)
@@ -82,3 +82,15 @@ def test_looking_imports_nothing_but_the_standard_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(eval(done.stdout)) - set(eval(bare.stdout)) == {"synapse_runtime"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xef\xbb\xbfcode: x\n", b'"code": x\n', b"'actions': {}\n", b"{code: x}\n", b'{ "code": "x"}\r\n']
+)
+def test_a_plugins_config_file_is_known_however_its_keys_are_written(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert plugin_above(tmp_path / "tests") == tmp_path / "config.yaml"
+    assert is_plugin(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("model: x\n")
+    assert not is_plugin(tmp_path / "other")

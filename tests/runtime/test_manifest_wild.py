@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from synapse_runtime.errors import ConfigError, ConfigWarning
-from synapse_runtime.manifest import Manifest, examine, read_manifest, warn_of
+from synapse_runtime.manifest import ActionSpec, Manifest, Requires, examine, read_manifest, warn_of
 
 EVERYTHING = """\
 name: Segment
@@ -137,6 +137,12 @@ def test_every_field_of_the_sdk_is_known_and_typed(config):
     assert train.hyperparameters["train_ui_schemas"][0]["name"] == "epochs"
     assert manifest.actions["upload"].ui_schema[0]["name"] == "group_name"
     assert manifest.actions["serve"].serve_options == {"num_replicas": 2}
+
+
+def test_every_field_is_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "config.md").read_text()
+    fields = {*Manifest.model_fields, *ActionSpec.model_fields, *Requires.model_fields, "supported_data_type"}
+    assert {name for name in fields if f"`{name}`" not in page} == set()
 
 
 def test_the_template_of_the_sdk_loads(config):

@@ -137,7 +137,11 @@ class _Check:
                 for key, action in manifest.actions.items()
                 if standard_entrypoint(action.entrypoint).partition(":")[0] in modules
             ]
-            text += "; install it, and name it in requirements.txt" if text.startswith("ModuleNotFoundError") else ""
+            text += (
+                "; install it, and name it in requirements.txt"
+                if text.startswith("ModuleNotFoundError: No module named")
+                else ""
+            )
             for_whom = f"action{'s' if len(needing) > 1 else ''} {', '.join(map(repr, needing))}"
             told = f"{', '.join(modules)} cannot be imported, for {for_whom}: {text}"
             if file is None:

@@ -337,3 +337,31 @@ def test_a_python_that_cannot_be_started_is_told(root, monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
     with pytest.raises(PluginError, match="did not start: "):
         look(root(good=ACTION), "good")
+
+
+def test_actions_that_were_written_for_the_sdk_are_found_with_it_or_without(root):
+    source = """\
+from synapse_sdk.plugins.action import BaseAction
+from synapse_sdk.plugins.decorators import action
+from synapse_sdk.plugins.types import ModelWeights, YOLODataset
+
+
+class TrainAction(BaseAction):
+    action_name = "learn"
+    input_type = YOLODataset
+    output_type = ModelWeights
+
+    def execute(self):
+        return 1
+
+
+@action(name="convert", description="Converts.")
+def to_other(params, context):
+    return 1
+"""
+    seen = look(root(theirs=source), "theirs")["theirs"]
+    assert seen.fault is None
+    assert [(one.name, one.entrypoint, one.input_type, one.output_type) for one in seen.actions] == [
+        ("learn", "theirs:TrainAction", "yolo_dataset", "model_weights"),
+        ("convert", "theirs:to_other", None, None),
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 DEFAULT_LANGUAGE = "en"
 
@@ -67,29 +67,29 @@ class LogMessageCode(StrEnum):
         ('3 Bilder gespeichert', <LogLevel.SUCCESS: 'success'>)
     """
 
-    _level: LogLevel
+    # Of each class its own: codes of two plugins may read the same, and are equal then.
+    _levels: ClassVar[dict[str, LogLevel]]
+    _texts: ClassVar[dict[str, LocalizedMessage]]
 
     def __new__(cls, value: str, level: LogLevel | str = LogLevel.INFO) -> LogMessageCode:
         """Make a member of its value and level."""
         code = str.__new__(cls, value)
         code._value_ = value
-        code._level = LogLevel(level)
+        if "_levels" not in vars(cls):
+            cls._levels, cls._texts = {}, {}
+        cls._levels[value] = LogLevel(level)
         return code
 
     @property
     def level(self) -> LogLevel:
         """How serious the message is."""
-        return self._level
+        return self._levels[self.value]
 
 
 class CommonLogMessageCode(LogMessageCode):
     """Codes that every plugin has."""
 
     PLUGIN_RUN_COMPLETE = ("PLUGIN_RUN_COMPLETE", LogLevel.INFO)
-
-
-# The one registry of this module: what plugins register when they are imported.
-_templates: dict[LogMessageCode, LocalizedMessage] = {}
 
 
 def register_log_messages(templates: Mapping[LogMessageCode, str | Mapping[str, str]]) -> None:
@@ -100,12 +100,12 @@ def register_log_messages(templates: Mapping[LogMessageCode, str | Mapping[str, 
     """
     for code, template in templates.items():
         translations = {DEFAULT_LANGUAGE: template} if isinstance(template, str) else template
-        _templates[code] = LocalizedMessage(**translations)
+        code._texts[code.value] = LocalizedMessage(**translations)
 
 
 def resolve_log_message(code: LogMessageCode, language: str | None = None, **values: Any) -> tuple[str, LogLevel]:
     """Return a code's text in this language, values filled in, and its level. Without a template it is the code."""
-    message = _templates.get(code)
+    message = code._texts.get(code.value)
     template = None if message is None else message.get(language or DEFAULT_LANGUAGE)
     return filled(template or code.value, values), code.level
 

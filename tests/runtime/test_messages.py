@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import cloudpickle
 import pytest
 
 from synapse_runtime.messages import (
@@ -36,6 +40,27 @@ def test_a_code_is_its_text_and_knows_its_level():
 )
 def test_a_code_has_a_text_in_each_language_that_its_plugin_registered(language, text):
     assert resolve_log_message(Code.STORED, language, n=3) == (text, LogLevel.SUCCESS)
+
+
+def test_codes_of_two_classes_may_read_the_same():
+    class Other(LogMessageCode):
+        STORED = ("STORED", LogLevel.ERROR)
+
+    register_log_messages({Other.STORED: "not stored"})
+    assert Other.STORED == Code.STORED
+    assert resolve_log_message(Other.STORED) == ("not stored", LogLevel.ERROR)
+    assert resolve_log_message(Code.STORED, n=1) == ("stored 1", LogLevel.SUCCESS)
+
+
+def test_codes_of_a_test_travel_with_their_levels_and_texts():
+    class Here(LogMessageCode):
+        SENT = ("SENT", LogLevel.DANGER)
+
+    register_log_messages({Here.SENT: {"en": "sent", "ko": "전송"}})
+    code = "import pickle, sys; code, resolve = pickle.load(sys.stdin.buffer); print(*resolve(code, 'ko'))"
+    data = cloudpickle.dumps((Here.SENT, resolve_log_message))
+    done = subprocess.run([sys.executable, "-X", "utf8", "-c", code], input=data, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == "전송 LogLevel.DANGER"
 
 
 def test_a_single_text_is_english():

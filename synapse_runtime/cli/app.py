@@ -14,7 +14,6 @@ app = typer.Typer(
     name="synapse",
     help="Run the actions of Synapse plugins: in this process, on a Ray actor, or as a Ray job.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,35 +10,68 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only_results_on_stdout, show_run
+from synapse_runtime.cli import create, show, testing
+from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only_results_on_stdout, show_run, to_json
+from synapse_runtime.cli.find import find_plugin, import_action
 from synapse_runtime.cli.job import leave_or_stop, result_command
-from synapse_runtime.errors import ConfigError, nearest
+from synapse_runtime.cli.options import ActionName, checked_mode, mode_names
+from synapse_runtime.cli.params import INFER_PATH, GivenParams, read_json, read_pairs, read_params
+from synapse_runtime.errors import ConfigError, ExecutionError
 
 if TYPE_CHECKING:
-    from synapse_runtime.plugin import Plugin
-
-app = typer.Typer(help="Work with a plugin.", no_args_is_help=True, rich_markup_mode=None)
-
-_MODES = ("local", "task", "job", "remote")
+    from pydantic import BaseModel
 
 
-@app.callback()
+_ABOUT = "Make, look at, test and run plugins."
+
+app = typer.Typer(help=_ABOUT, no_args_is_help=True, rich_markup_mode=None)
+app.command("create")(create.create)
+app.command("list")(show.list_plugins)
+app.command("actions")(show.list_actions)
+app.command("schema")(show.schema)
+app.command("test", cls=testing.ForPytest)(testing.run_tests)
+
+
+@app.callback(help=_ABOUT)
 def _plugin() -> None:
-    """Work with a plugin."""
+    """Hold the commands together."""
 
 
 @app.command()
 def run(
-    action: Annotated[str, typer.Argument(metavar="ACTION", help="The action to run, such as train.")],
+    ctx: typer.Context,
+    action: ActionName,
     plugin: Annotated[
         str | None,
         typer.Option("--plugin", "-p", help="The plugin's code, or module. Default: read from config.yaml."),
     ] = None,
     path: Annotated[Path, typer.Option("--path", help="The plugin's directory.")] = Path("."),
-    params: Annotated[str, typer.Option("--params", metavar="JSON", help="The action's params.")] = "{}",
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param",
+            metavar="KEY=VALUE",
+            help="One param; may be repeated, and wins over --params. The action's params model says what VALUE means: "
+            "epochs=5, name=5, layers='[1, 2]', optimizer.lr=0.1.",
+        ),
+    ] = None,
+    params: Annotated[
+        str,
+        typer.Option(
+            "--params",
+            metavar="JSON",
+            help="The action's params: JSON, @FILE of JSON, YAML or TOML, or - for standard input.",
+        ),
+    ] = "{}",
     mode: Annotated[
         str | None,
-        typer.Option("--mode", "-m", metavar="local|task|job|remote", help="Where to run. Default: asks."),
+        typer.Option(
+            "--mode",
+            "-m",
+            metavar="local|task|job|remote",
+            help="Where to run. Default: asks.",
+            autocompletion=mode_names,
+        ),
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -100,16 +132,30 @@ def run(
     host: Annotated[str | None, typer.Option("--host", help="The Synapse API's host (remote mode).")] = None,
     token: Annotated[str | None, typer.Option("--token", "-t", help="An access token (remote mode).")] = None,
     input_: Annotated[
-        str | None, typer.Option("--input", "-i", metavar="JSON", help="Input of infer: the param 'input'.")
+        str | None,
+        typer.Option(
+            "--input", "-i", metavar="JSON", help="What infer is to look at: the param 'input'. JSON, @FILE, or -."
+        ),
     ] = None,
-    infer_path: Annotated[str, typer.Option("--infer-path", help="Endpoint path of infer.")] = "/",
+    infer_path: Annotated[
+        str,
+        typer.Option(
+            "--infer-path",
+            help="Endpoint path of infer: the param 'infer_path', or 'path' where the params model has only that.",
+        ),
+    ] = INFER_PATH,
+    language: Annotated[
+        str | None,
+        typer.Option("--lang", "-l", metavar="CODE", help="Language of the action's messages, such as en or ko."),
+    ] = None,
 ) -> None:
     """Run an action of a plugin and print its result."""
-    values = _object(params, "--params")
-    if input_ is not None:
-        values["input"] = _json(input_, "--input")
-    if infer_path != "/":
-        values["infer_path"] = infer_path
+    given = GivenParams(
+        whole=read_params(params),
+        pairs=read_pairs(param or []),
+        input=[] if input_ is None else [read_json(input_, "--input")],
+        infer_path=infer_path if _is_given(ctx, "infer_path") else None,
+    )
     if timeout is not None and not timeout > 0:
         raise typer.BadParameter(f"a positive number of seconds is wanted, not {timeout:g}", param_hint="--timeout")
     asked = _resources(cpus, gpus, memory, resource or [])
@@ -117,17 +163,17 @@ def run(
         raise typer.BadParameter("only a job goes on by itself: give --mode job too", param_hint="--detach")
     with exit_on_errors(debug=debug):
         variables = _environment(env or [], env_file)
-        found = _find_plugin(plugin, path)
+        found = find_plugin(path, plugin)
         note_unknown(found.manifest, strict=strict)
         found.entrypoint(action)  # a wrong name is told before anybody is asked anything
         mode = _mode(mode)
-        options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout}
+        options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout, "language": language}
         if mode != "local":
             options |= {"ray_address": ray_address, "debug_sdk": debug_sdk, **asked}
         _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or asked), sdk=debug_sdk)
         fetch = result_command(ray_address, path)
         if detach:
-            _submit(action, values, options, fetch)
+            _submit(action, given, options, fetch, as_json=as_json)
             return
         if mode != "local":
             from synapse_runtime.executors.ray.cluster import describe
@@ -135,26 +181,49 @@ def run(
             note(f"cluster: {describe(ray_address)}")
         if mode == "job" and sys.stdin.isatty() and sys.stderr.isatty():
             options["leave_running"] = partial(leave_or_stop, fetch=fetch)
-        _run(action, values, mode, options, as_json=as_json, debug=debug)
+        _run(action, given, mode, options, as_json=as_json, debug=debug)
 
 
-def _submit(action: str, values: dict[str, Any], options: dict[str, Any], fetch: str) -> None:
+def _is_given(ctx: typer.Context, parameter: str) -> bool:
+    """Tell whether an option was given, be it with its default value."""
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _values(action: str, given: GivenParams, mode: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the action's params, read by its params model where that is needed."""
+    return given.for_action(action, _model(action, mode, options) if given.needs_model else None)
+
+
+def _model(action: str, mode: str, options: dict[str, Any]) -> type[BaseModel] | None:
+    from synapse_runtime.action import params_model_of
+
+    try:
+        return params_model_of(import_action(options["plugin"], action, options["env"]))
+    except (ConfigError, ExecutionError) as error:
+        if mode != "local":  # there the run itself tells
+            note(f"without the action's params model, what --param gives is JSON if it can be, else text: {error}")
+        return None
+
+
+def _submit(action: str, given: GivenParams, options: dict[str, Any], fetch: str, *, as_json: bool) -> None:
     """Submit a job that outlives this command, and print its id."""
     from synapse_runtime.executors.ray import RayJobsApiExecutor
 
-    job_id = RayJobsApiExecutor(**options, start_cluster=False).submit(action, values)
-    typer.echo(job_id)
+    with only_results_on_stdout() as results:  # modules may print when they are imported
+        values = _values(action, given, "job", options)
+        job_id = RayJobsApiExecutor(**options, start_cluster=False).submit(action, values)
+        results.write((to_json({"id": job_id}) if as_json else job_id) + "\n")
     note(f"its result: {fetch} {job_id}")
 
 
-def _run(
-    action: str, values: dict[str, Any], mode: str, options: dict[str, Any], *, as_json: bool, debug: bool
-) -> None:
+def _run(action: str, given: GivenParams, mode: str, options: dict[str, Any], *, as_json: bool, debug: bool) -> None:
     from synapse_runtime.loggers import ConsoleLogger
     from synapse_runtime.runner import executor_class, live_console
 
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(only_results_on_stdout()) if as_json else sys.stdout
+        values = _values(action, given, mode, options)
         console = ConsoleLogger(sys.stderr if as_json else None, debug=debug)
         executor = stack.enter_context(executor_class(mode)(**options, logger=console))
         outcome = executor.run(action, values, **live_console(mode, console))
@@ -175,43 +244,13 @@ def _note_unused(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:
 
 
 def _mode(given: str | None) -> str:
+    """Return the mode that was given; else ask, or where nobody can be asked take local mode."""
     if given is None and sys.stdin.isatty() and sys.stderr.isatty():
         given = typer.prompt("Where to run: local, task or job", default="local", err=True)
     elif given is None:
         note("no --mode given: running in local mode")
         given = "local"
-    mode = str(given).strip().lower()
-    if mode == "remote":
-        raise typer.BadParameter(
-            "running through a Synapse backend is not available yet; choose local, task or job",
-            param_hint="--mode",
-        )
-    if mode not in _MODES:
-        guess = nearest(mode, _MODES)
-        hint = f" Did you mean {guess!r}?" if guess else ""
-        raise typer.BadParameter(f"there is no mode {given!r}.{hint} Choose local, task or job.", param_hint="--mode")
-    return mode
-
-
-def _find_plugin(name: str | None, path: Path) -> Plugin:
-    """Load the plugin: the one that was named, or the one at the path, or the nearest above where we stand."""
-    from synapse_runtime.locate import config_in, plugin_above
-    from synapse_runtime.plugin import Plugin
-
-    here = str(path) == "."
-    above = plugin_above(Path.cwd()) if here and config_in(path) is None else None
-    at_path = above or path
-    if name is None:
-        return Plugin.load(at_path)
-    if not here or above is not None or config_in(path) is not None:
-        found = Plugin.load(at_path)
-        if found.manifest.code == name:
-            return found
-        if not here:
-            raise ConfigError(f"this is plugin {found.manifest.code!r}, not {name!r}", path=found.config_path)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: a module beside us can be named
-    return Plugin.load(name)
+    return checked_mode(given)
 
 
 def _environment(pairs: list[str], file: Path | None) -> dict[str, Any]:
@@ -251,27 +290,3 @@ def _check_resources(option: str, **asked: Any) -> None:
         checked_resources(**asked)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
-
-
-def _object(text: str, option: str) -> dict[str, Any]:
-    value = _json(text, option)
-    if not isinstance(value, dict):
-        raise typer.BadParameter(
-            f"a JSON object is wanted, such as '{{\"epochs\": 5}}', not {type(value).__name__}",
-            param_hint=option,
-        )
-    return value
-
-
-def _json(text: str, option: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if text.strip() else ""
-        start = max(error.colno - 41, 0)
-        shown = line[start : error.colno + 40]
-        pointer = " " * (error.colno - 1 - start) + "^"
-        raise typer.BadParameter(
-            f"invalid JSON: {error.msg} at line {error.lineno}, column {error.colno}\n  {shown}\n  {pointer}",
-            param_hint=option,
-        ) from None

@@ -1,0 +1,91 @@
+"""Options that several commands share, their checks, and what completes them in a shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synapse_runtime.errors import nearest
+
+MODES = ("local", "task", "job")
+_CONFIG_AT_MOST = 1_000_000
+
+
+def action_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the actions that a word may become, with what they do. A shell asks on each press of the Tab key.
+
+    So neither pydantic nor the plugin is imported, and where the config file is broken there are none: what is wrong
+    with it is told by the command itself.
+    """
+    return [(name, about) for name, about in _actions_at(ctx.params.get("path")) if name.startswith(incomplete)]
+
+
+def mode_names(incomplete: str) -> list[str]:
+    """Return the modes that a word may become."""
+    return [mode for mode in MODES if mode.startswith(incomplete)]
+
+
+def category_names(incomplete: str) -> list[str]:
+    """Return the categories that a word may become."""
+    from synapse_runtime.enums import PluginCategory
+
+    return [category.value for category in PluginCategory if category.startswith(incomplete)]
+
+
+ActionName = Annotated[
+    str, typer.Argument(metavar="ACTION", help="The action, such as train.", autocompletion=action_names)
+]
+PluginPath = Annotated[Path, typer.Option("--path", help="The plugin's directory. Default: around here.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+
+
+def checked_mode(given: str) -> str:
+    """Return a mode in its right spelling.
+
+    Raises:
+        typer.BadParameter: There is none of that name, or it is not available yet; suggests the nearest.
+
+    Example:
+        >>> checked_mode(" Task")
+        'task'
+    """
+    mode = given.strip().lower()
+    if mode == "remote":
+        raise typer.BadParameter(
+            "running through a Synapse backend is not available yet; choose local, task or job",
+            param_hint="--mode",
+        )
+    if mode not in MODES:
+        guess = nearest(mode, (*MODES, "remote"))
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        raise typer.BadParameter(f"there is no mode {given!r}.{hint} Choose local, task or job.", param_hint="--mode")
+    return mode
+
+
+def _actions_at(path: Path | str | None) -> list[tuple[str, str]]:
+    import yaml
+
+    from synapse_runtime.locate import config_in, plugin_above
+
+    try:
+        place = Path.cwd() if path is None else Path(path)
+        config = place if place.is_file() else config_in(place) or plugin_above(place.absolute())
+        if config is None or config.stat().st_size > _CONFIG_AT_MOST:
+            return []
+        with config.open("rb") as file:
+            content = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return []
+    actions = content.get("actions") if isinstance(content, dict) else None
+    if isinstance(actions, list):
+        actions = {spec.get("name"): spec for spec in actions if isinstance(spec, dict)}
+    if not isinstance(actions, dict):
+        return []
+    return [(name, _about(spec)) for name, spec in actions.items() if isinstance(name, str)]
+
+
+def _about(spec: object) -> str:
+    description = spec.get("description") if isinstance(spec, dict) else None
+    return " ".join(description.split()) if isinstance(description, str) else ""

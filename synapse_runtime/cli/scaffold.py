@@ -1,0 +1,246 @@
+"""A new plugin's files: made of the templates beside this module, and written all or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import keyword
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from synapse_runtime.enums import ACTION_DEFAULT_METHODS, DataType, PluginCategory, RunMethod
+from synapse_runtime.errors import ConfigError
+from synapse_runtime.locate import CONFIG_NAMES
+
+CODE_RULE = (
+    "a code has small letters, digits, '-' and '_', begins with a letter, ends with a letter or digit, and is no word "
+    "of Python's; such as my-plugin"
+)
+ACTION_RULE = "an action's name has small letters, digits and '_', begins with a letter, and is no word of Python's"
+_LONGEST = 64
+
+# The actions that a plugin of a category begins with.
+DEFAULT_ACTIONS: Mapping[str, tuple[str, ...]] = {
+    PluginCategory.NEURAL_NET: ("train", "infer"),
+    PluginCategory.EXPORT: ("export",),
+    PluginCategory.UPLOAD: ("upload",),
+    PluginCategory.SMART_TOOL: ("auto_label",),
+    PluginCategory.POST_ANNOTATION: ("post_annotate",),
+    PluginCategory.PRE_ANNOTATION: ("pre_annotate",),
+    PluginCategory.DATA_VALIDATION: ("validate",),
+    PluginCategory.CUSTOM: ("run",),
+}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an action begins as: its template, what it does, how it is run, and what it writes."""
+
+    template: str
+    about: str
+    options: str
+    written: str = ""
+
+
+_WORK = _Kind("work", "Go through items one by one.", """--param items='["one", "two"]'""")
+_KINDS = {
+    "train": _Kind("train", "Fit a line to points.", "--param epochs=20", "/weights.json"),
+    "infer": _Kind("infer", "Predict by what training wrote.", "--input '[1, 2]'"),
+    "export": _Kind("export", "Write items to a CSV file.", """--param items='["one", "two"]'""", "/exported/"),
+}
+
+
+@dataclass(frozen=True)
+class NewPlugin:
+    """What is known of a plugin that is to be made.
+
+    Attributes:
+        code: Its unique id.
+        name: Its name for people.
+        category: What it is for.
+        actions: The names of its actions.
+        sdk: Whether its actions are written against `synapse_sdk`, of which our own modules are part in its place.
+    """
+
+    code: str
+    name: str
+    category: str
+    actions: tuple[str, ...]
+    sdk: bool = False
+
+    @property
+    def example(self) -> str:
+        """What comes after `synapse plugin run` to run its first action."""
+        return f"{self.actions[0]} {_kind(self.actions[0]).options}"
+
+    def files(self) -> dict[str, str]:
+        """Return the text of each file, by its path in the plugin's directory."""
+        written = sorted({_kind(action).written for action in self.actions} - {""})
+        rows = "\n".join(f"| `{action}` | {_kind(action).about} |" for action in self.actions)
+        # On a Python that synapse-sdk does not run on, its names are ours.
+        requirement = 'synapse-sdk; python_version >= "3.12"' if self.sdk else "pydantic>=2.7"
+        whole = {
+            "name": self.name,
+            "description": self._description,
+            "rows": rows,
+            "example": self.example,
+            "written": "\n".join(written),
+            "requirement": requirement,
+        }
+        files = {
+            "config.yaml": self._config(),
+            "README.md": _filled("README.md", whole),
+            "requirements.txt": _filled("requirements.txt", whole),
+            ".gitignore": _filled("gitignore", whole).rstrip() + "\n",
+            "plugin/__init__.py": f'"""The actions of the plugin {self.code}."""\n',
+        }
+        for action in self.actions:
+            stem = "".join(part.capitalize() for part in action.split("_"))
+            names = {"action": action, "stem": stem, "base": "synapse_sdk.plugins" if self.sdk else "synapse_runtime"}
+            template = _kind(action).template
+            files[f"plugin/{action}.py"] = _filled(f"{template}.py", names)
+            files[f"tests/test_{action}.py"] = _filled(f"test_{template}.py", names)
+        return files
+
+    @property
+    def _description(self) -> str:
+        return " ".join(dict.fromkeys(_kind(action).about for action in self.actions))
+
+    def _config(self) -> str:
+        import yaml
+
+        head: dict[str, Any] = {
+            "code": self.code,
+            "name": self.name,
+            "version": "0.1.0",
+            "category": self.category,
+            "description": self._description,
+        }
+        if self.category == PluginCategory.NEURAL_NET:
+            head["data_type"] = DataType.DATA.value  # which the platform asks of this category
+        actions = {
+            action: {
+                "entrypoint": f"plugin.{action}:{''.join(part.capitalize() for part in action.split('_'))}Action",
+                "method": ACTION_DEFAULT_METHODS.get(action, RunMethod.TASK).value,
+                "description": _kind(action).about,
+            }
+            for action in self.actions
+        }
+        parts = (head, {"actions": actions})
+        return "\n".join(yaml.safe_dump(part, allow_unicode=True, sort_keys=False, width=10_000) for part in parts)
+
+
+def checked_code(text: str) -> str:
+    """Return a plugin's code, or raise `ValueError` with the rule.
+
+    Example:
+        >>> checked_code("my-plugin")
+        'my-plugin'
+    """
+    text = text.strip()
+    if not re.fullmatch(r"[a-z]([a-z0-9_-]*[a-z0-9])?", text) or _is_reserved(text) or len(text) > _LONGEST:
+        raise ValueError(f"{text!r} is no code: {CODE_RULE}")
+    return text
+
+
+def checked_action(text: str) -> str:
+    """Return an action's name, or raise `ValueError` with the rule."""
+    text = text.strip()
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", text) or _is_reserved(text) or len(text) > _LONGEST:
+        raise ValueError(f"{text!r} is no action: {ACTION_RULE}; such as train")
+    return text
+
+
+def checked_name(text: str) -> str:
+    """Return a plugin's name, which may be in any script, or raise `ValueError`."""
+    text = text.strip()
+    if not text or not text.isprintable():
+        raise ValueError("a name is one line of printable text, such as My plugin")
+    return text
+
+
+def code_from(text: str) -> str | None:
+    """Return the code that a name suggests, if it suggests one.
+
+    Example:
+        >>> code_from("Zähler für Äpfel")
+        'zahler-fur-apfel'
+        >>> code_from("플러그인") is None
+        True
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_").lstrip("0123456789-_")[:_LONGEST].rstrip("-_")
+    return slug if slug and not _is_reserved(slug) else None
+
+
+def write(files: Mapping[str, str], target: Path) -> None:
+    """Write a plugin's files, all or, whatever happens meanwhile, none. Nothing that is there is written over.
+
+    A directory that is not there yet appears with everything in it.
+
+    Args:
+        files: The text of each file, by its path.
+        target: The plugin's directory. What else is in it stays.
+
+    Raises:
+        ConfigError: Files are in the way, which it lists, or the directory cannot be written.
+    """
+    in_the_way = _in_the_way(files, target)
+    if in_the_way:
+        listed = "\n".join(f"  {path}" for path in in_the_way)
+        raise ConfigError(f"nothing was written, as these are there already:\n{listed}\nchoose another DIRECTORY")
+    try:
+        with contextlib.ExitStack() as undo:
+            place = target
+            if not target.exists():
+                _make_directory(target.parent, undo)
+                place = target.with_name(f".{target.name}-{os.getpid()}")
+            _make_directory(place, undo)
+            for name, text in files.items():
+                path = place / name
+                _make_directory(path.parent, undo)
+                with path.open("x", encoding="utf-8") as file:
+                    undo.callback(path.unlink)
+                    file.write(text)
+            if place != target:
+                place.rename(target)
+            undo.pop_all()
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", path=error.filename or target) from error
+
+
+def _make_directory(path: Path, undo: contextlib.ExitStack) -> None:
+    for directory in (*reversed(path.parents), path):
+        if not directory.is_dir():
+            directory.mkdir()
+            undo.callback(directory.rmdir)
+
+
+def _in_the_way(files: Iterable[str], target: Path) -> list[Path]:
+    if os.path.lexists(target) and not target.is_dir():
+        return [target]
+    # A config file of another name makes the directory a plugin's too.
+    wanted = [target / name for name in dict.fromkeys([*files, *CONFIG_NAMES])]
+    # A link to a directory leads out of here.
+    directories = {path.parent for path in wanted} - {target}
+    blocked = [path for path in directories if os.path.lexists(path) and (path.is_symlink() or not path.is_dir())]
+    return sorted({*blocked, *(path for path in wanted if path.parent not in blocked and os.path.lexists(path))})
+
+
+def _kind(action: str) -> _Kind:
+    return _KINDS.get(action, _WORK)
+
+
+def _filled(name: str, values: Mapping[str, str]) -> str:
+    template = resources.files("synapse_runtime.cli").joinpath("templates", f"{name}.template")
+    return Template(template.read_text(encoding="utf-8")).substitute(values)
+
+
+def _is_reserved(text: str) -> bool:
+    return keyword.iskeyword(text.replace("-", "_"))

@@ -1,0 +1,213 @@
+"""`synapse plugin list`, `actions` and `schema`: what there is, and what it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synapse_runtime.cli.console import exit_on_errors, note, only_results_on_stdout, show_table, to_json
+from synapse_runtime.cli.find import find_plugin, import_action
+from synapse_runtime.cli.options import ActionName, AsJson, PluginPath
+from synapse_runtime.errors import ConfigError, ExecutionError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from synapse_runtime.cli.fields import Param
+    from synapse_runtime.plugin import Plugin
+
+# Where other people's code is, or what nobody wrote.
+_SKIPPED = frozenset({"node_modules", "site-packages", "__pycache__"})
+
+
+@dataclass(frozen=True)
+class FoundPlugin:
+    """A plugin on disk, or a problem of its config file.
+
+    Attributes:
+        code: Its unique id.
+        name: Its name for people.
+        version: Its version.
+        actions: The names of its actions.
+        path: Its directory.
+        problem: Why it cannot be read; the rest is empty then.
+    """
+
+    path: Path
+    code: str = ""
+    name: str = ""
+    version: str = ""
+    actions: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class ShownAction:
+    """An action, as `synapse plugin actions` shows it.
+
+    Attributes:
+        name: Its name.
+        method: How it runs in production.
+        entrypoint: Where it is.
+        description: One line for people.
+        params: What it takes; None where it has no params model, or cannot be imported.
+        problem: Why it cannot be imported.
+    """
+
+    name: str
+    method: str
+    entrypoint: str
+    description: str
+    params: list[Param] | None = None
+    problem: str | None = None
+
+
+def list_plugins(
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIRECTORY]", help="Where to look, and everywhere below.", show_default=False)
+    ] = Path("."),
+    as_json: AsJson = False,
+) -> None:
+    """List the plugins in a directory and below it.
+
+    Hidden directories, virtual environments, node_modules and installed packages are left out. A plugin that cannot
+    be read is listed with its problem.
+    """
+    with exit_on_errors():
+        if not directory.is_dir():
+            raise ConfigError("there is no such directory", path=directory)
+        found = [_read(path) for path in _plugin_directories(directory)]
+        if as_json:
+            typer.echo(to_json(found))
+            return
+        if not found:
+            note(f"there is no plugin in {directory.absolute()}, nor below it; `synapse plugin create` makes one")
+            return
+        headings = ["CODE", "NAME", "VERSION", "ACTIONS", "PATH"]
+        rows = [[one.code, one.name, one.version, ", ".join(one.actions), _below(one.path, directory)] for one in found]
+        if any(one.problem for one in found):
+            headings.append("PROBLEM")
+            rows = [[*row, one.problem or ""] for row, one in zip(rows, found, strict=True)]
+        show_table(headings, rows)
+
+
+def list_actions(path: PluginPath = Path("."), as_json: AsJson = False) -> None:
+    """List a plugin's actions and what params they take.
+
+    An action that cannot be imported is listed with the reason; `synapse plugin check` ends with a status that
+    tells of it, this command does not.
+    """
+    with exit_on_errors():
+        with only_results_on_stdout():  # modules may print when they are imported
+            plugin = find_plugin(path)
+            actions = [_shown(plugin, name) for name in plugin.action_names]
+        if as_json:
+            typer.echo(to_json(actions))
+        elif not actions:
+            note(f"plugin {plugin.manifest.code} has no actions")
+        else:
+            for number, action in enumerate(actions):
+                _show_action(action, is_first=number == 0)
+
+
+def schema(
+    action: ActionName,
+    path: PluginPath = Path("."),
+    result: Annotated[bool, typer.Option("--result", help="That of the action's result, not of its params.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it on one line.")] = False,
+) -> None:
+    """Print the JSON Schema of an action's params.
+
+    Exit status 1 where the action has no such model, or cannot be imported.
+    """
+    with exit_on_errors():
+        from synapse_runtime.action import params_model_of, result_model_of
+
+        with only_results_on_stdout():
+            target = import_action(find_plugin(path), action)
+        model = result_model_of(target) if result else params_model_of(target)
+        if model is None:
+            what = "result" if result else "params"
+            typer.secho(f"error: {action} has no {what} model, so anything goes", err=True, fg="red")
+            raise typer.Exit(1)
+        typer.echo(to_json(_schema_of(model, result=result), indent=None if as_json else 2))
+
+
+def _plugin_directories(top: Path) -> Iterator[Path]:
+    """Yield the directories in which a plugin's config file is, each once, by whatever link it can be reached."""
+    from synapse_runtime.locate import config_in, plugin_above
+
+    seen: set[tuple[int, int]] = set()
+    for place, directories, files in os.walk(top, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            directories.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        path = Path(place)
+        if "pyvenv.cfg" in files and path != top:
+            directories.clear()
+            continue
+        directories[:] = sorted(name for name in directories if name not in _SKIPPED and not name.startswith("."))
+        config = config_in(path)
+        if config is not None and (found := plugin_above(path)) is not None and found.parent == path:
+            yield path
+
+
+def _read(path: Path) -> FoundPlugin:
+    from synapse_runtime.plugin import Plugin
+
+    try:
+        plugin = Plugin.load(path)
+    except ConfigError as error:
+        return FoundPlugin(path.absolute(), problem=str(error))
+    manifest = plugin.manifest
+    return FoundPlugin(path.absolute(), manifest.code, manifest.name, manifest.version, plugin.action_names)
+
+
+def _below(path: Path, directory: Path) -> str:
+    return os.path.relpath(path, directory.absolute())
+
+
+def _shown(plugin: Plugin, name: str) -> ShownAction:
+    from synapse_runtime.action import params_model_of
+    from synapse_runtime.cli.fields import params_of
+
+    spec = plugin.manifest.actions[name]
+    about = (name, spec.method, spec.entrypoint, spec.description)
+    try:
+        model = params_model_of(import_action(plugin, name))
+    except (ConfigError, ExecutionError) as error:
+        return ShownAction(*about, problem=str(error))
+    return ShownAction(*about, params=None if model is None else params_of(model))
+
+
+def _show_action(action: ShownAction, *, is_first: bool) -> None:
+    if not is_first:
+        typer.echo()
+    typer.secho(f"{action.name}  ({action.method}, {action.entrypoint or 'no entrypoint'})", bold=True)
+    if action.description:
+        typer.echo(action.description)
+    if action.problem is not None:
+        typer.secho(f"problem: {action.problem}", fg="red")
+    elif action.params is None:
+        typer.echo("It has no params model: it takes any params.")
+    elif not action.params:
+        typer.echo("It takes no params.")
+    else:
+        rows = [(param.name, param.type, param.shown_default, param.help) for param in action.params]
+        show_table(("PARAM", "TYPE", "DEFAULT", "HELP"), rows)
+
+
+def _schema_of(model: type[BaseModel], *, result: bool) -> dict[str, Any]:
+    from pydantic.errors import PydanticUserError
+
+    try:
+        return model.model_json_schema(mode="serialization" if result else "validation")
+    except PydanticUserError as error:
+        raise ConfigError(f"{model.__name__} has no JSON Schema: {error.message}") from error

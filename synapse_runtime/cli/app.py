@@ -21,7 +21,7 @@ app.add_typer(plugin.app, name="plugin")
 plugin.app.command()(check.check)
 plugin.app.command()(check.update_config)
 app.add_typer(job.app, name="job")
-app.add_typer(cluster.app, name="cluster")
+app.add_typer(cluster.app, name="cluster", short_help="Keep a cluster warm on this machine.")
 app.command()(doctor)
 
 

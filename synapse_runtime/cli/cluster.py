@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from synapse_runtime.cli.console import exit_on_errors, note, to_json
+from synapse_runtime.cli.options import AsJson
 
 app = typer.Typer(
     help="Keep a cluster warm on this machine: `pytest --synapse-mode=task` and `synapse plugin run` find it.",
@@ -49,6 +50,7 @@ def up(
             help="How long it stays while nobody uses it, such as 90s, 30m, 2h; 'never' keeps it until `down`.",
         ),
     ] = "30m",
+    as_json: AsJson = False,
 ) -> None:
     """Start the warm cluster and return when it is ready."""
     idle_seconds = None if idle_timeout == "never" else _seconds(idle_timeout)
@@ -65,7 +67,10 @@ def up(
         facts, is_new = start(wanted)
         if not is_new:
             note("a warm cluster is up already")
-        _show(facts)
+        if as_json:
+            typer.echo(to_json(facts))
+        else:
+            _show(facts)
         reason = None if is_new else unfit(facts, num_cpus=cpus, num_gpus=gpus, memory=size)
         if reason is not None:
             note(f"it is not what you asked for: {reason}; `synapse cluster down` ends it")
@@ -73,9 +78,7 @@ def up(
 
 
 @app.command()
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
-) -> None:
+def status(as_json: AsJson = False) -> None:
     """Tell of the warm cluster. Exit status 3 where there is none."""
     with exit_on_errors():
         from synapse_runtime.executors.ray.warm import status as ask
@@ -92,12 +95,15 @@ def status(
 
 
 @app.command()
-def down() -> None:
+def down(as_json: AsJson = False) -> None:
     """End the warm cluster, whoever uses it, and wait until nothing of it is left."""
     with exit_on_errors():
         from synapse_runtime.executors.ray.warm import down as end
 
-        note("the warm cluster has ended" if end() else "there is no warm cluster")
+        ended = end()
+        note("the warm cluster has ended" if ended else "there is no warm cluster")
+        if as_json:
+            typer.echo(to_json({"ended": ended}))
 
 
 @app.command()
@@ -106,8 +112,11 @@ def logs(
         str | None, typer.Argument(metavar="FILE", help="A log file, or the beginning of its name. Default: lists all.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the cluster has ended.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the log files of the warm cluster, or print one of them."""
+    if follow and as_json:
+        raise typer.BadParameter("JSON is printed when all of it is there: not with --follow", param_hint="--json")
     with exit_on_errors():
         from synapse_runtime.errors import ClusterError
         from synapse_runtime.executors.ray.warm import status as ask
@@ -116,6 +125,9 @@ def logs(
         if facts is None:
             raise ClusterError("there is no warm cluster; `synapse cluster up` starts one")
         found = _log_files(facts)
+        if name is None and as_json:
+            typer.echo(to_json([{"path": path, "bytes": path.stat().st_size} for path in found]))
+            return
         if name is None:
             for path in found:
                 typer.echo(f"{path.stat().st_size:>10,}  {path}")
@@ -124,6 +136,10 @@ def logs(
         if len(chosen) != 1:
             which = ", ".join(path.name for path in chosen) or "`synapse cluster logs` lists them"
             raise ClusterError(f"{len(chosen) or 'no'} log files are named {name}…: {which}")
+        if as_json:
+            text = chosen[0].read_text(encoding="utf-8", errors="replace")
+            typer.echo(to_json({"path": chosen[0], "text": text}))
+            return
         _print(chosen[0], follow=follow)
 
 

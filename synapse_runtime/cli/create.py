@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def create(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIRECTORY]", help="Where to make it. Default: its code, here.")
+        Path | None, typer.Argument(metavar="DIRECTORY", help="Where to make it. Default: its code, here.")
     ] = None,
     code: Annotated[
         str | None,

@@ -20,6 +20,7 @@ from synapse_runtime.cli.console import (
     show_table,
     to_json,
 )
+from synapse_runtime.cli.options import AsJson
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.ray import RayJobsApiExecutor
@@ -49,7 +50,7 @@ def _job() -> None:
 
 @app.command("list")
 def list_jobs(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the jobs as JSON.")] = False,
+    as_json: AsJson = False,
     ray_address: RayAddress = None,
 ) -> None:
     """List the jobs that run actions, the oldest first."""
@@ -64,23 +65,29 @@ def list_jobs(
 
 
 @app.command()
-def status(job_id: JobId, ray_address: RayAddress = None) -> None:
+def status(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None) -> None:
     """Print the job's status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
 
     SUCCEEDED says that the job brought an outcome. Whether the action failed is told by `synapse job result`.
     """
     with _jobs_at(ray_address) as cluster:
-        typer.echo(cluster.get_status(job_id))
+        _show_status(job_id, cluster.get_status(job_id), as_json=as_json)
 
 
 @app.command()
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    as_json: AsJson = False,
     ray_address: RayAddress = None,
 ) -> None:
     """Print what the job's action has said and printed so far."""
+    if follow and as_json:
+        raise typer.BadParameter("JSON is printed when all of it is there: not with --follow", param_hint="--json")
     with _jobs_at(ray_address) as cluster:
+        if as_json:
+            typer.echo(to_json({"id": job_id, "logs": cluster.get_logs(job_id)}))
+            return
         for text in cluster.stream_logs(job_id) if follow else [cluster.get_logs(job_id)]:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -111,20 +118,22 @@ def result(
 
 
 @app.command()
-def stop(job_id: JobId, ray_address: RayAddress = None) -> None:
+def stop(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None) -> None:
     """Stop the job, wait for its end and print its last status."""
     with _jobs_at(ray_address) as cluster:
         if not cluster.stop(job_id):
             note(f"job {job_id} had ended already")
-        typer.echo(cluster.wait(job_id, timeout=_STOP_SECONDS))
+        _show_status(job_id, cluster.wait(job_id, timeout=_STOP_SECONDS), as_json=as_json)
 
 
 @app.command()
-def delete(job_id: JobId, ray_address: RayAddress = None) -> None:
+def delete(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None) -> None:
     """Delete what the cluster keeps of a job that has ended."""
     with _jobs_at(ray_address) as cluster:
         cluster.delete(job_id)
         note(f"job {job_id} is deleted")
+        if as_json:
+            typer.echo(to_json({"id": job_id, "deleted": True}))
 
 
 def result_command(ray_address: str | None, path: Path) -> str:
@@ -152,6 +161,10 @@ def leave_or_stop(job_id: str, *, fetch: str) -> bool:
     if leave:
         note(f"job {job_id} goes on; its result: {fetch} {job_id}")
     return leave
+
+
+def _show_status(job_id: str, status: str, *, as_json: bool) -> None:
+    typer.echo(to_json({"id": job_id, "status": status}) if as_json else status)
 
 
 @contextlib.contextmanager

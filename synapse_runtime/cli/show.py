@@ -69,7 +69,7 @@ class ShownAction:
 
 def list_plugins(
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIRECTORY]", help="Where to look, and everywhere below.", show_default=False)
+        Path, typer.Argument(metavar="DIRECTORY", help="Where to look, and everywhere below.", show_default=False)
     ] = Path("."),
     as_json: AsJson = False,
 ) -> None:

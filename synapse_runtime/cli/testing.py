@@ -31,11 +31,15 @@ class ForPytest(TyperCommand):
         ctx.meta[_FOR_PYTEST] = args[end + 1 :]
         return super().parse_args(ctx, args[:end])
 
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Show that there is more."""
+        return [*super().collect_usage_pieces(ctx), "[-- PYTEST ARGUMENTS]"]
+
 
 def run_tests(
     ctx: typer.Context,
     path: Annotated[
-        Path, typer.Argument(metavar="[PATH]", help="The plugin's directory. Default: around here.", show_default=False)
+        Path, typer.Argument(metavar="PATH", help="The plugin's directory. Default: around here.", show_default=False)
     ] = Path("."),
     mode: Annotated[
         list[str] | None,
@@ -48,10 +52,10 @@ def run_tests(
         ),
     ] = None,
 ) -> None:
-    """Run pytest over a plugin's tests: synapse plugin test [PATH] --mode task -- -k learns -x.
+    """Run pytest over a plugin's tests, in one mode or in several.
 
-    What stands behind -- is for pytest, which runs in the plugin's directory and gives its exit status. There,
-    --junitxml=FILE writes the results for programs.
+    What stands behind -- is for pytest, which runs in the plugin's directory and gives the exit status:
+    `synapse plugin test --mode task -- -k learns --junitxml=results.xml`.
     """
     arguments = ctx.meta[_FOR_PYTEST]
     modes = dict.fromkeys(name for given in mode or [] for name in _modes(given))

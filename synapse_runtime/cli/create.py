@@ -16,6 +16,7 @@ from synapse_runtime.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from synapse_runtime.cli.scaffold import NewPlugin
+    from synapse_runtime.enums import PluginCategory
 
 _DEFAULT_CATEGORY = "custom"
 
@@ -72,11 +73,11 @@ def create(
     with exit_on_errors():
         code = None if code is None else _checked("--code", scaffold.checked_code, code)
         name = None if name is None else _checked("--name", scaffold.checked_name, name)
-        category = None if category is None else _checked("--category", _category, category)
+        kind = None if category is None else _checked("--category", _category, category)
         actions = tuple(_checked("--action", scaffold.checked_action, given) for given in action or [])
         asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
         guess = scaffold.code_from(name or "") or scaffold.code_from(directory.absolute().name if directory else "")
-        if not yes and not asks and not (code and category):
+        if not yes and not asks and not (code and kind):
             raise ConfigError(
                 "nobody can be asked here: give --code and --category, or --yes for defaults (see --help); "
                 "--name, --action and DIRECTORY as you like"
@@ -86,11 +87,11 @@ def create(
             raise ConfigError("no code can be made of what was given: give --code, such as my-plugin")
         default_name = code.replace("-", " ").replace("_", " ").capitalize()
         name = name or (_ask("Name", scaffold.checked_name, default_name) if asks else default_name)
-        category = category or (_ask_category() if asks else _DEFAULT_CATEGORY)
-        actions = actions or scaffold.DEFAULT_ACTIONS[category]
+        kind = kind or (_ask_category() if asks else _category(_DEFAULT_CATEGORY))
+        actions = actions or scaffold.DEFAULT_ACTIONS[kind]
         if asks and not action:
             actions = _ask("Actions", _actions, " ".join(actions))
-        plugin = scaffold.NewPlugin(code, name, category, tuple(dict.fromkeys(actions)), sdk)
+        plugin = scaffold.NewPlugin(code, name, kind, tuple(dict.fromkeys(actions)), sdk)
         target = directory or Path(code)
         if asks and not typer.confirm(f"Make it in {target}?", default=True, err=True):
             raise typer.Abort
@@ -115,7 +116,7 @@ def _show(plugin: NewPlugin, target: Path, files: list[str]) -> None:
         note(f"  {step}")
 
 
-def _ask_category() -> str:
+def _ask_category() -> PluginCategory:
     from synapse_runtime.enums import PluginCategory
 
     note(f"categories: {', '.join(PluginCategory)}")
@@ -140,7 +141,7 @@ def _checked(option: str, check: Callable[[str], T], text: str) -> T:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
-def _category(text: str) -> str:
+def _category(text: str) -> PluginCategory:
     from synapse_runtime.enums import PluginCategory
 
     known = [category.value for category in PluginCategory]
@@ -149,7 +150,7 @@ def _category(text: str) -> str:
         guess = nearest(wanted, known)
         hint = f" Did you mean {guess!r}?" if guess else ""
         raise ValueError(f"there is no category {text!r}.{hint} There are: {', '.join(known)}.")
-    return wanted
+    return PluginCategory(wanted)
 
 
 def _actions(text: str) -> tuple[str, ...]:

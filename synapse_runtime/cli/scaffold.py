@@ -26,7 +26,7 @@ ACTION_RULE = "an action's name has small letters, digits and '_', begins with a
 _LONGEST = 64
 
 # The actions that a plugin of a category begins with.
-DEFAULT_ACTIONS: Mapping[str, tuple[str, ...]] = {
+DEFAULT_ACTIONS: Mapping[PluginCategory, tuple[str, ...]] = {
     PluginCategory.NEURAL_NET: ("train", "infer"),
     PluginCategory.EXPORT: ("export",),
     PluginCategory.UPLOAD: ("upload",),
@@ -70,7 +70,7 @@ class NewPlugin:
 
     code: str
     name: str
-    category: str
+    category: PluginCategory
     actions: tuple[str, ...]
     sdk: bool = False
 
@@ -119,10 +119,10 @@ class NewPlugin:
             "code": self.code,
             "name": self.name,
             "version": "0.1.0",
-            "category": self.category,
+            "category": self.category.value,
             "description": self._description,
         }
-        if self.category == PluginCategory.NEURAL_NET:
+        if self.category is PluginCategory.NEURAL_NET:
             head["data_type"] = DataType.DATA.value  # which the platform asks of this category
         actions = {
             action: {

@@ -1,0 +1,259 @@
+"""`synapse plugin create`: what it makes works, what is there stays, and nothing is half made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime.cli import scaffold
+from synapse_runtime.enums import PluginCategory
+from synapse_runtime.errors import ConfigError
+from synapse_runtime.plugin import Plugin
+from tests.cli.processes import Finished, Synapse, status_of, synapse_in
+from tests.pytest_synapse.conftest import session_environment
+
+CUSTOM = PluginCategory.CUSTOM
+FILES = {"config.yaml": "code: a\nactions: {}\n", "plugin/__init__.py": "", "plugin/run.py": "text"}
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Synapse]:
+    """The command, in an empty directory."""
+    with synapse_in(tmp_path) as command:
+        yield command
+
+
+def create(command: Synapse, *arguments: str) -> Finished:
+    return command("plugin", "create", *arguments)
+
+
+def files_below(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+class TestWhatItMakes:
+    def test_tests_of_each_category_and_of_each_style_pass(self, tmp_path: Path) -> None:
+        for category, actions in scaffold.DEFAULT_ACTIONS.items():
+            plugin = scaffold.NewPlugin(f"of-{category}", f"Of {category}", category, actions)
+            scaffold.write(plugin.files(), tmp_path / category)
+        style = scaffold.NewPlugin("by-sdk", "By SDK", CUSTOM, ("label_all", "train_sdk"), sdk=True)
+        scaffold.write(style.files(), tmp_path / "sdk")
+
+        done = pytest_over(tmp_path, "--synapse-mode=local")
+
+        assert " passed" in done.stdout, done.stdout
+        assert done.returncode == 0, done.stdout
+        assert {path.parent.parent.name for path in tmp_path.glob("*/tests/test_*.py")} == {*PluginCategory, "sdk"}
+
+    def test_tests_pass_on_ray_too(self, tmp_path: Path) -> None:
+        plugin = scaffold.NewPlugin("all-kinds", "All", CUSTOM, ("train", "infer", "export", "run"))
+        scaffold.write(plugin.files(), tmp_path / "plugin")
+
+        one_of_each = "learns_the_line or gets_its_prediction or has_a_row or is_worked_on"
+        done = pytest_over(tmp_path / "plugin", "--synapse-mode=task,job", "-k", one_of_each)
+
+        assert done.returncode == 0, done.stdout
+        assert "task 4 runs" in done.stdout
+        assert "job 4 runs" in done.stdout
+
+    def test_every_action_is_one_that_the_config_names(self, tmp_path: Path) -> None:
+        plugin = scaffold.NewPlugin(
+            "my-plugin", "Größe: 플러그인 #1 'x'", PluginCategory.NEURAL_NET, ("train", "auto_label")
+        )
+        scaffold.write(plugin.files(), tmp_path / "made")
+
+        loaded = Plugin.load(tmp_path / "made")
+        assert loaded.manifest.name == "Größe: 플러그인 #1 'x'"
+        assert loaded.action_names == ("train", "auto_label")
+        assert loaded.load_action("auto_label").__name__ == "AutoLabelAction"
+        assert loaded.manifest.actions["train"].method == "job"
+
+    def test_style_of_the_sdk_imports_its_names_in_actions_only(self) -> None:
+        files = scaffold.NewPlugin("a", "A", CUSTOM, ("run",), sdk=True).files()
+        assert "from synapse_sdk.plugins.action import BaseAction" in files["plugin/run.py"]
+        assert "from synapse_runtime.errors import" in files["tests/test_run.py"]
+
+
+class TestCommand:
+    def test_makes_it_in_a_directory_named_by_its_code(self, here: Synapse, tmp_path: Path) -> None:
+        done = create(here, "--code", "my-plugin", "--category", "export", "--name", "Zähler")
+        assert done.status == 0, done.stderr
+        assert done.stdout.splitlines()[0] == "Plugin my-plugin is in my-plugin:"
+        assert "  plugin/export.py" in done.stdout.splitlines()
+        assert "  cd my-plugin\n  synapse plugin check\n  synapse plugin test\n" in done.stderr
+        assert Plugin.load(tmp_path / "my-plugin").manifest.name == "Zähler"
+        assert files_below(tmp_path) == {"my-plugin"} | {
+            f"my-plugin/{name}" for name in files_below(tmp_path / "my-plugin")
+        }
+
+    def test_tells_as_json_what_it_made(self, here: Synapse, tmp_path: Path) -> None:
+        done = create(
+            here, "deep/er", "--name", "Mein Plugin", "--yes", "--action", "a", "-a", "b", "-a", "a", "--json"
+        )
+        assert (done.status, done.stderr) == (0, "")
+        assert done.result["code"] == "mein-plugin"
+        assert done.result["path"] == str(tmp_path / "deep" / "er")
+        assert done.result["actions"] == ["a", "b"]
+        assert all((tmp_path / "deep" / "er" / name).is_file() for name in done.result["files"])
+
+    def test_asks_on_a_terminal_and_again_where_the_answer_is_wrong(self, here: Synapse, tmp_path: Path) -> None:
+        with here.on_terminal(command=("plugin", "create")) as child:
+            for question, answer in [
+                (r"Code: ", "../up"),
+                (r"is no code: a code has small letters.*Code: ", "digits"),
+                (r"Name \[Digits\]: ", "숫자 읽기"),
+                (r"categories: neural_net.*Category \[custom\]: ", "neural-nte"),
+                (r"Did you mean 'neural_net'\?.*Category \[custom\]: ", "neural_net"),
+                (r"Actions \[train infer\]: ", "train, evaluate"),
+                (r"Make it in digits\? \[Y/n\]: ", "y"),
+            ]:
+                child.expect(question)
+                child.sendline(answer)
+            child.expect("Plugin digits is in digits:")
+            assert status_of(child) == 0
+        made = Plugin.load(tmp_path / "digits")
+        assert (made.manifest.name, made.action_names) == ("숫자 읽기", ("train", "evaluate"))
+
+    def test_that_is_interrupted_leaves_nothing(self, here: Synapse, tmp_path: Path) -> None:
+        with here.on_terminal("--code", "a", "--name", "A", command=("plugin", "create")) as child:
+            child.expect("Category")
+            child.sendcontrol("c")
+            child.expect("interrupted")
+            assert status_of(child) == 130
+        assert files_below(tmp_path) == set()
+
+    def test_without_a_terminal_says_what_it_needs(self, here: Synapse, tmp_path: Path) -> None:
+        done = create(here, "--code", "a")
+        assert (done.status, done.stdout) == (2, "")
+        assert "nobody can be asked here: give --code and --category, or --yes" in done.stderr
+        done = create(here, "--yes", "--name", "플러그인")
+        assert done.status == 2
+        assert "give --code, such as my-plugin" in done.stderr
+        assert files_below(tmp_path) == set()
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (("--code", "../up"), "Invalid value for --code: '../up' is no code: a code has small letters, digits"),
+            (("--code", "a", "--action", "Train"), "Invalid value for --action: 'Train' is no action"),
+            (("--code", "a", "--category", "exprot"), "there is no category 'exprot'. Did you mean 'export'?"),
+            (("--code", "a", "--name", " "), "a name is one line of printable text"),
+        ],
+    )
+    def test_refuses_what_is_wrong(self, here: Synapse, tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+        done = create(here, *arguments, "--yes")
+        assert (done.status, done.stdout) == (2, "")
+        assert text in " ".join(done.stderr.split())
+        assert files_below(tmp_path) == set()
+
+    def test_lists_what_is_in_the_way_and_writes_nothing(self, here: Synapse, tmp_path: Path) -> None:
+        (tmp_path / "a" / "plugin").mkdir(parents=True)
+        (tmp_path / "a" / "README.md").write_text("mine")
+        (tmp_path / "a" / "plugin" / "run.py").write_text("mine too")
+        (tmp_path / "a" / "synapse.yaml").write_text("code: other\n")
+        before = files_below(tmp_path)
+        done = create(here, "a", "--code", "a", "--yes")
+        assert (done.status, done.stdout) == (2, "")
+        assert [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")] == [
+            "a/README.md",
+            "a/plugin/run.py",
+            "a/synapse.yaml",
+        ]
+        assert files_below(tmp_path) == before
+        assert (tmp_path / "a" / "README.md").read_text() == "mine"
+
+    def test_leaves_what_else_is_in_the_directory(self, here: Synapse, tmp_path: Path) -> None:
+        (tmp_path / "a" / "plugin").mkdir(parents=True)
+        (tmp_path / "a" / "plugin" / "mine.py").write_text("mine")
+        assert create(here, "a", "--code", "a", "--yes").status == 0
+        assert (tmp_path / "a" / "plugin" / "mine.py").read_text() == "mine"
+        assert (tmp_path / "a" / "plugin" / "run.py").exists()
+
+
+class TestRules:
+    @pytest.mark.parametrize("code", ["a", "my-plugin", "yolo_v8", "x1", "a" * 64])
+    def test_a_code_is(self, code: str) -> None:
+        assert scaffold.checked_code(f" {code} ") == code
+
+    @pytest.mark.parametrize(
+        "code", ["", "A", "1a", "a-", "-a", "a/b", "..", "a b", "ä", "class", "not", "a\n", "a.b", "a" * 65]
+    )
+    def test_a_code_is_not(self, code: str) -> None:
+        if code == "a\n":
+            assert scaffold.checked_code(code) == "a"
+            return
+        with pytest.raises(ValueError, match="is no code: a code has"):
+            scaffold.checked_code(code)
+
+    @pytest.mark.parametrize("name", ["", "Train", "1a", "a-b", "a.b", "import", "../a", "_a", "á"])
+    def test_an_action_is_not(self, name: str) -> None:
+        with pytest.raises(ValueError, match="is no action: an action's name has"):
+            scaffold.checked_action(name)
+
+    @pytest.mark.parametrize(
+        ("name", "code"),
+        [
+            ("My Plugin", "my-plugin"),
+            ("  Größe 2! ", "groe-2"),
+            ("플러그인", None),
+            ("class", None),
+            ("3D view", "d-view"),
+        ],
+    )
+    def test_a_name_suggests_a_code(self, name: str, code: str | None) -> None:
+        assert scaffold.code_from(name) == code
+
+
+class TestAllOrNothing:
+    @pytest.mark.parametrize("there", [False, True], ids=["new", "existing"])
+    def test_what_was_written_goes_when_it_is_interrupted(self, tmp_path: Path, there: bool) -> None:
+        class Interrupted(dict[str, str]):
+            def items(self):  # type: ignore[no-untyped-def,override]
+                yield from super().items()
+                raise KeyboardInterrupt
+
+        target = tmp_path / "new" / "plugin"
+        if there:
+            target.mkdir(parents=True)
+            (target / "mine").touch()
+        before = files_below(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            scaffold.write(Interrupted(FILES), target)
+        assert files_below(tmp_path) == before
+
+    def test_a_file_where_a_directory_belongs_is_in_the_way(self, tmp_path: Path) -> None:
+        (tmp_path / "plugin").touch()
+        with pytest.raises(ConfigError, match=rf"there already:\n  {tmp_path}/plugin\n"):
+            scaffold.write(FILES, tmp_path)
+        with pytest.raises(ConfigError, match=rf"there already:\n  {tmp_path}/plugin\n"):
+            scaffold.write(FILES, tmp_path / "plugin")
+        assert files_below(tmp_path) == {"plugin"}
+
+    @pytest.mark.parametrize("link", ["plugin", "config.yaml"])
+    def test_a_link_out_of_the_directory_is_in_the_way(self, tmp_path: Path, link: str) -> None:
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / link).symlink_to(tmp_path / "outside" / ("" if link == "plugin" else "nowhere"))
+        with pytest.raises(ConfigError, match=rf"here/{link}"):
+            scaffold.write(FILES, tmp_path / "here")
+        assert list((tmp_path / "outside").iterdir()) == []
+
+    def test_a_place_that_cannot_be_written_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="/file: cannot be written: File exists"):
+            scaffold.write(FILES, tmp_path / "file" / "plugin")
+
+
+def pytest_over(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=directory,
+        env=session_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )

@@ -125,9 +125,12 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*row)
         Console(markup=False, emoji=False, highlight=False).print(table)
         return
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    from rich.cells import cell_len  # letters of some scripts take two columns
+
+    widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     for row in (headings, *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

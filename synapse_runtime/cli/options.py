@@ -16,7 +16,7 @@ _CONFIG_AT_MOST = 1_000_000
 def action_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the actions that a word may become, with what they do. A shell asks on each press of the Tab key.
 
-    So neither pydantic nor the plugin is imported, and where the config file is broken there are none: what is wrong
+    So the config file is read as it is, without our model of it, and where it is broken there are none: what is wrong
     with it is told by the command itself.
     """
     return [(name, about) for name, about in _actions_at(ctx.params.get("path")) if name.startswith(incomplete)]

@@ -108,6 +108,8 @@ def test_up_once_more_changes_nothing(warm):
     assert again.stderr == "a warm cluster is up already\n"
     assert f"owner      process {before}\n" in again.stdout
 
+    assert warm("cluster", "up", "--json").result["pid"] == before
+
     more = warm("cluster", "up", "--gpus", "4")
     assert more.status == 3
     assert "it is not what you asked for: it has GPU 3, wanted are 4; `synapse cluster down` ends it" in more.stderr
@@ -125,9 +127,9 @@ def test_the_command_line_finds_it(warm, mode):
 
 
 def test_a_job_may_be_left_on_it(warm):
-    submitted = warm.run("infer", "--mode", "job", "--detach", "--params", '{"number": 2}')
+    submitted = warm.run("infer", "--mode", "job", "--detach", "--json", "--params", '{"number": 2}')
     assert submitted.status == 0, submitted.stderr
-    job_id = submitted.stdout.strip()
+    job_id = submitted.result["id"]
 
     assert warm.job("result", job_id, "--json").result == {"number": 2}
     assert job_id in warm.job("list").stdout
@@ -147,7 +149,13 @@ def test_logs_are_listed_and_printed(warm):
     assert listed.splitlines()[0].endswith("/cluster.log")
     assert "/gcs_server.out\n" in listed
 
+    data = warm("cluster", "logs", "--json").result
+    assert Path(data[0]["path"]).name == "cluster.log"
+    assert sum(file["bytes"] for file in data) > 0
     assert "gcs_server" in warm("cluster", "logs", "gcs_server.o").stdout
+    one = warm("cluster", "logs", "gcs_server.o", "--json").result
+    assert one["path"].endswith("/gcs_server.out")
+    assert "gcs_server" in one["text"]
     wrong = warm("cluster", "logs", "nothing-like-it")
     assert wrong.status == 3
     assert wrong.stderr == ("error: no log files are named nothing-like-it…: `synapse cluster logs` lists them\n")
@@ -260,8 +268,9 @@ def test_without_one_the_commands_say_so(synapse):
     assert status.status == 3
     assert status.stderr == "there is no warm cluster; `synapse cluster up` starts one\n"
     assert synapse("cluster", "status", "--json").stdout == "null\n"
-    down = synapse("cluster", "down")
+    down = synapse("cluster", "down", "--json")
     assert (down.status, down.stderr) == (0, "there is no warm cluster\n")
+    assert down.result == {"ended": False}
     logs = synapse("cluster", "logs")
     assert (logs.status, logs.stderr) == (3, "error: there is no warm cluster; `synapse cluster up` starts one\n")
 

@@ -132,6 +132,16 @@ class TestOneJob:
         done = joined.job("status", trained, "--ray-address", running["address"], RAY_ADDRESS="127.0.0.1:1")
         assert (done.status, done.stdout, done.stderr) == (0, "SUCCEEDED\n", "")
 
+    def test_it_is_data_with_json(self, joined: Synapse, trained: str) -> None:
+        assert joined.job("status", trained, "--json").result == {"id": trained, "status": "SUCCEEDED"}
+        assert joined.job("stop", trained, "--json").result == {"id": trained, "status": "SUCCEEDED"}
+        logs = joined.job("logs", trained, "--json").result
+        assert logs["id"] == trained
+        assert "epoch_complete" in logs["logs"]
+        endless = joined.job("logs", trained, "--json", "--follow")
+        assert endless.status == 2
+        assert "not with --follow" in endless.stderr
+
     def test_its_result_is_alone_on_stdout_with_json(self, joined: Synapse, trained: str) -> None:
         done = joined.job("result", trained, "--json")
         assert (done.status, done.stdout, done.stderr) == (0, '{"epochs":2,"batch_size":16}\n', "")
@@ -157,8 +167,9 @@ class TestOneJob:
         result = joined.job("result", job_id)
         assert result.status == 1
         assert result.stderr.endswith(f"error: nap: job {job_id} was stopped\n")
-        deleted = joined.job("delete", job_id)
-        assert (deleted.status, deleted.stdout, deleted.stderr) == (0, "", f"job {job_id} is deleted\n")
+        deleted = joined.job("delete", job_id, "--json")
+        assert (deleted.status, deleted.stderr) == (0, f"job {job_id} is deleted\n")
+        assert deleted.result == {"id": job_id, "deleted": True}
         done = joined.job("logs", job_id)
         assert (done.status, done.stdout) == (3, "")
         where = joined.env["RAY_ADDRESS"]

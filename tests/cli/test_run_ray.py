@@ -12,6 +12,22 @@ import pytest
 from tests.cli.processes import Synapse, assert_debug_shows_more, cluster, interrupt, processes_with, synapse_in, within
 
 STARTING = "cluster: ephemeral, started on first need\n"
+INFER = """\
+from pydantic import BaseModel
+
+from synapse_runtime.action import BaseAction
+
+
+class InferParams(BaseModel):
+    input: list[float]
+    infer_path: str = "/default"
+    scale: float = 1
+
+
+class Infer(BaseAction[InferParams]):
+    def execute(self):
+        return {"path": self.params.infer_path, "scaled": [self.params.scale * number for number in self.params.input]}
+"""
 RAY_MODES = pytest.mark.parametrize("mode", ["task", "job"])
 
 
@@ -75,6 +91,15 @@ class TestOnAClusterOfItsOwn:
 
 
 class TestOnARunningCluster:
+    @pytest.mark.parametrize("mode", ["local", "task", "job"])
+    def test_infer_gets_its_input_and_path_in_every_mode(self, joined: Synapse, tmp_path: Path, mode: str) -> None:
+        (tmp_path / "config.yaml").write_text("code: a\nactions: {infer: acts.Infer}\n")
+        (tmp_path / "acts.py").write_text(INFER)
+        given = ("--input", "[1, 2]", "--infer-path", "/v1", "--param", "scale=2")
+        done = joined.run("infer", "--mode", mode, *given, "--json", cwd=tmp_path)
+        assert done.status == 0, done.stderr
+        assert done.result == {"path": "/v1", "scaled": [2, 4]}
+
     @RAY_MODES
     def test_debug_shows_messages_of_level_debug_and_all_lines_of_an_error(self, joined: Synapse, mode: str) -> None:
         assert_debug_shows_more(

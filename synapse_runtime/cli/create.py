@@ -117,9 +117,11 @@ def _show(plugin: NewPlugin, target: Path, files: list[str]) -> None:
 
 
 def _ask_category() -> PluginCategory:
-    from synapse_runtime.enums import PluginCategory
+    from synapse_runtime.cli.scaffold import DEFAULT_ACTIONS
 
-    note(f"categories: {', '.join(PluginCategory)}")
+    note("Categories, and the actions that they begin with:")
+    for category, actions in DEFAULT_ACTIONS.items():
+        note(f"  {category:<16} {', '.join(actions)}")
     return _ask("Category", _category, _DEFAULT_CATEGORY)
 
 

@@ -60,6 +60,17 @@ class TestWhatItMakes:
         assert "task 4 runs" in done.stdout
         assert "job 4 runs" in done.stdout
 
+    @pytest.mark.parametrize("sdk", [False, True])
+    def test_its_code_is_tidy(self, tmp_path: Path, sdk: bool) -> None:
+        actions = ("train", "infer", "export", "run_all")
+        scaffold.write(scaffold.NewPlugin("a", "A", CUSTOM, actions, sdk).files(), tmp_path)
+        ruff = [sys.executable, "-m", "ruff"]
+        style = ("--isolated", "--line-length", "100", "--no-cache", ".")
+        rules = ("--select", "E,F,I,B,UP,PT,SIM,RUF")
+        for command in (["check", *rules, *style], ["format", "--check", *style]):
+            done = subprocess.run([*ruff, *command], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+            assert done.returncode == 0, done.stdout
+
     def test_every_action_is_one_that_the_config_names(self, tmp_path: Path) -> None:
         plugin = scaffold.NewPlugin(
             "my-plugin", "Größe: 플러그인 #1 'x'", PluginCategory.NEURAL_NET, ("train", "auto_label")
@@ -106,7 +117,7 @@ class TestCommand:
                 (r"Code: ", "../up"),
                 (r"is no code: a code has small letters.*Code: ", "digits"),
                 (r"Name \[Digits\]: ", "숫자 읽기"),
-                (r"categories: neural_net.*Category \[custom\]: ", "neural-nte"),
+                (r"  neural_net +train, infer.*Category \[custom\]: ", "neural-nte"),
                 (r"Did you mean 'neural_net'\?.*Category \[custom\]: ", "neural_net"),
                 (r"Actions \[train infer\]: ", "train, evaluate"),
                 (r"Make it in digits\? \[Y/n\]: ", "y"),

@@ -12,7 +12,7 @@ XDIST := -n 2 --dist loadfile --no-loadscope-reorder
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 
-.PHONY: demo test test-core parity compatibility lint types check format clean help
+.PHONY: demo test test-core parity compatibility tutorial lint types check format clean help
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-core   those of the runtime, and the contract's in all modes"
 	@echo "make parity  the contract's tests, and the page that tells of them"
 	@echo "make compatibility  the tests with other pytest plugins, and the page that tells of them"
+	@echo "make tutorial  the tutorial's commands, and the page with their screens"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
 	@echo "make check   lint, types, test and demo"
@@ -43,6 +44,9 @@ parity: $(VENV)/.dev$(RAY)
 compatibility: $(VENV)/.dev$(RAY)
 	$(PYTEST) tests/pytest_synapse/test_neighbours.py -v --junitxml=$(VENV)/compatibility.xml
 	$(BIN)/python docs/make_compatibility_page.py $(VENV)/compatibility.xml
+
+tutorial: $(VENV)/.dev$(RAY)
+	$(BIN)/python docs/make_tutorial.py
 
 lint: $(VENV)/.dev$(RAY)
 	$(BIN)/ruff check .

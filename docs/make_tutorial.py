@@ -109,7 +109,7 @@ def same_everywhere(screen: str) -> Iterator[str]:
         line = re.sub(r"\b\d+\.\d\ds( \(\d:\d\d:\d\d\))?", "5.00s", line)
         line = re.sub(r"^platform \w+ -- Python [\d.]+\w*, pytest-[\d.]+, pluggy-[\d.]+", _PLATFORM, line)
         heading = re.fullmatch(r"=+ (.*?) =+", line)
-        yield f" {heading[1]} ".center(COLUMNS - 8, "=") if heading else line
+        yield f" {heading[1]} ".center(COLUMNS, "=") if heading else line
 
 
 _PLATFORM = "platform linux -- Python 3.11.9, pytest-9.0.0, pluggy-1.6.0"
@@ -122,7 +122,7 @@ def _same_time(match: re.Match[str]) -> str:
 
 def page() -> str:
     """Return the page, with the screens of its commands as they are now."""
-    with tempfile.TemporaryDirectory(prefix="tutorial-") as directory:
+    with tempfile.TemporaryDirectory(prefix="t") as directory:
         tutorial = Tutorial(Path(directory).resolve())
 
         def rerun(block: re.Match[str]) -> str:

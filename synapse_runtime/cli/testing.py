@@ -51,6 +51,12 @@ def run_tests(
             autocompletion=mode_names,
         ),
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the results alone to standard output, as JSON: id, mode, outcome of each test."
+        ),
+    ] = False,
 ) -> None:
     """Run pytest over a plugin's tests, in one mode or in several.
 
@@ -64,10 +70,20 @@ def run_tests(
         command = [sys.executable, "-m", "pytest", *_tests(plugin, arguments)]
         if modes:
             command.append(f"--synapse-mode={','.join(modes)}")
-        sys.stdout.flush()
+        if as_json:
+            command += ["-p", "pytest_synapse.results", f"--synapse-results-to={_stdout_apart()}"]
         os.chdir(plugin.root)
         # It takes the place of this process: signals, terminal and exit status are its own.
         os.execv(sys.executable, [*command, *arguments])
+
+
+def _stdout_apart() -> int:
+    """Keep standard output for the results, and let what else is written there go to standard error."""
+    sys.stdout.flush()
+    results = os.dup(1)
+    os.set_inheritable(results, True)
+    os.dup2(2, 1)
+    return results
 
 
 def _modes(text: str) -> Iterator[str]:

@@ -30,6 +30,32 @@ def test_naps():
     time.sleep(60)
 """
 
+MORE = """\
+import pytest
+
+
+@pytest.fixture
+def broken():
+    raise OSError("no such thing")
+
+
+def test_setup(broken): ...
+
+
+def test_skips():
+    print("to stdout")
+    pytest.skip("not here")
+
+
+@pytest.mark.xfail
+def test_xfails():
+    assert 0
+
+
+@pytest.mark.xfail
+def test_xpasses(): ...
+"""
+
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Synapse]:
@@ -53,6 +79,30 @@ def test_arguments_behind_the_dashes_and_the_status_are_pytests(here: Synapse) -
     assert failed.status == 1
     assert "1 failed" in failed.stdout
     assert outcome(here, "--", "-k", "nothing_like_it").status == 5
+
+
+def test_results_are_alone_on_stdout_with_json(here: Synapse, tmp_path: Path) -> None:
+    (tmp_path / "tests" / "test_more.py").write_text(MORE)
+    (tmp_path / "tests" / "test_broken.py").write_text("import not_installed_here")
+    for more in ((), ("-n", "1")):
+        done = outcome(here, "--mode", "local", "--json", "--", "--deselect", "tests/test_all.py::test_naps",
+                       "--continue-on-collection-errors", "-s", *more)  # fmt: skip
+        assert done.status == done.result["status"] == 1
+        assert "1 xfailed" in done.stderr
+        tests = {test.pop("id"): test for test in done.result["tests"]}
+        assert {name.partition("::")[2]: test["outcome"] for name, test in tests.items()} == {
+            "": "error",
+            "test_runs": "passed",
+            "test_fails": "failed",
+            "test_setup": "error",
+            "test_skips": "skipped",
+            "test_xfails": "xfailed",
+            "test_xpasses": "xpassed",
+        }
+        assert tests["tests/test_all.py::test_runs"]["mode"] == "local"
+        assert tests["tests/test_all.py::test_runs"]["seconds"] > 0
+        assert tests["tests/test_all.py::test_fails"]["message"].startswith("AssertionError: assert")
+        assert "not_installed_here" in tests["tests/test_broken.py"]["message"]
 
 
 def test_modes_may_be_several(here: Synapse) -> None:

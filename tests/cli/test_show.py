@@ -239,6 +239,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put("a/within", "code: third\n")
     put("broken", "code: [unclosed\nactions: {}\n")
     put("other", "logging: true\n")
+    put("a/other", "logging: true\n")
     for hidden in (".git", "node_modules/x", "lib/site-packages/x", "venv/share"):
         put(hidden, "code: hidden\n")
     put("venv", "home = /usr\n", "pyvenv.cfg")

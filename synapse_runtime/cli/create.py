@@ -70,38 +70,37 @@ def create(
     """
     from synapse_runtime.cli import scaffold
 
+    code = None if code is None else _checked("--code", scaffold.checked_code, code)
+    name = None if name is None else _checked("--name", scaffold.checked_name, name)
+    kind = None if category is None else _checked("--category", _category, category)
+    actions = tuple(_checked("--action", scaffold.checked_action, given) for given in action or [])
+    suggested = scaffold.code_from(name or "") or scaffold.code_from(directory.absolute().name if directory else "")
+    asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
     with exit_on_errors():
-        code = None if code is None else _checked("--code", scaffold.checked_code, code)
-        name = None if name is None else _checked("--name", scaffold.checked_name, name)
-        kind = None if category is None else _checked("--category", _category, category)
-        actions = tuple(_checked("--action", scaffold.checked_action, given) for given in action or [])
-        asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-        guess = scaffold.code_from(name or "") or scaffold.code_from(directory.absolute().name if directory else "")
-        if not yes and not asks and not (code and kind):
+        if not (yes or asks or (code and kind)):
             raise ConfigError(
                 "nobody can be asked here: give --code and --category, or --yes for defaults (see --help); "
                 "--name, --action and DIRECTORY as you like"
             )
-        code = code or (_ask("Code", scaffold.checked_code, guess) if asks else guess)
+        code = code or (_ask("Code", scaffold.checked_code, suggested) if asks else suggested)
         if code is None:
             raise ConfigError("no code can be made of what was given: give --code, such as my-plugin")
-        default_name = code.replace("-", " ").replace("_", " ").capitalize()
-        name = name or (_ask("Name", scaffold.checked_name, default_name) if asks else default_name)
+        name_of_code = code.replace("-", " ").replace("_", " ").capitalize()
+        name = name or (_ask("Name", scaffold.checked_name, name_of_code) if asks else name_of_code)
         kind = kind or (_ask_category() if asks else _category(_DEFAULT_CATEGORY))
-        actions = actions or scaffold.DEFAULT_ACTIONS[kind]
-        if asks and not action:
-            actions = _ask("Actions", _actions, " ".join(actions))
-        plugin = scaffold.NewPlugin(code, name, kind, tuple(dict.fromkeys(actions)), sdk)
+        usual = scaffold.DEFAULT_ACTIONS[kind]
+        actions = actions or (_ask("Actions", _actions, " ".join(usual)) if asks else usual)
         target = directory or Path(code)
         if asks and not typer.confirm(f"Make it in {target}?", default=True, err=True):
             raise typer.Abort
+        plugin = scaffold.NewPlugin(code, name, kind, tuple(dict.fromkeys(actions)), sdk)
         files = plugin.files()
         scaffold.write(files, target)
-        if as_json:
-            made = {"code": code, "path": target.absolute(), "actions": plugin.actions, "files": list(files)}
-            typer.echo(to_json(made))
-        else:
-            _show(plugin, target, list(files))
+    if as_json:
+        made = {"code": code, "path": target.absolute(), "actions": plugin.actions, "files": list(files)}
+        typer.echo(to_json(made))
+    else:
+        _show(plugin, target, list(files))
 
 
 def _show(plugin: NewPlugin, target: Path, files: list[str]) -> None:

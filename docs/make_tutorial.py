@@ -30,6 +30,7 @@ SECONDS = 120
 ANSWERS = {"synapse plugin create": ["my-plugin", "", "neural_net", "", ""]}
 # Those that are to fail, and how.
 STATUS = {
+    "synapse plugin check .": 1,
     "synapse plugin run train --mode local --param epoch=5": 2,
     "synapse plugin run train --mode local --param epochs=many": 2,
 }

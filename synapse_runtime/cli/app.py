@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from synapse_runtime import __version__
-from synapse_runtime.cli import check, cluster, job, plugin
+from synapse_runtime.cli import cluster, job, plugin
 from synapse_runtime.cli.doctor import doctor
 
 app = typer.Typer(
@@ -18,8 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(plugin.app, name="plugin")
-plugin.app.command()(check.check)
-plugin.app.command()(check.update_config)
 app.add_typer(job.app, name="job")
 app.add_typer(cluster.app, name="cluster", short_help="Keep a cluster warm on this machine.")
 app.command()(doctor)

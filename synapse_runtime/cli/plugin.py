@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synapse_runtime.cli import create, show, testing
+from synapse_runtime.cli import check, create, show, testing
 from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only_results_on_stdout, show_run, to_json
 from synapse_runtime.cli.find import find_plugin, import_action
 from synapse_runtime.cli.job import leave_or_stop, result_command
@@ -21,15 +21,16 @@ from synapse_runtime.errors import ConfigError, ExecutionError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-
-_ABOUT = "Make, look at, test and run plugins."
+_ABOUT = "Make, check, look at, test and run plugins."
 
 app = typer.Typer(help=_ABOUT, no_args_is_help=True, rich_markup_mode=None)
 app.command("create")(create.create)
+app.command("check", short_help="Tell all that is wrong with a plugin.")(check.check)
+app.command("update-config", short_help="Bring the code's actions into the config file.")(check.update_config)
 app.command("list")(show.list_plugins)
 app.command("actions")(show.list_actions)
 app.command("schema")(show.schema)
-app.command("test", cls=testing.ForPytest)(testing.run_tests)
+app.command("test", cls=testing.ForPytest, short_help="Run pytest over a plugin's tests.")(testing.run_tests)
 
 
 @app.callback(help=_ABOUT)

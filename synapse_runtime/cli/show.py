@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, note, only_results_on_stdout, show_table, to_json
+from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only_results_on_stdout, show_table, to_json
 from synapse_runtime.cli.find import find_plugin, import_action
 from synapse_runtime.cli.options import ActionName, AsJson, PluginPath
 from synapse_runtime.errors import ConfigError, ExecutionError
@@ -105,6 +105,7 @@ def list_actions(path: PluginPath = Path("."), as_json: AsJson = False) -> None:
     with exit_on_errors():
         with only_results_on_stdout():  # modules may print when they are imported
             plugin = find_plugin(path)
+            note_unknown(plugin.manifest)
             actions = [_shown(plugin, name) for name in plugin.action_names]
         if as_json:
             typer.echo(to_json(actions))

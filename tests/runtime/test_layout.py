@@ -88,8 +88,8 @@ ROOMS = [
     "cli.testing",
     "cli.cluster",
     "cli.job",
-    "cli.plugin",
     "cli.check",
+    "cli.plugin",
     "cli.app",
     "cli",
 ]

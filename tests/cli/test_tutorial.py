@@ -23,7 +23,8 @@ def test_the_page_shows_what_its_commands_print() -> None:
 
 def test_the_page_goes_the_whole_way() -> None:
     page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    steps = ["plugin create", "plugin check", "plugin test --mode local --mode task", "20 passed", "plugin run train"]
-    found = [page.find(step, page.find("\n$ ")) for step in steps]
+    commands = ["create", "check", "test --mode local --mode task", "run train --mode local"]
+    found = [page.find(f"\n$ synapse plugin {command}") for command in commands]
     assert -1 not in found
     assert found == sorted(found)
+    assert "20 passed" in page

@@ -55,6 +55,7 @@ class RuntimeContext:
         name: The action's name.
         category: The plugin category that the config file names, if any.
         refusal: Why the params do not fit, where an action that checks them itself found that out.
+        step: The step that goes on, of what is recorded without naming one; None by default.
 
     Example:
         >>> events = []
@@ -84,6 +85,7 @@ class RuntimeContext:
         self.name = name
         self.category = category
         self.refusal: ValidationError | None = None
+        self.step: str | None = None
         self.env = env if isinstance(env, PluginEnvironment) else PluginEnvironment(env)
         self.job_id = job_id
         self.client = client
@@ -115,8 +117,8 @@ class RuntimeContext:
         event: str,
         data: Mapping[str, Any] | None = None,
         file: str | None = None,
-        *,
         level: str = "info",
+        *,
         step: str | None = None,
     ) -> None:
         """Record that something happened.
@@ -126,8 +128,9 @@ class RuntimeContext:
             data: Facts about it.
             file: A file that belongs to it.
             level: `debug`, `info`, `warning`, `error` or `critical`.
-            step: The step that it belongs to.
+            step: The step that it belongs to; the one that goes on by default.
         """
+        step = self.step if step is None else step
         self._emit(Event("log", str(event), _copied(data or {}), _level(level), step, file and str(file)))
 
     def set_progress(self, current: float, total: float, step: str | None = None) -> None:
@@ -293,12 +296,15 @@ class _ActionLogger(logging.Logger):
         self.set_metrics = ctx.set_metrics
         self._log_event = ctx.log
 
+    def _record(self, level: Any, event: str, data: Any = None, file: str | None = None, step: Any = None) -> None:
+        self._log_event(event, data, file, level, step=step)
+
     def log(self, level: Any, msg: Any, *args: Any, **kwargs: Any) -> None:
         """Log at a level of `logging`, as usual; or, at a `LogLevel`, an event: its name, data, file and step."""
         if isinstance(level, int):
             super().log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 1, **kwargs)
         else:
-            self._log_event(msg, *args, level=level, **kwargs)
+            self._record(level, msg, *args, **kwargs)
 
     def handle(self, record: logging.LogRecord) -> None:
         text = record.getMessage()

@@ -132,6 +132,10 @@ def _logger_class() -> Any:
             super().__init__()
             self._ctx = ctx
 
+        def set_step(self, step: str | None, order: int | None = None) -> None:
+            super().set_step(step, order)
+            self._ctx.step = step
+
         def _log_impl(self, event: str, data: dict[str, Any], file: Any, step: str | None, level: Any = None) -> None:
             word = "info" if level is None else str(level.value)
             if event in _MESSAGES and "content" in data:
@@ -154,7 +158,7 @@ def _logger_class() -> Any:
             self._ctx.set_metrics(value, str(self.get_step() if step is None else step))
 
         def log_event(self, event: str, data: Mapping[str, Any], file: str | None = None) -> None:
-            self._ctx.log(event, data, file, step=self.get_step())
+            self._ctx.log(event, data, file)
 
         def log_metric(self, category: str, key: str, value: float, **metrics: Any) -> None:
             self._ctx.log_metric(category, key, value, **metrics)

@@ -48,6 +48,19 @@ def test_log_records_name_data_file_level_and_step(ctx, events):
     assert events == [Event("log", "saved", {"epoch": 3}, "warning", "train", "model.bin")]
 
 
+def test_log_takes_its_level_by_place_as_the_sdks_does(ctx, events):
+    ctx.log("saved", {}, None, LogLevel.ERROR)
+    assert events == [Event("log", "saved", level="error")]
+
+
+def test_what_names_no_step_belongs_to_the_one_that_goes_on(ctx, events):
+    ctx.step = "train"
+    ctx.log("saved")
+    ctx.log("loaded", step="load")
+    ctx.log_metric("train", "loss", 0.5)
+    assert [event.step for event in events] == ["train", "load", "train"]
+
+
 def test_log_needs_no_more_than_a_name(ctx, events):
     ctx.log("started")
     assert events == [Event("log", "started", {}, "info", None, None)]
@@ -233,11 +246,12 @@ def test_what_programs_read_is_recorded_under_the_sdks_names(ctx, events):
 
 def test_the_logger_has_what_the_sdks_loggers_have(ctx, events):
     ctx.logger.log(LogLevel.WARNING, "saved", {"n": 1}, "a.txt", step="s")
+    ctx.logger.log(LogLevel.WARNING, "saved", {"n": 1}, "a.txt", "s")
     ctx.logger.set_progress(1, 4, "load")
     ctx.logger.set_metrics({"loss": 0.5}, "train")
     ctx.logger.log(logging.INFO, "at %d", 3)
     assert events == [
-        Event("log", "saved", {"n": 1}, "warning", "s", "a.txt"),
+        *[Event("log", "saved", {"n": 1}, "warning", "s", "a.txt")] * 2,
         Event("progress", "", {"current": 1, "total": 4}, step="load"),
         Event("metrics", "", {"loss": 0.5}, step="train"),
         Event("message", "at 3"),

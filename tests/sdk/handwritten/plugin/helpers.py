@@ -1,0 +1,7 @@
+"""What the actions share."""
+
+
+def half(number):
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number // 2

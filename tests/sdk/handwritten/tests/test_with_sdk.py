@@ -1,0 +1,11 @@
+"""What this plugin uses that only synapse-sdk has: steps, and its base of training actions."""
+
+import pytest
+from cases import CASES_OF_SDK, Case
+from plainly import outcome_of
+
+
+@pytest.mark.parametrize("case", CASES_OF_SDK.values(), ids=CASES_OF_SDK)
+def test_outcome_is_the_same_wherever_an_action_runs(case: Case, synapse_executor, tmp_path):
+    assert outcome_of(synapse_executor.run(case.action, case.params_in(tmp_path))) == case.outcome()
+    assert [path.read_text() for path in tmp_path.iterdir()] == (["0.75"] if case.action == "train" else [])

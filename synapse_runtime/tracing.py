@@ -81,7 +81,7 @@ class PackedException:
     text: str
     whole: bytes | None
     cls: bytes | None
-    args: tuple[bytes | str | Members, ...]
+    args: tuple[bytes | str | Members | PackedException, ...]
     state: dict[str, bytes | str]
     members: dict[str, bytes | str]
     frames: tuple[FrameSummary, ...]
@@ -227,7 +227,7 @@ def _pack(
         text=safe_str(error),
         whole=None if group is not None else _pack_whole(error),
         cls=_try_dumps(cls),
-        args=tuple(_pack_argument(value, group or ()) for value in error.args),
+        args=tuple(_pack_argument(value, group or (), linked) for value in error.args),
         state={name: _pack_part(value) for name, value in getattr(error, "__dict__", {}).items()},
         members=dict(_pack_members(error)),
         frames=frames_of(error.__traceback__, told),
@@ -274,12 +274,16 @@ def _pack_part(value: Any) -> bytes | str:
     return transport.safe_repr(value) if data is None else data
 
 
-def _pack_argument(value: Any, group: tuple[BaseException, ...]) -> bytes | str | Members:
+def _pack_argument(
+    value: Any, group: tuple[BaseException, ...], linked: Callable[[BaseException], PackedException | None]
+) -> bytes | str | Members | PackedException:
     if group and type(value) in (list, tuple):
         places = {id(member): place for place, member in enumerate(group)}
         if all(id(item) in places for item in value):
             return Members(type(value), tuple(places[id(item)] for item in value))
-    return _pack_part(value)
+    # An exception's own pickling may lose its text, as that of urllib3's in requests' does.
+    packed = linked(value) if isinstance(value, BaseException) else None
+    return _pack_part(value) if packed is None else packed
 
 
 def _pack_members(error: BaseException) -> Iterator[tuple[str, bytes | str]]:
@@ -335,10 +339,7 @@ def _unpack(packed: PackedException, made: dict[int, BaseException]) -> BaseExce
 
 def _rebuild(packed: PackedException, made: dict[int, BaseException]) -> BaseException:
     members = [_unpack(member, made) for member in packed.group or ()]
-    args = tuple(
-        part.kind(members[place] for place in part.places) if isinstance(part, Members) else _unpack_part(part)
-        for part in packed.args
-    )
+    args = tuple(_unpack_argument(part, members, made) for part in packed.args)
     error = _read_whole(packed)
     if error is not None:
         # What the author's __reduce__ knows may be better than a text.
@@ -356,6 +357,14 @@ def _rebuild(packed: PackedException, made: dict[int, BaseException]) -> BaseExc
         knows_attributes = False
     _restore_attributes(error, packed, keep=knows_attributes)
     return error
+
+
+def _unpack_argument(
+    part: bytes | str | Members | PackedException, members: list[BaseException], made: dict[int, BaseException]
+) -> Any:
+    if isinstance(part, Members):
+        return part.kind(members[place] for place in part.places)
+    return _unpack(part, made) if isinstance(part, PackedException) else _unpack_part(part)
 
 
 def _read_whole(packed: PackedException) -> BaseException | None:

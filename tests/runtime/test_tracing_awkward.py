@@ -60,6 +60,16 @@ class OwnReduce(Exception):
         return OwnReduce, (self.text, self.code)
 
 
+class LosesItsText(Exception):
+    """Pickles without the thing that its text begins with."""
+
+    def __init__(self, source: object, text: str) -> None:
+        super().__init__(f"{source}: {text}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LosesItsText, (None, "gone")
+
+
 class FailsToRead(Exception):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -135,6 +145,23 @@ def test_a_lock_among_the_arguments_becomes_text_and_the_rest_stays():
     assert copy.lock.startswith("<unlocked _thread.lock")
     assert copy.code == 7
     assert str(copy) == "held"
+
+
+def test_an_exception_among_the_arguments_keeps_its_text_and_is_the_one_in_the_chain():
+    reason = raised(LosesItsText("the pool", "refused"))
+    error = ConnectionError(reason)
+    error.__context__ = reason
+    copy = through(error)
+    assert str(copy) == str(error) == "the pool: refused"
+    assert copy.args[0] is copy.__context__
+    assert type(copy.args[0]) is LosesItsText
+    assert [entry.name for entry in traceback.extract_tb(copy.args[0].__traceback__)] == ["raised"]
+
+
+def test_an_exception_that_is_among_its_own_arguments_comes_to_an_end():
+    error = ValueError("x")
+    error.args = (error, "x")
+    assert through(error).args[1] == "x"
 
 
 def test_what_has_not_even_a_text_is_told_by_its_type():

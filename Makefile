@@ -12,7 +12,7 @@ XDIST := -n 2 --dist loadfile --no-loadscope-reorder
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 
-.PHONY: demo test test-core parity compatibility tutorial lint types check format clean help
+.PHONY: demo test test-core parity compatibility sdk tutorial lint types check format clean help
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
@@ -21,6 +21,7 @@ help:
 	@echo "make parity  the contract's tests, and the page that tells of them"
 	@echo "make compatibility  the tests with other pytest plugins, and the page that tells of them"
 	@echo "make tutorial  the tutorial's commands, and the page with their screens"
+	@echo "make sdk     the tests with the real synapse-sdk, on Python 3.12"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
 	@echo "make check   lint, types, test and demo"
@@ -47,6 +48,10 @@ compatibility: $(VENV)/.dev$(RAY)
 
 tutorial: $(VENV)/.dev$(RAY)
 	$(BIN)/python docs/make_tutorial.py
+
+# SDK_PYTHON=… names a Python 3.12 that is not found as python3.12.
+sdk: $(VENV)/.dev$(RAY)
+	$(BIN)/nox --session sdk $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON))
 
 lint: $(VENV)/.dev$(RAY)
 	$(BIN)/ruff check .

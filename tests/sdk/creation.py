@@ -1,0 +1,102 @@
+"""Plugins that the SDK's own `synapse plugin create` makes, one of each category."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.cli.processes import status_of, terminal
+
+# Whose script `synapse` is, where both packages are installed, depends on which came last.
+SYNAPSE_OF_SDK = [sys.executable, "-W", "ignore", "-c", "from synapse_sdk.cli import cli; cli()"]
+
+# What the command asks of each category besides its options; the first answer is taken.
+QUESTIONS: dict[str, list[str]] = {
+    "neural_net": ["Data type:", "Tasks"],
+    "smart_tool": ["Annotation category:", "Annotation type:", "Smart tool type:"],
+    "upload": ["Supported data types"],
+    "export": [],
+    "data_validation": [],
+    "pre_annotation": [],
+    "post_annotation": [],
+    "custom": [],
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an action.
+
+    Attributes:
+        params: `{data}` is a dataset, `{out}` a directory for what the action writes, `{new}` what no other run has.
+    """
+
+    category: str
+    action: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.category}-{self.action}" + ("" if self.params else "-without_params")
+
+
+# All that they have, with params that fit, and where some are required also without any.
+CALLS = [
+    Call("neural_net", "test"),
+    Call("neural_net", "convert", {"path": "{data}", "target_format": "imagefolder", "output_dir": "{out}"}),
+    Call("neural_net", "convert"),
+    Call("neural_net", "download", {"dataset": 1}),
+    Call("neural_net", "download"),
+    Call("neural_net", "train", {"dataset": 1, "epochs": 2}),
+    Call("neural_net", "train"),
+    Call("neural_net", "deployment"),
+    Call("neural_net", "inference"),
+    Call("smart_tool", "auto_label", {"plugin": "detector", "version": "{new}"}),
+    Call("smart_tool", "auto_label"),
+    Call("upload", "upload", {"name": "photos", "path": "{data}", "storage": 1, "data_collection": 1}),
+    Call("upload", "upload"),
+    Call("export", "export"),
+    Call("data_validation", "validate"),
+    Call("pre_annotation", "pre_annotate"),
+    Call("pre_annotation", "to_task", {"name": "tasks", "project": 1, "agent": 1}),
+    Call("pre_annotation", "to_task"),
+    Call("post_annotation", "post_annotate"),
+    Call("custom", "main"),
+]
+
+
+def create_all(directory: Path) -> dict[str, Path]:
+    """Create a plugin of each category; return their directories."""
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.map(lambda category: _create(category, directory), QUESTIONS)
+    return dict(zip(QUESTIONS, made, strict=True))
+
+
+def _create(category: str, directory: Path) -> Path:
+    code = category.replace("_", "-")
+    options = ["--path", str(directory), "--name", category, "--code", code, "--category", category, "--yes"]
+    env = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1"}
+    with terminal([*SYNAPSE_OF_SDK, "plugin", "create", *options], directory, dict(env)) as child:
+        for question in QUESTIONS[category]:
+            child.expect_exact(question)
+            child.send("\r")
+        assert status_of(child) == 0, child.before
+    return directory / f"synapse-{code}-plugin"
+
+
+def write_dataset(directory: Path) -> Path:
+    """Write one picture with one box in it, in the SDK's own format."""
+    box = {"id": "abcdefghij", "classification": "car", "attrs": [], "data": [8, 8, 16, 16]}
+    labels = {"classification": {"bounding_box": ["car"]}, "images": [{"bounding_box": [box]}]}
+    for name in ("json", "original_files"):
+        (directory / name).mkdir(parents=True)
+    Image.new("RGB", (64, 48)).save(directory / "original_files" / "one.png")
+    (directory / "json" / "one.json").write_text(json.dumps(labels))
+    return directory

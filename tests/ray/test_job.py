@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
+import textwrap
 import time
 import uuid
 
 import pytest
 
+from synapse_runtime.decorators import action
 from synapse_runtime.errors import ClusterError, ExecutionError, ValidationError
 from synapse_runtime.executors.ray import RayJobsApiExecutor
 from synapse_runtime.executors.ray.job_log import EVENTS, RUN, frame
 from synapse_runtime.loggers import NullLogger
+from tests.cli.processes import cluster
 from tests.ray.conftest import PLUGIN
 
 
@@ -25,6 +31,27 @@ def test_a_job_is_submitted_followed_and_asked_for_its_result(job):
     assert job.get_logs(job_id) == "".join(lines)
     assert job.get_result(job_id) is None
     assert job.get_run(job_id).progress == [(1, 2), (2, 2)]
+
+
+@action
+def ray_address(params, context):
+    return os.environ["RAY_ADDRESS"]
+
+
+def test_a_job_is_told_its_own_cluster_where_there_are_others(job):
+    program = """
+    import sys
+    from synapse_runtime.executors.ray import RayJobsApiExecutor
+    from tests.ray.test_job import ray_address
+
+    with RayJobsApiExecutor(plugin=sys.argv[1], ray_address=sys.argv[2]) as executor:
+        print(executor.execute(ray_address))
+    """
+    with cluster(num_cpus=1) as other:
+        assert job.execute(ray_address) == job.cluster.address
+        command = [sys.executable, "-c", textwrap.dedent(program), str(PLUGIN), other["address"]]
+        done = subprocess.run(command, env=os.environ | other, capture_output=True, text=True, timeout=60)
+        assert done.stdout == other["address"] + "\n", done.stderr
 
 
 def test_another_executor_can_fetch_the_result_by_id(job):

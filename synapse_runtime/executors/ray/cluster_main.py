@@ -156,8 +156,12 @@ class Owner:
             logging_level="error",
         )
         signal.signal(signal.SIGTERM, self.stop)  # Ray has put a handler of its own there
+        address = ray.get_runtime_context().gcs_address
+        # `ray start` writes this, `ray.init` does not. Where it is missing, a job is told the address of any cluster of
+        # this machine as its own, and its `ray.init()` goes there.
+        (self._directory / RAYS_DIRECTORY / "ray_current_cluster").write_text(address, encoding="utf-8")
         self._facts = {
-            "address": ray.get_runtime_context().gcs_address,
+            "address": address,
             "dashboard": f"http://{context.dashboard_url}" if self._options.jobs and context.dashboard_url else None,
             "token": os.environ["RAY_AUTH_TOKEN"],
             "resources": ray.cluster_resources(),

@@ -168,12 +168,15 @@ def is_action(value: object) -> bool:
 
 def require_action(value: object) -> Any:
     """Return `value`, or raise `ConfigError` that says what an action is."""
-    if not is_action(value):
-        raise ConfigError(
-            f"{describe(value)} is not an action: give a class with an execute method, an @action function, "
-            "an entrypoint 'module:Name', or the name of an action of the plugin"
-        )
-    return value
+    if is_action(value):
+        return value
+    lacks = "; this class has neither execute nor dispatch" if isinstance(value, type) else ""
+    if inspect.isfunction(value):
+        lacks = "; this function has no @action"
+    raise ConfigError(
+        f"{describe(value)} is not an action: give a class with an execute method, an @action function, "
+        f"an entrypoint 'module:Name', or the name of an action of the plugin{lacks}"
+    )
 
 
 def describe(value: object) -> str:

@@ -422,6 +422,16 @@ def test_what_is_no_action_is_refused_with_what_would_be_one(value):
         require_action(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "lack"),
+    [(Params, "this class has neither execute nor dispatch"), (lambda **params: None, "this function has no @action")],
+    ids=["class", "function"],
+)
+def test_what_a_class_or_a_function_lacks_is_told(value, lack):
+    with pytest.raises(ConfigError, match=f"; {lack}$"):
+        require_action(value)
+
+
 def test_things_are_called_by_module_and_name():
     assert describe(Train) == f"{__name__}.Train"
     assert describe(len) == "builtins.len"

@@ -11,4 +11,5 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 def sdk(session: nox.Session) -> None:
     """Run plugins that were written for synapse-sdk, where it is installed, in every mode."""
     session.install("--editable", ".[all]", *nox.project.dependency_groups(PROJECT, "sdk"))
-    session.run("python", "-m", "pytest", "tests/sdk", "--synapse-mode=all", *session.posargs)
+    parallel = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    session.run("python", "-m", "pytest", "tests/sdk", "--synapse-mode=all", *parallel, *session.posargs)

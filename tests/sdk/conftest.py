@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     for warning in (":DeprecationWarning", "Field name .* shadows an attribute:UserWarning"):  # of importing the SDK
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
+    if hasattr(config, "workerinput"):  # of pytest-xdist, which has the cluster of the controller
+        return
     stack = contextlib.ExitStack()
     config.add_cleanup(stack.close)
+    # Nobody's credentials: with some, the SDK's actions would ask the platform.
+    for name in [name for name in os.environ if name.startswith("SYNAPSE_")]:
+        del os.environ[name]
+    os.environ["HOME"] = stack.enter_context(tempfile.TemporaryDirectory())
     told = stack.enter_context(cluster(num_cpus=4))
     os.environ.update({name: value for name, value in told.items() if name.startswith("RAY_")})
     os.environ["RAY_ADDRESS"] = told["address"]

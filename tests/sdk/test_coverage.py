@@ -13,7 +13,7 @@ from coverage import CoverageData
 from tests.parity.sessions import run_pytest
 from tests.sdk.conftest import HERE
 
-TESTS = "own_run or checked or with_its_cause"
+TESTS = "own_run or with_its_cause"
 
 
 def test_the_same_lines_in_every_mode(tmp_path: Path):

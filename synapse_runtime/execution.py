@@ -252,14 +252,16 @@ def check_params(call: ActionCall) -> Any:
 
     Raises:
         ValidationError: The params do not fit.
+        ConfigError: What could be imported is no action.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(process.surroundings(call))
-            target = resolve(call)
+            if isinstance(call.action, str):
+                import_entrypoint(call.action)
         except Exception:  # noqa: BLE001 - the worker tells why, and may well succeed
             return call.params
-        return actions.validate_params(target, call.name, call.params)
+        return actions.validate_params(resolve(call), call.name, call.params)
 
 
 def resolve(call: ActionCall) -> Any:

@@ -20,7 +20,14 @@ from synapse_runtime.aside import Together
 from synapse_runtime.audience import Audience
 from synapse_runtime.capture import Captured, OutputFiles, captured_logging
 from synapse_runtime.environment import PluginEnvironment
-from synapse_runtime.errors import ExecutionError, PluginError, ResultNotSerializable, ValidationError, safe_str
+from synapse_runtime.errors import (
+    ConfigError,
+    ExecutionError,
+    PluginError,
+    ResultNotSerializable,
+    ValidationError,
+    safe_str,
+)
 from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, process, require_travel, run_call
 from synapse_runtime.executors.crash import Notes
@@ -67,11 +74,16 @@ class Parcel:
     sdk_names: bool = True
 
 
+# What is wrong with a call that is not even sent: the errors of `pack_call`, which are the run's.
+REFUSALS = (ValidationError, ResultNotSerializable, ConfigError)
+
+
 def pack_call(call: ActionCall) -> Parcel:
     """Validate the params here where that is possible, and pack the call.
 
     Raises:
         ValidationError: The params do not fit; nothing has been sent.
+        ConfigError: What was to be run is no action.
         ResultNotSerializable: The params or the action cannot travel.
     """
     with _no_bytecode():
@@ -197,7 +209,7 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
     with process.alone():
         try:
             parcel = pack_call(call)
-        except (ValidationError, ResultNotSerializable) as error:
+        except REFUSALS as error:
             return ActionRun(call.name, error=error, job_id=call.job_id)
         root = call.import_root
         fresh = contextlib.nullcontext() if root is None else fresh_modules(root, but=transport.shipped_by_value())

@@ -337,6 +337,14 @@ def test_14_what_is_no_action_is_refused_before_anything_runs(synapse_executor):
             synapse_executor.execute(wrong, {})
 
 
+# Whoever asks for such a worker gets a ClusterError; who gets another error has not asked.
+@everywhere
+@pytest.mark.synapse(num_cpus=100_000)
+def test_14_an_entrypoint_that_leads_to_no_action_is_refused_and_nothing_is_submitted(synapse_executor):
+    with pytest.raises(ConfigError, match=r"'lab\.places:FACTOR': .* is not an action: give a class with an execute"):
+        synapse_executor.execute("lab.places:FACTOR", {})
+
+
 # The ways in which pytest imports test files, over a project that has one test file in a package and one that is in
 # none, each with actions at module level, in a function, in the conftest beside it and in a helper module.
 PROJECT_TESTS = """\

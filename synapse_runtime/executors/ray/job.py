@@ -27,8 +27,6 @@ from synapse_runtime.errors import (
     ClusterError,
     ExecutionError,
     ExecutionTimeout,
-    ResultNotSerializable,
-    ValidationError,
     VersionMismatchWarning,
     WorkerCrashed,
 )
@@ -67,7 +65,7 @@ from synapse_runtime.executors.ray.resources import (
     no_room,
     require_resources,
 )
-from synapse_runtime.executors.worker import pack_call, unpack_run
+from synapse_runtime.executors.worker import REFUSALS, pack_call, unpack_run
 from synapse_runtime.loggers import Logger, format_event
 
 if TYPE_CHECKING:
@@ -327,7 +325,7 @@ class RayJobsApiExecutor(Executor):
         __tracebackhide__ = True
         try:
             job_id = self._submit(call)
-        except (ValidationError, ResultNotSerializable) as error:
+        except REFUSALS as error:
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         self._calls[job_id] = call
         try:

@@ -24,8 +24,6 @@ from synapse_runtime.errors import (
     ClusterError,
     ExecutionError,
     ExecutionTimeout,
-    ResultNotSerializable,
-    ValidationError,
     WorkerCrashed,
 )
 from synapse_runtime.events import Event
@@ -40,6 +38,7 @@ from synapse_runtime.executors.ray.quiet import quiet
 from synapse_runtime.executors.ray.resources import WAIT_SECONDS, checked_resources, no_room, require_resources
 from synapse_runtime.executors.travel import settle
 from synapse_runtime.executors.worker import (
+    REFUSALS,
     Forwarder,
     Parcel,
     pack_call,
@@ -521,7 +520,7 @@ class RayActorExecutor(Executor):
         __tracebackhide__ = True
         try:
             parcel = pack_call(call)
-        except (ValidationError, ResultNotSerializable) as error:
+        except REFUSALS as error:
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         run = self._worker.run(call, parcel, self._luggage, on_event, on_output)
         self._put_out(run, events=on_event is None, output=on_output is None)

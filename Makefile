@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # A version of Ray to test with, such as 2.52.0: the newest, if none is given.
 RAY ?=
 # The same for coverage, such as 7.6.0.
@@ -71,13 +72,13 @@ clean:
 
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' 'uv>=0.6'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[ray]' --group example
+	$(INSTALL) --editable '.[ray]' --group example
 	@touch $@
 
 $(VENV)/.dev$(RAY): $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev $(if $(RAY),'ray[default]==$(RAY)') $(if $(COVERAGE),'coverage==$(COVERAGE)')
+	$(INSTALL) --editable '.[all]' --group dev $(if $(RAY),'ray[default]==$(RAY)') $(if $(COVERAGE),'coverage==$(COVERAGE)')
 	@touch $@

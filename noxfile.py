@@ -7,7 +7,7 @@ nox.options.download_python = "never"
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 
-@nox.session(python="3.12")
+@nox.session(python="3.12", venv_backend="uv|virtualenv")
 def sdk(session: nox.Session) -> None:
     """Run plugins that were written for synapse-sdk, where it is installed, in every mode."""
     session.install("--editable", ".[all]", *nox.project.dependency_groups(PROJECT, "sdk"))

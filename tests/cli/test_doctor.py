@@ -135,7 +135,7 @@ class TestCommand:
     def test_ends_in_time_where_nobody_says_a_word(self, synapse: Synapse, silent: str) -> None:
         done = synapse("doctor", "--json", RAY_ADDRESS=silent)
         assert done.status == 1
-        assert done.seconds < 10
+        assert done.seconds < 60  # without a limit: for minutes
         (wrong,) = [one for one in done.result["findings"] if one["state"] == "problem"]
         assert (wrong["what"], wrong["text"]) == ("cluster", "no answer within 6 s")
 

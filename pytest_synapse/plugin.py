@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, synapse_plugin
+from pytest_synapse.importing import Importing
 from pytest_synapse.modes import (
     CHOSEN,
     MARKER_HELP,
@@ -31,7 +31,6 @@ from pytest_synapse.neighbours import let_examples_share
 from pytest_synapse.runs import ItemRuns
 from pytest_synapse.session import SynapseSession, at_least, seconds
 from synapse_runtime import compat
-from synapse_runtime.locate import plugin_above
 from synapse_runtime.site import of_this_process
 
 __all__ = ["plugin_env", "synapse_executor", "synapse_mode", "synapse_plugin"]
@@ -128,17 +127,14 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Make the plugins above the given paths importable for the conftest files that are read first.
+    """Give the tests of each plugin its own modules, from the first conftest file on.
 
     Before those the names of `synapse-sdk` mean ours, or nothing.
     """
     if not early_config.getini("synapse_sdk_names") and compat.is_installed():
         compat.uninstall()
         early_config.add_cleanup(compat.install)
-    arguments = early_config.known_args_namespace.file_or_dir or early_config.getini("testpaths") or ["."]
-    for argument in arguments:
-        path = Path(argument.partition("::")[0]).absolute()
-        _make_plugin_importable(path if path.is_dir() else path.parent)
+    Importing.begin(early_config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -173,19 +169,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return SynapseSession.of(config).sensible_processes()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collect_directory(path: Path) -> None:
-    """Make a plugin importable before the conftest files below its directory are imported."""
-    _make_plugin_importable(path)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pycollect_makemodule(module_path: Path) -> Iterator[None]:
-    """Make the plugin above a test file importable before the file is imported."""
-    _make_plugin_importable(module_path.parent)
-    return (yield)
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Let a test with several modes run once in each."""
@@ -217,8 +200,11 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
-    """Leave out the tests of a `SynapseTestCase` that do not run in the mode which the class is there for."""
+    """Import a plugin's tests with its modules, and leave out those of a `SynapseTestCase` that are for other modes."""
+    importing = Importing.of(collector.config)
+    importing.go_to(collector.path)
     report = yield
+    importing.let_tests_stay(collector, report)
     if CHOSEN in collector.stash and report.passed:
         mode = collector.stash[CHOSEN]
         report.result = [test for test in report.result if mode in wanted_modes(test, test.config)]
@@ -298,9 +284,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End workers, jobs and the cluster of this run."""
+    """End workers, jobs and the cluster of this run, and forget the modules of plugins."""
     if SynapseSession.KEY in config.stash:
         config.stash[SynapseSession.KEY].close()
+    Importing.of(config).end()
 
 
 def _modes_to_run(item: pytest.Item) -> tuple[str, ...]:
@@ -322,14 +309,3 @@ def _require_one_mode(item: pytest.Item) -> None:
             f"{item.nodeid}: pytest runs each test of a unittest.TestCase once, but the modes are {', '.join(modes)}: "
             "derive the class from pytest_synapse.SynapseTestCase, which runs it in each, or choose one mode"
         )
-
-
-def _make_plugin_importable(directory: Path) -> None:
-    config = plugin_above(directory)
-    if config is None:
-        return
-    root = str(config.parent)
-    if sys.path[:1] != [root]:  # first, also where another plugin was before: their modules share names
-        with contextlib.suppress(ValueError):
-            sys.path.remove(root)
-        sys.path.insert(0, root)

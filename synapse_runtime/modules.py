@@ -1,54 +1,48 @@
 """Whose modules a name means: plugins commonly have a top-level package named `plugin`, each its own.
 
-While one plugin is in use, its directory is first on `sys.path` and the names of its modules mean its modules.
-Modules of the same names from elsewhere are put aside and come back afterwards. Where no names clash, nothing moves.
+While a plugin is the current one, its directory is first on `sys.path`, and the names of its modules mean its modules.
+Afterwards `sys.path` and `sys.modules` are as they were: its modules wait on a shelf until it is the current one again.
+Modules from elsewhere that have the same names are put aside meanwhile; where no names clash, they do not move. Modules
+of installed packages never do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib
+import importlib.util
 import os
+import stat
 import sys
 import sysconfig
+import threading
+import time
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Final
 
+from synapse_runtime import transport
+from synapse_runtime.edits import Seen, is_young
 from synapse_runtime.errors import ConfigError
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
 # Modules of installed packages and of Python itself are everybody's; they never move.
-_SHARED = tuple(
+_SHARED: Final = tuple(
     os.path.join(path, "")
     for path in {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 
 
-class _Shelf:
-    """What this process knows of plugin directories: top-level names, modules put aside, whose block we are in."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, tuple[int, frozenset[str]]] = {}
-        self.aside: dict[str, dict[str, ModuleType]] = {}
-        self.in_use: str | None = None
-
-    def top_level_names(self, root: str) -> frozenset[str]:
-        changed = os.stat(root).st_mtime_ns
-        known = self.names.get(root)
-        if known is None or known[0] != changed:
-            known = self.names[root] = (changed, _top_level_names(Path(root)))
-            importlib.invalidate_caches()
-        return known[1]
-
-
-_shelf = _Shelf()
-
-
 @contextlib.contextmanager
 def modules_of(root: str | Path) -> Iterator[None]:
     """Let the modules in this directory be the ones that their names mean, inside the block.
+
+    Where files of theirs have changed since they were imported, and no other block has them in use, they are imported
+    anew.
 
     Args:
         root: The directory that holds them: modules and packages directly in it are importable.
@@ -62,31 +56,14 @@ def modules_of(root: str | Path) -> Iterator[None]:
         ...     _ = Path(root, "only_here.py").write_text("answer = 42")
         ...     with modules_of(root):
         ...         import only_here
-        >>> only_here.answer
-        42
+        >>> only_here.answer, "only_here" in sys.modules
+        (42, False)
     """
-    root = os.fspath(root)
-    if not os.path.isdir(root):
-        raise ConfigError("the plugin's directory does not exist", path=root)
-    names = _shelf.top_level_names(root)
-    foreign = [name for name in names if name in sys.modules and not _may_stay(sys.modules[name], root)]
-    moved = _take(foreign) if foreign else {}
-    outer, _shelf.in_use = _shelf.in_use, root
-    if moved and outer is not None:  # a block inside this one may be the outer plugin's again
-        _shelf.aside[outer] = {name: module for name, module in moved.items() if is_within(module, outer)}
-    sys.modules.update(_shelf.aside.pop(root, {}))
-    sys.path.insert(0, root)
+    block = _names.begin(os.fspath(root))
     try:
         yield
     finally:
-        _shelf.in_use = outer
-        with contextlib.suppress(ValueError):
-            sys.path.remove(root)
-        if moved:
-            _shelf.aside[root] = _take(foreign)
-            sys.modules.update(moved)
-            if outer is not None:
-                sys.modules.update(_shelf.aside.pop(outer, {}))
+        _names.end(block)
 
 
 @contextlib.contextmanager
@@ -107,14 +84,36 @@ def fresh_modules(root: str | Path, *, but: Collection[str] = ()) -> Iterator[No
             sys.modules.update(before)
 
 
+class Stay:
+    """Keeps a plugin the current one from one moment to another that no block could span.
+
+    Example:
+        >>> stay = Stay()
+        >>> stay.at(None)  # outside of all plugins
+        >>> stay.end()
+    """
+
+    def __init__(self) -> None:
+        self._place: _Place | None = None
+
+    def at(self, root: str | None) -> None:
+        """Let this directory's modules be the ones that their names mean, from now on; None for no plugin's.
+
+        Raises:
+            ConfigError: There is no such directory.
+        """
+        self._place = _names.stay(self._place, root)
+
+    def end(self) -> None:
+        """Let everything be as if this had not been."""
+        if self._place is not None:
+            _names.end(self._place)
+            self._place = None
+
+
 def top_level_names(root: str | Path) -> frozenset[str]:
     """Return the names of the modules and packages directly in a directory."""
-    return _shelf.top_level_names(os.fspath(root))
-
-
-def _loaded_from(root: str | Path, kept: Collection[str]) -> list[str]:
-    tops = _shelf.top_level_names(os.fspath(root)) - frozenset(kept)
-    return [name for name in tops if name in sys.modules and is_within(sys.modules[name], root)]
+    return _names.corner(os.fspath(root)).top_level_names()
 
 
 def is_within(module: ModuleType, root: str | Path) -> bool:
@@ -134,27 +133,375 @@ def is_installed_path(path: str) -> bool:
     return not os.path.isdir(path) or os.path.join(path, "").startswith(_SHARED)
 
 
-def _may_stay(module: ModuleType, root: str) -> bool:
-    return is_within(module, root) or is_installed(module)
+@dataclass(eq=False)
+class _Corner:
+    """What one plugin has for itself. That of no plugin has no root: it is everything outside.
+
+    Attributes:
+        root: The plugin's directory.
+        modules: Its modules by name, as they were when they were last put on the shelf.
+        homes: The directories that they were imported from.
+        path: Its own entries of `sys.path`.
+        guests: Modules of other plugins that are to be seen from here too: their owners by their top-level names.
+        files: The files that its modules were imported from, by module.
+        blocks: How many blocks have it in use.
+    """
+
+    root: str | None
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+    homes: set[str] = field(default_factory=set)
+    path: list[str] = field(default_factory=list)
+    guests: dict[str, _Corner] = field(default_factory=dict)
+    files: dict[str, Seen] = field(default_factory=dict)
+    blocks: int = 0
+    _directories: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    _names: frozenset[str] | None = None
+
+    def top_level_names(self) -> frozenset[str]:
+        """Return the names of what can be imported from the directory itself, as it is now.
+
+        Raises:
+            ConfigError: There is no such directory.
+        """
+        assert self.root is not None
+        if self._look_into(self.root) or self._names is None:
+            self._names = _top_level_names(self.root)
+        return self._names
+
+    def look_for_new_files(self) -> None:
+        """Let Python look anew into the directories of this plugin's packages, if anything in them came or went."""
+        for directory in [*self._directories]:
+            with contextlib.suppress(ConfigError):
+                self._look_into(directory)
+
+    def remember(self, name: str, module: ModuleType, since: int) -> None:
+        """Remember the file that a module was imported from, some time after `since`."""
+        path = _attribute(module, "__file__")
+        if not isinstance(path, str) or not path.endswith(".py"):
+            return
+        with contextlib.suppress(OSError):
+            file = Seen.read(path)
+            # What was written since then may not be what was imported.
+            self.files[name] = file._replace(content=None, young=True) if file.changed_at > since else file
+            if _attribute(module, "__path__") is not None:
+                self._directories.setdefault(os.path.dirname(path), (0, True))
+
+    def edited(self) -> dict[str, str]:
+        """Return the files that have changed, or are gone, since their modules were imported; by module."""
+        changed = {}
+        for name, file in [*self.files.items()]:
+            if file.is_surely_current():
+                continue
+            try:
+                now = self.files[name] = Seen.read(file.path)
+            except OSError:
+                changed[name] = file.path
+                del self.files[name]
+                continue
+            if now.content != file.content:
+                changed[name] = file.path
+        return changed
+
+    def _look_into(self, directory: str) -> bool:
+        """Tell whether anything in a directory may have come or gone; if so, Python looks anew too."""
+        try:
+            status = os.stat(directory)
+        except OSError:
+            status = None
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            self._directories.pop(directory, None)
+            raise ConfigError("the plugin's directory does not exist", path=directory)
+        changed, young = self._directories.get(directory, (0, True))
+        if changed == status.st_mtime_ns and not young:
+            return False
+        self._directories[directory] = (status.st_mtime_ns, is_young(status))
+        importlib.invalidate_caches()
+        return True
+
+
+@dataclass(eq=False)
+class _Place:
+    """One who wants a corner to be the current one: a block, or a stay.
+
+    Attributes:
+        corner: The corner.
+        is_block: Whether it is a block: what is in use by one is not imported anew.
+        is_first: Whether the plugin's directory was put first on `sys.path` for it alone.
+    """
+
+    corner: _Corner
+    is_block: bool
+    is_first: bool = False
+
+
+class _Names:
+    """Which plugin is the current one in this process, and what the others have on their shelves."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._outside = self._current = _Corner(None)
+        self._corners: dict[str, _Corner] = {}
+        self._places: list[_Place] = []  # the last has its way
+        self._seen: dict[str, _Corner] = {}  # whose a module is, of those in sys.modules that are a plugin's
+        self._aside: dict[str, ModuleType] = {}
+        self._outside_path: list[str] = []
+        self._path: list[str] = []  # as it was when the current corner was entered
+        self._mark: tuple[int, str | None] = (0, None)  # how sys.modules was when it was looked through last
+        self._looked = 0
+
+    def corner(self, root: str) -> _Corner:
+        """Return a plugin's corner."""
+        known = self._corners.get(root)
+        if known is not None:
+            return known
+        with self._lock:
+            for gone in [old for old in self._corners if not os.path.isdir(old)]:
+                if not self._corners[gone].blocks and self._corners[gone] is not self._current:
+                    del self._corners[gone]
+            self._look_around()
+            corner = self._corners[root] = _Corner(root, path=[root])
+            self._mark = (0, None)  # what is loaded already may be that plugin's
+            return corner
+
+    def begin(self, root: str) -> _Place:
+        """Begin a block."""
+        with self._lock:
+            corner = self.corner(root)
+            corner.top_level_names()  # there must be such a directory
+            self._turn_to(corner)
+            if not corner.blocks:
+                self._import_edited_anew(corner)
+            place = _Place(corner, is_block=True, is_first=sys.path[:1] != [root])
+            if place.is_first:
+                sys.path.insert(0, root)
+            corner.blocks += 1
+            self._places.append(place)
+            return place
+
+    def stay(self, place: _Place | None, root: str | None) -> _Place:
+        """Begin a stay, or let it be elsewhere."""
+        with self._lock:
+            corner = self._outside if root is None else self.corner(root)
+            if root is not None:
+                corner.top_level_names()
+            if place is None or self._places[-1] is not place:  # over what others have left behind
+                if place is not None:
+                    self._places.remove(place)
+                place = _Place(corner, is_block=False)
+                self._places.append(place)
+            place.corner = corner
+            self._turn_to(corner)
+            return place
+
+    def end(self, place: _Place) -> None:
+        """End a block or a stay; in whatever order they end, those that are left have their way."""
+        with self._lock:
+            self._places.remove(place)
+            place.corner.blocks -= place.is_block
+            if place.is_first and place.corner.root in sys.path:
+                sys.path.remove(place.corner.root)
+            self._turn_to(self._places[-1].corner if self._places else self._outside)
+
+    def _turn_to(self, corner: _Corner) -> None:
+        self._look_around()
+        if corner is not self._current:
+            self._leave()
+            self._enter(corner)
+
+    def _look_around(self) -> None:
+        """Take note of what has been imported since the last time."""
+        before, self._looked = self._looked, time.time_ns()
+        if self._mark == (mark := _mark()):
+            return
+        names = list(sys.modules)
+        last = self._mark[1]
+        self._mark = mark
+        new = len(names)
+        while new and names[new - 1] != last:
+            new -= 1
+        for name in names[new:]:
+            module = sys.modules.get(name)
+            if module is None:
+                continue
+            owner = self._owner(module) if "." not in name else self._seen.get(name.partition(".")[0])
+            if owner is None:
+                self._seen.pop(name, None)
+            elif owner is not self._seen.get(name) or owner.modules.get(name) is not module:
+                self._seen[name] = owner
+                owner.modules[name] = module
+                owner.remember(name, module, before)
+
+    def _owner(self, module: ModuleType) -> _Corner | None:
+        """Return whose a top-level module is: the deepest plugin that has the directory it was imported from."""
+        home = _home(module)
+        if home is None or is_installed(module):
+            return None
+        owner = self._plugin_at(home)
+        if owner is not None:
+            owner.homes.add(home)
+        return owner
+
+    def _plugin_at(self, directory: str) -> _Corner | None:
+        inside = os.path.join(directory, "")
+        roots = [root for root in self._corners if inside.startswith(os.path.join(root, ""))]
+        return self._corners[max(roots, key=len)] if roots else None
+
+    def _leave(self) -> None:
+        """Put what is a plugin's on its shelf, and bring back what was put aside for the current one."""
+        corner = self._current
+        corner.guests = {name: owner for name, owner in self._seen.items() if owner is not corner and "." not in name}
+        for name, owner in self._seen.items():
+            module = sys.modules.pop(name, None)
+            if module is None:
+                owner.modules.pop(name, None)
+                owner.files.pop(name, None)
+            else:
+                owner.modules[name] = module
+        self._seen = {}
+        sys.modules.update(self._aside)
+        self._aside = {}
+        if corner is self._outside:
+            self._outside_path = list(sys.path)
+        elif sys.path == self._path:
+            del sys.path[: len(corner.path)]
+        else:
+            self._part_path(corner)
+
+    def _part_path(self, corner: _Corner) -> None:
+        """Take out of `sys.path` what has been put there for this plugin."""
+        outside, own, rest = [*self._outside_path], [corner.root], []
+        for entry in reversed(sys.path):  # what was there before is at the end
+            if entry in outside:
+                outside.remove(entry)
+                rest.append(entry)
+            elif isinstance(entry, str) and self._plugin_at(entry) is not None:
+                own.append(entry)
+            else:
+                rest.append(entry)
+        sys.path[:] = reversed(rest)
+        corner.path = [*dict.fromkeys(entry for entry in reversed(own) if entry is not None)]
+
+    def _enter(self, corner: _Corner) -> None:
+        """Bring what is this plugin's, and what else is to be seen from there."""
+        self._current = corner
+        sys.path[:0] = corner.path
+        self._path = list(sys.path)
+        names = corner.top_level_names() if corner.root is not None else frozenset()
+        clashing = [name for name in names if name in sys.modules and not _may_stay(sys.modules[name], corner.root)]
+        self._aside = _take(clashing) if clashing else {}
+        for owner in self._corners.values():
+            if owner is corner or corner.guests or not owner.homes.isdisjoint(self._path):
+                self._bring(owner)
+        self._mark = _mark()
+
+    def _bring(self, owner: _Corner) -> None:
+        for name, module in owner.modules.items():
+            if owner is self._current or self._is_seen(name.partition(".")[0], owner):
+                sys.modules[name] = module
+                self._seen[name] = owner
+
+    def _is_seen(self, name: str, owner: _Corner) -> bool:
+        """Tell whether a top-level module of another plugin is seen from the current one: if Python would find it."""
+        corner = self._current
+        if corner.guests.get(name) is owner:
+            return True
+        if name in corner.modules or (corner.root is not None and name in corner.top_level_names()):
+            return False
+        module = owner.modules.get(name)
+        return module is not None and _home(module) in self._path
+
+    def _import_edited_anew(self, corner: _Corner) -> None:
+        """Forget the modules of the current plugin if any of their files has changed."""
+        corner.look_for_new_files()
+        edited = corner.edited()
+        if not edited:
+            return
+        # Tests keep what they have: pytest imports their modules, once.
+        kept = {parent for name in transport.shipped_by_value() for parent in _with_parents(name)}
+        if edited.keys() <= kept:
+            return
+        for name, owner in [*self._seen.items()]:
+            if owner is not corner or name in kept:
+                continue
+            module = sys.modules.pop(name, None)
+            parent, _, attribute = name.rpartition(".")
+            if parent in kept and getattr(sys.modules.get(parent), attribute, None) is module is not None:
+                delattr(sys.modules[parent], attribute)
+            del self._seen[name], corner.modules[name]
+            corner.files.pop(name, None)
+        for path in edited.values():
+            _forget_bytecode(path)
+        importlib.invalidate_caches()
+        self._mark = _mark()
+
+
+_names = _Names()
+
+
+def _mark() -> tuple[int, str | None]:
+    """Return what tells that nothing has been added to `sys.modules`, but in rare cases."""
+    try:
+        return len(sys.modules), next(reversed(sys.modules), None)
+    except RuntimeError:  # another thread imports
+        return -1, None
+
+
+def _forget_bytecode(path: str) -> None:
+    """Delete what was compiled from a file: its time is told in seconds there, and an edit may come within one."""
+    with contextlib.suppress(NotImplementedError):
+        compiled = importlib.util.cache_from_source(path)
+        stem = os.path.splitext(os.path.basename(path))[0]
+        for stale in glob.glob(glob.escape(os.path.join(os.path.dirname(compiled), stem)) + ".*.pyc"):
+            with contextlib.suppress(OSError):
+                os.unlink(stale)
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _loaded_from(root: str | Path, kept: Collection[str]) -> list[str]:
+    tops = top_level_names(root) - frozenset(kept)
+    return [name for name in tops if name in sys.modules and is_within(sys.modules[name], root)]
+
+
+def _may_stay(module: ModuleType, root: str | None) -> bool:
+    return root is None or is_within(module, root) or is_installed(module)
 
 
 def _places(module: ModuleType) -> list[str]:
-    file = getattr(module, "__file__", None)
-    return [file] if file else [os.path.join(path, "") for path in getattr(module, "__path__", ())]
+    file = _attribute(module, "__file__")
+    return [file] if file else [os.path.join(path, "") for path in _attribute(module, "__path__") or ()]
 
 
-def _take(names: list[str]) -> dict[str, ModuleType]:
+def _home(module: ModuleType) -> str | None:
+    """Return the directory of `sys.path` that a top-level module was imported from, if any."""
+    places = _places(module)
+    if not places:
+        return None
+    directory = os.path.dirname(places[0])
+    return directory if _attribute(module, "__path__") is None else os.path.dirname(directory)
+
+
+def _attribute(module: ModuleType, name: str) -> Any:
+    """Return an attribute, or None: modules that are loaded when they are first used must stay as they are."""
+    return getattr(module, "__dict__", {}).get(name)
+
+
+def _take(names: Collection[str]) -> dict[str, ModuleType]:
     """Take these top-level modules, and all below them, out of `sys.modules`."""
     tops = set(names)
-    taken = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in tops}
+    taken = {name: module for name, module in list(sys.modules.items()) if name.partition(".")[0] in tops}
     for name in taken:
         del sys.modules[name]
     return taken
 
 
-def _top_level_names(root: Path) -> frozenset[str]:
+def _top_level_names(root: str) -> frozenset[str]:
     names = set()
-    for entry in root.iterdir():
+    for entry in Path(root).iterdir():
         if entry.suffix == ".py":
             names.add(entry.stem)
         elif entry.name.isidentifier() and entry.is_dir():  # a package, or nothing that clashes with one

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from synapse_runtime import action as actions
+from synapse_runtime.edits import Seen
 from synapse_runtime.errors import ActionNotFoundError, ConfigError, nearest
 from synapse_runtime.locate import config_in
 from synapse_runtime.manifest import ActionSpec, Manifest, line_of, read_manifest
@@ -25,14 +26,14 @@ class Plugin:
 
     Attributes:
         root: The plugin's directory; actions run there, and their modules are imported from there.
-        manifest: The config file's content.
         config_path: The config file; None for a plugin that is an importable module without one.
     """
 
     def __init__(self, root: Path, manifest: Manifest, config_path: Path | None) -> None:
         self.root = root
-        self.manifest = manifest
         self.config_path = config_path
+        self._manifest = manifest
+        self._read: Seen | None = None  # the config file as it was when the manifest was made of it
 
     def __repr__(self) -> str:
         return f"<Plugin {self.manifest.code or self.manifest.name} at {self.root}>"
@@ -58,11 +59,17 @@ class Plugin:
 
     @classmethod
     def _from_config(cls, path: Path) -> Plugin:
-        manifest = read_manifest(path)
         config = config_in(path) if path.is_dir() else path
+        seen = None
+        if config is not None:
+            config = config.absolute()
+            with contextlib.suppress(OSError):  # reading it below tells
+                seen = Seen.read(str(config))
+        manifest = read_manifest(path)
         assert config is not None
-        config = config.absolute()
-        return cls(config.parent, manifest, config)
+        plugin = cls(config.parent, manifest, config)
+        plugin._read = seen
+        return plugin
 
     @classmethod
     def _from_module(cls, name: str) -> Plugin:
@@ -85,6 +92,21 @@ class Plugin:
                 path=spec.origin,
             )
         return cls(directory, Manifest(code=name, actions=found), None)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The config file's content; read anew when the file has changed.
+
+        Raises:
+            ConfigError: It has become faulty; names file and line.
+        """
+        if self._read is not None and not self._read.is_surely_current():
+            with contextlib.suppress(OSError):  # gone, for the moment or for good: what runs will tell
+                now = Seen.read(self._read.path)
+                if now.content != self._read.content:
+                    self._manifest = read_manifest(Path(self._read.path))
+                self._read = now
+        return self._manifest
 
     @property
     def action_names(self) -> tuple[str, ...]:

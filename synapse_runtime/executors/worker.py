@@ -32,7 +32,7 @@ from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, process, require_travel, run_call
 from synapse_runtime.executors.crash import Notes
 from synapse_runtime.executors.travel import Relocation
-from synapse_runtime.modules import fresh_modules, is_installed_path, modules_of, top_level_names
+from synapse_runtime.modules import Stay, fresh_modules, is_installed_path, modules_of, top_level_names
 from synapse_runtime.site import CALLERS_TMPDIR
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
@@ -41,6 +41,8 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 GRACE_SECONDS = 1.0
 # What crosses the border does so one at a time: meanwhile names of modules are those of one plugin.
 _border = threading.RLock()
+# In a worker a plugin stays the current one between calls, for threads that its actions have left.
+_stay = Stay()
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def serve(
         compat.install()
     else:
         compat.uninstall()
+    _stay.at(parcel.import_root if _is_here(parcel.import_root) else None)
     for path in parcel.import_paths:
         if path not in sys.path and os.path.exists(path):
             sys.path.append(path)
@@ -198,6 +201,17 @@ def unpack_run(data: bytes, call: ActionCall | None = None, *, import_root: str 
     if call is not None and run.error is not None and not run.duration:
         run.error = _at_home(call, run.error)
     return run
+
+
+def unpack_said(data: bytes, import_root: str | None) -> Any:
+    """Read what a worker sent while its action was running, in the caller's process.
+
+    Args:
+        data: An event, or a batch of what was said and printed.
+        import_root: The directory of the plugin's modules, which what was said may be made of.
+    """
+    with _border, _importable(import_root):
+        return transport.loads_at_home(data)
 
 
 def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object] | None = None) -> ActionRun:
@@ -370,4 +384,8 @@ _no_bytecode = Together(_writes_no_bytecode)
 
 
 def _importable(root: str | None) -> contextlib.AbstractContextManager[None]:
-    return modules_of(root) if root is not None and os.path.isdir(root) else contextlib.nullcontext()
+    return modules_of(root) if root is not None and _is_here(root) else contextlib.nullcontext()
+
+
+def _is_here(root: str | None) -> bool:
+    return root is not None and os.path.isdir(root)

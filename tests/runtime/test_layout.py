@@ -18,6 +18,7 @@ ROOMS = [
     "compat",
     "locate",
     "site",
+    "edits",
     "errors",
     "scratch",
     "measurement",

@@ -19,7 +19,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_runtime import transport
 from synapse_runtime.aside import Turn
 from synapse_runtime.capture import Captured, last_lines
 from synapse_runtime.environment import PluginEnvironment
@@ -65,7 +64,7 @@ from synapse_runtime.executors.ray.resources import (
     no_room,
     require_resources,
 )
-from synapse_runtime.executors.worker import REFUSALS, pack_call, unpack_run
+from synapse_runtime.executors.worker import REFUSALS, pack_call, unpack_run, unpack_said
 from synapse_runtime.loggers import Logger, format_event
 
 if TYPE_CHECKING:
@@ -218,14 +217,14 @@ class RayJobsApiExecutor(Executor):
 
     def get_logs(self, job_id: str) -> str:
         """Return all that the job's action has said and printed so far, as text."""
-        return "".join(_readable(job_log.LogReader().feed(self._raw_logs(job_id))))
+        return "".join(self._readable(job_log.LogReader().feed(self._raw_logs(job_id))))
 
     def stream_logs(self, job_id: str) -> Iterator[str]:
         """Yield the job's log line by line, as it grows, until the job has ended."""
         reader = job_log.LogReader()
         rest = ""
         for chunk in self._follow(job_id):
-            for text in _readable(reader.feed(chunk)):
+            for text in self._readable(reader.feed(chunk)):
                 lines = (rest + text).splitlines(keepends=True)
                 rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
                 yield from lines
@@ -499,7 +498,7 @@ class RayJobsApiExecutor(Executor):
                     if on_output is not None:
                         on_output(*item)
                 elif item.kind == job_log.EVENTS:
-                    events.append(transport.loads_at_home(item.payload))
+                    events.append(unpack_said(item.payload, self._import_root))
                     if on_event is not None:
                         on_event(events[-1])
                 elif item.kind == job_log.START:
@@ -566,6 +565,13 @@ class RayJobsApiExecutor(Executor):
         error.attach("It was here:", death.stack if death is not None else "")
         error.attach("Its last output:", last_lines("".join(printed["stdout"]) + "".join(printed["stderr"])))
         return error
+
+    def _readable(self, items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:
+        for item in items:
+            if isinstance(item, job_log.Output):
+                yield item.text
+            elif item.kind == job_log.EVENTS:
+                yield format_event(unpack_said(item.payload, self._import_root)) + "\n"
 
     def _follow(self, job_id: str, timeout: float | None = None, give_up_after: float = float("inf")) -> Iterator[str]:
         """Yield the job's log as it grows, in pieces, until the job has ended."""
@@ -657,14 +663,6 @@ def _summary(details: Any) -> JobSummary:
         started=datetime.fromtimestamp(started / 1000, UTC) if started else None,
         took=round(max(ended - started, 0) / 1000, 3) if started else None,
     )
-
-
-def _readable(items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:
-    for item in items:
-        if isinstance(item, job_log.Output):
-            yield item.text
-        elif item.kind == job_log.EVENTS:
-            yield format_event(transport.loads_at_home(item.payload)) + "\n"
 
 
 def _with_output(run: ActionRun, printed: Mapping[str, list[str]]) -> ActionRun:

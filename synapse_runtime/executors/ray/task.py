@@ -45,6 +45,7 @@ from synapse_runtime.executors.worker import (
     restore_temp_dir,
     serve,
     unpack_run,
+    unpack_said,
 )
 from synapse_runtime.loggers import Logger
 
@@ -292,7 +293,7 @@ class WarmWorker:
         try:
             if on_event is None and on_output is None:
                 return bytes(self._get(actor, actor.run.remote(packed)))
-            return bytes(self._watch(actor, packed, on_event, on_output))
+            return bytes(self._watch(actor, packed, parcel.import_root, on_event, on_output))
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):
@@ -315,7 +316,14 @@ class WarmWorker:
             except GetTimeoutError as error:
                 self._look_after(actor, error)
 
-    def _watch(self, actor: Any, parcel: bytes, on_event: OnEvent | None, on_output: OnOutput | None) -> Any:
+    def _watch(
+        self,
+        actor: Any,
+        parcel: bytes,
+        import_root: str | None,
+        on_event: OnEvent | None,
+        on_output: OnOutput | None,
+    ) -> Any:
         """Make the call and hand on what it says and prints while it runs."""
         import ray
         from ray.util.queue import Empty, Queue
@@ -327,14 +335,14 @@ class WarmWorker:
             look_at = time.monotonic() + _LOOK_SECONDS
             while not ray.wait([answer], timeout=0)[0]:
                 try:
-                    _hand_on(mailbox.get(timeout=_WATCH_SECONDS), on_event, on_output)
+                    _hand_on(unpack_said(mailbox.get(timeout=_WATCH_SECONDS), import_root), on_event, on_output)
                 except Empty:
                     if time.monotonic() > look_at:
                         self._look_after(actor, None)
                         look_at = time.monotonic() + _LOOK_SECONDS
             data = ray.get(answer)
             while not mailbox.empty():
-                _hand_on(mailbox.get_nowait(), on_event, on_output)
+                _hand_on(unpack_said(mailbox.get_nowait(), import_root), on_event, on_output)
             return data
         finally:
             mailbox.shutdown(force=True)
@@ -532,8 +540,8 @@ def _close_all(descriptors: list[int]) -> None:
         os.close(descriptors.pop())
 
 
-def _hand_on(batch: bytes, on_event: OnEvent | None, on_output: OnOutput | None) -> None:
-    for item in transport.loads_at_home(batch):
+def _hand_on(batch: list[Any], on_event: OnEvent | None, on_output: OnOutput | None) -> None:
+    for item in batch:
         if not isinstance(item, Event):
             if on_output is not None:
                 on_output(*item)

@@ -1,0 +1,77 @@
+"""Whether a file is still as it was when it was read; asked often, so it costs a microsecond."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+# A file system's clock is this coarse: what was written less long ago can change, and its time still be the same.
+_YOUNG_NS = 50_000_000
+
+
+class Seen(NamedTuple):
+    """A file as it was.
+
+    Attributes:
+        path: Where it is.
+        identity: What tells at a glance that it has not changed: time, size and number.
+        content: The hash of its bytes; None where that is not known.
+        young: Whether a change might not show in `identity`, as the last one was so short ago.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w") as file:
+        ...     before = Seen.read(file.name)
+        ...     _ = file.write("edited")
+        ...     file.flush()
+        ...     before.is_current(), Seen.read(file.name).is_current()
+        (False, True)
+    """
+
+    path: str
+    identity: tuple[int, int, int]
+    content: int | None
+    young: bool
+
+    @classmethod
+    def read(cls, path: str) -> Seen:
+        """Look at a file.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        status = os.stat(path)
+        with open(path, "rb") as file:
+            content = hash(file.read())
+        return cls(path, _identity(status), content, is_young(status))
+
+    @property
+    def changed_at(self) -> int:
+        """When it was written last, in nanoseconds."""
+        return self.identity[0]
+
+    def is_surely_current(self) -> bool:
+        """Tell at a glance whether the file is as it was; if not, it may be nevertheless."""
+        try:
+            return not self.young and _identity(os.stat(self.path)) == self.identity
+        except OSError:
+            return False
+
+    def is_current(self) -> bool:
+        """Tell whether the file is there, with the same content."""
+        if self.is_surely_current():
+            return True
+        try:
+            return Seen.read(self.path).content == self.content
+        except OSError:
+            return False
+
+
+def is_young(status: os.stat_result) -> bool:
+    """Tell whether something was written so short ago that the next change may leave it the same time."""
+    return time.time_ns() - status.st_mtime_ns < _YOUNG_NS
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from synapse_runtime.modules import Stay
 
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
 
 class Importing:
     """Knows which plugin's directory a file is in, and makes that plugin the current one. One per pytest process.

@@ -142,6 +142,7 @@ class _Corner:
         modules: Its modules by name, as they were when they were last put on the shelf.
         homes: The directories that they were imported from.
         path: Its own entries of `sys.path`.
+        left: What `sys.path` was when the corner was left, and what of that was not its own, if they were mixed.
         guests: Modules of other plugins that are to be seen from here too: their owners by their top-level names.
         files: The files that its modules were imported from, by module.
         blocks: How many blocks have it in use.
@@ -151,6 +152,7 @@ class _Corner:
     modules: dict[str, ModuleType] = field(default_factory=dict)
     homes: set[str] = field(default_factory=set)
     path: list[str] = field(default_factory=list)
+    left: tuple[list[str], list[str]] | None = None
     guests: dict[str, _Corner] = field(default_factory=dict)
     files: dict[str, Seen] = field(default_factory=dict)
     blocks: int = 0
@@ -362,7 +364,7 @@ class _Names:
         self._aside = {}
         if corner is self._outside:
             self._outside_path = list(sys.path)
-        elif sys.path == self._path:
+        elif sys.path == self._path and sys.path[: len(corner.path)] == corner.path:
             del sys.path[: len(corner.path)]
         else:
             self._part_path(corner)
@@ -378,13 +380,17 @@ class _Names:
                 own.append(entry)
             else:
                 rest.append(entry)
-        sys.path[:] = reversed(rest)
+        whole, sys.path[:] = list(sys.path), reversed(rest)
+        corner.left = (whole, list(sys.path))
         corner.path = [*dict.fromkeys(entry for entry in reversed(own) if entry is not None)]
 
     def _enter(self, corner: _Corner) -> None:
         """Bring what is this plugin's, and what else is to be seen from there."""
         self._current = corner
-        sys.path[:0] = corner.path
+        if corner.left is not None and corner.left[1] == sys.path:
+            sys.path[:] = corner.left[0]
+        else:
+            sys.path[:0] = corner.path
         self._path = list(sys.path)
         names = corner.top_level_names() if corner.root is not None else frozenset()
         clashing = [name for name in names if name in sys.modules and not _may_stay(sys.modules[name], corner.root)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+import os
 import sys
 import threading
 import types
@@ -12,8 +14,9 @@ from pathlib import Path
 import numpy
 import pytest
 
+from synapse_runtime import transport
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.modules import fresh_modules, is_installed, is_installed_path, is_within, modules_of
+from synapse_runtime.modules import Stay, fresh_modules, is_installed, is_installed_path, is_within, modules_of
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +57,17 @@ def test_modules_of_a_directory_are_importable_inside_the_block_only(one):
         assert sys.path == [str(one), *path]
         assert imported("whose").name == "one"
     assert sys.path == path
+
+
+def test_the_import_path_is_restored_whatever_the_order_of_its_entries(one, two, tmp_path, monkeypatch):
+    with modules_of(one):
+        for entry in (one / "lib", tmp_path / "everybodys", one):
+            monkeypatch.syspath_prepend(entry)
+        path = list(sys.path)
+        for _ in range(2):
+            with modules_of(two):
+                assert str(one) not in sys.path
+            assert sys.path == path
 
 
 def test_the_import_path_is_restored_after_a_failure(one):
@@ -185,17 +199,253 @@ def test_fresh_modules_are_imported_anew_and_those_of_before_come_back(tmp_path)
     with modules_of(tmp_path):
         state, kept = imported("counted.state"), imported("kept")
     state.calls = kept.calls = 1
-    path = list(sys.path)
-    with fresh_modules(tmp_path, but=["kept"]):
-        assert imported("counted.state").calls == 0
-        assert imported("kept") is kept
-    assert sys.modules["counted.state"] is state
-    assert sys.modules["kept"] is kept
-    assert sys.path == path
+    with modules_of(tmp_path):
+        path = list(sys.path)
+        with fresh_modules(tmp_path, but=["kept"]):
+            assert imported("counted.state").calls == 0
+            assert imported("kept") is kept
+        assert sys.modules["counted.state"] is state
+        assert sys.modules["kept"] is kept
+        assert sys.path == path
 
 
 def test_modules_that_are_new_in_a_fresh_block_do_not_stay(tmp_path):
     make(tmp_path, "brand_new", "")
     with fresh_modules(tmp_path):
         imported("brand_new")
-    assert "brand_new" not in sys.modules
+    with modules_of(tmp_path):
+        assert "brand_new" not in sys.modules
+
+
+def test_after_the_block_everything_looks_untouched(one, two):
+    modules, path = dict(sys.modules), list(sys.path)
+    for root in (one, two):
+        with modules_of(root):
+            imported("whose.part")
+    assert sys.modules == modules
+    assert sys.path == path
+
+
+def test_what_was_imported_before_the_block_is_there_after_it(one, two, monkeypatch):
+    monkeypatch.syspath_prepend(one)
+    before = imported("whose.part")
+    monkeypatch.undo()
+    with modules_of(two):
+        assert imported("whose.part").name == "two"
+    with modules_of(one):
+        assert imported("whose.part") is before
+    assert sys.modules["whose.part"] is before
+
+
+def test_a_directory_that_a_plugin_adds_is_its_own(one, two):
+    for root, name in ((one, "one"), (two, "two")):
+        make(root / "lib", "helper", f"name = {name!r}")
+        with modules_of(root):
+            sys.path.append(str(root / "lib"))
+            assert imported("helper").name == name
+        assert str(root / "lib") not in sys.path
+        assert "helper" not in sys.modules
+    with modules_of(one):
+        assert str(one / "lib") in sys.path
+        assert imported("helper").name == "one"
+
+
+def test_a_module_beside_the_plugins_is_one(one, two, tmp_path, monkeypatch):
+    make(tmp_path, "beside_plugins", "")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = set()
+    for root in (one, two):
+        with modules_of(root):
+            found.add(imported("beside_plugins"))
+    assert found == {imported("beside_plugins")}
+
+
+def test_a_module_of_another_plugin_is_one_where_python_would_find_it(one, two, monkeypatch):
+    make(one, "only_in_one", "")
+    for root in (one, two):
+        monkeypatch.syspath_prepend(root)
+    found = set()
+    for root in (one, two, one):
+        with modules_of(root):
+            found.add(imported("only_in_one"))
+            assert imported("whose").name == root.name
+    assert found == {imported("only_in_one")}
+
+
+def test_the_nearest_directory_owns_a_module(one):
+    inner = make(one / "inner", "whose.__init__", "name = 'inner'")
+    for root, name in ((one, "one"), (inner, "inner"), (one, "one"), (inner, "inner")):
+        with modules_of(root):
+            assert imported("whose").name == name
+
+
+def test_a_package_without_a_file_is_each_directorys_own(tmp_path):
+    for name in ("left", "right", "left"):
+        make(tmp_path / name, "spread_out.part", f"name = {name!r}")
+        with modules_of(tmp_path / name):
+            assert imported("spread_out.part").name == name
+
+
+def test_modules_that_are_loaded_when_they_are_used_are_left_alone(one):
+    class Lazy(types.ModuleType):
+        def __getattr__(self, name):
+            raise AssertionError(f"{name} was asked for")
+
+    sys.modules["lazy_one"] = Lazy("lazy_one")
+    with modules_of(one):
+        imported("whose")
+
+
+def test_blocks_may_end_in_any_order(one, two):
+    path = list(sys.path)
+    first, second = modules_of(one), modules_of(two)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert imported("whose").name == "two"
+    second.__exit__(None, None, None)
+    assert "whose" not in sys.modules
+    assert sys.path == path
+
+
+def test_a_stay_lasts_until_the_next_one_and_blocks_lie_within_it(one, two):
+    modules, path = dict(sys.modules), list(sys.path)
+    stay = Stay()
+    stay.at(str(one))
+    assert imported("whose").name == "one"
+    with modules_of(two):
+        assert imported("whose").name == "two"
+    assert imported("whose").name == "one"
+    stay.at(str(two))
+    assert imported("whose").name == "two"
+    stay.at(None)
+    assert "whose" not in sys.modules
+    stay.at(str(one))
+    stay.end()
+    stay.end()
+    assert sys.modules == modules
+    assert sys.path == path
+
+
+def test_a_stay_goes_on_where_a_block_was_left_behind(one, two):
+    stay, left = Stay(), modules_of(two)
+    stay.at(str(one))
+    left.__enter__()
+    stay.at(str(one))
+    assert imported("whose").name == "one"
+    left.__exit__(None, None, None)
+    assert imported("whose").name == "one"
+    stay.end()
+
+
+def rewrite(root: Path, name: str, text: str) -> None:
+    """Edit a file so that its size stays, and its time within the same second, which is all that bytecode knows of."""
+    path = root / (name.replace(".", "/") + ".py")
+    before = path.stat()
+    assert len(text) == before.st_size
+    path.write_text(text)
+    second = before.st_mtime_ns // 10**9 * 10**9
+    later = second + (before.st_mtime_ns - second + 1) % 10**9
+    os.utime(path, ns=(later, later))
+
+
+@pytest.mark.parametrize("pause", [0, 0.06])
+def test_an_edit_is_seen_by_the_next_block(one, pause, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    with modules_of(one):
+        assert imported("whose.part").name == "one"
+        assert Path(importlib.util.cache_from_source(imported("whose.part").__file__)).exists()
+    threading.Event().wait(pause)  # longer than a file counts as young
+    for text in ("'two'", "'one'", "'two'"):
+        rewrite(one, "whose.part", f"name = {text}")
+        with modules_of(one):
+            assert imported("whose.part").name == text.strip("'")
+
+
+def test_an_edit_that_no_time_tells_of_is_seen_where_it_comes_at_once(one):
+    with modules_of(one):
+        before = imported("whose.part").__file__
+    status = os.stat(before)
+    Path(before).write_text("name = 'two'")
+    os.utime(before, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with modules_of(one):
+        assert imported("whose.part").name == "two"
+
+
+def test_a_file_that_is_only_touched_is_not_imported_anew(one):
+    with modules_of(one):
+        before = imported("whose.part")
+    os.utime(one / "whose" / "part.py", ns=(10**18, 10**18))
+    with modules_of(one):
+        assert imported("whose.part") is before
+
+
+def test_an_edit_brings_all_modules_of_the_plugin_anew_and_those_of_no_other(one, two):
+    make(one, "uses", "from whose.part import name")
+    with modules_of(two):
+        others = imported("whose.part")
+    with modules_of(one):
+        assert imported("uses").name == "one"
+    rewrite(one, "whose.part", "name = 'new'")
+    with modules_of(one):
+        assert imported("uses").name == "new"
+    with modules_of(two):
+        assert imported("whose.part") is others
+
+
+def test_an_edit_of_what_runs_now_is_seen_by_the_next_block(one):
+    with modules_of(one):
+        imported("whose.part")
+        threading.Event().wait(0.02)
+        make(one, "whose.part", "name = 'edited'")
+        with modules_of(one):
+            assert imported("whose.part").name == "one", "it is in use"
+    with modules_of(one):
+        assert imported("whose.part").name == "edited"
+
+
+def test_files_that_come_and_go_are_seen(one):
+    for number in range(20):
+        make(one, f"whose.new{number}", "")
+        with modules_of(one):
+            imported(f"whose.new{number}")
+    (one / "whose" / "new1.py").unlink()
+    with modules_of(one), pytest.raises(ModuleNotFoundError):
+        imported("whose.new1")
+    make(one, "whose.new1", "again = True")
+    with modules_of(one):
+        assert imported("whose.new1").again
+
+
+def test_modules_of_tests_stay_when_a_plugin_is_edited(one, monkeypatch):
+    monkeypatch.setattr(transport, "_by_value", {"whose.test_it"})
+    make(one, "whose.test_it", "from .part import name")
+    with modules_of(one):
+        package, test, part = imported("whose"), imported("whose.test_it"), imported("whose.part")
+    rewrite(one, "whose.part", "name = 'new'")
+    make(one, "whose.test_it", "raise RuntimeError")
+    with modules_of(one):
+        assert imported("whose.test_it") is test
+        assert imported("whose") is package
+        from whose import part as new
+
+        assert new is not part
+        assert (test.name, new.name) == ("one", "new")
+    with modules_of(one):
+        assert imported("whose.part") is new
+
+
+def test_what_is_known_of_a_directory_that_is_gone_is_forgotten(tmp_path):
+    import gc
+    import shutil
+    import weakref
+
+    make(tmp_path / "gone", "goes", "class Big: pass")
+    with modules_of(tmp_path / "gone"):
+        big = weakref.ref(imported("goes").Big)
+    shutil.rmtree(tmp_path / "gone")
+    (tmp_path / "next").mkdir()
+    with modules_of(tmp_path / "next"):
+        pass
+    gc.collect()
+    assert big() is None

@@ -1,0 +1,142 @@
+"""Row 21: plugins that look alike, each with its own modules; and edits between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime.errors import ActionNotFoundError, ExecutionError
+from synapse_runtime.executors.base import Executor
+from synapse_runtime.loggers import NullLogger
+from synapse_runtime.plugin import Plugin
+from synapse_runtime.runner import executor_class
+from tests.parity.modes import everywhere
+from tests.parity.sessions import write
+
+pytestmark = everywhere
+
+CONFIG = """\
+code: {name}
+actions:
+  whose: {{entrypoint: "plugin.train:whose"}}
+"""
+TRAIN = """\
+import sys
+from dataclasses import dataclass
+
+from synapse_runtime.decorators import action
+
+from .utils import NAME
+
+
+@dataclass
+class Whose:
+    names: list[str]
+
+
+@action
+def whose(params, context):
+    from plugin.late import LATE
+    from shared_helper import HELPER
+
+    context.log("seen", {"whose": Whose([NAME])})
+    return Whose([NAME, LATE, HELPER, *sorted(name for name in sys.modules if name.startswith("plugin."))])
+"""
+MODULES = ["plugin.late", "plugin.train", "plugin.utils"]
+
+
+@pytest.fixture
+def executor_of(synapse_mode: str) -> Iterator[Callable[[Path], Executor]]:
+    """Gives executors of this mode; in task mode all of them use one warm worker."""
+    options = {}
+    with contextlib.ExitStack() as stack:
+        if synapse_mode == "task":
+            from synapse_runtime.executors.ray.task import WarmWorker
+
+            worker = options["worker"] = WarmWorker()
+            stack.callback(worker.close)
+
+        def executor(plugin: Path) -> Executor:
+            made = executor_class(synapse_mode)(plugin=plugin, logger=NullLogger(), **options)
+            return stack.enter_context(made)
+
+        yield executor
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes plugins whose files differ in nothing but the name that they tell, and that is as long in each."""
+
+    def write_plugin(name: str) -> Path:
+        return write(
+            tmp_path / name,
+            {
+                "config.yaml": CONFIG.format(name=name),
+                "plugin/__init__.py": "",
+                "plugin/utils.py": f"NAME = {name!r}\n",
+                "plugin/late.py": f"LATE = 'late {name}'\n",
+                "plugin/train.py": TRAIN,
+                "shared_helper.py": f"HELPER = 'helper of {name}'\n",
+            },
+        )
+
+    return write_plugin
+
+
+def test_21_each_plugin_gets_its_own_modules_in_any_order(executor_of, plugin):
+    plugins = {name: plugin(name) for name in ("red", "tan")}
+    executors = {name: executor_of(path) for name, path in plugins.items()}
+    for name in ("red", "tan", "red"):
+        run = executors[name].run("whose")
+        result = run.unwrap()
+        assert result.names == [name, f"late {name}", f"helper of {name}", *MODULES]
+        assert [event.data["whose"].names for event in run.logs] == [[name]]
+        with Plugin.load(plugins[name]).importable():
+            assert type(pickle.loads(pickle.dumps(result))) is type(result)
+
+
+def test_21_sys_modules_and_sys_path_look_untouched(executor_of, plugin):
+    executor = executor_of(plugin("red"))
+    with contextlib.suppress(ImportError):
+        import ray  # noqa: F401 - which changes both when it is first imported
+    before, path = dict(sys.modules), list(sys.path)
+    assert executor.execute("whose").names[0] == "red"
+    assert sys.path == path
+    new = {name: module for name, module in sys.modules.items() if before.get(name) is not module}
+    assert not [name for name in new if name.startswith(("plugin", "shared_helper"))]
+    assert before.items() <= sys.modules.items()
+
+
+def test_21_an_edit_between_runs_is_seen(executor_of, plugin):
+    path = plugin("red")
+    executor = executor_of(path)
+    assert executor.execute("whose").names[:2] == ["red", "late red"]
+    for file, text in (("utils", "NAME = 'new'\n"), ("late", "LATE = 'late new'\n")):
+        edited = path / "plugin" / f"{file}.py"
+        second = edited.stat().st_mtime_ns // 10**9 * 10**9  # of the edit too: all that bytecode knows of
+        assert edited.stat().st_size == len(text)
+        edited.write_text(text)
+        os.utime(edited, ns=(second, second))
+    assert executor.execute("whose").names == ["new", "late new", "helper of red", *MODULES]
+
+
+def test_21_new_and_deleted_files_and_an_edited_config_file_are_seen(executor_of, plugin):
+    path = plugin("red")
+    executor = executor_of(path)
+    with pytest.raises(ActionNotFoundError):
+        executor.execute("added")
+    (path / "plugin" / "added.py").write_text(TRAIN)
+    (path / "plugin" / "late.py").unlink()
+    (path / "config.yaml").write_text(CONFIG.format(name="red") + '  added: {entrypoint: "plugin.added:whose"}\n')
+    with pytest.raises(ExecutionError) as caught:
+        executor.execute("added")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    assert caught.value.__cause__.name == "plugin.late"
+    (path / "plugin" / "late.py").write_text("LATE = 'back'\n")
+    assert executor.execute("added").names[1] == "back"

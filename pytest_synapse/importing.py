@@ -109,9 +109,9 @@ class Importing:
 
     def _let_stay(self, module: ModuleType) -> None:
         if self.now is not None:
-            from synapse_runtime import transport
+            from synapse_runtime.modules import keep
 
-            transport.ship_by_value(module.__name__)
+            keep(module.__name__)
 
 
 class _Switch:

@@ -24,7 +24,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from synapse_runtime import transport
 from synapse_runtime.edits import Seen, is_young
 from synapse_runtime.errors import ConfigError
 
@@ -111,9 +110,20 @@ class Stay:
             self._place = None
 
 
+def keep(name: str) -> None:
+    """Let a module of the current plugin stay as it is when its plugin is imported anew, with the packages it is in.
+
+    Args:
+        name: That of a test module or conftest, which pytest imports once.
+    """
+    _names.keep(name)
+
+
 def top_level_names(root: str | Path) -> frozenset[str]:
     """Return the names of the modules and packages directly in a directory."""
-    return _names.corner(os.fspath(root)).top_level_names()
+    corner = _names.corner(os.fspath(root))
+    corner.look()
+    return corner.names
 
 
 def is_within(module: ModuleType, root: str | Path) -> bool:
@@ -145,6 +155,8 @@ class _Corner:
         left: What `sys.path` was when the corner was left, and what of that was not its own, if they were mixed.
         guests: Modules of other plugins that are to be seen from here too: their owners by their top-level names.
         files: The files that its modules were imported from, by module.
+        kept: Modules that are not imported anew.
+        names: What can be imported from the directory itself, by `look`.
         blocks: How many blocks have it in use.
     """
 
@@ -155,31 +167,30 @@ class _Corner:
     left: tuple[list[str], list[str]] | None = None
     guests: dict[str, _Corner] = field(default_factory=dict)
     files: dict[str, Seen] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    names: frozenset[str] = frozenset()
     blocks: int = 0
     _directories: dict[str, tuple[int, bool]] = field(default_factory=dict)
-    _names: frozenset[str] | None = None
 
-    def top_level_names(self) -> frozenset[str]:
-        """Return the names of what can be imported from the directory itself, as it is now.
+    def look(self) -> None:
+        """Let Python look anew into the directories of this plugin where anything may have come or gone.
 
         Raises:
-            ConfigError: There is no such directory.
+            ConfigError: There is no such plugin any more.
         """
         assert self.root is not None
-        if self._look_into(self.root) or self._names is None:
-            self._names = _top_level_names(self.root)
-        return self._names
-
-    def look_for_new_files(self) -> None:
-        """Let Python look anew into the directories of this plugin's packages, if anything in them came or went."""
-        for directory in [*self._directories]:
-            with contextlib.suppress(ConfigError):
+        if self._look_into(self.root):
+            self.names = _top_level_names(self.root)
+        elif self.root not in self._directories:
+            raise ConfigError("the plugin's directory does not exist", path=self.root)
+        for directory in [*self._directories]:  # of packages
+            if directory != self.root:
                 self._look_into(directory)
 
     def remember(self, name: str, module: ModuleType, since: int) -> None:
         """Remember the file that a module was imported from, some time after `since`."""
         path = _attribute(module, "__file__")
-        if not isinstance(path, str) or not path.endswith(".py"):
+        if name in self.kept or not isinstance(path, str) or not path.endswith(".py"):
             return
         with contextlib.suppress(OSError):
             file = Seen.read(path)
@@ -205,14 +216,14 @@ class _Corner:
         return changed
 
     def _look_into(self, directory: str) -> bool:
-        """Tell whether anything in a directory may have come or gone; if so, Python looks anew too."""
+        """Tell whether anything may have come or gone in a directory; if so, Python looks anew too."""
         try:
             status = os.stat(directory)
         except OSError:
             status = None
         if status is None or not stat.S_ISDIR(status.st_mode):
             self._directories.pop(directory, None)
-            raise ConfigError("the plugin's directory does not exist", path=directory)
+            return False
         changed, young = self._directories.get(directory, (0, True))
         if changed == status.st_mtime_ns and not young:
             return False
@@ -253,29 +264,35 @@ class _Names:
 
     def corner(self, root: str) -> _Corner:
         """Return a plugin's corner."""
-        known = self._corners.get(root)
+        known = self._corners.get(root) or self._corners.get(root := os.path.abspath(root))
         if known is not None:
             return known
         with self._lock:
-            for gone in [old for old in self._corners if not os.path.isdir(old)]:
-                if not self._corners[gone].blocks and self._corners[gone] is not self._current:
-                    del self._corners[gone]
             self._look_around()
+            self._forget_those_that_are_gone()
             corner = self._corners[root] = _Corner(root, path=[root])
             self._mark = (0, None)  # what is loaded already may be that plugin's
             return corner
+
+    def _forget_those_that_are_gone(self) -> None:
+        used = {self._current, *self._seen.values(), *self._outside.guests.values()}
+        used.update(place.corner for place in self._places)
+        for root, corner in [*self._corners.items()]:
+            if corner not in used and not os.path.isdir(root):
+                del self._corners[root]
 
     def begin(self, root: str) -> _Place:
         """Begin a block."""
         with self._lock:
             corner = self.corner(root)
-            corner.top_level_names()  # there must be such a directory
+            corner.look()
             self._turn_to(corner)
             if not corner.blocks:
                 self._import_edited_anew(corner)
-            place = _Place(corner, is_block=True, is_first=sys.path[:1] != [root])
+            assert corner.root is not None
+            place = _Place(corner, is_block=True, is_first=sys.path[:1] != [corner.root])
             if place.is_first:
-                sys.path.insert(0, root)
+                sys.path.insert(0, corner.root)
             corner.blocks += 1
             self._places.append(place)
             return place
@@ -285,7 +302,7 @@ class _Names:
         with self._lock:
             corner = self._outside if root is None else self.corner(root)
             if root is not None:
-                corner.top_level_names()
+                corner.look()
             if place is None or self._places[-1] is not place:  # over what others have left behind
                 if place is not None:
                     self._places.remove(place)
@@ -294,6 +311,16 @@ class _Names:
             place.corner = corner
             self._turn_to(corner)
             return place
+
+    def keep(self, name: str) -> None:
+        """Keep a module, and the packages that it is in."""
+        with self._lock:
+            self._look_around()
+            owner = self._seen.get(name)
+            while name and owner is not None:
+                owner.kept.add(name)
+                owner.files.pop(name, None)
+                name = name.rpartition(".")[0]
 
     def end(self, place: _Place) -> None:
         """End a block or a stay; in whatever order they end, those that are left have their way."""
@@ -392,13 +419,15 @@ class _Names:
         else:
             sys.path[:0] = corner.path
         self._path = list(sys.path)
-        names = corner.top_level_names() if corner.root is not None else frozenset()
-        clashing = [name for name in names if name in sys.modules and not _may_stay(sys.modules[name], corner.root)]
+        clashing = [name for name in corner.names if name in sys.modules and not self._may_stay(sys.modules[name])]
         self._aside = _take(clashing) if clashing else {}
         for owner in self._corners.values():
             if owner is corner or corner.guests or not owner.homes.isdisjoint(self._path):
                 self._bring(owner)
         self._mark = _mark()
+
+    def _may_stay(self, module: ModuleType) -> bool:
+        return is_installed(module) or (self._current.root is not None and is_within(module, self._current.root))
 
     def _bring(self, owner: _Corner) -> None:
         for name, module in owner.modules.items():
@@ -411,27 +440,22 @@ class _Names:
         corner = self._current
         if corner.guests.get(name) is owner:
             return True
-        if name in corner.modules or (corner.root is not None and name in corner.top_level_names()):
+        if name in corner.modules or name in corner.names:
             return False
         module = owner.modules.get(name)
         return module is not None and _home(module) in self._path
 
     def _import_edited_anew(self, corner: _Corner) -> None:
         """Forget the modules of the current plugin if any of their files has changed."""
-        corner.look_for_new_files()
         edited = corner.edited()
         if not edited:
             return
-        # Tests keep what they have: pytest imports their modules, once.
-        kept = {parent for name in transport.shipped_by_value() for parent in _with_parents(name)}
-        if edited.keys() <= kept:
-            return
         for name, owner in [*self._seen.items()]:
-            if owner is not corner or name in kept:
+            if owner is not corner or name in corner.kept:
                 continue
             module = sys.modules.pop(name, None)
             parent, _, attribute = name.rpartition(".")
-            if parent in kept and getattr(sys.modules.get(parent), attribute, None) is module is not None:
+            if parent in corner.kept and getattr(sys.modules.get(parent), attribute, None) is module is not None:
                 delattr(sys.modules[parent], attribute)
             del self._seen[name], corner.modules[name]
             corner.files.pop(name, None)
@@ -462,19 +486,9 @@ def _forget_bytecode(path: str) -> None:
                 os.unlink(stale)
 
 
-def _with_parents(name: str) -> Iterator[str]:
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-
-
 def _loaded_from(root: str | Path, kept: Collection[str]) -> list[str]:
     tops = top_level_names(root) - frozenset(kept)
     return [name for name in tops if name in sys.modules and is_within(sys.modules[name], root)]
-
-
-def _may_stay(module: ModuleType, root: str | None) -> bool:
-    return root is None or is_within(module, root) or is_installed(module)
 
 
 def _places(module: ModuleType) -> list[str]:
@@ -492,8 +506,11 @@ def _home(module: ModuleType) -> str | None:
 
 
 def _attribute(module: ModuleType, name: str) -> Any:
-    """Return an attribute, or None: modules that are loaded when they are first used must stay as they are."""
-    return getattr(module, "__dict__", {}).get(name)
+    """Return an attribute, or None; a module that is loaded when it is first used does not notice."""
+    try:
+        return object.__getattribute__(module, "__dict__").get(name)
+    except AttributeError:  # there are other things than modules in `sys.modules`
+        return None
 
 
 def _take(names: Collection[str]) -> dict[str, ModuleType]:

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from synapse_runtime import transport
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.modules import Stay, fresh_modules, is_installed, is_installed_path, is_within, modules_of
+from synapse_runtime.modules import Stay, fresh_modules, is_installed, is_installed_path, is_within, keep, modules_of
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +153,15 @@ def test_a_module_that_is_added_later_is_found(one, two):
             assert imported("added").name == name
 
 
+def test_a_directory_may_be_named_from_where_one_is(one, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for root in ("one", "one/", one):
+        with modules_of(root):
+            assert imported("whose").name == "one"
+            assert sys.path[0] == str(one)
+        assert "whose" not in sys.modules
+
+
 def test_a_directory_that_does_not_exist_is_told_and_changes_nothing(tmp_path):
     path = list(sys.path)
     with (
@@ -287,13 +295,16 @@ def test_a_package_without_a_file_is_each_directorys_own(tmp_path):
 
 
 def test_modules_that_are_loaded_when_they_are_used_are_left_alone(one):
-    class Lazy(types.ModuleType):
-        def __getattr__(self, name):
-            raise AssertionError(f"{name} was asked for")
-
-    sys.modules["lazy_one"] = Lazy("lazy_one")
+    make(one, "lazy_one", "import lazy_two")
+    spec = importlib.util.spec_from_file_location("lazy_one", one / "lazy_one.py")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    sys.modules["lazy_one"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["lazy_one"])
+    sys.modules["no_module"] = object()
     with modules_of(one):
         imported("whose")
+    with modules_of(one), pytest.raises(ModuleNotFoundError, match="lazy_two"):
+        getattr(sys.modules["lazy_one"], "used")  # noqa: B009 - it is about the access
 
 
 def test_blocks_may_end_in_any_order(one, two):
@@ -417,11 +428,11 @@ def test_files_that_come_and_go_are_seen(one):
         assert imported("whose.new1").again
 
 
-def test_modules_of_tests_stay_when_a_plugin_is_edited(one, monkeypatch):
-    monkeypatch.setattr(transport, "_by_value", {"whose.test_it"})
+def test_modules_of_tests_stay_when_a_plugin_is_edited(one):
     make(one, "whose.test_it", "from .part import name")
     with modules_of(one):
         package, test, part = imported("whose"), imported("whose.test_it"), imported("whose.part")
+        keep("whose.test_it")
     rewrite(one, "whose.part", "name = 'new'")
     make(one, "whose.test_it", "raise RuntimeError")
     with modules_of(one):

@@ -38,7 +38,7 @@ ROWS: dict[int, tuple[str, str, tuple[str, ...]]] = {
     18: ("`result_model`", "is checked, and a mismatch told in the same way", MODES),
     19: ("Coverage", "counts the same lines and branches: under pytest-cov and `coverage run`, with contexts, plugins and processes of an action", MODES),
     20: ("Many actions in a row", "leak nothing; `isolation=\"fresh\"` sees no state of others", MODES),
-    21: ("Two plugins named `plugin`", "each get their own modules, in one session", ()),
+    21: ("Two plugins named `plugin`", "each get their own modules, in one process, in any order; edits between runs are seen", MODES),
     30: ("A worker that dies", "is told with its exit status or signal and its last output, and replaced", ("task", "job")),
     31: ("A cluster that dies", "fails its pending calls at once; later calls get a new one if it was ours", ("task", "job")),
     32: ("Resources that nobody has", "are refused at once, with what there is", ("task", "job")),

@@ -93,10 +93,12 @@ def test_21_each_plugin_gets_its_own_modules_in_any_order(executor_of, plugin):
     plugins = {name: plugin(name) for name in ("red", "tan")}
     executors = {name: executor_of(path) for name, path in plugins.items()}
     for name in ("red", "tan", "red"):
-        run = executors[name].run("whose")
+        events = []
+        run = executors[name].run("whose", on_event=events.append)
         result = run.unwrap()
         assert result.names == [name, f"late {name}", f"helper of {name}", *MODULES]
         assert [event.data["whose"].names for event in run.logs] == [[name]]
+        assert [type(event.data["whose"]) for event in (*run.logs, *events)] == [type(result)] * 2
         with Plugin.load(plugins[name]).importable():
             assert type(pickle.loads(pickle.dumps(result))) is type(result)
 

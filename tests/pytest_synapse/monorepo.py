@@ -131,6 +131,13 @@ PLUGIN = {
             return Here(NAME)
 
 
+        @action
+        def of_beside(params, context):
+            from {beside} import NAME as beside
+
+            return beside
+
+
         @pytest.mark.parametrize("number", range({each}))
         def test_an_action(synapse_executor, number):
             modules, path = dict(sys.modules), import_path()
@@ -172,11 +179,12 @@ PLUGIN = {
             assert type(pickle.loads(pickle.dumps(Here("x")))) is Here
 
 
-        def test_a_module_beside_the_tests(request):
+        def test_a_module_beside_the_tests(synapse_executor, request):
             if request.config.option.importmode != "importlib":  # which has pytest put no tests on the import path
                 from {beside} import NAME as beside
 
                 assert beside == PLUGIN.name
+                assert synapse_executor.execute(of_beside) == PLUGIN.name
 
 
         def test_fixtures(whole_session, whole_module):

@@ -49,8 +49,8 @@ def test_each_plugin_is_tested_with_its_own_modules_in_every_mode(project, reach
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTEST_ADDOPTS", ALONE.replace("-pno:randomly", ""))
     few_jobs = "test_names_mean_its_own_modules or not job"
-    # 12 tests of each plugin, 4 of them with an action: again in task mode, and one as a job.
-    assert passed(project.pytest("-n2", "--synapse-mode=all", "-k", few_jobs)) == 5 * (12 + 4 + 1) + 1
+    # 12 tests of each plugin, 5 of them with an action: again in task mode, and one as a job.
+    assert passed(project.pytest("-n2", "--synapse-mode=all", "-k", few_jobs)) == 5 * (12 + 5 + 1) + 1
 
 
 def test_a_session_leaves_nothing_behind(monorepo, monkeypatch):

@@ -258,7 +258,8 @@ class _Names:
         self._seen: dict[str, _Corner] = {}  # whose a module is, of those in sys.modules that are a plugin's
         self._aside: dict[str, ModuleType] = {}
         self._outside_path: list[str] = []
-        self._path: list[str] = []  # as it was when the current corner was entered
+        self._path: list[str] = []  # as it was when the current corner had been entered
+        self._rest: list[str] = []  # and just before
         self._mark: tuple[int, str | None] = (0, None)  # how sys.modules was when it was looked through last
         self._looked = 0
 
@@ -391,8 +392,8 @@ class _Names:
         self._aside = {}
         if corner is self._outside:
             self._outside_path = list(sys.path)
-        elif sys.path == self._path and sys.path[: len(corner.path)] == corner.path:
-            del sys.path[: len(corner.path)]
+        elif sys.path == self._path:
+            sys.path[:] = self._rest
         else:
             self._part_path(corner)
 
@@ -414,7 +415,8 @@ class _Names:
     def _enter(self, corner: _Corner) -> None:
         """Bring what is this plugin's, and what else is to be seen from there."""
         self._current = corner
-        if corner.left is not None and corner.left[1] == sys.path:
+        self._rest = list(sys.path)
+        if corner.left is not None and corner.left[1] == self._rest:
             sys.path[:] = corner.left[0]
         else:
             sys.path[:0] = corner.path

@@ -30,12 +30,19 @@ def passed(result: pytest.RunResult) -> int:
     return counts["passed"]
 
 
-@pytest.mark.parametrize("mode", ["prepend", "importlib"])
-@pytest.mark.parametrize("packages", [False, True], ids=["plain", "packages"])
-def test_each_plugin_is_tested_with_its_own_modules_in_any_order(monorepo, mode, packages):
+@pytest.mark.parametrize(
+    ("packages", "options"),
+    [
+        (False, "--import-mode=prepend --randomly-seed=1 -n2"),
+        (False, "--import-mode=importlib --randomly-seed=18 -pno:cacheprovider"),
+        (True, "--import-mode=prepend --randomly-seed=22"),
+        (True, "--import-mode=importlib --randomly-seed=36 -n2 --dist=loadscope"),
+        (True, "--import-mode=append -pno:randomly"),
+    ],
+)
+def test_each_plugin_is_tested_with_its_own_modules_in_any_order(monorepo, packages, options):
     write_monorepo(monorepo.path, each=8, packages=packages)
-    options = ("-p", "no:cacheprovider") if packages else ("-n2",)
-    assert passed(monorepo.pytest(f"--import-mode={mode}", "--doctest-modules", *options)) == 206
+    assert passed(monorepo.pytest("--doctest-modules", *options.split())) == 206
 
 
 def test_paths_that_are_given_one_by_one(monorepo):
@@ -50,7 +57,9 @@ def test_each_plugin_is_tested_with_its_own_modules_in_every_mode(project, reach
     monkeypatch.setenv("PYTEST_ADDOPTS", ALONE.replace("-pno:randomly", ""))
     few_jobs = "test_names_mean_its_own_modules or not job"
     # 12 tests of each plugin, 5 of them with an action: again in task mode, and one as a job.
-    assert passed(project.pytest("-n2", "--synapse-mode=all", "-k", few_jobs)) == 5 * (12 + 5 + 1) + 1
+    assert (
+        passed(project.pytest("-n2", "--randomly-seed=7", "--synapse-mode=all", "-k", few_jobs)) == 5 * (12 + 5 + 1) + 1
+    )
 
 
 def test_a_session_leaves_nothing_behind(monorepo, monkeypatch):

@@ -69,6 +69,17 @@ def test_the_import_path_is_restored_whatever_the_order_of_its_entries(one, two,
             assert sys.path == path
 
 
+def test_an_entry_that_a_plugin_has_twice_does_not_stay(one, two, tmp_path, monkeypatch):
+    path = list(sys.path)
+    for _ in range(2):
+        with modules_of(one):
+            sys.path[:0] = [str(one / "lib"), str(one)]
+        for root in (one, two, one):
+            with modules_of(root):
+                pass
+        assert sys.path == path
+
+
 def test_the_import_path_is_restored_after_a_failure(one):
     path = list(sys.path)
     with pytest.raises(KeyError), modules_of(one):

@@ -51,11 +51,13 @@ class Importing:
         """Let conftest files be imported with the modules of their plugins too.
 
         pytest imports those of all paths that it is given in one go, with no hook between: there is no public way.
-        A test watches the private name.
+        A test watches the private name; where it is missing, such conftest files see no plugin.
         """
         importing = cls.of(config)
         manager: Any = config.pluginmanager
-        import_conftest = manager._importconftest
+        import_conftest = getattr(manager, "_importconftest", None)
+        if import_conftest is None:
+            return
 
         def import_with_its_plugin(path: Path, *args: Any, **kwargs: Any) -> ModuleType:
             importing.go_to(path)

@@ -96,11 +96,7 @@ class Stay:
         self._place: _Place | None = None
 
     def at(self, root: str | None) -> None:
-        """Let this directory's modules be the ones that their names mean, from now on; None for no plugin's.
-
-        Raises:
-            ConfigError: There is no such directory.
-        """
+        """Let this directory's modules be the ones that their names mean, from now on; None for no plugin's."""
         self._place = _names.stay(self._place, root)
 
     def end(self) -> None:
@@ -303,7 +299,8 @@ class _Names:
         with self._lock:
             corner = self._outside if root is None else self.corner(root)
             if root is not None:
-                corner.look()
+                with contextlib.suppress(ConfigError):  # then there is nothing to import
+                    corner.look()
             if place is None or self._places[-1] is not place:  # over what others have left behind
                 if place is not None:
                     self._places.remove(place)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -55,11 +54,10 @@ def test_each_plugin_is_tested_with_its_own_modules_in_every_mode(project, reach
     for name, value in reached.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTEST_ADDOPTS", ALONE.replace("-pno:randomly", ""))
-    few_jobs = "test_names_mean_its_own_modules or not job"
+    few_jobs = ("-k", "test_names_mean_its_own_modules or not job")
     # 12 tests of each plugin, 5 of them with an action: again in task mode, and one as a job.
-    assert (
-        passed(project.pytest("-n2", "--randomly-seed=7", "--synapse-mode=all", "-k", few_jobs)) == 5 * (12 + 5 + 1) + 1
-    )
+    tests = 5 * (12 + 5 + 1) + 1
+    assert passed(project.pytest("-n2", "--randomly-seed=7", "--synapse-mode=all", *few_jobs)) == tests
 
 
 def test_a_session_leaves_nothing_behind(monorepo, monkeypatch):
@@ -191,4 +189,12 @@ def test_a_session_without_a_plugin_does_not_know_of_it(project):
     result = project.pytest("-s")
     assert passed(result) == 1
     assert "synapse-importing" not in result.stdout.str()
-    assert Path(project.path, "tests").is_dir()
+
+
+def test_a_plugin_that_is_deleted_while_it_is_tested_fails_its_own_tests_alone(demo):
+    demo.plugin("zebra")
+    demo.test("import shutil\ndef test_it(): shutil.rmtree('demo')\ndef test_late(): import plugin.actions")
+    demo.test("def test_it(): import plugin.actions", "zebra/tests/test_it.py")
+    result = demo.pytest()
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["FAILED demo/tests/test_it.py::test_late - ModuleNotFoundError*"])

@@ -110,7 +110,7 @@ class World(NamedTuple):
         return [name for name in found if name.startswith("synapse-")]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     reason = machines.why_not()
     if reason is not None:
@@ -203,17 +203,17 @@ def _wait_for_ray_client(world: World) -> None:
         assert time.monotonic() < deadline, problem
 
 
-@pytest.fixture(scope="session", params=["task", "job"])
+@pytest.fixture(scope="module", params=["task", "job"])
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def traveller(world: World) -> Path:
     return world.base / "laptop" / "traveller"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def journey(world: World, mode: str, traveller: Path) -> dict[str, Any]:
     """Tell of calls in one mode, all made by one process: what several tests look at."""
     told: dict[str, Any] = world.call(

@@ -310,6 +310,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 in_each_mode = pytest.mark.parametrize("mode", MODES)
+# A job is measured by the same code as an actor; what is special about it shows in the tests of lines and branches.
+in_each_mode_now_and_then = pytest.mark.parametrize(
+    "mode", ["local", "task", pytest.param("job", marks=pytest.mark.thorough)]
+)
 
 
 def lines(text: str, *parts: str) -> set[int]:
@@ -325,8 +329,15 @@ SOME = ("-k", "many or fail or actions_of_tests")
 FEW = ("-k", "again or actions_of_tests or (many and more)")
 
 
-@in_each_mode
-@pytest.mark.parametrize("processes", [0, 2], ids=["in-one-process", "xdist"])
+@pytest.mark.parametrize(
+    ("processes", "mode"),
+    [
+        *((0, mode) for mode in MODES),
+        *((2, mode) for mode in MODES[:-1]),
+        pytest.param(2, MODES[-1], marks=pytest.mark.thorough),
+    ],
+    ids=[f"{processes}-{mode}" for processes in ("in-one-process", "xdist") for mode in MODES],
+)
 def test_19_lines_and_branches_are_the_same_under_pytest_cov(runs, mode, processes):
     several = ("-n", "2", "--dist", "load") if processes else ()
     told = runs.report(mode, *BRANCHES, *several)
@@ -340,7 +351,10 @@ def test_19_lines_and_branches_are_the_same_under_pytest_cov(runs, mode, process
     assert told == runs.report("local", *BRANCHES)
 
 
-@pytest.mark.parametrize("dist", ["loadscope", "loadfile", "loadgroup", "worksteal"])
+@pytest.mark.parametrize(
+    "dist",
+    ["loadscope", "worksteal", *(pytest.param(dist, marks=pytest.mark.thorough) for dist in ("loadfile", "loadgroup"))],
+)
 @pytest.mark.parametrize("mode", ["task"])
 def test_19_lines_and_branches_are_the_same_however_xdist_deals_the_tests(runs, mode, dist):
     told = runs.report(mode, *FEW, *BRANCHES, "-n", "2", "--dist", dist)
@@ -354,7 +368,7 @@ def test_19_lines_and_branches_are_the_same_under_coverage_run(runs, mode):
     assert told == runs.report("local", *SOME, "--cov=demo", "--cov-branch", "--cov-report=")
 
 
-@in_each_mode
+@in_each_mode_now_and_then
 def test_19_contexts_name_the_same_tests(runs, mode):
     options = (*FEW, "--cov=plugin", "--cov-context=test", "--cov-report=")
     (session, project), (_, local) = runs(mode, *options), runs("local", *options)
@@ -450,7 +464,7 @@ def coverage_init(reg, options):
 EXTRA["configured"] = {"setup.cfg": CONFIGURED, "measuring.py": MEASURING}
 
 
-@in_each_mode
+@in_each_mode_now_and_then
 def test_19_the_configuration_is_the_same(runs, mode):
     told = runs.report(mode, *FEW, tool="--branch", files="configured")
     assert "demo/plugin/actions.py" in told
@@ -458,7 +472,7 @@ def test_19_the_configuration_is_the_same(runs, mode):
     assert told == runs.report("local", *FEW, tool="--branch", files="configured")
 
 
-@in_each_mode
+@in_each_mode_now_and_then
 def test_19_plugins_and_contexts_of_coverage_are_the_same(runs, mode):
     found = {}
     for each in ("local", mode):

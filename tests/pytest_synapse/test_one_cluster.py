@@ -325,6 +325,7 @@ def test_a_kept_cluster_serves_the_next_run_and_runs_the_code_as_it_is_then(shar
     assert len(first.processes("gcs_server")) == 1
 
 
+@pytest.mark.thorough
 def test_a_kept_cluster_of_several_workers_stays_too(shared, pytest_in):
     shared.test(
         """
@@ -405,6 +406,7 @@ def test_a_failed_collection_leaves_nothing(shared, pytest_in):
     assert run.leftovers() == []
 
 
+@pytest.mark.thorough
 def test_another_cluster_on_the_machine_is_left_alone(shared, pytest_in, temp):
     from tests.cli.processes import cluster
 

@@ -148,6 +148,7 @@ def test_what_cannot_be_asked_is_refused_by_the_constructor(executor_class, wron
         executor_class(plugin=PLUGIN, **wrong)
 
 
+@pytest.mark.thorough
 def test_nodes_are_known_through_ray_client_too(two_nodes):
     attempt("task", two_nodes.client)  # its server may refuse the first caller, after half a minute
     done = attempt("task", two_nodes.client, num_cpus=3)

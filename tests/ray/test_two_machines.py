@@ -419,7 +419,9 @@ def test_uv_installs_too_from_the_directory_that_the_config_file_names(world):
     assert world.call("job", plugin, code) == {"host": "worker", "says": "made of uv"}
 
 
-@pytest.mark.parametrize(("mode", "manager"), [("task", "pip"), ("job", "uv"), ("job", "pip")])
+@pytest.mark.parametrize(
+    ("mode", "manager"), [("task", "pip"), ("job", "uv"), pytest.param("job", "pip", marks=pytest.mark.thorough)]
+)
 def test_what_cannot_be_installed_is_told_with_the_installers_last_lines(world, mode, manager):
     plugin = world.plugin(
         f"impossible_{mode}_{manager}",

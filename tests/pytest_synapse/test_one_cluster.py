@@ -84,8 +84,11 @@ class Run:
         return self._output.read_text()
 
     def ends(self) -> int:
-        """Wait for its end and return its exit status."""
-        return self.process.wait(timeout=90)
+        """Wait for its end and return its exit status.
+
+        Ray takes a minute to give up a process that was connecting when the cluster broke.
+        """
+        return self.process.wait(timeout=240)
 
     def processes(self, of: str = "") -> list[str]:
         """Return the command lines of its living processes."""

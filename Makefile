@@ -55,9 +55,9 @@ compatibility: $(VENV)/.dev$(RAY)
 tutorial: $(VENV)/.dev$(RAY)
 	$(BIN)/python docs/make_tutorial.py
 
-# SDK_PYTHON=… names a Python 3.12 that is not found as python3.12.
+# SDK_PYTHON=… names a Python 3.12 that is not found as python3.12; SDK_TESTS=… are those to run, as pytest's -k takes it.
 sdk: $(VENV)/.dev$(RAY)
-	$(BIN)/nox --session sdk $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON))
+	$(BIN)/nox --session sdk $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON)) $(if $(SDK_TESTS),-- -k "$(SDK_TESTS)")
 
 lint: $(VENV)/.dev$(RAY)
 	$(BIN)/ruff check .

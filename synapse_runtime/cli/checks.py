@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,21 +145,19 @@ def plugin() -> Iterator[Finding]:
         return
     from synapse_runtime.plugin import Plugin
 
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        try:
-            found = Plugin.load(config)
-        except PluginError as error:
-            yield problem("plugin", str(error), f"mend {config.name}")
-            return
+    try:
+        found = Plugin.load(config)
+    except PluginError as error:
+        yield problem("plugin", str(error), f"mend {config.name}")
+        return
     names = ", ".join(found.action_names)
     where = f"{found.manifest.code or found.manifest.name}, {config}"
     if names:
         yield ok("plugin", f"{where}; actions: {names}")
     else:
         yield warning("plugin", f"{where}; it has no actions", f"name them under `actions:` in {config.name}")
-    for one in heard:
-        yield warning("plugin", str(one.message), f"mend {config.name}")
+    for one in found.manifest.problems:
+        yield warning("plugin", str(one), "mend that line; `synapse plugin check` tells all that is wrong")
 
 
 # Variables that change what we do, or what pytest, Ray or coverage do under us, and how.

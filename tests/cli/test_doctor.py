@@ -139,6 +139,16 @@ class TestCommand:
         (wrong,) = [one for one in done.result["findings"] if one["state"] == "problem"]
         assert (wrong["what"], wrong["text"]) == ("cluster", "no answer within 6 s")
 
+    def test_tells_what_is_unknown_in_the_plugins_config_file(self, synapse: Synapse, tmp_path: Path) -> None:
+        config = tmp_path / "config.yaml"
+        config.write_text("code: demo\nactions:\n  train:\n    entrypont: plugin.train:Train\n")
+        done = synapse("doctor", "--json", cwd=tmp_path)
+        of_plugin = [(one["state"], one["text"]) for one in done.result["findings"] if one["what"] == "plugin"]
+        assert of_plugin == [
+            ("ok", f"demo, {config}; actions: train"),
+            ("warning", f"{config}:4: unknown field 'entrypont' in actions.train; did you mean 'entrypoint'?"),
+        ]
+
     def test_shows_no_secret_of_the_environment_or_of_the_config_file(self, synapse: Synapse, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text(f"code: demo\nenv:\n  PASSWORD: {GIBBERISH}\n  B: [x]\nactions: 5\n")
         names = ("RAY_AUTH_TOKEN", "API_KEY", "PYTHONPATH", "PYTEST_ADDOPTS", "SYNAPSE_MODE", "COVERAGE_FILE")

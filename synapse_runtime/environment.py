@@ -230,6 +230,32 @@ def _as_text(key: str, value: Any) -> str:
     return text
 
 
+class HiddenValues:
+    """Values of variables that no text may show: each is replaced by the name of its variable.
+
+    Args:
+        variables: The variables.
+        shortest: How many characters a value has at least; shorter ones stay, as they are no secrets.
+
+    Example:
+        >>> HiddenValues({"API_TOKEN": "abc123xyz", "DEBUG": "true"}).out_of("abc123xyz is refused, it is true")
+        '<API_TOKEN> is refused, it is true'
+    """
+
+    __slots__ = ("_names",)
+
+    def __init__(self, variables: Mapping[str, str], shortest: int = 8) -> None:
+        values = [(value, name) for name, value in variables.items() if len(value) >= shortest]
+        self._names = sorted(values, key=lambda pair: -len(pair[0]))  # one may be a part of another
+
+    def out_of(self, text: str) -> str:
+        """Return a text without them."""
+        for value, name in self._names:
+            if value in text:
+                text = text.replace(value, f"<{name}>")
+        return text
+
+
 def _read_toml(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)

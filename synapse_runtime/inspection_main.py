@@ -24,10 +24,10 @@ from pydantic import BaseModel, Field
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from synapse_runtime import action as actions
+from synapse_runtime.environment import HiddenValues
 from synapse_runtime.errors import nearest, safe_str
 from synapse_runtime.modules import modules_of
 
-_SHORTEST_SECRET = 8
 _LONGEST_TEXT = 500
 
 
@@ -169,10 +169,7 @@ def _import_fault(error: BaseException, request: Request) -> Fault:
         for frame in traceback.extract_tb(error.__traceback__):
             if frame.filename.startswith(os.path.join(request.root, "")):
                 file, line = frame.filename, frame.lineno
-    for name, value in request.env.items():
-        if len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, f"<{name}>")
-    text = " ".join(text.split())
+    text = " ".join(HiddenValues(request.env).out_of(text).split())
     return Fault(text=text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…", file=file, line=line)
 
 

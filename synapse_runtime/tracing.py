@@ -23,6 +23,7 @@ from opcode import opmap
 from typing import Any
 
 from synapse_runtime import transport
+from synapse_runtime.environment import HiddenValues
 from synapse_runtime.errors import safe_str
 
 # Longer chains than this cannot be pickled, being nested; the far end of one is left out.
@@ -31,7 +32,6 @@ _MAX_CHAIN = 100
 _MAX_SHOWN = 20
 _SHOW_SECONDS = 1.0
 _MAX_TEXT = 4000
-_SHORTEST_SECRET = 8
 # What may come of a user's code where nothing but an answer is wanted.
 _FAILURES = (Exception, *transport.EXITS)
 
@@ -140,7 +140,7 @@ def _entries(tb: types.TracebackType | None) -> Iterator[types.TracebackType]:
 
 
 # Values that are not shown among a function's arguments, each with the name to show in its place; the longest first.
-_hidden: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("_hidden", default=())
+_hidden: ContextVar[HiddenValues] = ContextVar("_hidden", default=HiddenValues({}))  # noqa: B039 - it never changes
 
 
 @contextlib.contextmanager
@@ -149,19 +149,11 @@ def hiding(variables: Mapping[str, str]) -> Iterator[None]:
 
     A report goes into a job's log, which others can read. Short values stay: those are no secrets.
     """
-    secrets = [(value, name) for name, value in variables.items() if len(value) >= _SHORTEST_SECRET]
-    token = _hidden.set(tuple(sorted(secrets, key=lambda pair: -len(pair[0]))))
+    token = _hidden.set(HiddenValues(variables))
     try:
         yield
     finally:
         _hidden.reset(token)
-
-
-def _without_secrets(text: str) -> str:
-    for value, name in _hidden.get():
-        if value in text:
-            text = text.replace(value, f"<{name}>")
-    return text
 
 
 def _arguments(frame: types.FrameType) -> tuple[tuple[str, Any], ...]:
@@ -179,20 +171,20 @@ def _shown(value: Any, depth: int = 0) -> Any:
     if value is None or kind in (bool, int, float, complex):
         return value
     if kind is str:
-        value = _without_secrets(value)
+        value = _hidden.get().out_of(value)
         return value if len(value) <= _MAX_TEXT else f"{value[: _MAX_TEXT // 2]}...{value[-_MAX_TEXT // 2 :]}"
     if depth < 4 and kind in (list, tuple, dict) and len(value) <= 100:
         if kind is dict:
             return {_key(key): _shown(item, depth + 1) for key, item in value.items()}
         return kind(_shown(item, depth + 1) for item in value)
-    text = _without_secrets(transport.safe_repr(value))
+    text = _hidden.get().out_of(transport.safe_repr(value))
     return Shown(text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT // 2]}...{text[-_MAX_TEXT // 2 :]}")
 
 
 def _key(key: Any) -> Any:
     if type(key) is str:
-        return _without_secrets(key)
-    return key if type(key) in (int, float, bool) else Shown(_without_secrets(transport.safe_repr(key)))
+        return _hidden.get().out_of(key)
+    return key if type(key) in (int, float, bool) else Shown(_hidden.get().out_of(transport.safe_repr(key)))
 
 
 def _span(tb: types.TracebackType) -> tuple[int, int, int] | None:

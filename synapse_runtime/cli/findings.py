@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from synapse_runtime.environment import HiddenValues
+
 State = Literal["ok", "warning", "problem"]
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY", re.IGNORECASE)
@@ -63,11 +65,9 @@ def without_secrets(text: str, variables: Mapping[str, str] = os.environ) -> str
         >>> without_secrets("http://me:pass@host/ refuses abc123xyz", {"API_TOKEN": "abc123xyz"})
         'http://…@host/ refuses <API_TOKEN>'
     """
-    secrets = [
-        (value, name)
+    secrets = {
+        name: value
         for name, value in variables.items()
-        if _SECRET_NAME.search(name) and not name.endswith(_NAMES_A_PLACE) and len(value) >= _SHORTEST_SECRET
-    ]
-    for value, name in sorted(secrets, key=lambda pair: -len(pair[0])):  # one may be a part of another
-        text = text.replace(value, f"<{name}>")
-    return _USER_IN_URL.sub("…", text)
+        if _SECRET_NAME.search(name) and not name.endswith(_NAMES_A_PLACE)
+    }
+    return _USER_IN_URL.sub("…", HiddenValues(secrets, _SHORTEST_SECRET).out_of(text))

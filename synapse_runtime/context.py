@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.environment import PluginEnvironment
-from synapse_runtime.events import Event
+from synapse_runtime.events import Event, progress_event
 from synapse_runtime.loggers import BaseLogger
 from synapse_runtime.messages import (
     DEFAULT_LANGUAGE,
@@ -144,11 +144,7 @@ class RuntimeContext:
         Raises:
             ValueError: `total` is not positive, or `current` not between 0 and `total`.
         """
-        if not total > 0 or not 0 <= current <= total:
-            raise ValueError(
-                f"set_progress({current!r}, {total!r}): current must be between 0 and total, total above 0"
-            )
-        self._emit(Event("progress", "", {"current": current, "total": total}, step=step))
+        self._emit(progress_event(current, total, step))
 
     def set_metrics(self, value: Mapping[str, Any], step: str) -> None:
         """Report metrics of a step.

@@ -39,6 +39,17 @@ class Event:
     time: float = field(default_factory=time.time, compare=False)
 
 
+def progress_event(current: float, total: float, step: str | None = None) -> Event:
+    """Return the event of `set_progress`.
+
+    Raises:
+        ValueError: `total` is not positive, or `current` not between 0 and `total`.
+    """
+    if not total > 0 or not 0 <= current <= total:
+        raise ValueError(f"set_progress({current!r}, {total!r}): current must be between 0 and total, total above 0")
+    return Event("progress", "", {"current": current, "total": total}, step=step)
+
+
 class Progress(NamedTuple):
     """How far an action has come: `current` of `total`, in the action's own unit.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from synapse_runtime.events import Event, Progress
+from synapse_runtime.events import Event, Progress, progress_event
 from synapse_runtime.messages import LogLevel
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ class BaseLogger:
 
     def set_progress(self, current: float, total: float, step: str | None = None) -> None:
         """Tell how far a step has come, that of `set_step` by default."""
-        if not total > 0 or not 0 <= current <= total:
-            raise ValueError(f"current must be between 0 and total, total above 0: {current!r} of {total!r}")
-        self.event(Event("progress", "", {"current": current, "total": total}, step=step or self._step))
+        self.event(progress_event(current, total, step or self._step))
 
     def set_progress_failed(self, step: str | None = None) -> None:
         """Tell that a step has failed."""

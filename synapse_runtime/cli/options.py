@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from synapse_runtime.errors import nearest
+from synapse_runtime.errors import ConfigError, nearest
 
 MODES = ("local", "task", "job")
-_CONFIG_AT_MOST = 1_000_000
 
 
 def action_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -65,18 +64,16 @@ def checked_mode(given: str) -> str:
 
 
 def _actions_at(path: Path | str | None) -> list[tuple[str, str]]:
-    import yaml
-
+    from synapse_runtime import yaml_document
     from synapse_runtime.locate import config_in, plugin_above
 
+    place = Path.cwd() if path is None else Path(path)
+    config = place if place.is_file() else config_in(place) or plugin_above(place.absolute())
+    if config is None:
+        return []
     try:
-        place = Path.cwd() if path is None else Path(path)
-        config = place if place.is_file() else config_in(place) or plugin_above(place.absolute())
-        if config is None or config.stat().st_size > _CONFIG_AT_MOST:
-            return []
-        with config.open("rb") as file:
-            content = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        content = yaml_document.parse(yaml_document.read_text(config)).data
+    except ConfigError:
         return []
     actions = content.get("actions") if isinstance(content, dict) else None
     if isinstance(actions, list):

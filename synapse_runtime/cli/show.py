@@ -141,7 +141,7 @@ def schema(
 
 def _plugin_directories(top: Path) -> Iterator[Path]:
     """Yield the directories in which a plugin's config file is, each once, by whatever link it can be reached."""
-    from synapse_runtime.locate import config_in, plugin_above
+    from synapse_runtime.locate import is_plugin
 
     seen: set[tuple[int, int]] = set()
     for place, directories, files in os.walk(top, followlinks=True):
@@ -155,8 +155,7 @@ def _plugin_directories(top: Path) -> Iterator[Path]:
             directories.clear()
             continue
         directories[:] = sorted(name for name in directories if name not in _SKIPPED and not name.startswith("."))
-        config = config_in(path)
-        if config is not None and (found := plugin_above(path)) is not None and found.parent == path:
+        if is_plugin(path):
             yield path
 
 

@@ -57,7 +57,7 @@ def test_commands_are_known(synapse: Synapse) -> None:
         ("", []),
         ("actions:\n", []),
         ("code: a\nactions:\n  - {name: train, entrypoint: a.B}\n  - nothing\n  - {entrypoint: a.C}\n", ["train"]),
-        ("code: a\nactions: {1: a.B, train: a.B, other: }\n", ["train", "other"]),
+        ("code: a\nactions: {1: a.B, train: a.B, other: }\n", ["1", "train", "other"]),
         ("code: a\nactions: {train: !!python/object/apply:os.system [touch evil]}\n", []),
         (b"code: a\nactions: {train: a.B}\n# \xff\n", []),
         ("code: a\nactions: {train: a.B}\n#" + "x" * 1_000_000, []),

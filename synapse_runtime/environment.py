@@ -31,13 +31,38 @@ class PluginEnvironment(Mapping[str, Any]):
         (64, True, [])
     """
 
-    __slots__ = ("_data",)
+    __slots__ = ("_own", "_under")
 
     def __init__(self, data: Mapping[str, Any] | None = None) -> None:
-        self._data: dict[str, Any] = {} if data is None else dict(data)
-        for key in self._data:
+        self._under: Variables | None = None
+        self._own: dict[str, Any] = {} if data is None else dict(data)
+        for key in self._own:
             if not isinstance(key, str):
                 raise EnvironmentValueError(f"names of the environment are strings, not {key!r}")
+
+    @classmethod
+    def over(cls, variables: Variables, env: Mapping[str, Any]) -> PluginEnvironment:
+        """Join variables of a process and an environment over them; they are read when they are first asked for.
+
+        Args:
+            variables: Those of the process.
+            env: What is over them; its names are strings.
+        """
+        environment = cls.__new__(cls)
+        environment._own = dict(env)
+        environment._under = variables
+        return environment
+
+    @property
+    def _data(self) -> dict[str, Any]:
+        under = self._under
+        if under is not None:
+            self._own = {**under.to_dict(), **self._own}
+            self._under = None
+        return self._own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PluginEnvironment, (self._data,)
 
     @classmethod
     def from_environ(cls, prefix: str = "") -> PluginEnvironment:
@@ -228,6 +253,46 @@ def _as_text(key: str, value: Any) -> str:
     if not key or "=" in key or "\0" in key or "\0" in text:
         raise EnvironmentValueError(f"no process environment can hold the variable {key!r}: NUL or '=' in it")
     return text
+
+
+class Variables:
+    """The variables of this process as they are when this is made, to be read later, or to be put back.
+
+    Copied as `os.environ` keeps them, not decoded, which takes a microsecond where its own `copy` takes twenty.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self) -> None:
+        self._raw = _raw_environ().copy()
+
+    def to_dict(self) -> dict[str, str]:
+        """Return names and values."""
+        return {_decoded(name): _decoded(value) for name, value in self._raw.items()}
+
+    def put_back(self) -> None:
+        """Let the process have these variables again, and no others."""
+        now, before = _raw_environ(), self._raw
+        if now == before:
+            return
+        for name in now.keys() - before.keys():
+            os.environ.pop(_decoded(name), None)
+        for name, value in before.items():
+            if now.get(name) != value:
+                os.environ[_decoded(name)] = _decoded(value)
+
+
+def _raw_environ() -> dict[Any, Any]:
+    """Return the dict in which `os.environ` keeps names and values: bytes, or text on Windows.
+
+    It is private. Where it is missing, a copy of `os.environ` does, more slowly; a test notices.
+    """
+    raw = getattr(os.environ, "_data", None)
+    return raw if type(raw) is dict else dict(os.environ)
+
+
+def _decoded(raw: bytes | str) -> str:
+    return os.fsdecode(raw)
 
 
 class HiddenValues:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import logging
 import os
@@ -14,17 +13,17 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import action as actions
 from synapse_runtime import transport
-from synapse_runtime.aside import POLL_SECONDS, CallThread, StoppableThread
+from synapse_runtime.aside import CallThread, StoppableThread
 from synapse_runtime.context import RuntimeContext
 from synapse_runtime.deadline import OutOfTime, deadline
-from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.environment import PluginEnvironment, Variables
 from synapse_runtime.errors import (
     ConfigError,
     ExecutionError,
@@ -35,8 +34,8 @@ from synapse_runtime.errors import (
     safe_str,
 )
 from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
-from synapse_runtime.modules import modules_of
 from synapse_runtime.plugin import at_its_line, import_entrypoint
+from synapse_runtime.surroundings import process
 
 if TYPE_CHECKING:
     from synapse_runtime.capture import Captured, CapturedWarning
@@ -197,50 +196,61 @@ def run_call(
         append(event)
         on_event(event)  # type: ignore[misc]
 
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(process.surroundings(call))
-            target = resolve(call)
-            params = actions.validate_params(target, call.name, call.params)
-            if strict:
-                require_travel(call.name, target, params)
-                params = transport.round_trip(params)
-        except PluginError as error:
-            run.error = error
-            return run
-        env = PluginEnvironment.merge(os.environ, call.env)
-        ctx = RuntimeContext(
-            append if on_event is None else emit,
-            env,
-            call.job_id,
-            language=call.language,
-            name=call.name,
-            category=call.category,
-        )
-        if on_start is not None:
-            on_start()
-        started = time.perf_counter()
-        try:
-            with deadline(call.timeout) as limit:
-                if isinstance(threading.current_thread(), CallThread):  # which must end, stuck action or not
-                    result = _in_a_thread(lambda: _invoke(target, params, ctx))
-                else:
-                    result = _invoke(target, params, ctx)
-        except (KeyboardInterrupt, OutOfTime):  # OutOfTime: of an action that this one runs inside
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever an action raises is its outcome
-            run.error = ctx.refusal if error is ctx.refusal else failure(call.name, error)
-            return run
-        finally:
-            run.duration = time.perf_counter() - started
-        try:
-            if limit.stack is not None:
-                text = f"{call.name} did not end within {call.timeout:g} s"
-                raise ExecutionTimeout(text, details=limit.stack, title="It was here:")
-            run.result = _settle(target, result, ctx, call, strict=strict)
-        except ExecutionError as error:
-            run.error = error
-        return run
+    try:
+        with surroundings_of(call):
+            _run_inside(run, call, append if on_event is None else emit, on_start, strict=strict)
+    except PluginError as error:
+        run.error = error
+    return run
+
+
+def _run_inside(
+    run: ActionRun,
+    call: ActionCall,
+    emit: Callable[[Event], object],
+    on_start: Callable[[], object] | None,
+    *,
+    strict: bool,
+) -> None:
+    """Run an action whose surroundings the process has, and write down what happens; refusals are raised."""
+    target = resolve(call)
+    params = actions.validate_params(target, call.name, call.params)
+    if strict:
+        require_travel(call.name, target, params)
+        params = transport.round_trip(params)
+    ctx = RuntimeContext(
+        emit,
+        PluginEnvironment.over(Variables(), call.env),
+        call.job_id,
+        language=call.language,
+        name=call.name,
+        category=call.category,
+    )
+    if on_start is not None:
+        on_start()
+    started = time.perf_counter()
+    try:
+        with deadline(call.timeout) as limit:
+            if isinstance(threading.current_thread(), CallThread):  # which must end, stuck action or not
+                result = _in_a_thread(lambda: _invoke(target, params, ctx))
+            else:
+                result = _invoke(target, params, ctx)
+    except (KeyboardInterrupt, OutOfTime):  # OutOfTime: of an action that this one runs inside
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever an action raises is its outcome
+        run.error = ctx.refusal if error is ctx.refusal else failure(call.name, error)
+        return
+    finally:
+        run.duration = time.perf_counter() - started
+    if limit.stack is not None:
+        text = f"{call.name} did not end within {call.timeout:g} s"
+        raise ExecutionTimeout(text, details=limit.stack, title="It was here:")
+    run.result = _settle(target, result, ctx, call, strict=strict)
+
+
+def surroundings_of(call: ActionCall) -> AbstractContextManager[None]:
+    """Return a block inside which this process has the surroundings that the call asks for."""
+    return process.surroundings(call.import_root, call.cwd, call.env)
 
 
 def check_params(call: ActionCall) -> Any:
@@ -256,7 +266,7 @@ def check_params(call: ActionCall) -> Any:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(process.surroundings(call))
+            stack.enter_context(surroundings_of(call))
             if isinstance(call.action, str):
                 import_entrypoint(call.action)
         except Exception:  # noqa: BLE001 - the worker tells why, and may well succeed
@@ -300,81 +310,6 @@ def require_travel(name: str, target: Any, params: Any) -> None:
         ) from error
     with contextlib.suppress(TypeError):  # there are callables that nothing can refer to weakly
         _travelled.add(target)
-
-
-class _Process:
-    """The surroundings of actions: environment, working directory and names of modules belong to the whole process.
-
-    A thread that runs an action waits for those whose actions need other surroundings; those that need the same run
-    beside each other. An action that an action runs has its surroundings within those.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-        self._nested = 0
-        self._key: Any = None
-        self._outermost = contextlib.ExitStack()
-        self._is_inside = contextvars.ContextVar("_is_inside", default=False)
-
-    @contextlib.contextmanager
-    def surroundings(self, call: ActionCall) -> Iterator[None]:
-        """Give the process the call's surroundings inside the block."""
-        with self._turn((call.import_root, call.cwd, call.env), call):
-            yield
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep actions of other threads out of the block; those that are run in it have their surroundings."""
-        with self._turn(object(), None):
-            yield
-
-    @contextlib.contextmanager
-    def _turn(self, key: object, call: ActionCall | None) -> Iterator[None]:
-        mine = False  # this thread may be stopped anywhere
-        nested = self._is_inside.get()
-        with contextlib.ExitStack() as own:
-            try:
-                with self._changed:
-                    while not nested and self._inside and (self._key != key or self._nested):
-                        self._changed.wait(POLL_SECONDS)
-                    if not self._inside:
-                        with contextlib.ExitStack() as stack:
-                            _enter_surroundings(stack, call)
-                            self._outermost = stack.pop_all()
-                        self._key = key
-                    self._inside += 1
-                    self._nested += nested
-                    mine = True
-                if nested:
-                    _enter_surroundings(own, call)
-                token = self._is_inside.set(True)
-                try:
-                    yield
-                finally:
-                    self._is_inside.reset(token)
-                    own.close()
-            finally:
-                if mine:
-                    with self._changed:
-                        self._nested -= nested
-                        self._inside -= 1
-                        if not self._inside:
-                            self._outermost.close()
-                        self._changed.notify_all()
-
-
-process = _Process()
-
-
-def _enter_surroundings(stack: contextlib.ExitStack, call: ActionCall | None) -> None:
-    if call is None:
-        return
-    if call.import_root is not None:
-        stack.enter_context(modules_of(call.import_root))
-    if call.cwd is not None:
-        stack.enter_context(_working_directory(call.cwd))
-    stack.enter_context(_variables(PluginEnvironment(call.env).as_strings()))
 
 
 def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, strict: bool) -> Any:
@@ -432,34 +367,3 @@ def failure(name: str, error: BaseException) -> ExecutionError:
     wrapped = ExecutionError(text)
     wrapped.__cause__ = error
     return wrapped
-
-
-@contextlib.contextmanager
-def _working_directory(path: str) -> Iterator[None]:
-    try:
-        before: str | None = os.getcwd()
-    except FileNotFoundError:
-        before = None
-    if not Path(path).is_dir():
-        raise ExecutionError(f"the working directory {path} does not exist on {socket.gethostname()}")
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        if before is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.chdir(before)
-
-
-@contextlib.contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    before = os.environ.copy()
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        for name, value in before.items():
-            if os.environ.get(name) != value:
-                os.environ[name] = value

@@ -58,11 +58,11 @@ def import_action(plugin: Plugin, name: str, env: Mapping[str, Any] | None = Non
         ConfigError: The entrypoint leads nowhere, or to something else; names file and line.
         ExecutionError: The module failed while it was imported; the cause is what it raised.
     """
-    from synapse_runtime.execution import process, resolve
+    from synapse_runtime.execution import resolve, surroundings_of
     from synapse_runtime.executors.local import LocalExecutor
 
     call = LocalExecutor(env, plugin=plugin).call(name)
-    with process.surroundings(call):
+    with surroundings_of(call):
         try:
             return resolve(call)
         except SystemExit as end:

@@ -29,11 +29,12 @@ from synapse_runtime.errors import (
     safe_str,
 )
 from synapse_runtime.events import Event
-from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, process, require_travel, run_call
+from synapse_runtime.execution import ActionCall, ActionRun, check_params, failure, require_travel, run_call
 from synapse_runtime.executors.crash import Notes
 from synapse_runtime.executors.travel import Relocation
 from synapse_runtime.modules import Stay, fresh_modules, is_installed_path, modules_of, top_level_names
 from synapse_runtime.site import CALLERS_TMPDIR
+from synapse_runtime.surroundings import process
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 

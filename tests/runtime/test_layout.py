@@ -49,6 +49,7 @@ ROOMS = [
     "plugin_check",
     "yaml_edit",
     "config_update",
+    "surroundings",
     "execution",
     "executors.crash",
     "executors.base",

@@ -1,0 +1,183 @@
+"""The surroundings of actions: environment, working directory and names of modules belong to the whole process."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from synapse_runtime.aside import POLL_SECONDS
+from synapse_runtime.environment import PluginEnvironment, Variables
+from synapse_runtime.errors import ExecutionError
+from synapse_runtime.modules import modules_of
+
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
+
+class _Process:
+    """Gives the process the surroundings of an action while it runs, and puts back what was there before.
+
+    A thread that runs an action waits for those whose actions need other surroundings; those that need the same run
+    beside each other. An action that an action runs has its surroundings within those.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._nested = 0
+        self._key: Any = None
+        self._outermost: _Surroundings | None = None
+        self._is_inside = contextvars.ContextVar("_is_inside", default=False)
+
+    def surroundings(self, import_root: str | None, cwd: str | None, env: Mapping[str, Any]) -> _Stay:
+        """Return a block inside which the process has these surroundings.
+
+        Args:
+            import_root: The directory of the plugin's modules, if there is a plugin.
+            cwd: The working directory; None for that of the process.
+            env: Variables to set; see `PluginEnvironment.as_strings`.
+
+        Raises:
+            ConfigError: The block is entered, and there is no such plugin.
+            ExecutionError: There is no such working directory.
+        """
+        return _Stay(self, (import_root, cwd, env), _Surroundings(import_root, cwd, env))
+
+    def alone(self) -> _Stay:
+        """Return a block that keeps actions of other threads out; those that are run in it have their surroundings."""
+        return _Stay(self, object(), None)
+
+    def held(self) -> contextlib.AbstractContextManager[object]:
+        """Return a block during which no action's surroundings are made or undone, those of other threads included.
+
+        Variables that are set for a moment are neither taken away in it, nor kept by an action that began meanwhile.
+        """
+        return self._changed
+
+    def _begin(self, stay: _Stay) -> None:
+        nested = self._is_inside.get()
+        with self._changed:
+            while not nested and self._inside and (self._key != stay.key or self._nested):
+                self._changed.wait(POLL_SECONDS)
+            if not self._inside:
+                self._outermost = stay.surroundings
+                if stay.surroundings is not None:
+                    stay.surroundings.make()
+                self._key = stay.key
+            self._inside += 1
+            self._nested += nested
+            stay.is_nested, stay.is_counted = nested, True
+        if nested and stay.surroundings is not None:
+            stay.own = stay.surroundings.again()
+            stay.own.make()
+        stay.token = self._is_inside.set(True)
+
+    def _end(self, stay: _Stay) -> None:
+        try:
+            if stay.token is not None:
+                self._is_inside.reset(stay.token)
+            if stay.own is not None:
+                stay.own.undo()
+        finally:
+            if stay.is_counted:
+                with self._changed:
+                    self._nested -= stay.is_nested
+                    self._inside -= 1
+                    if not self._inside and self._outermost is not None:
+                        self._outermost.undo()
+                    self._changed.notify_all()
+
+
+class _Stay:
+    """One action's time in its surroundings."""
+
+    __slots__ = ("_process", "is_counted", "is_nested", "key", "own", "surroundings", "token")
+
+    def __init__(self, process: _Process, key: object, surroundings: _Surroundings | None) -> None:
+        self._process = process
+        self.key = key
+        self.surroundings = surroundings
+        self.own: _Surroundings | None = None
+        self.token: contextvars.Token[bool] | None = None
+        self.is_counted = self.is_nested = False
+
+    def __enter__(self) -> None:
+        try:
+            self._process._begin(self)
+        except BaseException:  # this thread may be stopped anywhere
+            self._process._end(self)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._process._end(self)
+
+
+class _Surroundings:
+    """A change of the process's surroundings, and what was there before it."""
+
+    __slots__ = ("_before", "_cwd", "_directory", "_env", "_modules", "_root")
+
+    def __init__(self, root: str | None, cwd: str | None, env: Mapping[str, Any]) -> None:
+        self._root = root
+        self._cwd = cwd
+        self._env = env
+        self._modules: contextlib.AbstractContextManager[None] | None = None
+        self._directory: str | None = None
+        self._before: Variables | None = None
+
+    def again(self) -> _Surroundings:
+        """Return the same change, not made."""
+        return _Surroundings(self._root, self._cwd, self._env)
+
+    def make(self) -> None:
+        try:
+            self._make()
+        except BaseException:
+            self.undo()
+            raise
+
+    def _make(self) -> None:
+        if self._root is not None:
+            modules = modules_of(self._root)
+            modules.__enter__()
+            self._modules = modules
+        if self._cwd is not None:
+            self._go_to(self._cwd)
+        self._before = Variables()
+        if self._env:
+            os.environ.update(PluginEnvironment(self._env).as_strings())
+
+    def undo(self) -> None:
+        before, self._before = self._before, None
+        directory, self._directory = self._directory, None
+        modules, self._modules = self._modules, None
+        try:
+            if before is not None:
+                before.put_back()
+        finally:
+            try:
+                if directory is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.chdir(directory)
+            finally:
+                if modules is not None:
+                    modules.__exit__(None, None, None)
+
+    def _go_to(self, path: str) -> None:
+        try:
+            before: str | None = os.getcwd()
+        except FileNotFoundError:
+            before = None
+        if path != before:
+            if not os.path.isdir(path):
+                raise ExecutionError(f"the working directory {path} does not exist on {socket.gethostname()}")
+            os.chdir(path)
+        self._directory = before
+
+
+process = _Process()

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -157,8 +156,6 @@ class ActionRun:
         return [event for event in self.events if event.kind in ("log", "message")]
 
 
-# Actions of which it is known that they can travel: pickling the class of a test costs a millisecond.
-_travelled: weakref.WeakSet[Any] = weakref.WeakSet()
 # How long an action in a thread of its own may take to stop, before it is left.
 _LEAVE_SECONDS = 1.0
 
@@ -216,8 +213,8 @@ def _run_inside(
     target = resolve(call)
     params = actions.validate_params(target, call.name, call.params)
     if strict:
-        require_travel(call.name, target, params)
-        params = transport.round_trip(params)
+        params = transport.copied(params, "params")
+        transport.require_action_travels(call.name, target)
     ctx = RuntimeContext(
         emit,
         PluginEnvironment.over(Variables(), call.env),
@@ -299,17 +296,7 @@ def resolve(call: ActionCall) -> Any:
 def require_travel(name: str, target: Any, params: Any) -> None:
     """Raise `ResultNotSerializable` where the params or the action itself cannot reach a worker."""
     transport.dumps_named(params, "params")
-    if isinstance(target, str) or target in _travelled:
-        return
-    try:
-        transport.dumps(target)
-    except Exception as error:
-        raise ResultNotSerializable(
-            f"{name}: the action itself cannot travel: {safe_str(error)}. "
-            "Define it in a module, or let it refer to less."
-        ) from error
-    with contextlib.suppress(TypeError):  # there are callables that nothing can refer to weakly
-        _travelled.add(target)
+    transport.require_action_travels(name, target)
 
 
 def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, strict: bool) -> Any:
@@ -328,10 +315,7 @@ def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, 
             warnings.warn(mismatch, ResultMismatchWarning, stacklevel=2)
         except ResultMismatchWarning as warning:  # where warnings are errors
             raise failure(call.name, warning) from warning
-    if not strict:
-        return result
-    transport.dumps_named(result, "result")
-    return transport.round_trip(result)
+    return transport.copied(result, "result") if strict else result
 
 
 def _invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:

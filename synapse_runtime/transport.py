@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, get_args
 
@@ -28,6 +29,9 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 _by_value: set[str] = set()
 # A user's pickling hook may say something to its action's log, which pickles what it says: in the same thread.
 _lock = threading.RLock()
+
+# Classes of which it is known that they can travel: to pickle one of a test takes a millisecond.
+_travelled: weakref.WeakSet[type] = weakref.WeakSet()
 
 # What a user's hook may raise to end the process, which must not end with it. All else that is no `Exception` comes
 # from outside and passes: Ctrl-C, the end of a time limit, ours or that of pytest-timeout.
@@ -108,9 +112,51 @@ def round_trip(value: Any, *, code_too: bool = False) -> Any:
         return pickle.loads(pickle.dumps(value, protocol=5))
     code: list[Any] = []
     copy = _read_here(*_write_here(value, code, None), code)
-    if code_too and code:
-        dumps(code)
+    if code_too:
+        _require_code_travels(code)
     return copy
+
+
+def copied(value: Any, name: str) -> Any:
+    """Return the copy of a value that a trip to another process and back would make.
+
+    Args:
+        value: Anything.
+        name: What the error calls the whole, such as `result`.
+
+    Raises:
+        ResultNotSerializable: It cannot travel; names the part, and why.
+    """
+    try:
+        return round_trip(value, code_too=True)
+    except Exception as error:
+        raise not_serializable(value, name, error) from error
+
+
+def require_action_travels(name: str, target: Any) -> None:
+    """Raise `ResultNotSerializable` where an action cannot travel.
+
+    Args:
+        name: What people call it.
+        target: A class or function, or an entrypoint.
+    """
+    if isinstance(target, str):
+        return
+    try:
+        _require_code_travels([target])
+    except Exception as error:
+        raise ResultNotSerializable(
+            f"{name}: the action itself cannot travel: {safe_str(error)}. "
+            "Define it in a module, or let it refer to less."
+        ) from error
+
+
+def _require_code_travels(code: list[Any]) -> None:
+    """Raise what pickling raises where classes or functions cannot travel: of classes those that never have."""
+    unknown = [item for item in code if not (isinstance(item, type) and item in _travelled)]
+    if unknown:
+        dumps(unknown)
+        _travelled.update(item for item in unknown if isinstance(item, type))
 
 
 def require_readable(value: Any) -> None:
@@ -128,8 +174,16 @@ def require_readable(value: Any) -> None:
 def _write_here(
     value: Any, code: list[Any], buffers: list[pickle.PickleBuffer] | None
 ) -> tuple[io.BytesIO, list[pickle.PickleBuffer] | None]:
+    """Pickle a value, all but its classes and functions, for this process: by Python's own means where those do."""
     stream = io.BytesIO()
-    _guarded(_copy_pickler_class()(stream, code, buffers).dump, value)
+    try:
+        _guarded(_CopyPickler(stream, code, buffers).dump, value)
+    except Exception:  # noqa: BLE001 - cloudpickle can do more, or tells why not
+        stream = io.BytesIO()
+        code.clear()
+        if buffers is not None:
+            buffers.clear()
+        _guarded(_cloud_copy_pickler_class()(stream, code, buffers).dump, value)
     stream.seek(0)
     return stream, buffers
 
@@ -242,6 +296,9 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return False
 
 
+_CODE = (type, types.FunctionType, types.ModuleType)
+
+
 class _CopyUnpickler(pickle.Unpickler):
     """Reads a copy in the process that wrote it: classes and functions are the same ones."""
 
@@ -261,24 +318,38 @@ def _guarded(step: Callable[..., Any], *arguments: Any) -> Any:
         raise pickle.PickleError(f"a pickling hook raised {error!r}") from error
 
 
+class _CodeStaysOutside:
+    """Of a pickler: classes and functions stay outside of a copy that is read in this process, as they are."""
+
+    _code: list[Any]
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, _CODE):
+            return None
+        self._code.append(value)
+        return len(self._code) - 1
+
+
+class _CopyPickler(_CodeStaysOutside, pickle.Pickler):
+    """Writes a copy to be read in this process."""
+
+    def __init__(self, stream: io.BytesIO, code: list[Any], buffers: list[pickle.PickleBuffer] | None) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=None if buffers is None else buffers.append)
+        self._code = code
+
+
 @functools.cache
-def _copy_pickler_class() -> type[Any]:
+def _cloud_copy_pickler_class() -> type[Any]:
     import cloudpickle
 
-    class CopyPickler(cloudpickle.Pickler):  # type: ignore[misc]
-        """Writes a copy to be read in this process: classes and functions stay outside, as they are."""
+    class CloudCopyPickler(_CodeStaysOutside, cloudpickle.Pickler):  # type: ignore[misc]
+        """The same, of more kinds of things."""
 
         def __init__(self, stream: io.BytesIO, code: list[Any], buffers: list[pickle.PickleBuffer] | None) -> None:
             super().__init__(stream, protocol=5, buffer_callback=None if buffers is None else buffers.append)
             self._code = code
 
-        def persistent_id(self, value: Any) -> int | None:
-            if not isinstance(value, type | types.FunctionType | types.ModuleType):
-                return None
-            self._code.append(value)
-            return len(self._code) - 1
-
-    return CopyPickler
+    return CloudCopyPickler
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

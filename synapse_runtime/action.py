@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -195,7 +196,11 @@ def name_of(value: Any) -> str:
     own = getattr(value, "action_name", None) or getattr(value, "_action_name", None)
     if isinstance(own, str):
         return own
-    name: str = value.__name__
+    return _in_words(value.__name__)
+
+
+@functools.lru_cache
+def _in_words(name: str) -> str:
     stem = name.removesuffix("Action") or name
     words = "".join("_" + c if c.isupper() and i and not stem[i - 1].isupper() else c for i, c in enumerate(stem))
     return words.lower()
@@ -249,6 +254,8 @@ def _own(value: Any) -> Any:
 
     What is one thing stays one thing, so that containers may contain themselves.
     """
+    if type(value) is dict and _CONTAINERS.isdisjoint(map(type, value.values())):
+        return value.copy()
     copies: dict[int, Any] = {}
     unfinished: list[Any] = []
 

@@ -19,7 +19,7 @@ from synapse_runtime.messages import (
     localized,
     resolve_log_message,
 )
-from synapse_runtime.transport import snapshot
+from synapse_runtime.transport import IMMUTABLE, snapshot
 
 if TYPE_CHECKING:
     from synapse_runtime.errors import ValidationError
@@ -131,7 +131,7 @@ class RuntimeContext:
             step: The step that it belongs to; the one that goes on by default.
         """
         step = self.step if step is None else step
-        self._emit(Event("log", str(event), _copied(data or {}), _level(level), step, file and str(file)))
+        self._emit(Event("log", str(event), _copied(data) if data else {}, _level(level), step, file and str(file)))
 
     def set_progress(self, current: float, total: float, step: str | None = None) -> None:
         """Tell how far the action has come.
@@ -315,9 +315,12 @@ class _ActionLogger(logging.Logger):
 
 def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
     """Copy an event's data, so that the event says what was true then, in every mode."""
-    return {str(key): snapshot(value) for key, value in data.items()}
+    return {
+        key if type(key) is str else str(key): value if type(value) in IMMUTABLE else snapshot(value)
+        for key, value in data.items()
+    }
 
 
 def _level(level: object) -> str:
     """Return the level's plain name; enums of levels give their value."""
-    return str(getattr(level, "value", level)).lower()
+    return level if level == "info" and type(level) is str else str(getattr(level, "value", level)).lower()

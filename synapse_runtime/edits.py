@@ -68,6 +68,37 @@ class Seen(NamedTuple):
             return False
 
 
+class SeenDirectory(NamedTuple):
+    """What is in a directory, as it was: only that things came or went is noticed.
+
+    Attributes:
+        path: Where it is.
+        changed_at: When something came or went last, in nanoseconds.
+        young: Whether a change might not show in that, as the last one was so short ago.
+    """
+
+    path: str
+    changed_at: int
+    young: bool
+
+    @classmethod
+    def look(cls, path: str) -> SeenDirectory:
+        """Look at a directory.
+
+        Raises:
+            OSError: There is none.
+        """
+        status = os.stat(path)
+        return cls(path, status.st_mtime_ns, is_young(status))
+
+    def is_surely_current(self) -> bool:
+        """Tell at a glance whether nothing has come or gone; if not, that may be so nevertheless."""
+        try:
+            return not self.young and os.stat(self.path).st_mtime_ns == self.changed_at
+        except OSError:
+            return False
+
+
 def is_young(status: os.stat_result) -> bool:
     """Tell whether something was written so short ago that the next change may leave it the same time."""
     return time.time_ns() - status.st_mtime_ns < _YOUNG_NS

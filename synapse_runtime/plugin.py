@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from synapse_runtime import action as actions
-from synapse_runtime.edits import Seen
+from synapse_runtime.edits import Seen, SeenDirectory
 from synapse_runtime.errors import ActionNotFoundError, ConfigError, nearest
-from synapse_runtime.locate import config_in
+from synapse_runtime.locate import CONFIG_NAMES, config_in
 from synapse_runtime.manifest import ActionSpec, Manifest, line_of, read_manifest
 from synapse_runtime.modules import modules_of
 
@@ -56,6 +57,29 @@ class Plugin:
         if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_absolute():
             raise ConfigError("there is no such plugin: neither a directory nor a config file", path=path)
         return cls._from_module(str(source))
+
+    @classmethod
+    def recall(cls, source: str | Path) -> Plugin:
+        """Find and read a plugin as `load` does; at once where it was recalled before, and its files are as they were.
+
+        Args:
+            source: As for `load`.
+
+        Raises:
+            ConfigError: As for `load`.
+        """
+        place = os.path.abspath(source)
+        known = _recalled.get(place)
+        if known is not None and known.is_current():
+            return known.plugin
+        _recalled.pop(place, None)
+        plugin = cls.load(source)
+        if plugin.config_path is not None and place in (str(plugin.root), str(plugin.config_path)):
+            if len(_recalled) >= _RECALLED_AT_MOST:
+                _recalled.clear()
+            with contextlib.suppress(OSError):  # gone meanwhile
+                _recalled[place] = _Recalled(plugin)
+        return plugin
 
     @classmethod
     def _from_config(cls, path: Path) -> Plugin:
@@ -161,6 +185,25 @@ class Plugin:
         return ActionNotFoundError(
             f"there is no action {name!r} in {where}.{hint} Available: {listed}.", available=self.action_names
         )
+
+
+class _Recalled:
+    """A plugin, and what tells that to find and read it again would give the same."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self.plugin = plugin
+        directory = SeenDirectory.look(str(plugin.root))
+        configs = [path for name in CONFIG_NAMES if (path := plugin.root / name).is_file()]
+        self._seen: list[Seen | SeenDirectory] = [directory, *(Seen.read(str(path)) for path in configs)]
+
+    def is_current(self) -> bool:
+        """Tell at a glance."""
+        return all(seen.is_surely_current() for seen in self._seen)
+
+
+# Plugins by the directories and config files that they were recalled by.
+_recalled: dict[str, _Recalled] = {}
+_RECALLED_AT_MOST = 100
 
 
 def _is_bare_package(name: str) -> bool:

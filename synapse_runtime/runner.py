@@ -67,7 +67,7 @@ def run_plugin(
     executor_type = executor_class(mode)
     action_cls = executor_kwargs.pop("action_cls", None)
     if action_cls is None:
-        executor_kwargs["plugin"] = Plugin.load(plugin_code)
+        executor_kwargs["plugin"] = Plugin.recall(plugin_code)
     target = action if action_cls is None else action_cls
     if mode == "job":
         from synapse_runtime.executors.ray.job import RayJobsApiExecutor

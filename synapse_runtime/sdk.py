@@ -92,7 +92,10 @@ def is_refusal(error: BaseException) -> bool:
 
 def _base_action() -> Any:
     """Return the SDK's own `BaseAction`; None where it is not imported, or its names mean ours (`compat.py`)."""
-    base = getattr(sys.modules.get(_ACTION), "BaseAction", None)
+    module = sys.modules.get(_ACTION)
+    if module is None:
+        return None
+    base = getattr(module, "BaseAction", None)
     return base if getattr(base, "__module__", None) == _ACTION else None
 
 

@@ -106,7 +106,7 @@ def round_trip(value: Any, *, code_too: bool = False) -> Any:
         >>> copy == params, copy is params
         (True, False)
     """
-    if type(value) in _PLAIN:
+    if type(value) in IMMUTABLE:
         return value
     if _is_plain(value):
         return pickle.loads(pickle.dumps(value, protocol=5))
@@ -277,19 +277,20 @@ def explain(value: Any, name: str) -> tuple[str, Any]:
     return name, value  # its parts hold one another, and none is the one
 
 
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+# What is its own copy.
+IMMUTABLE: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
     """Tell whether `value` is builtin data only; large collections are not searched through."""
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in IMMUTABLE:
         return True
     if depth > 4:
         return False
     if kind is dict:
         return len(value) <= 64 and all(
-            type(key) in _PLAIN and _is_plain(item, depth + 1) for key, item in value.items()
+            type(key) in IMMUTABLE and _is_plain(item, depth + 1) for key, item in value.items()
         )
     if kind is list or kind is tuple:
         return len(value) <= 64 and all(_is_plain(item, depth + 1) for item in value)

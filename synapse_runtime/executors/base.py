@@ -192,7 +192,8 @@ class Executor(ABC):
         """Return the call that `run` would make, without making it."""
         target, name = self._resolve(action)
         plugin = self._plugin
-        env = self._env if plugin is None else PluginEnvironment.merge(plugin.manifest.env, self._env)
+        manifest = None if plugin is None else plugin.manifest
+        env = self._env if manifest is None else PluginEnvironment.merge(manifest.env, self._env)
         return ActionCall(
             action=target,
             name=name,
@@ -203,7 +204,7 @@ class Executor(ABC):
             import_root=self._import_root,
             cwd=os.getcwd() if plugin is None else str(plugin.root),
             config_path=None if plugin is None or plugin.config_path is None else str(plugin.config_path),
-            category=None if plugin is None else plugin.manifest.category,
+            category=None if manifest is None else manifest.category,
             language=self._language,
         )
 

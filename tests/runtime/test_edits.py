@@ -7,11 +7,13 @@ import threading
 
 import pytest
 
+from synapse_runtime import plugin as plugins
 from synapse_runtime.edits import Seen
 from synapse_runtime.errors import ActionNotFoundError, ConfigError
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.loggers import NullLogger
 from synapse_runtime.plugin import Plugin
+from synapse_runtime.runner import run_plugin
 
 
 @pytest.fixture
@@ -127,3 +129,66 @@ def test_a_config_file_that_did_not_change_is_not_read_again(plugin):
     before = loaded.manifest
     (plugin / "config.yaml").touch()
     assert loaded.manifest is before
+
+
+def grow_old():
+    threading.Event().wait(0.06)  # longer than a file counts as young
+
+
+def test_a_plugin_is_recalled_while_nothing_has_changed(plugin, monkeypatch):
+    grow_old()
+    first = Plugin.recall(plugin)
+    monkeypatch.chdir(plugin)
+    assert Plugin.recall(str(plugin)) is first
+    assert Plugin.recall(".") is first
+    assert Plugin.recall(plugin / "config.yaml") is not first
+    assert Plugin.recall(plugin / "config.yaml") is Plugin.recall("config.yaml")
+
+
+def test_run_plugin_sees_an_edit_of_the_config_file(plugin):
+    for name, level in (("one", 1), ("two", 2), ("two", 3)):
+        write(plugin, name, level)
+        for _ in range(2):
+            assert run_plugin(str(plugin), name) == [name, level]
+            grow_old()
+
+
+def test_run_plugin_sees_another_config_file_that_is_a_plugins(plugin):
+    (plugin / "config.yaml").rename(plugin / "synapse.yaml")
+    grow_old()
+    assert run_plugin(str(plugin), "one") == ["one", 1]
+    write(plugin, "one", 2)
+    assert run_plugin(str(plugin), "one") == ["one", 2]
+    (plugin / "config.yaml").write_text("this: is no plugin's")
+    assert run_plugin(str(plugin), "one") == ["one", 1]
+    grow_old()
+    assert run_plugin(str(plugin), "one") == ["one", 1]
+    write(plugin, "one", 3)
+    assert run_plugin(str(plugin), "one") == ["one", 3]
+
+
+def test_run_plugin_tells_of_a_plugin_that_is_gone(plugin, tmp_path):
+    grow_old()
+    run_plugin(str(plugin), "one")
+    (plugin / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"there is no config\.yaml"):
+        run_plugin(str(plugin), "one")
+
+
+def test_the_same_relative_path_elsewhere_is_another_plugin(plugin, tmp_path_factory, monkeypatch):
+    other = tmp_path_factory.mktemp("other")
+    (other / "plugin").mkdir()
+    (other / "plugin" / "actions.py").write_text(ACTIONS)
+    write(other, "one", 5)
+    grow_old()
+    for directory, level in ((plugin, 1), (other, 5), (plugin, 1)):
+        monkeypatch.chdir(directory)
+        assert run_plugin(".", "one") == ["one", level]
+
+
+def test_plugins_that_were_recalled_long_ago_are_forgotten(tmp_path):
+    for number in range(120):
+        (tmp_path / str(number)).mkdir()
+        write(tmp_path / str(number), "one", number)
+        Plugin.recall(tmp_path / str(number))
+    assert len(plugins._recalled) <= 100

@@ -1,0 +1,103 @@
+"""Variables of the process, copied as `os.environ` keeps them: read later, put back exactly."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import threading
+
+import pytest
+
+from synapse_runtime.context import PluginEnvironment
+from synapse_runtime.decorators import action
+from synapse_runtime.environment import Variables
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.surroundings import process
+
+
+def test_python_keeps_variables_where_they_are_copied_from(monkeypatch):
+    monkeypatch.setenv("WATCHED", "é")
+    kept = os.environ._data  # what `_raw_environ` takes, and does without where it is missing
+    assert type(kept) is dict
+    assert kept[os.fsencode("WATCHED")] == os.fsencode("é")
+
+
+def test_they_can_be_copied_where_python_keeps_them_elsewhere(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"ONE": "1"})
+    before = Variables()
+    os.environ.update(ONE="2", TWO="2")
+    before.put_back()
+    assert before.to_dict() == os.environ == {"ONE": "1"}
+
+
+def test_what_was_set_changed_and_taken_away_is_put_back_for_child_processes_too(monkeypatch):
+    monkeypatch.setenv("CHANGED", "before")
+    monkeypatch.setenv("TAKEN", "before")
+    before = Variables()
+    os.environ["CHANGED"] = os.environ["SET"] = "after"
+    del os.environ["TAKEN"]
+    before.put_back()
+    seen = subprocess.run("echo $CHANGED $TAKEN ${SET-nothing}", shell=True, capture_output=True, text=True)
+    assert seen.stdout.split() == ["before", "before", "nothing"]
+    assert (os.environ["CHANGED"], os.environ["TAKEN"], "SET" in os.environ) == ("before", "before", False)
+
+
+def test_values_that_are_no_text_are_kept(monkeypatch):
+    monkeypatch.setitem(os.environb, b"BYTES", b"\xff\xfe")
+    before = Variables()
+    del os.environb[b"BYTES"]
+    before.put_back()
+    assert os.environb[b"BYTES"] == b"\xff\xfe"
+    assert before.to_dict()["BYTES"] == os.fsdecode(b"\xff\xfe")
+
+
+def test_they_are_those_of_the_moment_whenever_they_are_read(monkeypatch):
+    monkeypatch.setenv("MOMENT", "then")
+    env = PluginEnvironment.over(Variables(), {"OVER": 1})
+    monkeypatch.setenv("MOMENT", "now")
+    assert (env["MOMENT"], env.get_int("OVER"), "MOMENT" in env, len(env)) == ("then", 1, True, len(list(env)))
+    assert pickle.loads(pickle.dumps(env)).to_dict() == env.to_dict()
+
+
+def test_what_an_action_changes_does_not_change_its_ctx_env(monkeypatch):
+    monkeypatch.setenv("MOMENT", "then")
+
+    @action
+    def changes(params, context):
+        os.environ["MOMENT"] = "now"
+        return context.env.get_str("MOMENT")
+
+    assert LocalExecutor().execute(changes) == "then"
+    assert os.environ["MOMENT"] == "then"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_variables_that_are_set_for_a_moment_are_neither_taken_nor_kept(monkeypatch, ends):
+    """Not taken away by an action that ends in another thread meanwhile, and not kept by one that begins."""
+    monkeypatch.delenv("FOR_A_MOMENT", raising=False)
+    inside, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    @action
+    def waits(params, context):
+        inside.set()
+        go_on.wait(10)
+        return "FOR_A_MOMENT" in os.environ
+
+    seen = []
+    thread = threading.Thread(target=lambda: (seen.append(LocalExecutor().execute(waits)), over.set()))
+    if ends:
+        thread.start()
+        assert inside.wait(10)
+    with process.held():
+        os.environ["FOR_A_MOMENT"] = "x"
+        if not ends:
+            thread.start()
+        go_on.set()
+        assert not over.wait(0.2)
+        assert os.environ["FOR_A_MOMENT"] == "x"
+        del os.environ["FOR_A_MOMENT"]
+    thread.join(10)
+    assert over.is_set()
+    assert "FOR_A_MOMENT" not in os.environ
+    assert seen == [False] or ends

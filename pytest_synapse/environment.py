@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.environment import PluginEnvironment, Variables
 
 
 class _Inherited(str):
@@ -18,10 +17,27 @@ class _Inherited(str):
         return str, (str(self),)
 
 
+class _InheritedVariables(Variables):
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, str]:
+        return {name: _Inherited(value) for name, value in super().to_dict().items()}
+
+
+class _Layered(PluginEnvironment):
+    """What the fixture shows: variables of this process, under those of config file and marker, which are given."""
+
+    __slots__ = ("given",)
+
+    given: Mapping[str, Any]
+
+
 def layered(config: Mapping[str, Any], marker: Mapping[str, Any]) -> PluginEnvironment:
     """Return the environment that actions will see: variables of this process, under config, under marker."""
-    inherited = {name: _Inherited(value) for name, value in os.environ.items()}
-    return PluginEnvironment({**inherited, **config, **marker})
+    given = {**config, **marker}
+    env = _Layered.over(_InheritedVariables(), given)
+    env.given = given
+    return env
 
 
 def given(plugin_env: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,5 +48,7 @@ def given(plugin_env: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> di
             may be made from ours.
         marker: The marker's `env`.
     """
+    if type(plugin_env) is _Layered:
+        return {**plugin_env.given, **marker}
     own = {name: value for name, value in (plugin_env or {}).items() if not isinstance(value, _Inherited)}
     return {**own, **marker}

@@ -37,6 +37,8 @@ class SynapseSession:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._plugins: dict[Path, Plugin] = {}
+        self._config_files: dict[Path, Path | None] = {}  # of plugins, by directories of tests
+        self._travelling: set[str] = set()  # modules of tests
         self._workers: dict[tuple[Any, ...], WarmWorker] = {}
         self._cleanup = contextlib.ExitStack()
         self._jobs_wanted = False
@@ -134,7 +136,7 @@ class SynapseSession:
         Raises:
             PluginError: It cannot be read.
         """
-        config_file = self._named_plugin() or plugin_above(path.parent)
+        config_file = self._config_file(path.parent)
         if config_file is None:
             return None
         if config_file not in self._plugins:
@@ -144,6 +146,11 @@ class SynapseSession:
             plugin = self._plugins[config_file] = Plugin.load(config_file)
             warn_of(plugin.manifest)
         return self._plugins[config_file]
+
+    def _config_file(self, directory: Path) -> Path | None:
+        if directory not in self._config_files:
+            self._config_files[directory] = self._named_plugin() or plugin_above(directory)
+        return self._config_files[directory]
 
     @contextlib.contextmanager
     def executor(self, item: pytest.Item, mode: str, env: Any, plugin: Plugin | None) -> Iterator[Executor]:
@@ -161,7 +168,7 @@ class SynapseSession:
         resources: dict[str, Any] = {name: marks[name] for name in RESOURCES if name in marks}
         fresh = marks.get("isolation") == "fresh"
         debug_sdk = self._config.getoption("synapse_debug_sdk")
-        _let_tests_travel(item)
+        self._let_tests_travel(item)
         if mode == "local":
             from synapse_runtime.executors.local import LocalExecutor
 
@@ -183,6 +190,21 @@ class SynapseSession:
 
         executor = RayJobsApiExecutor(ray_address=self.address, debug_sdk=debug_sdk, **resources, **common)
         yield self._cleanup.enter_context(executor)
+
+    def _let_tests_travel(self, item: pytest.Item) -> None:
+        """Let classes and functions of this test's module, and of conftests, travel by value: no worker has those."""
+        module = getattr(item, "module", None)
+        name = "" if module is None else module.__name__
+        if name in self._travelling:
+            return
+        from synapse_runtime import transport
+
+        if module is not None:
+            transport.ship_by_value(name)
+        for plugin_name, plugin in item.config.pluginmanager.list_name_plugin():
+            if plugin_name.endswith("conftest.py") and isinstance(plugin, ModuleType):
+                transport.ship_by_value(plugin.__name__)
+        self._travelling.add(name)
 
     def close(self) -> None:
         """End what the tests have used: jobs first, then workers, then the cluster if it is ours."""
@@ -272,15 +294,3 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
-
-
-def _let_tests_travel(item: pytest.Item) -> None:
-    """Let classes and functions of this test's module, and of conftests, travel by value: no worker has those."""
-    from synapse_runtime import transport
-
-    module = getattr(item, "module", None)
-    if module is not None:
-        transport.ship_by_value(module.__name__)
-    for name, plugin in item.config.pluginmanager.list_name_plugin():
-        if name.endswith("conftest.py") and isinstance(plugin, ModuleType):
-            transport.ship_by_value(plugin.__name__)

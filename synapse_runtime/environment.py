@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 from synapse_runtime.errors import ConfigError, EnvironmentValueError
 
@@ -41,7 +41,7 @@ class PluginEnvironment(Mapping[str, Any]):
                 raise EnvironmentValueError(f"names of the environment are strings, not {key!r}")
 
     @classmethod
-    def over(cls, variables: Variables, env: Mapping[str, Any]) -> PluginEnvironment:
+    def over(cls, variables: Variables, env: Mapping[str, Any]) -> Self:
         """Join variables of a process and an environment over them; they are read when they are first asked for.
 
         Args:

@@ -11,6 +11,12 @@ COVERAGE ?=
 # Each file in one process, so that the cluster which its tests share starts once. They often wait for other processes,
 # so there is one more than a small machine has cores.
 XDIST := -n 3 --dist loadfile --no-loadscope-reorder
+# The tests that failed beside others, once more and alone: what fails then, fails. The output tells which they were; each is
+# a fault, of a test or of the product, but none of the change that is at hand.
+define once_more
+{ [ $$? -eq 1 ] && echo "== failed beside others; once more, alone" && \
+	$(PYTEST) --last-failed --last-failed-no-failures none --exitfirst -v $(1); }
+endef
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 
@@ -33,16 +39,20 @@ demo: $(VENV)/.demo
 	$(PYTEST) example_plugin --synapse-mode=all -v
 
 test: $(VENV)/.dev$(RAY)
-	$(PYTEST) $(XDIST) -m "not thorough" --junitxml=$(VENV)/tests.xml
-	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
-	$(BIN)/python docs/make_compatibility_page.py $(VENV)/tests.xml --check
+	@rm -f $(VENV)/tests*.xml
+	$(PYTEST) $(XDIST) -m "not thorough" --junitxml=$(VENV)/tests.xml || \
+		$(call once_more,-m "not thorough" --junitxml=$(VENV)/tests-alone.xml)
+	results="$(VENV)/tests.xml $$(ls $(VENV)/tests-alone.xml 2>/dev/null)" && \
+		$(BIN)/python docs/make_parity_page.py $$results --check && \
+		$(BIN)/python docs/make_compatibility_page.py $$results --check
 
 test-all: $(VENV)/.dev$(RAY)
 	$(PYTEST) $(XDIST)
 
 test-core: $(VENV)/.dev$(RAY)
-	$(PYTEST) tests/runtime $(XDIST)
-	$(PYTEST) tests/parity $(XDIST) -m "not thorough" -k "$(CONTRACT)"
+	$(PYTEST) tests/runtime $(XDIST) || $(call once_more,tests/runtime)
+	$(PYTEST) tests/parity $(XDIST) -m "not thorough" -k "$(CONTRACT)" || \
+		$(call once_more,tests/parity -m "not thorough" -k "$(CONTRACT)")
 
 parity: $(VENV)/.dev$(RAY)
 	$(PYTEST) tests/parity -m "not thorough" -v --junitxml=$(VENV)/parity.xml

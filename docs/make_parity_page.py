@@ -1,8 +1,7 @@
 """Write docs/parity.md from the results of the contract's tests, or check that it says what they say.
 
-Run `pytest tests/parity --junitxml=results.xml`, then this with `results.xml`; with `--check` the status is 1 where the page
-and the results differ. `make parity` writes it,
-`make test` checks it.
+Run `pytest tests/parity --junitxml=results.xml`, then this with `results.xml`, and those of further runs; with `--check`
+the status is 1 where the page and the results differ. `make parity` writes it, `make test` checks it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from xml.etree import ElementTree
+
+import junit
 
 PAGE = Path(__file__).with_name("parity.md")
 MODES = ("local", "task", "job")
@@ -67,10 +67,10 @@ for several modes at once, as they compare reports; they count for the modes in 
 """
 
 
-def results(path: Path) -> dict[int, dict[str, Counter[str]]]:
+def results(paths: list[str]) -> dict[int, dict[str, Counter[str]]]:
     """Count passed and other tests, by row and mode."""
     found = {row: {mode: Counter[str]() for mode in MODES} for row in ROWS}
-    for case in ElementTree.parse(path).iter("testcase"):
+    for case in junit.cases(paths):
         name = case.get("name", "")
         if not case.get("classname", "").startswith("tests.parity."):
             continue
@@ -106,8 +106,8 @@ def _cell(count: Counter[str], promised: bool, any_mode: bool) -> str:
 
 def main() -> None:
     """Write or check the page."""
-    text = page(results(Path(sys.argv[1])))
-    if "--check" not in sys.argv[2:]:
+    text = page(results([argument for argument in sys.argv[1:] if argument != "--check"]))
+    if "--check" not in sys.argv:
         PAGE.write_text(text, encoding="utf-8")
         return
     if "✗" in text:

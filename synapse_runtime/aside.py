@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import logging
@@ -12,9 +11,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.deadline import OutOfTime, absorb, raise_in
+
+if TYPE_CHECKING:
+    import asyncio
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
@@ -244,6 +246,8 @@ class EventLoop(ABC):
 
 class _Asyncio(EventLoop):
     def __init__(self) -> None:
+        import asyncio  # with what it imports it takes longer than all that a call needs
+
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[None] = self._loop.create_future()
@@ -255,9 +259,13 @@ class _Asyncio(EventLoop):
         self._end.set_result(None)
 
     async def _wait(self) -> None:
+        import asyncio
+
         await asyncio.wait([self._end])
 
     async def _ends_within(self, seconds: float) -> bool:
+        import asyncio
+
         until = time.monotonic() + seconds
         while not self._end.done() and (left := until - time.monotonic()) > 0:
             with contextlib.suppress(asyncio.CancelledError):  # anyio cancels again and again

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ctypes
 import math
 import os
 import signal
@@ -15,7 +13,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 # Where a coroutine that waits is, its task tells better than the event loop's own frames.
 _EVENT_LOOP = tuple(os.path.join(sysconfig.get_path("stdlib"), name) for name in ("asyncio", "selectors.py"))
@@ -146,6 +147,8 @@ class _Watchdog:
 
 def raise_in(thread_id: int, error: type[BaseException]) -> None:
     """Raise an error in another thread, between two of its instructions; an event loop that waits there is woken."""
+    import ctypes
+
     loop = _loop_of(sys._current_frames().get(thread_id))
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(error))
     if loop is not None:
@@ -200,15 +203,25 @@ def _stack_text(frame: FrameType | None) -> str:
     if loop is not None:
         entries = traceback.StackSummary.from_list([e for e in entries if not e.filename.startswith(_EVENT_LOOP)])
     parts = ["".join(entries.format()).rstrip()]
-    for task in sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name()) if loop is not None else ():
+    for task in () if loop is None else _tasks_of(loop):
         waiting = traceback.StackSummary.extract(_coroutine_frames(task.get_coro()))
         if waiting:
             parts.append(f"Task {task.get_name()}:\n" + "".join(waiting.format()).rstrip())
     return "\n".join(filter(None, parts))
 
 
+def _tasks_of(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+    import asyncio
+
+    return sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
+
+
 def _loop_of(frame: FrameType | None) -> asyncio.AbstractEventLoop | None:
     """Return the event loop that a thread is running, told by its stack: a loop is asked for in its own thread only."""
+    if "asyncio" not in sys.modules:  # so none of its loops runs; to import it takes long
+        return None
+    import asyncio
+
     while frame is not None:
         if frame.f_code.co_name == "run_forever":
             loop = frame.f_locals.get("self")

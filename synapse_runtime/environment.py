@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, overload
@@ -247,6 +245,8 @@ def _as_text(key: str, value: Any) -> str:
     elif isinstance(value, list | tuple) and not any(isinstance(part, dict | list | tuple) for part in value):
         text = ",".join(_as_text(key, part) for part in value)
     elif isinstance(value, dict | list | tuple):
+        import json
+
         text = json.dumps(value, default=str)
     else:
         text = str(value)
@@ -322,6 +322,8 @@ class HiddenValues:
 
 
 def _read_toml(text: str, path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

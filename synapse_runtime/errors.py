@@ -5,7 +5,6 @@ All of them pickle: the message is the only positional argument, everything else
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +178,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         >>> nearest("export", ["train", "infer"]) is None
         True
     """
+    import difflib
+
     spellings = {spelling.lower(): spelling for spelling in known}
     matches = difflib.get_close_matches(name.lower(), list(spellings), n=1, cutoff=0.6)
     return spellings[matches[0]] if matches else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import logging
@@ -325,6 +324,8 @@ def _invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
 
 def _await(coroutine: Any) -> Any:
     """Run a coroutine to its end, on a loop of its own: in a thread of its own where this one runs a loop already."""
+    import asyncio
+
     if not _has_running_loop():  # not in the handler below: what the action raises would come with its exception
         return asyncio.run(coroutine)
     return _in_a_thread(lambda: asyncio.run(coroutine))
@@ -335,6 +336,8 @@ def _in_a_thread(function: Callable[[], Any]) -> Any:
 
 
 def _has_running_loop() -> bool:
+    import asyncio
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:

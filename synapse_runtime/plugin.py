@@ -8,14 +8,16 @@ import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import action as actions
 from synapse_runtime.edits import Seen, SeenDirectory
 from synapse_runtime.errors import ActionNotFoundError, ConfigError, nearest
 from synapse_runtime.locate import CONFIG_NAMES, config_in
-from synapse_runtime.manifest import ActionSpec, Manifest, line_of, read_manifest
 from synapse_runtime.modules import modules_of
+
+if TYPE_CHECKING:
+    from synapse_runtime.manifest import ActionSpec, Manifest
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
@@ -83,6 +85,8 @@ class Plugin:
 
     @classmethod
     def _from_config(cls, path: Path) -> Plugin:
+        from synapse_runtime.manifest import read_manifest
+
         config = config_in(path) if path.is_dir() else path
         seen = None
         if config is not None:
@@ -97,6 +101,8 @@ class Plugin:
 
     @classmethod
     def _from_module(cls, name: str) -> Plugin:
+        from synapse_runtime.manifest import Manifest
+
         try:
             spec = importlib.util.find_spec(name)
         except (ImportError, ValueError) as error:
@@ -128,6 +134,8 @@ class Plugin:
             with contextlib.suppress(OSError):  # gone, for the moment or for good: what runs will tell
                 now = Seen.read(self._read.path)
                 if now.content != self._read.content:
+                    from synapse_runtime.manifest import read_manifest
+
                     self._manifest = read_manifest(Path(self._read.path))
                 self._read = now
         return self._manifest
@@ -225,6 +233,8 @@ def at_its_line(error: ConfigError, name: str, config_path: Path | str | None) -
     text = f"action {name!r}: {error}"
     if config_path is None:
         return ConfigError(text)
+    from synapse_runtime.manifest import line_of
+
     with contextlib.suppress(OSError):  # the file may be the caller's, on another machine
         line = line_of(Path(config_path).read_text(encoding="utf-8"), ("actions", name, "entrypoint"))
         return ConfigError(text, path=config_path, line=line)
@@ -279,6 +289,8 @@ def is_entrypoint(text: str) -> bool:
 
 
 def _actions_in(module: ModuleType) -> dict[str, ActionSpec]:
+    from synapse_runtime.manifest import ActionSpec
+
     found: dict[str, ActionSpec] = {}
     for attribute, value in vars(module).items():
         own = str(getattr(value, "__module__", "")).split(".")[: module.__name__.count(".") + 1]

@@ -1,4 +1,4 @@
-"""What `import pytest_synapse.plugin` costs everybody who has this project installed."""
+"""What is imported before anything happens: by everybody's pytest, by an action, by the command."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ALLOWED = {"_pytest", "iniconfig", "packaging", "pluggy", "py", "pygments", "pyt
 HEAVY = {"cloudpickle", "pydantic", "ray", "rich", "typer", "yaml"}
 
 
-def imported() -> set[str]:
+def imported(code: str = CODE) -> set[str]:
     # -S: no `.pth` file of the environment may import something of its own.
-    code = f"import sys; sys.path[:] = {sys.path!r}\n{CODE}"
+    code = f"import sys; sys.path[:] = {sys.path!r}\n{code}"
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_the_pytest_plugin_imports_nothing_heavy():
@@ -38,3 +38,36 @@ def test_of_the_runtime_the_pytest_plugin_imports_only_where_configs_and_cluster
 def test_beyond_that_the_pytest_plugin_imports_pytest_and_what_pytest_needs():
     tops = {name.partition(".")[0] for name in imported()} - {"__main__", "__mp_main__", "synapse_runtime"}
     assert tops <= ALLOWED
+
+
+LOCAL_RUN = """\
+import sys
+import pydantic
+class Params(pydantic.BaseModel):
+    number: int = 1
+before = {*sys.modules}  # with what pydantic imports for a model
+from synapse_runtime.action import BaseAction
+from synapse_runtime.executors.local import LocalExecutor
+class Double(BaseAction[Params]):
+    def execute(self):
+        self.ctx.log("doubling", {"number": self.params.number})
+        return 2 * self.params.number
+with LocalExecutor(env={"NAME": "value"}) as executor:
+    assert executor.execute(Double, {"number": 2}) == 4
+print(*{*sys.modules} - before)
+"""
+# Each takes longer to import than all that is needed; those of the standard library, too.
+NOT_FOR_A_LOCAL_RUN = {"asyncio", "cloudpickle", "concurrent", "ctypes", "difflib", "httpx", "ray", "rich", "ssl"} | {
+    "subprocess",
+    "tempfile",
+    "tomllib",
+    "typer",
+    "yaml",
+}
+
+
+def test_an_action_that_runs_here_takes_nothing_that_it_does_not_need():
+    modules = imported(LOCAL_RUN)
+    assert "synapse_runtime.execution" in modules
+    assert {name.partition(".")[0] for name in modules} & NOT_FOR_A_LOCAL_RUN == set()
+    assert "synapse_runtime.manifest" not in modules

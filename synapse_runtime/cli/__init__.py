@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command with this process's arguments and exit with its status."""
     try:
+        from synapse_runtime.cli import collector, quick
+
+        collector.pause()
         try:
-            from synapse_runtime.cli.app import run
-        except ModuleNotFoundError as error:  # not even the command's own libraries are there
-            fix = "install pytest-synapse-harness anew, with all that it requires"
-            raise SystemExit(f"error: the command cannot start: {error}; {fix}") from None
-        raise SystemExit(run())
+            status = quick.run(sys.argv[1:])
+            raise SystemExit(_run_by_typer() if status is None else status)
+        finally:
+            collector.resume()
     except KeyboardInterrupt:  # before the command is there to handle it
         raise SystemExit(130) from None
+
+
+def _run_by_typer() -> int:
+    try:
+        from synapse_runtime.cli.app import run
+    except ModuleNotFoundError as error:  # not even the command's own libraries are there
+        fix = "install pytest-synapse-harness anew, with all that it requires"
+        raise SystemExit(f"error: the command cannot start: {error}; {fix}") from None
+    return run()

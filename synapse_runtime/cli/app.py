@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from synapse_runtime import __version__
-from synapse_runtime.cli import cluster, job, plugin
-from synapse_runtime.cli.doctor import doctor
+from synapse_runtime.cli.later import Later, LaterGroup
+
+
+class _Commands(LaterGroup):
+    later = (
+        Later(
+            "doctor",
+            "doctor:doctor",
+            "Tell what is installed, which cluster would be used, what is wrong and the fix.",
+        ),
+        Later("plugin", "plugin:app", "Make, check, look at, test and run plugins."),
+        Later("job", "job:app", "Look after jobs."),
+        Later("cluster", "cluster:app", "", "Keep a cluster warm on this machine."),
+    )
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="synapse",
     help="Run the actions of Synapse plugins: in this process, on a Ray actor, or as a Ray job.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(plugin.app, name="plugin")
-app.add_typer(job.app, name="job")
-app.add_typer(cluster.app, name="cluster", short_help="Keep a cluster warm on this machine.")
-app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:
@@ -39,10 +50,15 @@ def _root(
     """The options of `synapse` itself."""
 
 
-def run(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+def run(arguments: Sequence[str] | None = None, *, refusal: BaseException | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        arguments: The command line; that of this process by default.
+        refusal: Why the command refuses it, if it is known already: then that is told, and nothing else is done.
+    """
     try:
-        app(args=arguments)
+        app(args=arguments, obj=refusal)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     return 0

@@ -17,6 +17,7 @@ from synapse_runtime.cli.options import AsJson
 app = typer.Typer(
     help="Keep a cluster warm on this machine: `pytest --synapse-mode=task` and `synapse plugin run` find it.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
 )
 

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pprint
-import select
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
-
-import typer
 
 from synapse_runtime.errors import (
     ClusterError,
@@ -29,15 +24,38 @@ from synapse_runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    import traceback
+
     from synapse_runtime.execution import ActionRun
     from synapse_runtime.manifest import Manifest
 
 _LONGEST_LINE = 1000
 
 
+def say(text: str, *, err: bool = False, **style: Any) -> None:
+    """Write a line of text.
+
+    Args:
+        text: The text.
+        err: Whether to write it to standard error, not to standard output.
+        **style: How it looks on a terminal, as `typer.style` takes it.
+    """
+    stream = sys.stderr if err else sys.stdout
+    # Where neither colours nor encodings need care, typer would write the same; to import it takes longer than to run
+    # an action.
+    is_plain = stream is not None and "\x1b" not in text and not (style and stream.isatty())
+    if is_plain and getattr(stream, "encoding", None) in ("utf-8", "UTF-8"):
+        stream.write(text + "\n")
+        stream.flush()
+        return
+    import typer
+
+    typer.secho(text, err=err, **style)
+
+
 def note(text: str) -> None:
     """Tell the person something that is not output."""
-    typer.secho(text, err=True, dim=True)
+    say(text, err=True, dim=True)
 
 
 def note_unknown(manifest: Manifest, *, strict: bool = False) -> None:
@@ -67,18 +85,25 @@ def exit_on_errors(*, debug: bool = True) -> Iterator[None]:
         yield
     except (PluginError, FileNotFoundError, TimeoutError) as error:
         _say_error(error, debug=debug)
-        raise typer.Exit(exit_status(error)) from error
-    except (KeyboardInterrupt, typer.Abort) as error:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from error
+        raise SystemExit(exit_status(error)) from error
+    except _interruptions() as error:
+        say("interrupted", err=True)
+        raise SystemExit(130) from error
     except BrokenPipeError as error:
         # Whoever read our output is gone, `| head` for instance: end quietly, and let nothing flush into the void.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise typer.Exit(141) from error
+        raise SystemExit(141) from error
+
+
+def _interruptions() -> tuple[type[BaseException], ...]:
+    typer = sys.modules.get("typer")  # where nobody has imported it, nobody has raised what is its own
+    return (KeyboardInterrupt,) if typer is None else (KeyboardInterrupt, typer.Abort)
 
 
 def reader_is_gone() -> bool:
     """Tell whether standard output is a pipe that nobody reads any more."""
+    import select
+
     poll = select.poll()
     poll.register(1, 0)
     return any(state & select.POLLERR for _, state in poll.poll(0))
@@ -106,12 +131,12 @@ def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = Tr
         if isinstance(run.error.__cause__, BrokenPipeError) and reader_is_gone():
             raise run.error.__cause__
         show_failure(run.error, debug=debug)
-        raise typer.Exit(exit_status(run.error))
+        raise SystemExit(exit_status(run.error))
     if as_json:
         results.write(to_json(run.result) + "\n")
     else:
-        typer.echo(f"Result of {run.name} ({run.mode}, {run.duration:.2f} s):")
-        typer.echo(readable(run.result))
+        say(f"Result of {run.name} ({run.mode}, {run.duration:.2f} s):")
+        say(readable(run.result))
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -130,7 +155,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     for row in (headings, *rows):
         cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -158,6 +183,8 @@ def readable(value: Any) -> str:
     try:
         return to_json(value, indent=2)
     except ResultNotSerializable:
+        import pprint
+
         return pprint.pformat(value)
 
 
@@ -178,16 +205,16 @@ def show_failure(error: Exception, *, debug: bool) -> None:
     cause = error.__cause__
     of_the_action = isinstance(error, ExecutionError) and not isinstance(error, WorkerCrashed | ExecutionTimeout)
     if debug and of_the_action and cause is not None:  # else the cause is Ray's, and nothing that one could mend
-        typer.echo("".join(_own_frames(cause)).rstrip(), err=True)
+        say("".join(_own_frames(cause)).rstrip(), err=True)
     details = getattr(error, "details", "")
     if debug and details:
-        typer.echo(details, err=True)
+        say(details, err=True)
     _say_error(error, debug=debug)
 
 
 def _say_error(error: Exception, *, debug: bool) -> None:
     text = safe_str(error)
-    typer.secho(f"error: {text if debug else in_one_line(text)}", err=True, fg="red")
+    say(f"error: {text if debug else in_one_line(text)}", err=True, fg="red")
 
 
 def in_one_line(text: str) -> str:
@@ -203,6 +230,8 @@ def in_one_line(text: str) -> str:
 
 def _own_frames(error: BaseException) -> list[str]:
     """Return a traceback's text, without the frames of the runtime around the action."""
+    import traceback
+
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
     summary = traceback.TracebackException.from_exception(error)
     seen: set[int] = set()

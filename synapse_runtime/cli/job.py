@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from synapse_runtime.executors.ray.job import JobSummary
     from synapse_runtime.plugin import Plugin
 
-app = typer.Typer(help="Look after jobs.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Look after jobs.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 # Ray gives a job 3 s to end before it kills it.
 _STOP_SECONDS = 15.0
@@ -134,33 +133,6 @@ def delete(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = Non
         note(f"job {job_id} is deleted")
         if as_json:
             typer.echo(to_json({"id": job_id, "deleted": True}))
-
-
-def result_command(ray_address: str | None, path: Path) -> str:
-    """Return the command, but for the job's id, that fetches the result of a job submitted with these options."""
-    options = [] if ray_address is None else ["--ray-address", ray_address]
-    options += [] if path == Path(".") else ["--path", str(path)]
-    return shlex.join(["synapse", "job", "result", *options])
-
-
-def leave_or_stop(job_id: str, *, fetch: str) -> bool:
-    """Ask, after Ctrl-C, what becomes of the job, and tell how to get its result where it goes on.
-
-    Args:
-        job_id: The job.
-        fetch: The command that fetches its result, but for the id.
-
-    Returns:
-        Whether it goes on.
-    """
-    typer.echo(err=True)
-    try:
-        leave = not typer.confirm(f"Stop job {job_id}? If not, it goes on without this command", default=True, err=True)
-    except typer.Abort:  # Ctrl-C again
-        return False
-    if leave:
-        note(f"job {job_id} goes on; its result: {fetch} {job_id}")
-    return leave
 
 
 def _show_status(job_id: str, status: str, *, as_json: bool) -> None:

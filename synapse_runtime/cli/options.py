@@ -1,4 +1,4 @@
-"""Options that several commands share, their checks, and what completes them in a shell."""
+"""Options that several commands share, and what completes them in a shell."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from synapse_runtime.errors import ConfigError, nearest
-
-MODES = ("local", "task", "job")
+from synapse_runtime.errors import ConfigError
 
 
 def action_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -19,11 +17,6 @@ def action_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     with it is told by the command itself.
     """
     return [(name, about) for name, about in _actions_at(ctx.params.get("path")) if name.startswith(incomplete)]
-
-
-def mode_names(incomplete: str) -> list[str]:
-    """Return the modes that a word may become."""
-    return [mode for mode in MODES if mode.startswith(incomplete)]
 
 
 def category_names(incomplete: str) -> list[str]:
@@ -38,29 +31,6 @@ ActionName = Annotated[
 ]
 PluginPath = Annotated[Path, typer.Option("--path", help="The plugin's directory. Default: around here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
-
-
-def checked_mode(given: str) -> str:
-    """Return a mode in its right spelling.
-
-    Raises:
-        typer.BadParameter: There is none of that name, or it is not available yet; suggests the nearest.
-
-    Example:
-        >>> checked_mode(" Task")
-        'task'
-    """
-    mode = given.strip().lower()
-    if mode == "remote":
-        raise typer.BadParameter(
-            "running through a Synapse backend is not available yet; choose local, task or job",
-            param_hint="--mode",
-        )
-    if mode not in MODES:
-        guess = nearest(mode, (*MODES, "remote"))
-        hint = f" Did you mean {guess!r}?" if guess else ""
-        raise typer.BadParameter(f"there is no mode {given!r}.{hint} Choose local, task or job.", param_hint="--mode")
-    return mode
 
 
 def _actions_at(path: Path | str | None) -> list[tuple[str, str]]:

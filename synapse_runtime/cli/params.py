@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-import typer
-
+from synapse_runtime.cli.refusal import refusal
 from synapse_runtime.errors import nearest
 
 if TYPE_CHECKING:
@@ -84,9 +83,9 @@ def read_params(text: str) -> dict[str, Any]:
     """
     value = read_json(text, "--params")
     if not isinstance(value, dict):
-        raise typer.BadParameter(
+        raise refusal(
             f"a JSON object is wanted, such as '{{\"epochs\": 5}}', not {type(value).__name__}",
-            param_hint="--params",
+            "--params",
         )
     return value
 
@@ -105,9 +104,9 @@ def read_json(text: str, option: str) -> Any:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}", param_hint=option) from None
+        raise refusal(f"{path} cannot be read: {error.strerror}", option) from None
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{path} is not UTF-8 text: {error.reason}", param_hint=option) from None
+        raise refusal(f"{path} is not UTF-8 text: {error.reason}", option) from None
     if path.suffix in (".yaml", ".yml"):
         return _parsed_yaml(content, option, path)
     if path.suffix == ".toml":
@@ -129,7 +128,7 @@ def read_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
-            raise typer.BadParameter(f"key=value is wanted, such as epochs=5, not {text!r}", param_hint="--param")
+            raise refusal(f"key=value is wanted, such as epochs=5, not {text!r}", "--param")
         pairs.append((key, value))
     return pairs
 
@@ -183,7 +182,7 @@ class _Place:
             if found is not None:
                 kind = _field(kind, found).annotation  # type: ignore[union-attr]
             elif models and not any(model.model_config.get("extra") == "allow" for model in models):
-                raise typer.BadParameter(_unknown(action, keys, rest.partition(".")[0], models), param_hint=option)
+                raise refusal(_unknown(action, keys, rest.partition(".")[0], models), option)
             elif models:
                 found, kind = rest.partition(".")[0], Any
             else:
@@ -223,9 +222,9 @@ def _inside(kind: Any, action: str, keys: list[str], option: str) -> Any:
         kind = mappings[0] if mappings else kind
     if not keys or kind is Any or kind is object or _is_mapping(kind):
         return (*get_args(kind), Any, Any)[1] if get_args(kind) else Any
-    raise typer.BadParameter(
+    raise refusal(
         f"{'.'.join(keys)} of {action} has no keys of its own: give it whole, as --param {'.'.join(keys)}=VALUE",
-        param_hint=option,
+        option,
     )
 
 
@@ -239,9 +238,9 @@ def _put(params: dict[str, Any], place: _Place, value: Any) -> None:
     for key in place.keys[:-1]:
         held = inner.get(key)
         if held is not None and not isinstance(held, dict):
-            raise typer.BadParameter(
+            raise refusal(
                 f"{'.'.join(place.keys)} does not go with --params, where {key!r} is a {type(held).__name__}",
-                param_hint=place.option,
+                place.option,
             )
         inner[key] = dict(held or {})
         inner = inner[key]
@@ -280,12 +279,12 @@ def _parsed(text: str, option: str, where: str) -> Any:
         start = max(error.colno - 41, 0)
         shown = line[start : error.colno + 40]
         pointer = " " * (error.colno - 1 - start) + "^"
-        raise typer.BadParameter(
+        raise refusal(
             f"{where}invalid JSON: {error.msg} at line {error.lineno}, column {error.colno}\n  {shown}\n  {pointer}",
-            param_hint=option,
+            option,
         ) from None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, or too many brackets
-        raise typer.BadParameter(f"{where}JSON that is too much: {error}", param_hint=option) from None
+        raise refusal(f"{where}JSON that is too much: {error}", option) from None
 
 
 def _parsed_yaml(text: str, option: str, path: Path) -> Any:
@@ -297,7 +296,7 @@ def _parsed_yaml(text: str, option: str, path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f":{mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error)
-        raise typer.BadParameter(f"{path}{line}: invalid YAML: {problem}", param_hint=option) from None
+        raise refusal(f"{path}{line}: invalid YAML: {problem}", option) from None
 
 
 def _parsed_toml(text: str, option: str, path: Path) -> Any:
@@ -306,4 +305,4 @@ def _parsed_toml(text: str, option: str, path: Path) -> Any:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise typer.BadParameter(f"{path}: invalid TOML: {error}", param_hint=option) from None
+        raise refusal(f"{path}: invalid TOML: {error}", option) from None

@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from synapse_runtime.cli.console import exit_on_errors
 from synapse_runtime.cli.find import find_plugin
-from synapse_runtime.cli.options import MODES, checked_mode, mode_names
+from synapse_runtime.cli.modes import MODES, checked_mode, mode_names
 from synapse_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ def run_tests(
         os.chdir(plugin.root)
         # It takes the place of this process: signals, terminal and exit status are its own.
         os.execv(sys.executable, [*command, *arguments])
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command("test", cls=ForPytest)(run_tests)
 
 
 def _stdout_apart() -> int:

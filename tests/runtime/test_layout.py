@@ -74,6 +74,9 @@ ROOMS = [
     "executors.ray.job",
     "executors.ray",
     "runner",
+    "cli.collector",
+    "cli.refusal",
+    "cli.modes",
     "cli.findings",
     "cli.checks",
     "cli.cluster_checks",
@@ -91,8 +94,12 @@ ROOMS = [
     "cli.cluster",
     "cli.job",
     "cli.check",
+    "cli.running",
+    "cli.run",
+    "cli.later",
     "cli.plugin",
     "cli.app",
+    "cli.quick",
     "cli",
 ]
 

@@ -1,0 +1,118 @@
+"""The ordinary command line of `synapse plugin run`, read without typer, which takes longer to import than an action.
+
+Whatever is not plain here is typer's: options that are unknown, misspelt, or incomplete, numbers, `--help`. So is what
+is told of a command line that is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+COMMAND: Final = ("plugin", "run")
+
+_TEXTS: Final = {
+    "--plugin": "plugin",
+    "-p": "plugin",
+    "--params": "params",
+    "--mode": "mode",
+    "-m": "mode",
+    "--ray-address": "ray_address",
+    "--memory": "memory",
+    "--host": "host",
+    "--token": "token",
+    "-t": "token",
+    "--input": "input_",
+    "-i": "input_",
+    "--infer-path": "infer_path",
+    "--lang": "language",
+    "-l": "language",
+}
+_PATHS: Final = {"--path": "path", "--env-file": "env_file"}
+_REPEATED: Final = {"--param": "param", "--env": "env", "--resource": "resource"}
+_FLAGS: Final = {
+    "--json": ("as_json", True),
+    "--detach": ("detach", True),
+    "--debug": ("debug", True),
+    "--no-debug": ("debug", False),
+    "--strict": ("strict", True),
+    "--debug-sdk": ("debug_sdk", True),
+}
+
+
+def read(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Return what a command line gives, as `run_action` takes it; None where typer has to read it.
+
+    Args:
+        arguments: What stands behind `synapse plugin run`.
+
+    Example:
+        >>> read(["train", "--mode=local", "--param", "epochs=5", "--json"])
+        {'action': 'train', 'mode': 'local', 'param': ['epochs=5'], 'as_json': True}
+        >>> read(["train", "--bogus"])
+    """
+    given: dict[str, Any] = {}
+    waiting = list(reversed(arguments))
+    while waiting:
+        word = waiting.pop()
+        if not word.startswith("-"):
+            if "action" in given:
+                return None
+            given["action"] = word
+        elif word in _FLAGS:
+            name, is_on = _FLAGS[word]
+            given[name] = is_on
+        else:
+            option, equals, value = word.partition("=")
+            if equals and not option.startswith("--"):
+                return None
+            if not equals:
+                if not waiting or (waiting[-1].startswith("-") and waiting[-1] != "-"):
+                    return None
+                value = waiting.pop()
+            if option in _TEXTS:
+                given[_TEXTS[option]] = value
+            elif option in _PATHS:
+                given[_PATHS[option]] = Path(value)
+            elif option in _REPEATED:
+                given.setdefault(_REPEATED[option], []).append(value)
+            else:
+                return None
+    return given if "action" in given and _is_text(arguments) else None
+
+
+def run(arguments: Sequence[str]) -> int | None:
+    """Run the command and return its exit status; None where typer has to do it."""
+    if tuple(arguments[:2]) != COMMAND or "_SYNAPSE_COMPLETE" in os.environ:
+        return None
+    given = read(arguments[2:])
+    if given is None:
+        return None
+    from synapse_runtime.cli.running import run_action
+
+    try:
+        run_action(**given)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except _refusals() as error:
+        from synapse_runtime.cli.app import run as run_by_typer
+
+        return run_by_typer(arguments, refusal=error)
+    return 0
+
+
+def _is_text(arguments: Sequence[str]) -> bool:
+    try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8
+        return False
+    return True
+
+
+def _refusals() -> tuple[type[BaseException], ...]:
+    """Return what typer tells, with the usage; called when something was raised."""
+    import typer
+
+    return typer.BadParameter, typer.Abort, KeyboardInterrupt, EOFError

@@ -1,0 +1,178 @@
+"""The start of the command: what it imports, what it lists, and that a line means the same with typer and without."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from synapse_runtime.cli import quick
+from synapse_runtime.cli.app import app
+from synapse_runtime.cli.later import Later, LaterGroup
+from synapse_runtime.cli.run import run
+from synapse_runtime.cli.running import run_action
+from tests.cli.processes import Synapse
+
+LOCAL = ("--mode", "local")
+
+
+THEN_TELL_MODULES = """\
+import sys
+from synapse_runtime.cli import main
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+
+
+def imported(synapse: Synapse, *arguments: str) -> set[str]:
+    done = synapse(*arguments, command=[sys.executable, "-c", THEN_TELL_MODULES])
+    assert done.status == 0
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def stand_ins(group: Any = None, path: str = "") -> Iterator[tuple[str, Later]]:
+    for name, command in (group or get_command(app)).commands.items():
+        assert isinstance(command, Later)
+        yield f"{path}{name}", command
+        loaded = command.load()
+        if isinstance(loaded, LaterGroup):
+            yield from stand_ins(loaded, f"{path}{name} ")
+
+
+def by_typer(arguments: list[str]) -> dict[str, Any]:
+    """Return the function's arguments, as typer reads them."""
+    single = typer.Typer(add_completion=False)
+    single.command()(run)
+    return dict(get_command(single).make_context("run", arguments).params)
+
+
+def test_an_action_runs_without_the_libraries_of_the_command(synapse: Synapse) -> None:
+    modules = imported(synapse, "plugin", "run", "train", *LOCAL, "--param", "epochs=3", "--json")
+    assert {"synapse_runtime.execution", "pydantic", "yaml"} <= modules
+    assert modules & {"typer", "click", "rich", "asyncio", "ssl", "ray", "cloudpickle", "httpx", "pytest"} == set()
+
+
+def test_the_list_of_commands_imports_none_of_them(synapse: Synapse) -> None:
+    for arguments in [("--help",), ("plugin", "--help")]:
+        modules = imported(synapse, *arguments)
+        ours = {name.removeprefix("synapse_runtime.") for name in modules if name.startswith("synapse_runtime.")}
+        assert ours == {"compat", "cli", "cli.collector", "cli.quick", "cli.app", "cli.later"} | {
+            "cli.plugin" for _ in arguments[1:]
+        }
+
+
+@pytest.mark.parametrize(("path", "command"), list(stand_ins()))
+def test_what_is_listed_is_what_the_command_says_itself(path: str, command: Later) -> None:
+    loaded = command.load()
+    assert loaded.name in (command.name, "")
+    if command.short_help is None:
+        assert loaded.help.startswith(str(command.help))
+        assert command.help
+    else:
+        assert not command.help
+
+
+def test_the_work_takes_the_options_of_the_command_with_their_defaults() -> None:
+    options = inspect.signature(run).parameters
+    taken = inspect.signature(run_action).parameters
+    assert [*options] == ["ctx", *taken]
+    differing = {name for name in taken if taken[name].default != options[name].default}
+    assert differing == {"infer_path"}  # None: not given
+
+
+LINES = [
+    "train",
+    "train --mode local",
+    "train --mode=local",
+    "--mode local train",
+    "-m local train -p demo -t secret -l ko -i 5",
+    "train --mode task --mode local",
+    "train --param a=1 --param b=2 --env A=1 --env=B=2 --resource x=1",
+    "train --params - --input -",
+    'train --params {"epochs":1}',
+    "train --params=--json --mode=-",
+    "train --path a/b --env-file .env",
+    "train --path=",
+    "train --json --detach --strict --debug-sdk",
+    "train --no-debug",
+    "train --no-debug --debug",
+    "train --host x --token y --ray-address auto --memory 2GB --infer-path / --lang en --plugin x --input 1",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_plain_line_means_what_typer_makes_of_it(line: str) -> None:
+    given = quick.read(line.split())
+    assert given is not None
+    read = {name: value for name, value in by_typer(line.split()).items() if name in given}
+    assert {name: list(value) if isinstance(value, tuple) else value for name, value in read.items()} == given
+    unmentioned = by_typer(["train"])
+    others = {name: value for name, value in by_typer(line.split()).items() if name not in given}
+    assert others == {name: unmentioned[name] for name in others}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--help",
+        "train --help",
+        "train more",
+        "train --mode",
+        "train --mode --json",
+        "train --mode -m",
+        "train -mlocal",
+        "train -m=local",
+        "train --bogus",
+        "train --bogus=1",
+        "train --json=1",
+        "train --timeout 5",
+        "train --gpus 1",
+        "train -- --mode",
+        "-",
+        "train --par a=1",
+        "train --mode \udcff",
+    ],
+)
+def test_what_is_not_plain_is_left_to_typer(line: str) -> None:
+    assert quick.read(line.split()) is None
+
+
+def test_all_options_but_numbers_are_plain() -> None:
+    single = typer.Typer(add_completion=False)
+    single.command()(run)
+    named = {
+        (option, parameter.name)
+        for parameter in get_command(single).params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("-")
+    }
+    tables = {**quick._TEXTS, **quick._PATHS, **quick._REPEATED}
+    known = {*tables.items(), *((option, name) for option, (name, _) in quick._FLAGS.items())}
+    assert known <= named
+    assert {option for option, _ in named - known} == {"--timeout", "--gpus", "--cpus", "--help"} & {
+        option for option, _ in named
+    }
+
+
+def test_the_garbage_collector_is_back_when_an_action_is_imported_and_runs(synapse: Synapse, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("code: demo\nactions: {look: looking:look}\n")
+    (tmp_path / "looking.py").write_text(
+        "import gc\n"
+        "from synapse_runtime.decorators import action\n"
+        "AT_IMPORT = gc.isenabled()\n"
+        "@action\n"
+        "def look(params, context):\n"
+        "    return [AT_IMPORT, gc.isenabled(), gc.get_freeze_count() > 0]\n"
+    )
+    for arguments in [LOCAL, (*LOCAL, "--timeout", "60"), (*LOCAL, "--param", "a=1")]:
+        done = synapse("plugin", "run", "look", *arguments, "--json", cwd=tmp_path)
+        assert (done.stdout, done.stderr) == ("[true,true,true]\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import logging
@@ -9,11 +10,10 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
-from synapse_runtime import transport
-
-_Filter = tuple[str, str, type[Warning], str, int]
+# A filter of warnings as it travels: the class of warnings by the names of its module and its own, patterns as text.
+_Filter = tuple[str, str, str, str, str, int]
 
 
 @dataclass(frozen=True)
@@ -23,51 +23,92 @@ class Audience:
     Attributes:
         levels: The level of each logger that has one of its own; the root logger's name is empty.
         disabled: The level up to which `logging.disable` has silenced all of them.
-        filters: The filters of warnings, each pickled: a worker may lack the class that one is about.
+        filters: The filters of warnings; plain data, as a worker may lack the class that one is about.
     """
 
     levels: tuple[tuple[str, int], ...] = (("", logging.WARNING),)
     disabled: int = 0
-    filters: tuple[bytes, ...] = ()
+    filters: tuple[_Filter, ...] = ()
 
     @classmethod
     def here(cls) -> Audience:
-        """Return what this process listens to at the moment."""
-        manager = logging.root.manager
-        levels = [("", logging.root.level)]
-        for name, logger in list(manager.loggerDict.items()):
-            if isinstance(logger, logging.Logger) and logger.level:
-                levels.append((name, logger.level))
-        return cls(tuple(levels), manager.disable, _packed_filters(tuple(warnings.filters)))
+        """Return what this process listens to at the moment: the same object for as long as that does not change."""
+        return _ears.heard()
 
     @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Let this process listen to the same, inside the block."""
+    def applied(self) -> Iterator[list[warnings.WarningMessage]]:
+        """Let this process listen to the same, inside the block; gives the list that warnings are put into."""
         disabled = logging.root.manager.disable
-        loggers = [(logging.getLogger(name), level) for name, level in self.levels]
-        changed = [(logger, logger.level, level) for logger, level in loggers if logger.level != level]
+        changed = [(logger, logger.level, level) for logger, level in _loggers(self.levels) if logger.level != level]
         for logger, _, level in changed:
             logger.setLevel(level)
-        logging.disable(self.disabled)
+        if self.disabled != disabled:  # it looks through all loggers
+            logging.disable(self.disabled)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.resetwarnings()
-                for packed in self.filters:
-                    _add_filter(_read_filter(packed))
-                yield
+                warnings.filters.extend(_in_force(self.filters))  # type: ignore[attr-defined]
+                yield caught
         finally:
-            logging.disable(disabled)
+            if logging.root.manager.disable != disabled:
+                logging.disable(disabled)
             for logger, before, _ in changed:
                 logger.setLevel(before)
 
 
+class _Ears:
+    """Knows what this process listens to, and gathers it anew only where it has changed.
+
+    A change of any level empties all loggers' caches, this one's too: `_cache` is private, a test watches it.
+    """
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger(__name__)
+        self._known = Audience()
+        self._loggers = -1
+        self._root_level = -1
+        self._filters: list[Any] = []
+
+    def heard(self) -> Audience:
+        root, known = logging.root, self._known
+        manager, filters = root.manager, warnings.filters
+        levels = known.levels
+        if (
+            not self._logger._cache  # type: ignore[attr-defined]
+            or root.level != self._root_level
+            or len(manager.loggerDict) != self._loggers
+        ):
+            self._loggers, self._root_level = len(manager.loggerDict), root.level
+            self._logger.isEnabledFor(logging.CRITICAL)  # which fills the cache
+            levels = _levels()
+        told = known.filters
+        if filters != self._filters:
+            self._filters = list(filters)
+            told = tuple(map(_told, self._filters))
+        if levels is not known.levels or told is not known.filters or manager.disable != known.disabled:
+            self._known = Audience(levels, manager.disable, told)
+        return self._known
+
+
+_ears = _Ears()
+
+
+def _levels() -> tuple[tuple[str, int], ...]:
+    levels = [("", logging.root.level)]
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and logger.level:
+            levels.append((name, logger.level))
+    return tuple(levels)
+
+
 @functools.lru_cache(maxsize=8)
-def _packed_filters(filters: tuple[Any, ...]) -> tuple[bytes, ...]:
-    packed = []
-    for action, message, category, module, line in filters:
-        with contextlib.suppress(Exception):  # of a class that cannot travel, which no worker can have either
-            packed.append(transport.dumps((action, _pattern(message), category, _pattern(module), line)))
-    return tuple(packed)
+def _loggers(levels: tuple[tuple[str, int], ...]) -> tuple[tuple[logging.Logger, int], ...]:
+    return tuple((logging.getLogger(name), level) for name, level in levels)
+
+
+def _told(item: Any) -> _Filter:
+    action, message, category, module, line = item
+    return action, _pattern(message), category.__module__, category.__qualname__, _pattern(module), line
 
 
 def _pattern(matcher: re.Pattern[str] | str | None) -> str:
@@ -77,16 +118,31 @@ def _pattern(matcher: re.Pattern[str] | str | None) -> str:
     return re.escape(matcher) + r"\Z" if isinstance(matcher, str) else matcher.pattern
 
 
-@functools.lru_cache(maxsize=256)
-def _read_filter(packed: bytes) -> _Filter | None:
-    try:
-        return cast(_Filter, transport.loads(packed))
-    except Exception:  # noqa: BLE001 - about a class that this process cannot import, so it never warns of it
-        return None
+@functools.lru_cache(maxsize=8)
+def _in_force(filters: tuple[_Filter, ...]) -> list[Any]:
+    """Return filters in the form in which `warnings` keeps them."""
+    return [
+        (
+            action,
+            re.compile(message, re.IGNORECASE) if message else None,
+            _category(module_name, name),
+            re.compile(module) if module else None,
+            line,
+        )
+        for action, message, module_name, name, module, line in filters
+    ]
 
 
-def _add_filter(item: _Filter | None) -> None:
-    if item is not None:
-        action, message, category, module, line = item
-        how = cast(Literal["default", "error", "ignore", "always", "module", "once"], action)
-        warnings.filterwarnings(how, message, category, module, line, append=True)
+def _category(module_name: str, name: str) -> type:
+    if module_name == builtins.__name__:
+        return getattr(builtins, name, Warning)
+    return _Named(name, (Warning,), {"__module__": module_name})
+
+
+class _Named(type):
+    """A class of warnings of this name, wherever it is and whenever it is imported: to import it may take long."""
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return any(
+            base.__module__ == cls.__module__ and base.__qualname__ == cls.__qualname__ for base in other.__mro__
+        )

@@ -84,17 +84,19 @@ def captured_logging(into: Captured, audience: Audience | None = None) -> Iterat
         into: What collects them.
         audience: What to listen to; what this process listens to by default.
     """
-    handler = _Recorder(into)
+    handler = _idle.pop() if _idle else _Recorder()
+    handler.into = into
     root = logging.getLogger()
     root.addHandler(handler)
     try:
-        with (audience or Audience.here()).applied(), warnings.catch_warnings(record=True) as caught:
+        with (audience or Audience.here()).applied() as caught:
             yield
     finally:
         root.removeHandler(handler)
-    into.warnings.extend(
-        CapturedWarning(_travelling_warning(item), item.category, item.filename, item.lineno) for item in caught
-    )
+        handler.into = None
+        _idle.append(handler)
+    for item in caught:
+        into.warnings.append(CapturedWarning(_travelling_warning(item), item.category, item.filename, item.lineno))
 
 
 class OutputFiles:
@@ -148,13 +150,15 @@ class _Redirected:
 
     def forget(self) -> None:
         self._read()
+        self._told = 0
+        if not self._position:
+            return
         # The descriptor shares this file's position: back to the start, so that the file does not grow for ever.
         os.ftruncate(self.reader, 0)
         os.lseek(self.reader, 0, os.SEEK_SET)
         self._position = 0
         self._decoder.reset()
         self._parts.clear()
-        self._told = 0
 
     def news(self) -> str:
         self._read()
@@ -163,6 +167,8 @@ class _Redirected:
 
     def text(self) -> str:
         self._read()
+        if not self._position:
+            return ""
         return "".join(self._parts) + self._decoder.decode(b"", final=True)
 
     def _read(self) -> None:
@@ -185,19 +191,24 @@ def _flush() -> None:
 class _Recorder(logging.Handler):
     """Keeps records in a form that travels: text instead of arguments and tracebacks."""
 
-    def __init__(self, into: Captured) -> None:
-        super().__init__(logging.NOTSET)
-        self._into = into
+    into: Captured | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        into = self.into
+        if into is None:
+            return
         if any(_prints(handler) and record.levelno >= handler.level for handler in _handlers_of(record)):
-            self._into.printed.add(len(self._into.records))
+            into.printed.add(len(into.records))
         copy = logging.makeLogRecord(dict(record.__dict__))
         copy.msg, copy.args = record.getMessage(), None
         if record.exc_info:
             copy.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
             copy.exc_info = None
-        self._into.records.append(_travelling(copy))
+        into.records.append(_travelling(copy))
+
+
+# Recorders that nobody uses now: to make one takes longer than all else that there is to do for a call.
+_idle: list[_Recorder] = []
 
 
 def _hand_on(record: logging.LogRecord, *, printed: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
@@ -297,6 +298,39 @@ def test_a_filter_about_a_class_that_is_not_there_does_no_harm(tmp_path):
     with captured_logging(captured, pickle.loads(done.stdout)):
         warnings.warn("heard", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in captured.warnings] == ["heard"]
+
+
+def test_a_filter_holds_for_a_class_that_is_imported_later(tmp_path, monkeypatch):
+    (tmp_path / "imported_later.py").write_text("class Odd(Warning): pass\nclass Odder(Odd): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    audience = Audience(filters=(("error", "", "imported_later", "Odd", "", 0),))
+    with captured_logging(Captured(), audience):
+        module = importlib.import_module("imported_later")
+        for category in (module.Odd, module.Odder):
+            with pytest.raises(category, match="an error here"):
+                warnings.warn("an error here", category, stacklevel=1)
+        warnings.warn("none", UserWarning, stacklevel=1)
+    del sys.modules["imported_later"]
+
+
+def test_what_is_heard_is_gathered_anew_when_it_has_changed_and_only_then():
+    logger = logging.getLogger("changing.for.test_capture")
+    before = Audience.here()
+    assert Audience.here() is before
+    assert Audience.here() is Audience.here()
+    logger.setLevel(logging.DEBUG)
+    try:
+        assert ("changing.for.test_capture", logging.DEBUG) in Audience.here().levels
+        logger.setLevel(logging.ERROR)
+        assert ("changing.for.test_capture", logging.ERROR) in Audience.here().levels
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert "changing.for.test_capture" not in dict(Audience.here().levels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a new one", FutureWarning)
+        assert Audience.here().filters[0] == ("ignore", "a new one", "builtins", "FutureWarning", "", 0)
+    assert Audience.here().filters[:1] != (("ignore", "a new one", "builtins", "FutureWarning", "", 0),)
+    assert hasattr(logging.getLogger("synapse_runtime.audience"), "_cache")
 
 
 def test_replay_puts_everything_out_here(capsys, caplog):

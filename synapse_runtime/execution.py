@@ -314,7 +314,7 @@ def _settle(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, 
             warnings.warn(mismatch, ResultMismatchWarning, stacklevel=2)
         except ResultMismatchWarning as warning:  # where warnings are errors
             raise failure(call.name, warning) from warning
-    return transport.copied(result, "result") if strict else result
+    return transport.brought(result, "result") if strict else result
 
 
 def _invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:

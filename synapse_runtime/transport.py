@@ -2,6 +2,9 @@
 
 Classes and functions go by reference where the other side can import them, by value otherwise. What a module
 of a test or a conftest defines goes by value: no worker can import those the way pytest did.
+
+Large buffers, those of arrays above all, may go beside the pickle, without being copied into it. Whoever gets a result
+has them as they have come, so in results they are read-only.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeVar, get_args
 
 from synapse_runtime.errors import ResultNotSerializable, safe_str
 
@@ -36,6 +39,13 @@ _travelled: weakref.WeakSet[type] = weakref.WeakSet()
 # What a user's hook may raise to end the process, which must not end with it. All else that is no `Exception` comes
 # from outside and passes: Ctrl-C, the end of a time limit, ours or that of pytest-timeout.
 EXITS: Final = (SystemExit, GeneratorExit)
+
+# So many bytes are worth to go beside the pickle; Ray too keeps what is smaller in its answer, not in shared memory.
+APART_BYTES: Final = 100_000
+Buffers = list[pickle.PickleBuffer]
+# A pickle so short is looked through for by-value classes before it is read.
+_SHORT = 65_536
+_BY_VALUE_MARK: Final = b"cloudpickle"
 
 # How far the search for a part at fault goes: levels, parts in all, parts at fault beside one another, seconds.
 _MAX_DEPTH = 100
@@ -58,8 +68,12 @@ def shipped_by_value() -> frozenset[str]:
     return frozenset(_by_value)
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: Any, apart: Buffers | None = None) -> bytes:
     """Pickle `value` for another process.
+
+    Args:
+        value: Anything.
+        apart: Takes large buffers, which are not in the pickle then: `loads` wants them, in the same order.
 
     Raises:
         Exception: Whatever pickling raises; see `dumps_named` for the part at fault. An exit that a user's hook asks
@@ -71,25 +85,43 @@ def dumps(value: Any) -> bytes:
     """
     if _is_plain(value):  # the common case by far, which the C pickler does in microseconds
         return pickle.dumps(value, protocol=5)
-    import cloudpickle
-
     buffer = io.BytesIO()
-    with _lock, _registered(cloudpickle):
-        _guarded(_travel_pickler_class()(buffer).dump, value)
+    with _lock:
+        pickler = _travel_pickler_class()(buffer, apart)
+        try:
+            _guarded(pickler.dump, value)
+        finally:
+            pickler.leave_nothing()
     return buffer.getvalue()
 
 
-def loads(data: bytes) -> Any:
-    """Read what another process wrote with `dumps`."""
-    return _guarded(pickle.loads, data)
+def loads(data: bytes, buffers: Iterable[Any] = ()) -> Any:
+    """Read what another process wrote with `dumps`.
+
+    Args:
+        data: The pickle.
+        buffers: What was put apart.
+    """
+    return _guarded(functools.partial(pickle.loads, buffers=buffers), data)
 
 
-def loads_at_home(data: bytes) -> Any:
+def loads_at_home(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
     """Read what came back from a worker, in the process that its classes came from.
 
     Classes that went there by value come back as the ones they were, and stay as they are here.
+
+    Args:
+        data: The pickle.
+        buffers: What was put apart.
     """
-    return _guarded(_HomeUnpickler(io.BytesIO(data)).load)
+    if isinstance(data, bytes) and len(data) < _SHORT and _BY_VALUE_MARK not in data:
+        return loads(data, buffers)
+    return _guarded(_HomeUnpickler(io.BytesIO(data), buffers).load)
+
+
+def read_only(buffers: Iterable[Any]) -> list[memoryview]:
+    """Return views of buffers that nobody can write to."""
+    return [memoryview(buffer).toreadonly() for buffer in buffers]
 
 
 def round_trip(value: Any, *, code_too: bool = False) -> Any:
@@ -111,18 +143,18 @@ def round_trip(value: Any, *, code_too: bool = False) -> Any:
     if _is_plain(value):
         return pickle.loads(pickle.dumps(value, protocol=5))
     code: list[Any] = []
-    copy = _read_here(*_write_here(value, code, None), code)
+    copy = _read_here(_write_here(value, code, None), code)
     if code_too:
         _require_code_travels(code)
     return copy
 
 
 def copied(value: Any, name: str) -> Any:
-    """Return the copy of a value that a trip to another process and back would make.
+    """Return the copy of params that a trip to another process would make.
 
     Args:
         value: Anything.
-        name: What the error calls the whole, such as `result`.
+        name: What the error calls the whole, such as `params`.
 
     Raises:
         ResultNotSerializable: It cannot travel; names the part, and why.
@@ -131,6 +163,29 @@ def copied(value: Any, name: str) -> Any:
         return round_trip(value, code_too=True)
     except Exception as error:
         raise not_serializable(value, name, error) from error
+
+
+def brought(value: Any, name: str) -> Any:
+    """Return the copy of a result that its caller gets from another process: large buffers are read-only.
+
+    Args:
+        value: Anything.
+        name: What the error calls the whole, such as `result`.
+
+    Raises:
+        ResultNotSerializable: It cannot travel; names the part, and why.
+    """
+    if _is_plain(value):
+        return round_trip(value)
+    code: list[Any] = []
+    buffers: Buffers = []
+    try:
+        stream = _write_here(value, code, buffers)
+        copy = _read_here(stream, code, [bytes(buffer.raw()) for buffer in buffers])
+        _require_code_travels(code)
+    except Exception as error:
+        raise not_serializable(value, name, error) from error
+    return copy
 
 
 def require_action_travels(name: str, target: Any) -> None:
@@ -160,36 +215,53 @@ def _require_code_travels(code: list[Any]) -> None:
 
 
 def require_readable(value: Any) -> None:
-    """Find out that a value which can be pickled can be read too, without copying its arrays.
+    """Find out that a result which can be pickled can be read too, without copying its arrays.
 
     Raises:
         Exception: Whatever reading raises.
     """
     if not _is_plain(value):
         code: list[Any] = []
-        buffers: list[pickle.PickleBuffer] = []
-        _read_here(*_write_here(value, code, buffers), code)
+        buffers: Buffers = []
+        stream = _write_here(value, code, buffers)
+        _read_here(stream, code, read_only(buffers))
 
 
-def _write_here(
-    value: Any, code: list[Any], buffers: list[pickle.PickleBuffer] | None
-) -> tuple[io.BytesIO, list[pickle.PickleBuffer] | None]:
+def _write_here(value: Any, code: list[Any], apart: Buffers | None) -> io.BytesIO:
     """Pickle a value, all but its classes and functions, for this process: by Python's own means where those do."""
     stream = io.BytesIO()
     try:
-        _guarded(_CopyPickler(stream, code, buffers).dump, value)
+        _guarded(_CopyPickler(stream, code, apart).dump, value)
     except Exception:  # noqa: BLE001 - cloudpickle can do more, or tells why not
         stream = io.BytesIO()
         code.clear()
-        if buffers is not None:
-            buffers.clear()
-        _guarded(_cloud_copy_pickler_class()(stream, code, buffers).dump, value)
+        if apart is not None:
+            apart.clear()
+        _guarded(_cloud_copy_pickler_class()(stream, code, apart).dump, value)
     stream.seek(0)
-    return stream, buffers
+    return stream
 
 
-def _read_here(stream: io.BytesIO, buffers: list[pickle.PickleBuffer] | None, code: list[Any]) -> Any:
+def _read_here(stream: io.BytesIO, code: list[Any], buffers: Iterable[Any] = ()) -> Any:
     return _guarded(_CopyUnpickler(stream, code, buffers).load)
+
+
+def _put_apart(apart: Buffers | None) -> Callable[[pickle.PickleBuffer], bool] | None:
+    """Return what a pickler asks of each buffer: whether it is to stay in the pickle. Large ones go into the list."""
+    if apart is None:
+        return None
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # it is in pieces
+            return True
+        if raw.nbytes < APART_BYTES:
+            return True
+        apart.append(pickle.PickleBuffer(raw))
+        return False
+
+    return stays
 
 
 def snapshot(value: Any) -> Any:
@@ -213,12 +285,13 @@ def safe_repr(value: object) -> str:
         return f"<{type(value).__qualname__}>"
 
 
-def dumps_named(value: Any, name: str) -> bytes:
+def dumps_named(value: Any, name: str, apart: Buffers | None = None) -> bytes:
     """Pickle `value`, or say which part of it cannot be pickled, or be read again.
 
     Args:
         value: Anything.
         name: What the error calls the whole, such as `result`.
+        apart: As for `dumps`.
 
     Raises:
         ResultNotSerializable: Names the part, for instance `result["model"].lock`, and why.
@@ -230,8 +303,10 @@ def dumps_named(value: Any, name: str) -> bytes:
         ...
         synapse_runtime.errors.ResultNotSerializable: result["model"] cannot travel ...
     """
+    if _is_plain(value):
+        return pickle.dumps(value, protocol=5)
     try:
-        data = dumps(value)
+        data = dumps(value, apart)
         require_readable(value)
     except Exception as error:
         raise not_serializable(value, name, error) from error
@@ -298,12 +373,14 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 
 
 _CODE = (type, types.FunctionType, types.ModuleType)
+# What cloudpickle asks of which module it is.
+_OF_A_MODULE = (*_CODE, TypeVar)
 
 
 class _CopyUnpickler(pickle.Unpickler):
     """Reads a copy in the process that wrote it: classes and functions are the same ones."""
 
-    def __init__(self, stream: io.BytesIO, code: list[Any], buffers: list[pickle.PickleBuffer] | None) -> None:
+    def __init__(self, stream: io.BytesIO, code: list[Any], buffers: Iterable[Any]) -> None:
         super().__init__(stream, buffers=buffers)
         self._code = code
 
@@ -334,8 +411,8 @@ class _CodeStaysOutside:
 class _CopyPickler(_CodeStaysOutside, pickle.Pickler):
     """Writes a copy to be read in this process."""
 
-    def __init__(self, stream: io.BytesIO, code: list[Any], buffers: list[pickle.PickleBuffer] | None) -> None:
-        super().__init__(stream, protocol=5, buffer_callback=None if buffers is None else buffers.append)
+    def __init__(self, stream: io.BytesIO, code: list[Any], apart: Buffers | None) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=_put_apart(apart))
         self._code = code
 
 
@@ -346,8 +423,8 @@ def _cloud_copy_pickler_class() -> type[Any]:
     class CloudCopyPickler(_CodeStaysOutside, cloudpickle.Pickler):  # type: ignore[misc]
         """The same, of more kinds of things."""
 
-        def __init__(self, stream: io.BytesIO, code: list[Any], buffers: list[pickle.PickleBuffer] | None) -> None:
-            super().__init__(stream, protocol=5, buffer_callback=None if buffers is None else buffers.append)
+        def __init__(self, stream: io.BytesIO, code: list[Any], apart: Buffers | None) -> None:
+            super().__init__(stream, protocol=5, buffer_callback=_put_apart(apart))
             self._code = code
 
     return CloudCopyPickler
@@ -371,11 +448,19 @@ def _travel_pickler_class() -> type[Any]:
         of pydantic's models.
         """
 
-        def __init__(self, buffer: io.BytesIO) -> None:
-            super().__init__(buffer, protocol=5)
+        def __init__(self, stream: io.BytesIO, apart: Buffers | None) -> None:
+            super().__init__(stream, protocol=5, buffer_callback=_put_apart(apart))
             self._unfinished: set[type] = set()
+            self._registered: list[types.ModuleType] = []
+
+        def leave_nothing(self) -> None:
+            """Let cloudpickle, which others use too, be as it was."""
+            for module in self._registered:
+                cloudpickle.unregister_pickle_by_value(module)
 
         def reducer_override(self, value: Any) -> Any:
+            if _by_value and isinstance(value, _OF_A_MODULE):
+                self._register(value)
             if isinstance(value, type):
                 return self._reduce_class(value)
             if type(value) is types.CodeType:
@@ -385,6 +470,19 @@ def _travel_pickler_class() -> type[Any]:
                 self._unfinished.discard(value.cls)
                 return types.NoneType, ()
             return super().reducer_override(value)
+
+        def _register(self, value: Any) -> None:
+            """Let cloudpickle know, where the module of this value, or a package that it is in, travels by value."""
+            name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+            if isinstance(name, str):
+                parts = name.split(".")
+                names = {".".join(parts[: count + 1]) for count in range(len(parts))} & _by_value
+            else:  # cloudpickle looks for it in all modules
+                names = _by_value
+            for module in [sys.modules[name] for name in names if name in sys.modules]:
+                if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                    cloudpickle.register_pickle_by_value(module)
+                    self._registered.append(module)
 
         def _reduce_class(self, cls: type) -> Any:
             # `Box[int]` is made anew wherever it is asked for, and is the same class for all who ask there. Not so
@@ -419,8 +517,8 @@ class _HomeUnpickler(pickle.Unpickler):
     every method would become a stranger's, with globals of its own. No public way around; a test watches the names.
     """
 
-    def __init__(self, buffer: io.BytesIO) -> None:
-        super().__init__(buffer)
+    def __init__(self, stream: io.BytesIO, buffers: Iterable[Any]) -> None:
+        super().__init__(stream, buffers=buffers)
         self._known: set[int] = set()
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
@@ -444,20 +542,6 @@ class _HomeUnpickler(pickle.Unpickler):
 
     def _set_state(self, set_state: Any, cls: Any, state: Any) -> Any:
         return cls if id(cls) in self._known else set_state(cls, state)
-
-
-@contextlib.contextmanager
-def _registered(cloudpickle: Any) -> Iterator[None]:
-    modules = [sys.modules[name] for name in _by_value if name in sys.modules]
-    known = cloudpickle.list_registry_pickle_by_value()
-    added = [module for module in modules if module.__name__ not in known]
-    for module in added:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in added:
-            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _survives(value: Any) -> bool:

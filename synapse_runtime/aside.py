@@ -144,20 +144,21 @@ class Together:
         self._wanted = 0
         self._made = contextlib.ExitStack()
 
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Have it inside the block."""
+    def __call__(self) -> Together:
+        """Return a block inside which it is made."""
+        return self
+
+    def __enter__(self) -> None:
         with self._lock:
             if not self._wanted:
                 self._made.enter_context(self._change())
             self._wanted += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wanted -= 1
-                if not self._wanted:
-                    self._made.close()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._wanted -= 1
+            if not self._wanted:
+                self._made.close()
 
 
 class EventLoop(ABC):

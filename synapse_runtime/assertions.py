@@ -125,16 +125,20 @@ def explain(error: BaseException | None, failed: Collection[FailedAssertion]) ->
                 part.args = (part.args[0].replace(item.message, message), *part.args[1:])
 
 
-def rewritten(top_level_names: Collection[str]) -> tuple[str, ...]:
+def are_rewritten() -> bool:
+    """Tell whether pytest may rewrite assertions in this process."""
+    return "_pytest.assertion.rewrite" in sys.modules
+
+
+def rewritten(top_level_names: frozenset[str]) -> tuple[str, ...]:
     """Return which modules below these names pytest rewrites on import in this process.
 
     Args:
         top_level_names: Names of modules and packages of a plugin.
     """
-    rewrite = sys.modules.get("_pytest.assertion.rewrite")
-    names: set[str] = set()
-    for finder in sys.meta_path if rewrite is not None else ():
-        names.update(getattr(finder, "_must_rewrite", ()))
+    if not are_rewritten():
+        return ()
+    names = {name for finder in sys.meta_path for name in getattr(finder, "_must_rewrite", ())}
     return tuple(sorted(name for name in names if name.partition(".")[0] in top_level_names))
 
 
@@ -148,7 +152,9 @@ def rewrite_here(names: Collection[str]) -> None:
     finder: Any = next((finder for finder in sys.meta_path if hasattr(finder, "_must_rewrite")), None)
     if finder is None:
         finder = assertion.install_importhook(get_config())
-    finder.mark_rewrite(*(name for name in names if name not in sys.modules))
+    new = [name for name in names if name not in sys.modules and name not in finder._must_rewrite]
+    if new:
+        finder.mark_rewrite(*new)
 
 
 def _filled(template: str, number: int, text: str) -> str:

@@ -18,6 +18,9 @@ from synapse_runtime import transport
 from synapse_runtime.audience import Audience
 from synapse_runtime.errors import safe_str
 
+# How many events came before a piece of output, its stream, how many characters it has.
+Interjection = tuple[int, str, int]
+
 
 class CapturedWarning(NamedTuple):
     """A Python warning, and the place that it points at."""
@@ -38,6 +41,7 @@ class Captured:
         records: Records of `logging`, of any logger.
         warnings: Python warnings.
         printed: Positions of the records that a handler in the worker has printed; they are in its output.
+        interjections: Where the output came among the events, of a run that was watched.
     """
 
     stdout: str = ""
@@ -45,6 +49,7 @@ class Captured:
     records: list[logging.LogRecord] = field(default_factory=list)
     warnings: list[CapturedWarning] = field(default_factory=list)
     printed: set[int] = field(default_factory=set)
+    interjections: list[Interjection] = field(default_factory=list, repr=False)
 
     def replay(self, *, output: bool = True) -> None:
         """Put it all out in this process: print, log and warn, as the action would have here.

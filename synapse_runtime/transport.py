@@ -83,7 +83,7 @@ def dumps(value: Any, apart: Buffers | None = None) -> bytes:
         >>> loads(dumps({"epochs": 3}))
         {'epochs': 3}
     """
-    if _is_plain(value):  # the common case by far, which the C pickler does in microseconds
+    if is_plain(value):  # the common case by far, which the C pickler does in microseconds
         return pickle.dumps(value, protocol=5)
     buffer = io.BytesIO()
     with _lock:
@@ -140,7 +140,7 @@ def round_trip(value: Any, *, code_too: bool = False) -> Any:
     """
     if type(value) in IMMUTABLE:
         return value
-    if _is_plain(value):
+    if is_plain(value):
         return pickle.loads(pickle.dumps(value, protocol=5))
     code: list[Any] = []
     copy = _read_here(_write_here(value, code, None), code)
@@ -175,7 +175,7 @@ def brought(value: Any, name: str) -> Any:
     Raises:
         ResultNotSerializable: It cannot travel; names the part, and why.
     """
-    if _is_plain(value):
+    if is_plain(value):
         return round_trip(value)
     code: list[Any] = []
     buffers: Buffers = []
@@ -220,7 +220,7 @@ def require_readable(value: Any) -> None:
     Raises:
         Exception: Whatever reading raises.
     """
-    if not _is_plain(value):
+    if not is_plain(value):
         code: list[Any] = []
         buffers: Buffers = []
         stream = _write_here(value, code, buffers)
@@ -303,7 +303,7 @@ def dumps_named(value: Any, name: str, apart: Buffers | None = None) -> bytes:
         ...
         synapse_runtime.errors.ResultNotSerializable: result["model"] cannot travel ...
     """
-    if _is_plain(value):
+    if is_plain(value):
         return pickle.dumps(value, protocol=5)
     try:
         data = dumps(value, apart)
@@ -356,7 +356,7 @@ def explain(value: Any, name: str) -> tuple[str, Any]:
 IMMUTABLE: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
-def _is_plain(value: Any, depth: int = 0) -> bool:
+def is_plain(value: Any, depth: int = 0) -> bool:
     """Tell whether `value` is builtin data only; large collections are not searched through."""
     kind = type(value)
     if kind in IMMUTABLE:
@@ -365,10 +365,10 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
         return False
     if kind is dict:
         return len(value) <= 64 and all(
-            type(key) in IMMUTABLE and _is_plain(item, depth + 1) for key, item in value.items()
+            type(key) in IMMUTABLE and is_plain(item, depth + 1) for key, item in value.items()
         )
     if kind is list or kind is tuple:
-        return len(value) <= 64 and all(_is_plain(item, depth + 1) for item in value)
+        return len(value) <= 64 and all(is_plain(item, depth + 1) for item in value)
     return False
 
 

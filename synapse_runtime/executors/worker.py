@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import os
+import pickle
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synapse_runtime import assertions, compat, measurement, tracing, transport
 from synapse_runtime.aside import Together
 from synapse_runtime.audience import Audience
-from synapse_runtime.capture import Captured, OutputFiles, captured_logging
+from synapse_runtime.capture import Captured, Interjection, OutputFiles, captured_logging
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ConfigError,
@@ -47,6 +49,25 @@ _stay = Stay()
 
 
 @dataclass(frozen=True)
+class Habits:
+    """What holds in the caller's process for all its calls, until it changes.
+
+    Attributes:
+        import_paths: The caller's own additions to `sys.path`, for workers that see the same disk.
+        audience: What of an action's logging and warnings is heard.
+        rewritten: The plugin's modules whose assertions pytest rewrites where the call comes from.
+        coverage: How the caller measures coverage, if it does.
+        sdk_names: Whether names of `synapse-sdk` mean ours where the caller is.
+    """
+
+    import_paths: tuple[str, ...]
+    audience: Audience
+    rewritten: tuple[str, ...] = ()
+    coverage: measurement.Settings | None = None
+    sdk_names: bool = True
+
+
+@dataclass(frozen=True)
 class Parcel:
     """A call on its way.
 
@@ -55,26 +76,26 @@ class Parcel:
         job_id: The id of the run.
         timeout: Seconds that the action may take, or None.
         import_root: The directory of the plugin's modules, if there is a plugin.
-        import_paths: The caller's own additions to `sys.path`, for workers that see the same disk.
-        call: The pickled `ActionCall`.
-        audience: What of its logging and warnings is heard.
-        rewritten: The plugin's modules whose assertions pytest rewrites where the call comes from.
+        habits: The pickled `Habits` of the caller, the same bytes in each call until they change.
+        call: What else there is in the `ActionCall`, pickled.
+        buffers: Large buffers of the params, which are beside that pickle.
         abroad: Whether the worker does not see the caller's disk: what it needs of that has come along.
-        coverage: How the caller measures coverage, if it does.
-        sdk_names: Whether names of `synapse-sdk` mean ours where the caller is.
     """
 
     name: str
     job_id: str
     timeout: float | None
     import_root: str | None
-    import_paths: tuple[str, ...]
+    habits: bytes = field(repr=False)
     call: bytes = field(repr=False)
-    audience: Audience
-    rewritten: tuple[str, ...] = ()
+    buffers: transport.Buffers = field(default_factory=list, repr=False)
     abroad: bool = False
-    coverage: measurement.Settings | None = None
-    sdk_names: bool = True
+
+    def read(self, loads: Callable[[bytes, Iterable[Any]], Any] = transport.loads) -> ActionCall:
+        """Return the call."""
+        # Params are the action's own: it may write to them.
+        action, params, env, *rest = loads(self.call, map(bytearray, self.buffers))
+        return ActionCall(action, self.name, params, env, self.job_id, self.timeout, self.import_root, *rest)
 
 
 # What is wrong with a call that is not even sent: the errors of `pack_call`, which are the run's.
@@ -90,27 +111,68 @@ def pack_call(call: ActionCall) -> Parcel:
         ResultNotSerializable: The params or the action cannot travel.
     """
     with _no_bytecode():
-        call = replace(call, params=check_params(call))
-    with _border, _importable(call.import_root):
-        try:
-            data = transport.dumps(call)
-        except Exception:
-            require_travel(call.name, call.action, call.params)
-            raise
-    paths = tuple(os.path.abspath(path) for path in sys.path if not is_installed_path(os.path.abspath(path)))
-    rewritten = () if call.import_root is None else assertions.rewritten(top_level_names(call.import_root))
-    return Parcel(
-        call.name,
-        call.job_id,
-        call.timeout,
-        call.import_root,
-        paths,
-        data,
-        Audience.here(),
-        rewritten,
-        coverage=measurement.settings(),
-        sdk_names=compat.is_installed(),
-    )
+        params = check_params(call)
+    buffers: transport.Buffers = []
+    contents = (call.action, params, call.env, call.cwd, call.config_path, call.category, call.language)
+    if transport.is_plain(contents):
+        data = transport.dumps(contents)
+    else:
+        with _border, _importable(call.import_root):
+            try:
+                data = transport.dumps(contents, buffers)
+            except Exception:
+                require_travel(call.name, call.action, params)
+                raise
+    habits = _habits.pickled(call.import_root)
+    return Parcel(call.name, call.job_id, call.timeout, call.import_root, habits, data, buffers)
+
+
+class _OwnHabits:
+    """The habits of this process, pickled anew only where they have changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[str | None, tuple[Habits, bytes]] = {}
+        self._path: list[str] = []
+        self._directory: str | None = None  # the working directory, where it matters
+        self._absent: list[str] = []
+        self._import_paths: tuple[str, ...] = ()
+
+    def pickled(self, root: str | None) -> bytes:
+        """Return them for a plugin whose modules are in this directory."""
+        habits = Habits(
+            self._additions(),
+            Audience.here(),
+            assertions.rewritten(top_level_names(root)) if root is not None and assertions.are_rewritten() else (),
+            measurement.settings(),
+            compat.is_installed(),
+        )
+        known = self._known.get(root)
+        if known is None or known[0] != habits:
+            known = self._known[root] = (habits, pickle.dumps(habits, protocol=5))
+        return known[1]
+
+    def _additions(self) -> tuple[str, ...]:
+        """Return what is on `sys.path` beside Python's own and installed packages."""
+        if (
+            sys.path != self._path
+            or (self._directory is not None and self._directory != os.getcwd())
+            or any(map(os.path.isdir, self._absent))
+        ):
+            self._path = list(sys.path)
+            self._directory = None if all(map(os.path.isabs, self._path)) else os.getcwd()
+            paths = [os.path.abspath(path) for path in self._path]
+            self._absent = [path for path in paths if not os.path.isdir(path)]
+            self._import_paths = tuple(path for path in paths if not is_installed_path(path))
+        return self._import_paths
+
+
+_habits = _OwnHabits()
+
+
+@functools.lru_cache(maxsize=4)
+def _read_habits(pickled: bytes) -> Habits:
+    habits: Habits = pickle.loads(pickled)
+    return habits
 
 
 def restore_temp_dir() -> None:
@@ -133,8 +195,10 @@ def serve(
     moved: Relocation | None = None,
     on_event: Callable[[Event], object] | None = None,
     on_start: Callable[[], object] | None = None,
+    on_end: Callable[[], Sequence[Interjection]] | None = None,
+    apart: transport.Buffers | None = None,
 ) -> bytes:
-    """Run a parcel's call in this process and return the packed run.
+    """Run a parcel's call in this process, a worker, and return the packed run.
 
     Args:
         parcel: The call.
@@ -145,60 +209,82 @@ def serve(
         moved: Where the caller's plugin is here, if this worker does not see the caller's disk.
         on_event: Called with each event as it happens.
         on_start: Called when everything is imported and checked, and the action starts.
+        on_end: Called when the action has ended; returns where its output came among its events.
+        apart: Takes large buffers of the result, which are not in what is returned then.
     """
+    sys.dont_write_bytecode = True  # into a plugin's directory: a call that goes elsewhere leaves no trace
+    habits = _read_habits(parcel.habits)
+    paths = habits.import_paths
     if moved is not None:
-        paths = moved.all_arrived(parcel.import_paths)
-        parcel = replace(parcel, import_root=moved.arrived(parcel.import_root), import_paths=paths)
-    if parcel.sdk_names:
-        compat.install()
-    else:
-        compat.uninstall()
-    _stay.at(parcel.import_root if _is_here(parcel.import_root) else None)
-    for path in parcel.import_paths:
+        paths = moved.all_arrived(paths)
+        parcel = replace(parcel, import_root=moved.arrived(parcel.import_root))
+    if habits.sdk_names != compat.is_installed():
+        (compat.install if habits.sdk_names else compat.uninstall)()
+    root = parcel.import_root if _is_here(parcel.import_root) else None
+    _stay.at(root)
+    for path in paths:
         if path not in sys.path and os.path.exists(path):
             sys.path.append(path)
-    _meter.begin(parcel.coverage, abroad=moved is not None)
+    _meter.begin(habits.coverage, abroad=moved is not None)
     captured = Captured()
     notes.clear()
-    assertions.rewrite_here(parcel.rewritten)
+    assertions.rewrite_here(habits.rewritten)
     if output is not None:
         output.begin()
-    with captured_logging(captured, parcel.audience), _no_bytecode():
-        on_start = _armed(parcel.timeout, notes, on_start)
-        run, variables = _run(parcel, mode, on_event, on_start, moved=moved)
-    if output is not None:
-        captured.stdout, captured.stderr = output.take()
-    run.captured = captured
-    run.node = node
-    if moved is not None:
-        moved.tell_of_captured(captured)
-    with _importable(parcel.import_root):
-        return _pack_run(run, variables, moved)
+    with contextlib.nullcontext() if root is None else modules_of(root):
+        with captured_logging(captured, habits.audience):
+            on_start = _armed(parcel.timeout, notes, on_start)
+            run, env = _run(parcel, mode, on_event, on_start, moved=moved)
+        if on_end is not None:
+            captured.interjections.extend(on_end())
+        if output is not None:
+            captured.stdout, captured.stderr = output.take()
+        run.captured = captured
+        run.node = node
+        if moved is not None:
+            moved.tell_of_captured(captured)
+        return _pack_run(run, env, moved, apart)
 
 
-def unpack_run(data: bytes, call: ActionCall | None = None, *, import_root: str | None = None) -> ActionRun:
+def unpack_run(
+    data: bytes, call: ActionCall | None = None, *, import_root: str | None = None, buffers: Iterable[Any] = ()
+) -> ActionRun:
     """Read a packed run back in the caller's process.
 
     Args:
         data: What `serve` returned.
         call: The call that it answers, which knows where the plugin's modules are.
         import_root: Where they are, if the call is not known: another process made it.
+        buffers: What `serve` put apart.
     """
+    facts, output, said, result, result_buffers = pickle.loads(data, buffers=transport.read_only(buffers))
+    name, duration, mode, job_id, pid, host, node = facts
+    captured = Captured(*output or ())
+    run = ActionRun(name, None, None, [], None, duration, mode, job_id, pid, host, node)
+    if output is not None:
+        run.captured = captured
+    if said is None and (result is None or _is_builtin(result)):  # the common case needs no modules
+        run.result = None if result is None else transport.loads(result)
+        return run
     with _border, _no_bytecode(), _importable(import_root if call is None else call.import_root):
-        run, result, error, failed, measured = transport.loads_at_home(data)
-        measurement.count(measured)
-        if error is not None:
-            run.error = _own_error(tracing.unpack(error))
-            assertions.explain(run.error, failed)
-        elif result is not None:
+        if said is not None:
+            events, captured.records, captured.warnings, captured.printed, captured.interjections, *rest = (
+                transport.loads_at_home(said)
+            )
+            run.events = [Event(*event) for event in events]
+            error, failed, measured = rest
+            measurement.count(measured)
+            if error is not None:
+                run.error = _own_error(tracing.unpack(error))
+                assertions.explain(run.error, failed)
+        if run.error is None and result is not None:
             try:
-                run.result = transport.loads_at_home(result)
+                run.result = transport.loads_at_home(result, transport.read_only(result_buffers))
             except Exception as problem:  # noqa: BLE001 - reading runs any code of the result's classes
                 run.error = ResultNotSerializable(
                     f"the result of {run.name} cannot be read here: {type(problem).__name__}: {safe_str(problem)}"
                 )
                 run.error.__cause__ = problem
-    assert isinstance(run, ActionRun)
     if call is not None and run.error is not None and not run.duration:
         run.error = _at_home(call, run.error)
     return run
@@ -211,6 +297,8 @@ def unpack_said(data: bytes, import_root: str | None) -> Any:
         data: An event, or a batch of what was said and printed.
         import_root: The directory of the plugin's modules, which what was said may be made of.
     """
+    if _is_builtin(data):
+        return transport.loads(data)
     with _border, _importable(import_root):
         return transport.loads_at_home(data)
 
@@ -230,24 +318,28 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
         fresh = contextlib.nullcontext() if root is None else fresh_modules(root, but=transport.shipped_by_value())
         with fresh:
             run, _ = _run(parcel, "local", on_event, None, transport.loads_at_home)
-            data = _pack_run(run, {})  # it stays in this process
+            data = _pack_run(run, None)  # it stays in this process
         return unpack_run(data, call)
 
 
 class Forwarder:
-    """Sends what a running action says and prints, in batches, from a thread of its own.
+    """Sends what a running action says and prints, in numbered batches, from a thread of its own.
 
     Args:
-        send: Takes a batch: a list of events and of (stream, text) pairs, in order.
+        send: Takes a batch: its number, and what `unpack_said` reads, a list of events (as tuples) and of
+            (stream, text) pairs, in order.
         output: Where this worker's output is collected.
     """
 
     _EVERY_SECONDS = 0.05
 
-    def __init__(self, send: Callable[[list[Any]], object], output: OutputFiles) -> None:
+    def __init__(self, send: Callable[[int, bytes], object], output: OutputFiles) -> None:
         self._send = send
         self._output = output
-        self._batch: list[Event | tuple[str, str]] = []
+        self._number = 0
+        self._events = 0
+        self._batch: list[tuple[Any, ...]] = []
+        self._interjections: list[Interjection] = []
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="synapse-forwarder", daemon=True)
@@ -257,29 +349,36 @@ class Forwarder:
         """Take an event, to be sent soon."""
         with self._lock:
             self._gather_output()  # what was printed before the event comes before it
-            self._batch.append(event)
+            self._events += 1
+            self._batch.append(_row(event))
 
-    def close(self) -> None:
-        """Send what is left and end."""
+    def close(self) -> list[Interjection]:
+        """End; return where output came among the events. What has not been sent comes home with the run."""
         self._done.set()
         self._thread.join()
-        self._flush()
+        with self._lock:
+            self._gather_output()
+        return self._interjections
 
     def _loop(self) -> None:
         while not self._done.wait(self._EVERY_SECONDS):
-            self._flush()
-
-    def _flush(self) -> None:
-        with self._lock:
-            self._gather_output()
-            batch, self._batch = self._batch, []
-        if batch:
-            self._send(batch)
+            with self._lock:
+                self._gather_output()
+                batch, self._batch = self._batch, []
+            if batch:
+                self._send(self._number, transport.dumps(batch))
+                self._number += 1
 
     def _gather_output(self) -> None:
         for stream, text in zip(("stdout", "stderr"), self._output.peek(), strict=True):
             if text:
                 self._batch.append((stream, text))
+                self._interjections.append((self._events, stream, len(text)))
+
+
+def _row(event: Event) -> tuple[Any, ...]:
+    """Return an event as plain data, which makes it many times cheaper to carry."""
+    return event.kind, event.name, event.data, event.level, event.step, event.file, event.time
 
 
 def _run(
@@ -287,13 +386,12 @@ def _run(
     mode: str,
     on_event: Callable[[Event], object] | None,
     on_start: Callable[[], object] | None,
-    loads: Callable[[bytes], Any] = transport.loads,
+    loads: Callable[[bytes, Iterable[Any]], Any] = transport.loads,
     moved: Relocation | None = None,
-) -> tuple[ActionRun, Mapping[str, str]]:
+) -> tuple[ActionRun, Mapping[str, Any] | None]:
     """Run a parcel's call; return its run, and the variables that came with it."""
     try:
-        with _importable(parcel.import_root):
-            call = loads(parcel.call)
+        call = parcel.read(loads)
         if moved is not None:
             call = moved.call(call)
     except Exception as error:  # noqa: BLE001 - reading the call imports any code of the user
@@ -301,14 +399,14 @@ def _run(
             f"{parcel.name} cannot be imported in the worker: {type(error).__name__}: {safe_str(error)}"
         )
         problem.__cause__ = error
-        return ActionRun(parcel.name, error=problem, mode=mode, job_id=parcel.job_id), {}
-    variables = PluginEnvironment(call.env).as_strings()
+        return ActionRun(parcel.name, error=problem, mode=mode, job_id=parcel.job_id), None
     try:
-        return run_call(call, mode=mode, on_event=on_event, on_start=on_start), variables
+        return run_call(call, mode=mode, on_event=on_event, on_start=on_start), call.env
     except KeyboardInterrupt as error:
-        return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), variables
+        return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), call.env
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        if call.timeout is not None:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _armed(timeout: float | None, notes: Notes, on_start: Callable[[], object] | None) -> Callable[[], object]:
@@ -332,23 +430,47 @@ _notebook = assertions.Notebook()
 _meter = measurement.Meter()
 
 
-def _pack_run(run: ActionRun, variables: Mapping[str, str], moved: Relocation | None = None) -> bytes:
-    result: bytes | None = None
+def _pack_run(
+    run: ActionRun,
+    env: Mapping[str, Any] | None,
+    moved: Relocation | None = None,
+    apart: transport.Buffers | None = None,
+) -> bytes:
+    """Pack a run: plain data, and in that, pickled for themselves, what may be of any class.
+
+    Args:
+        run: The run.
+        env: The variables that came with its call, which nothing is to show.
+        moved: Where the caller's plugin is here.
+        apart: Takes large buffers; without it they are in the pickle.
+    """
+    result: bytes | pickle.PickleBuffer | None = None
+    buffers: transport.Buffers = []
     error = run.error
     if error is None and run.result is not None:
         try:
-            result = transport.dumps_named(run.result, "result")
+            result = transport.dumps_named(run.result, "result", buffers)
         except ResultNotSerializable as problem:
             error = problem
+        else:
+            result = result if len(result) < transport.APART_BYTES else pickle.PickleBuffer(result)
     packed = None
     if error is not None:
         if moved is not None:
             moved.tell_of(error)
-        with tracing.hiding(variables):
+        with tracing.hiding(PluginEnvironment(env).as_strings()):
             packed = tracing.pack(error, str if moved is None else moved.told)
-    bare = replace(run, result=None, error=None)
+    captured = Captured() if run.captured is None else run.captured
     measured = _meter.take(str if moved is None else moved.told_file)
-    return transport.dumps((bare, result, packed, _notebook.take(error), measured))
+    said = (
+        [_row(event) for event in run.events],
+        *(captured.records, captured.warnings, captured.printed, captured.interjections),
+        *(packed, _notebook.take(error), measured),
+    )
+    facts = (run.name, run.duration, run.mode, run.job_id, run.pid, run.host, run.node)
+    output = None if run.captured is None else (captured.stdout, captured.stderr)
+    contents = (facts, output, transport.dumps(said) if any(said) else None, result, buffers)
+    return pickle.dumps(contents, protocol=5, buffer_callback=None if apart is None else apart.append)
 
 
 def _at_home(call: ActionCall, error: PluginError) -> PluginError:
@@ -386,6 +508,11 @@ _no_bytecode = Together(_writes_no_bytecode)
 
 def _importable(root: str | None) -> contextlib.AbstractContextManager[None]:
     return modules_of(root) if root is not None and _is_here(root) else contextlib.nullcontext()
+
+
+def _is_builtin(data: bytes) -> bool:
+    """Tell whether a pickle is surely of builtin data alone: no instruction in it looks for a name in a module."""
+    return isinstance(data, bytes) and len(data) < transport.APART_BYTES and pickle.STACK_GLOBAL not in data
 
 
 def _is_here(root: str | None) -> bool:

@@ -70,6 +70,7 @@ ROOMS = [
     "executors.ray.packaging",
     "executors.ray.luggage",
     "executors.ray.job_main",
+    "executors.ray.mailbox",
     "executors.ray.task",
     "executors.ray.job",
     "executors.ray",

@@ -358,7 +358,7 @@ class RayJobsApiExecutor(Executor):
         with self._asking(call.job_id), quiet():
             # The call goes as an upload over HTTP: no listing shows its content. Here as the working directory, which
             # is the plugin's elsewhere: there as a module's directory.
-            sent = send_over_http(client, package_of_one_file(file, pickle.dumps(parcel)))
+            sent = send_over_http(client, package_of_one_file(file, pickle.dumps(parcel, protocol=5)))
             environment: dict[str, Any] = {"working_dir": sent}
             python = sys.executable
             if self._abroad:

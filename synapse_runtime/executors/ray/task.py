@@ -11,12 +11,11 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from synapse_runtime import transport
 from synapse_runtime.aside import Turn
 from synapse_runtime.capture import Captured, OutputFiles, last_lines
 from synapse_runtime.environment import PluginEnvironment
@@ -26,13 +25,18 @@ from synapse_runtime.errors import (
     ExecutionTimeout,
     WorkerCrashed,
 )
-from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.executors.crash import Death, Notes, death_of, kernel_oom_kills, read_notes
 from synapse_runtime.executors.ray.cluster import connect, find_cluster, is_alive, shares_disk
-from synapse_runtime.executors.ray.connection import Cluster, connected_address, departure
+from synapse_runtime.executors.ray.connection import (
+    Cluster,
+    connected_address,
+    connected_through_client,
+    departure,
+)
 from synapse_runtime.executors.ray.luggage import Luggage, send_through_ray, setup_seconds, why_not_set_up
+from synapse_runtime.executors.ray.mailbox import Listener, Mailbox
 from synapse_runtime.executors.ray.owned import has_ended
 from synapse_runtime.executors.ray.quiet import quiet
 from synapse_runtime.executors.ray.resources import WAIT_SECONDS, checked_resources, no_room, require_resources
@@ -53,8 +57,6 @@ if TYPE_CHECKING:
     from synapse_runtime.plugin import Plugin
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-# How long a watcher waits for news before it looks whether the call has ended.
-_WATCH_SECONDS = 0.1
 # How often a caller that waits looks whether the cluster is still there.
 _LOOK_SECONDS = 1.0
 # How long beyond an action's limit a worker may be silent, for large params on their way. It ends itself at the limit,
@@ -85,22 +87,22 @@ def actor_class() -> type:
     class ActionWorker:
         """The actor."""
 
-        def __init__(self, root: str | None, abroad: bool) -> None:
+        def __init__(self, root: str | None, abroad: bool, in_band: bool) -> None:
             from synapse_runtime.executors.ray.task import TaskWorker
 
-            self._worker = TaskWorker(root, abroad)
+            self._worker = TaskWorker(root, abroad, in_band)
 
         def ready(self) -> tuple[str, int, str, tuple[int, ...]]:
             """Answer, so that the caller knows that the worker is there."""
             return (*self._worker.whereabouts,)
 
-        def run(self, parcel: bytes) -> bytes:
-            """Run a parcel's call; return the packed run."""
-            return self._worker.run(parcel)
+        def run(self, parcel: bytes, *buffers: Any) -> Any:
+            """Run a parcel's call; return the packed run, in a list with its large buffers if it has any."""
+            return self._worker.run(parcel, buffers)
 
-        def run_watched(self, parcel: bytes, mailbox: Any) -> bytes:
-            """Run a parcel's call, and put events and output into the mailbox as they come."""
-            return self._worker.run_watched(parcel, mailbox)
+        def run_watched(self, mailbox: Any, call: str, parcel: bytes, *buffers: Any) -> Any:
+            """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
+            return self._worker.run_watched(mailbox, call, parcel, buffers)
 
     return ActionWorker
 
@@ -111,11 +113,13 @@ class TaskWorker:
     Args:
         root: The plugin's directory on the caller's disk, if it has come along.
         abroad: Whether this process does not see the caller's disk.
+        in_band: Whether answers pass by somebody who cannot handle large buffers beside them: Ray Client's server.
     """
 
-    def __init__(self, root: str | None, abroad: bool) -> None:
+    def __init__(self, root: str | None, abroad: bool, in_band: bool) -> None:
         import ray
 
+        self._in_band = in_band
         restore_temp_dir()
         self._moved = settle(root, None if root is None else os.getcwd()) if abroad else None
         self._output = OutputFiles()
@@ -129,28 +133,37 @@ class TaskWorker:
         descriptors = (*self._output.descriptors, self._notes.descriptor)
         return Whereabouts(socket.gethostname(), os.getpid(), self._node, descriptors)
 
-    def run(self, parcel: bytes) -> bytes:
-        """Run a parcel's call; return the packed run."""
-        return self._serve(parcel, None)
+    def run(self, parcel: bytes, buffers: Sequence[Any]) -> Any:
+        """Run a parcel's call; return the packed run, in a list with its large buffers if it has any."""
+        return self._serve(parcel, buffers)
 
-    def run_watched(self, parcel: bytes, mailbox: Any) -> bytes:
-        """Run a parcel's call, and put events and output into the mailbox as they come."""
-        forwarder = Forwarder(lambda batch: mailbox.put(transport.dumps(batch)), self._output)
+    def run_watched(self, mailbox: Any, call: str, parcel: bytes, buffers: Sequence[Any]) -> Any:
+        """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
+
+        def send(number: int, batch: bytes) -> None:
+            with contextlib.suppress(Exception):  # all of it comes home with the run
+                mailbox.put.remote(call, number, batch)
+
+        forwarder = Forwarder(send, self._output)
         try:
-            return self._serve(parcel, forwarder.event)
+            return self._serve(parcel, buffers, forwarder)
         finally:
             forwarder.close()
 
-    def _serve(self, parcel: bytes, on_event: OnEvent | None) -> bytes:
-        return serve(
-            pickle.loads(parcel),
+    def _serve(self, parcel: bytes, buffers: Sequence[Any], forwarder: Forwarder | None = None) -> Any:
+        apart: list[pickle.PickleBuffer] = []
+        data = serve(
+            pickle.loads(parcel, buffers=buffers),
             mode="task",
             node=self._node,
             notes=self._notes,
             output=self._output,
             moved=self._moved,
-            on_event=on_event,
+            on_event=None if forwarder is None else forwarder.event,
+            on_end=None if forwarder is None else forwarder.close,
+            apart=None if self._in_band else apart,
         )
+        return [data, *apart] if apart else data
 
 
 class WarmWorker:
@@ -186,6 +199,7 @@ class WarmWorker:
         self._last_words: LastWords | None = None
         self._carries: tuple[str | None, bool] | None = None  # the key of the luggage that it was made with
         self._abroad = False
+        self._mailbox: Mailbox | None = None
         self.cluster: Cluster | None = None  # as it was found
         self._cluster = ""  # its own address
         self._overdue_at = math.inf  # when the call that runs now will wait no longer
@@ -196,6 +210,7 @@ class WarmWorker:
         """End the worker. The next call gets a new one."""
         with self._lock:
             actor, self._actor = self._actor, None
+            mailbox, self._mailbox = self._mailbox, None
             if self._last_words is not None:
                 self._last_words.close()
                 self._last_words = None
@@ -203,6 +218,8 @@ class WarmWorker:
                 import ray
 
                 ray.kill(actor)
+                if mailbox is not None:
+                    mailbox.close()
 
     def run(
         self,
@@ -227,19 +244,28 @@ class WarmWorker:
         """
         with self._turn.taken(), self._lock:
             actor = self._warm_actor(call, luggage)
-            parcel = replace(parcel, abroad=self._abroad)
+            listener = None
+            if on_event is not None or on_output is not None:
+                listener = Listener(
+                    call.job_id, on_event, on_output, partial(unpack_said, import_root=call.import_root)
+                )
             started = time.monotonic()
             self._overdue_at = started + (math.inf if call.timeout is None else call.timeout + _OVERDUE_SECONDS)
             try:
-                data = self._answer(actor, parcel, on_event, on_output)
+                data, *buffers = self._answer(actor, parcel, listener)
             except _WorkerLost as lost:
                 run = self._lost(call, lost, time.monotonic() - started)
+                if listener is not None:
+                    run.events = listener.events
+                    listener.finish(run)
                 self.close()
                 return run
             except BaseException:  # Ctrl-C above all: the action must not go on without us
                 self.close()
                 raise
-            run = unpack_run(data, call)
+            run = unpack_run(data, call, buffers=buffers)
+            if listener is not None:
+                listener.finish(run)
             if isinstance(run.error, ExecutionTimeout):  # the action may have left anything behind, threads above all
                 self.close()
         return run
@@ -274,14 +300,8 @@ class WarmWorker:
             node=node,
         )
 
-    def _answer(
-        self,
-        actor: Any,
-        parcel: Parcel,
-        on_event: OnEvent | None,
-        on_output: OnOutput | None,
-    ) -> bytes:
-        """Return the packed run.
+    def _answer(self, actor: Any, parcel: Parcel, listener: Listener | None) -> Sequence[Any]:
+        """Return the packed run, and its large buffers.
 
         Raises:
             _WorkerLost: The worker has died under the call.
@@ -289,21 +309,28 @@ class WarmWorker:
         """
         from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
-        packed = pickle.dumps(parcel)
+        buffers: list[pickle.PickleBuffer] = []
+        packed = pickle.dumps(parcel, protocol=5, buffer_callback=buffers.append)
         try:
-            if on_event is None and on_output is None:
-                return bytes(self._get(actor, actor.run.remote(packed)))
-            return bytes(self._watch(actor, packed, parcel.import_root, on_event, on_output))
+            if listener is None:
+                answer = self._get(actor, actor.run.remote(packed, *buffers))
+            else:
+                mailbox = self._open_mailbox()
+                asked = actor.run_watched.remote(mailbox.actor, parcel.job_id, packed, *buffers)
+                answer = self._watch(actor, asked, mailbox, listener)
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):
                 raise self._lost_cluster(error) from error
+            if listener is not None and self._mailbox is not None:
+                listener.take(self._mailbox.rest())
             raise _WorkerLost(error) from error
         except RayError as error:
             self._require_cluster(error)
             raise ClusterError(f"the cluster failed under the call: {_first_line(error)}") from error
         except ConnectionError as error:  # what Ray Client raises
             raise self._lost_cluster(error) from error
+        return [answer] if isinstance(answer, bytes) else answer
 
     def _get(self, actor: Any, answer: Any) -> Any:
         """Wait for an answer, as long as somebody is there to give one."""
@@ -316,36 +343,20 @@ class WarmWorker:
             except GetTimeoutError as error:
                 self._look_after(actor, error)
 
-    def _watch(
-        self,
-        actor: Any,
-        parcel: bytes,
-        import_root: str | None,
-        on_event: OnEvent | None,
-        on_output: OnOutput | None,
-    ) -> Any:
-        """Make the call and hand on what it says and prints while it runs."""
-        import ray
-        from ray.util.queue import Empty, Queue
+    def _open_mailbox(self) -> Mailbox:
+        if self._mailbox is None or not self._mailbox.is_there:
+            self._mailbox = Mailbox()
+        return self._mailbox
 
-        with quiet():
-            mailbox = Queue(actor_options={"num_cpus": 0})
-        try:
-            answer = actor.run_watched.remote(parcel, mailbox)
-            look_at = time.monotonic() + _LOOK_SECONDS
-            while not ray.wait([answer], timeout=0)[0]:
-                try:
-                    _hand_on(unpack_said(mailbox.get(timeout=_WATCH_SECONDS), import_root), on_event, on_output)
-                except Empty:
-                    if time.monotonic() > look_at:
-                        self._look_after(actor, None)
-                        look_at = time.monotonic() + _LOOK_SECONDS
-            data = ray.get(answer)
-            while not mailbox.empty():
-                _hand_on(unpack_said(mailbox.get_nowait(), import_root), on_event, on_output)
-            return data
-        finally:
-            mailbox.shutdown(force=True)
+    def _watch(self, actor: Any, answer: Any, mailbox: Mailbox, listener: Listener) -> Any:
+        """Wait for an answer, and hand on what comes meanwhile."""
+        look_at = time.monotonic() + _LOOK_SECONDS
+        while (letters := mailbox.wait(answer, _LOOK_SECONDS)) is not None:
+            listener.take(letters)
+            if time.monotonic() > look_at:
+                self._look_after(actor, None)
+                look_at = time.monotonic() + _LOOK_SECONDS
+        return self._get(actor, answer)
 
     def _look_after(self, actor: Any, error: Exception | None) -> None:
         """Require that the cluster is there; end a worker that is silent long after its action's limit."""
@@ -396,7 +407,8 @@ class WarmWorker:
                 environment = luggage.environment(send_through_ray)
                 options["runtime_env"] = environment
                 within += setup_seconds(environment)
-            actor = ray.remote(actor_class()).options(max_restarts=0, **options).remote(call.import_root, self._abroad)
+            actor_type = ray.remote(actor_class()).options(max_restarts=0, **options)
+            actor = actor_type.remote(call.import_root, self._abroad, connected_through_client())
         try:
             timeout = None if within == math.inf else within
             self._whereabouts = Whereabouts(*ray.get(actor.ready.remote(), timeout=timeout))
@@ -538,15 +550,6 @@ class RayActorExecutor(Executor):
 def _close_all(descriptors: list[int]) -> None:
     while descriptors:
         os.close(descriptors.pop())
-
-
-def _hand_on(batch: list[Any], on_event: OnEvent | None, on_output: OnOutput | None) -> None:
-    for item in batch:
-        if not isinstance(item, Event):
-            if on_output is not None:
-                on_output(*item)
-        elif on_event is not None:
-            on_event(item)
 
 
 class _WorkerLost(Exception):

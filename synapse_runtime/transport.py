@@ -161,8 +161,9 @@ def copied(value: Any, name: str) -> Any:
     """
     try:
         return round_trip(value, code_too=True)
-    except Exception as error:
-        raise not_serializable(value, name, error) from error
+    except Exception as error:  # noqa: BLE001 - pickling runs any code of a user
+        problem = error
+    raise _refusal(value, name, problem)
 
 
 def brought(value: Any, name: str) -> Any:
@@ -183,9 +184,21 @@ def brought(value: Any, name: str) -> Any:
         stream = _write_here(value, code, buffers)
         copy = _read_here(stream, code, [bytes(buffer.raw()) for buffer in buffers])
         _require_code_travels(code)
-    except Exception as error:
-        raise not_serializable(value, name, error) from error
-    return copy
+        return copy
+    except Exception as error:  # noqa: BLE001 - pickling runs any code of a user
+        problem = error
+    raise _refusal(value, name, problem)
+
+
+def _refusal(value: Any, name: str, problem: Exception) -> ResultNotSerializable:
+    """Return the error of what could not be copied: the one that it meets on its way to another process."""
+    try:
+        dumps_named(value, name)
+    except ResultNotSerializable as refusal:
+        return refusal
+    error = not_serializable(value, name, problem)
+    error.__cause__ = problem
+    return error
 
 
 def require_action_travels(name: str, target: Any) -> None:

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy
 import pytest
 from lab import values
 from lab.portrait import named, portrait
@@ -73,7 +74,29 @@ def test_01_many_megabytes_in_an_array_and_in_text_come_back_whole(synapse_execu
     data = values.random_bytes(50)
     assert portrait(result["array"].tobytes()) == portrait(data[:25_000_000])
     assert portrait(result["text"]) == portrait(data[25_000_000:].hex()[:25_000_000])
-    result["array"][0] = 1  # an array that comes back can be written to
+
+
+def test_01_large_arrays_of_a_result_are_read_only_and_small_ones_are_the_callers_own(synapse_executor):
+    result = synapse_executor.execute(values.MakeArrays)
+    expected = numpy.arange(100_000.0).reshape(100, 1000)
+    assert result["again"][0] is result["large"]
+    for large in (result["large"], result["columns"]):
+        assert numpy.array_equal(large, expected)
+        assert not large.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            large[0, 0] = 1
+        with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+            large.setflags(write=True)
+    assert result["columns"].flags.f_contiguous
+    result["small"][0] = 1
+    assert result["small"][:2].tolist() == [1, 1]
+
+
+def test_02_arrays_of_params_are_the_actions_own_whatever_their_size(synapse_executor):
+    for size in (1000, 1_000_000):
+        array = numpy.arange(size)
+        assert synapse_executor.execute(values.WriteInto, {"array": array}) == 7 + size - 1
+        assert array[0] == 0
 
 
 def test_01_what_is_one_thing_in_a_result_stays_one_thing(synapse_executor):

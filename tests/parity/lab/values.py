@@ -278,6 +278,23 @@ class MakeMuchInPieces(BaseAction):
         return {"array": numpy.frombuffer(data[:half], dtype=numpy.uint8).copy(), "text": data[half:].hex()[:half]}
 
 
+class MakeArrays(BaseAction):
+    """Returns a large array, the same once more with something else, and a small one."""
+
+    def execute(self) -> Any:
+        large = numpy.arange(100_000.0).reshape(100, 1000)
+        return {"large": large, "again": [large, "text"], "columns": numpy.asfortranarray(large), "small": large[0]}
+
+
+class WriteInto(BaseAction):
+    """Writes into an array that it is given."""
+
+    def execute(self) -> Any:
+        array = self.params["array"]
+        array[0] = 7
+        return int(array[0]) + int(array[-1])
+
+
 class MakeKnot(BaseAction):
     """Returns a list that holds itself, and one thing twice."""
 

@@ -112,7 +112,9 @@ class OutputFiles:
     """
 
     def __init__(self) -> None:
-        self._streams = [_Redirected(1), _Redirected(2)]
+        self._streams = _Redirected(1), _Redirected(2)
+        # Ray's own streams pass on each piece at once.
+        self._unbuffered = [s if type(s).__name__ == "Unbuffered" else None for s in (sys.stdout, sys.stderr)]
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -125,6 +127,15 @@ class OutputFiles:
         _flush()
         for stream in self._streams:
             stream.forget()
+
+    def has_news(self) -> bool:
+        """Tell whether anything was printed since the last `peek` or `begin`; asked for each event, so at a glance."""
+        stdout, stderr = self._streams
+        if sys.stdout is not self._unbuffered[0] or sys.stderr is not self._unbuffered[1]:
+            _flush()
+        # Whoever writes to a descriptor moves the position that its file shares with it.
+        printed = _lseek(stdout.reader, 0, _CURRENT) != stdout.position
+        return printed or _lseek(stderr.reader, 0, _CURRENT) != stderr.position
 
     def peek(self) -> tuple[str, str]:
         """Return what was printed since the last `peek` or `begin`, as (stdout, stderr)."""
@@ -139,13 +150,16 @@ class OutputFiles:
         return stdout, stderr
 
 
+_lseek, _CURRENT = os.lseek, os.SEEK_CUR
+
+
 class _Redirected:
     """One descriptor, sent to a file of ours; what is taken is passed on to where it went before."""
 
     def __init__(self, descriptor: int) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the worker
         self.reader = self._file.fileno()
-        self._position = 0
+        self.position = 0
         # A character may be cut in two between two reads: the decoder keeps its first bytes for the next.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._parts: list[str] = []
@@ -156,12 +170,12 @@ class _Redirected:
     def forget(self) -> None:
         self._read()
         self._told = 0
-        if not self._position:
+        if not self.position:
             return
         # The descriptor shares this file's position: back to the start, so that the file does not grow for ever.
         os.ftruncate(self.reader, 0)
         os.lseek(self.reader, 0, os.SEEK_SET)
-        self._position = 0
+        self.position = 0
         self._decoder.reset()
         self._parts.clear()
 
@@ -172,16 +186,16 @@ class _Redirected:
 
     def text(self) -> str:
         self._read()
-        if not self._position:
+        if not self.position:
             return ""
         return "".join(self._parts) + self._decoder.decode(b"", final=True)
 
     def _read(self) -> None:
         size = os.fstat(self.reader).st_size
-        if size <= self._position:
+        if size <= self.position:
             return
-        data = os.pread(self.reader, size - self._position, self._position)
-        self._position += len(data)
+        data = os.pread(self.reader, size - self.position, self.position)
+        self.position += len(data)
         with contextlib.suppress(OSError):
             os.write(self._before, data)
         self._parts.append(self._decoder.decode(data))

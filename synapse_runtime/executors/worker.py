@@ -331,14 +331,14 @@ class Forwarder:
         output: Where this worker's output is collected.
     """
 
-    _EVERY_SECONDS = 0.05
+    EVERY_SECONDS = 0.05
 
     def __init__(self, send: Callable[[int, bytes], object], output: OutputFiles) -> None:
         self._send = send
         self._output = output
         self._number = 0
         self._events = 0
-        self._batch: list[tuple[Any, ...]] = []
+        self._batch: list[Event | tuple[str, str]] = []
         self._interjections: list[Interjection] = []
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -348,9 +348,10 @@ class Forwarder:
     def event(self, event: Event) -> None:
         """Take an event, to be sent soon."""
         with self._lock:
-            self._gather_output()  # what was printed before the event comes before it
+            if self._output.has_news():  # what was printed before the event comes before it
+                self._gather_output()
             self._events += 1
-            self._batch.append(_row(event))
+            self._batch.append(event)
 
     def close(self) -> list[Interjection]:
         """End; return where output came among the events. What has not been sent comes home with the run."""
@@ -361,12 +362,13 @@ class Forwarder:
         return self._interjections
 
     def _loop(self) -> None:
-        while not self._done.wait(self._EVERY_SECONDS):
+        while not self._done.wait(self.EVERY_SECONDS):
             with self._lock:
                 self._gather_output()
                 batch, self._batch = self._batch, []
             if batch:
-                self._send(self._number, transport.dumps(batch))
+                said = [_row(item) if isinstance(item, Event) else item for item in batch]
+                self._send(self._number, transport.dumps(said))
                 self._number += 1
 
     def _gather_output(self) -> None:

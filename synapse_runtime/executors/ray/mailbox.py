@@ -176,8 +176,11 @@ class Listener:
             self._print(stream, whole[self._printed[stream] :])
 
     def _tell_all(self, events: list[Event]) -> None:
-        for event in events[len(self.events) :]:
-            self._tell(event)
+        new = events[len(self.events) :]
+        self.events += new
+        if self._on_event is not None:
+            for event in new:
+                self._on_event(event)
 
     def _tell(self, event: Event) -> None:
         self.events.append(event)

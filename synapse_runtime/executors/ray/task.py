@@ -100,9 +100,13 @@ def actor_class() -> type:
             """Run a parcel's call; return the packed run, in a list with its large buffers if it has any."""
             return self._worker.run(parcel, buffers)
 
-        def run_watched(self, mailbox: Any, call: str, parcel: bytes, *buffers: Any) -> Any:
+        def use(self, mailbox: Any) -> None:
+            """Put what watched calls say and print into this mailbox, from now on."""
+            self._worker.mailbox = mailbox
+
+        def run_watched(self, parcel: bytes, *buffers: Any) -> Any:
             """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
-            return self._worker.run_watched(mailbox, call, parcel, buffers)
+            return self._worker.run_watched(parcel, buffers)
 
     return ActionWorker
 
@@ -120,6 +124,7 @@ class TaskWorker:
         import ray
 
         self._in_band = in_band
+        self.mailbox: Any = None
         restore_temp_dir()
         self._moved = settle(root, None if root is None else os.getcwd()) if abroad else None
         self._output = OutputFiles()
@@ -135,25 +140,26 @@ class TaskWorker:
 
     def run(self, parcel: bytes, buffers: Sequence[Any]) -> Any:
         """Run a parcel's call; return the packed run, in a list with its large buffers if it has any."""
-        return self._serve(parcel, buffers)
+        return self._serve(pickle.loads(parcel, buffers=buffers), None)
 
-    def run_watched(self, mailbox: Any, call: str, parcel: bytes, buffers: Sequence[Any]) -> Any:
+    def run_watched(self, packed: bytes, buffers: Sequence[Any]) -> Any:
         """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
+        parcel: Parcel = pickle.loads(packed, buffers=buffers)
 
         def send(number: int, batch: bytes) -> None:
             with contextlib.suppress(Exception):  # all of it comes home with the run
-                mailbox.put.remote(call, number, batch)
+                self.mailbox.put.remote(parcel.job_id, number, batch)
 
         forwarder = Forwarder(send, self._output)
         try:
-            return self._serve(parcel, buffers, forwarder)
+            return self._serve(parcel, forwarder)
         finally:
             forwarder.close()
 
-    def _serve(self, parcel: bytes, buffers: Sequence[Any], forwarder: Forwarder | None = None) -> Any:
+    def _serve(self, parcel: Parcel, forwarder: Forwarder | None) -> Any:
         apart: list[pickle.PickleBuffer] = []
         data = serve(
-            pickle.loads(parcel, buffers=buffers),
+            parcel,
             mode="task",
             node=self._node,
             notes=self._notes,
@@ -315,9 +321,8 @@ class WarmWorker:
             if listener is None:
                 answer = self._get(actor, actor.run.remote(packed, *buffers))
             else:
-                mailbox = self._open_mailbox()
-                asked = actor.run_watched.remote(mailbox.actor, parcel.job_id, packed, *buffers)
-                answer = self._watch(actor, asked, mailbox, listener)
+                mailbox = self._open_mailbox(actor)
+                answer = self._watch(actor, actor.run_watched.remote(packed, *buffers), mailbox, listener)
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):
@@ -343,13 +348,19 @@ class WarmWorker:
             except GetTimeoutError as error:
                 self._look_after(actor, error)
 
-    def _open_mailbox(self) -> Mailbox:
+    def _open_mailbox(self, actor: Any) -> Mailbox:
         if self._mailbox is None or not self._mailbox.is_there:
             self._mailbox = Mailbox()
+            actor.use.remote(self._mailbox.actor)
         return self._mailbox
 
     def _watch(self, actor: Any, answer: Any, mailbox: Mailbox, listener: Listener) -> Any:
         """Wait for an answer, and hand on what comes meanwhile."""
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        with contextlib.suppress(GetTimeoutError):
+            return ray.get(answer, timeout=Forwarder.EVERY_SECONDS)  # before that there is nothing to be heard
         look_at = time.monotonic() + _LOOK_SECONDS
         while (letters := mailbox.wait(answer, _LOOK_SECONDS)) is not None:
             listener.take(letters)

@@ -26,12 +26,12 @@ class Letter(NamedTuple):
     """What was said and printed in a while.
 
     Attributes:
-        call: The id of the call.
+        call: The number of the call.
         number: Which one of this call's letters it is, from 0.
         content: What was said, packed.
     """
 
-    call: str
+    call: int
     number: int
     content: bytes
 
@@ -44,15 +44,15 @@ def _actor_class() -> type:
         """The actor."""
 
         def __init__(self) -> None:
-            self._letters: list[tuple[str, int, bytes]] = []
+            self._letters: list[tuple[int, int, bytes]] = []
             self._news = asyncio.Event()
 
-        async def put(self, call: str, number: int, content: bytes) -> None:
+        async def put(self, call: int, number: int, content: bytes) -> None:
             """Take a letter."""
             self._letters.append((call, number, content))
             self._news.set()
 
-        async def take(self) -> list[tuple[str, int, bytes]]:
+        async def take(self) -> list[tuple[int, int, bytes]]:
             """Give the letters that have come, once there are any."""
             await self._news.wait()
             self._news.clear()
@@ -126,7 +126,7 @@ class Listener:
     """Hands on what one call says and prints: from letters while it runs, and the rest when its run is back.
 
     Args:
-        call: The id of the call; letters of others, which come late, are passed over.
+        call: The number of the call; letters of others, which come late, are passed over.
         on_event: Called with each event.
         on_output: Called with each piece of output: its stream and its text.
         read: Reads the content of a letter.
@@ -134,12 +134,12 @@ class Listener:
 
     def __init__(
         self,
-        call: str,
+        call: int,
         on_event: OnEvent | None,
         on_output: OnOutput | None,
         read: Callable[[bytes], list[tuple[Any, ...]]],
     ) -> None:
-        self._call = call
+        self.call = call
         self._on_event = on_event
         self._on_output = on_output
         self._read = read
@@ -151,7 +151,7 @@ class Listener:
     def take(self, letters: Iterable[Letter]) -> None:
         """Hand on what is in letters, in the order that they were written in."""
         for letter in letters:
-            if letter.call == self._call:
+            if letter.call == self.call:
                 self._early[letter.number] = letter
         while (ready := self._early.pop(self._next, None)) is not None:
             self._next += 1

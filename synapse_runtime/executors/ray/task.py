@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import pickle
@@ -104,9 +105,9 @@ def actor_class() -> type:
             """Put what watched calls say and print into this mailbox, from now on."""
             self._worker.mailbox = mailbox
 
-        def run_watched(self, parcel: bytes, *buffers: Any) -> Any:
+        def run_watched(self, call: int, parcel: bytes, *buffers: Any) -> Any:
             """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
-            return self._worker.run_watched(parcel, buffers)
+            return self._worker.run_watched(call, parcel, buffers)
 
     return ActionWorker
 
@@ -142,17 +143,16 @@ class TaskWorker:
         """Run a parcel's call; return the packed run, in a list with its large buffers if it has any."""
         return self._serve(pickle.loads(parcel, buffers=buffers), None)
 
-    def run_watched(self, packed: bytes, buffers: Sequence[Any]) -> Any:
+    def run_watched(self, call: int, parcel: bytes, buffers: Sequence[Any]) -> Any:
         """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
-        parcel: Parcel = pickle.loads(packed, buffers=buffers)
 
         def send(number: int, batch: bytes) -> None:
             with contextlib.suppress(Exception):  # all of it comes home with the run
-                self.mailbox.put.remote(parcel.job_id, number, batch)
+                self.mailbox.put.remote(call, number, batch)
 
         forwarder = Forwarder(send, self._output)
         try:
-            return self._serve(parcel, forwarder)
+            return self._serve(pickle.loads(parcel, buffers=buffers), forwarder)
         finally:
             forwarder.close()
 
@@ -206,6 +206,7 @@ class WarmWorker:
         self._carries: tuple[str | None, bool] | None = None  # the key of the luggage that it was made with
         self._abroad = False
         self._mailbox: Mailbox | None = None
+        self._watched = itertools.count()
         self.cluster: Cluster | None = None  # as it was found
         self._cluster = ""  # its own address
         self._overdue_at = math.inf  # when the call that runs now will wait no longer
@@ -252,9 +253,8 @@ class WarmWorker:
             actor = self._warm_actor(call, luggage)
             listener = None
             if on_event is not None or on_output is not None:
-                listener = Listener(
-                    call.job_id, on_event, on_output, partial(unpack_said, import_root=call.import_root)
-                )
+                read = partial(unpack_said, import_root=call.import_root)
+                listener = Listener(next(self._watched), on_event, on_output, read)
             started = time.monotonic()
             self._overdue_at = started + (math.inf if call.timeout is None else call.timeout + _OVERDUE_SECONDS)
             try:
@@ -322,7 +322,9 @@ class WarmWorker:
                 answer = self._get(actor, actor.run.remote(packed, *buffers))
             else:
                 mailbox = self._open_mailbox(actor)
-                answer = self._watch(actor, actor.run_watched.remote(packed, *buffers), mailbox, listener)
+                answer = self._watch(
+                    actor, actor.run_watched.remote(listener.call, packed, *buffers), mailbox, listener
+                )
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):

@@ -124,30 +124,37 @@ class OutputFiles:
 
     def begin(self) -> None:
         """Start a call: what was printed before does not belong to it."""
-        _flush()
+        self._flush()
         for stream in self._streams:
             stream.forget()
 
     def has_news(self) -> bool:
         """Tell whether anything was printed since the last `peek` or `begin`; asked for each event, so at a glance."""
+        self._flush()
         stdout, stderr = self._streams
-        if sys.stdout is not self._unbuffered[0] or sys.stderr is not self._unbuffered[1]:
-            _flush()
         # Whoever writes to a descriptor moves the position that its file shares with it.
         printed = _lseek(stdout.reader, 0, _CURRENT) != stdout.position
         return printed or _lseek(stderr.reader, 0, _CURRENT) != stderr.position
 
     def peek(self) -> tuple[str, str]:
         """Return what was printed since the last `peek` or `begin`, as (stdout, stderr)."""
-        _flush()
+        self._flush()
         stdout, stderr = (stream.news() for stream in self._streams)
         return stdout, stderr
 
     def take(self) -> tuple[str, str]:
         """Return all that was printed since `begin`, peeked at or not, as (stdout, stderr)."""
-        _flush()
-        stdout, stderr = (stream.text() for stream in self._streams)
-        return stdout, stderr
+        self._flush()
+        stdout, stderr = self._streams
+        return stdout.text(), stderr.text()
+
+    def _flush(self) -> None:
+        if sys.stdout is not self._unbuffered[0] or sys.stderr is not self._unbuffered[1]:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(
+                    ValueError, AttributeError, OSError
+                ):  # an action may have closed or removed it
+                    stream.flush()
 
 
 _lseek, _CURRENT = os.lseek, os.SEEK_CUR
@@ -199,12 +206,6 @@ class _Redirected:
         with contextlib.suppress(OSError):
             os.write(self._before, data)
         self._parts.append(self._decoder.decode(data))
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(ValueError, AttributeError, OSError):  # an action may have closed or removed it
-            stream.flush()
 
 
 class _Recorder(logging.Handler):

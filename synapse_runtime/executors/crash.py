@@ -97,6 +97,8 @@ class Notes:
 
     def clear(self) -> None:
         """Forget what was noted: a next call begins."""
+        if not os.lseek(self.descriptor, 0, os.SEEK_CUR):
+            return
         os.ftruncate(self.descriptor, 0)
         os.lseek(self.descriptor, 0, os.SEEK_SET)
 

@@ -131,7 +131,7 @@ class _OwnHabits:
     """The habits of this process, pickled anew only where they have changed."""
 
     def __init__(self) -> None:
-        self._known: dict[str | None, tuple[Habits, bytes]] = {}
+        self._known: dict[str | None, tuple[tuple[Any, ...], bytes]] = {}
         self._path: list[str] = []
         self._directory: str | None = None  # the working directory, where it matters
         self._absent: list[str] = []
@@ -139,7 +139,7 @@ class _OwnHabits:
 
     def pickled(self, root: str | None) -> bytes:
         """Return them for a plugin whose modules are in this directory."""
-        habits = Habits(
+        habits = (
             self._additions(),
             Audience.here(),
             assertions.rewritten(top_level_names(root)) if root is not None and assertions.are_rewritten() else (),
@@ -148,7 +148,7 @@ class _OwnHabits:
         )
         known = self._known.get(root)
         if known is None or known[0] != habits:
-            known = self._known[root] = (habits, pickle.dumps(habits, protocol=5))
+            known = self._known[root] = (habits, pickle.dumps(Habits(*habits), protocol=5))
         return known[1]
 
     def _additions(self) -> tuple[str, ...]:
@@ -220,8 +220,7 @@ def serve(
         parcel = replace(parcel, import_root=moved.arrived(parcel.import_root))
     if habits.sdk_names != compat.is_installed():
         (compat.install if habits.sdk_names else compat.uninstall)()
-    root = parcel.import_root if _is_here(parcel.import_root) else None
-    _stay.at(root)
+    _stay.at(parcel.import_root)
     for path in paths:
         if path not in sys.path and os.path.exists(path):
             sys.path.append(path)
@@ -231,7 +230,8 @@ def serve(
     assertions.rewrite_here(habits.rewritten)
     if output is not None:
         output.begin()
-    with contextlib.nullcontext() if root is None else modules_of(root):
+    # Where reading the call imports nothing, `run_call` looks at the modules; they stay the current ones.
+    with contextlib.nullcontext() if _is_builtin(parcel.call) else _importable(parcel.import_root):
         with captured_logging(captured, habits.audience):
             on_start = _armed(parcel.timeout, notes, on_start)
             run, env = _run(parcel, mode, on_event, on_start, moved=moved)

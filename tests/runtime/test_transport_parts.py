@@ -185,6 +185,30 @@ def test_arrays_keep_type_shape_and_content():
         assert not numpy.shares_memory(copy, array)
 
 
+def test_large_buffers_go_beside_the_pickle_if_they_may_and_come_back_as_what_is_given_for_them():
+    value = {"large": numpy.arange(20_000.0), "small": numpy.arange(10.0), "strided": numpy.arange(40_000.0)[::2]}
+    apart: list[pickle.PickleBuffer] = []
+    data = transport.dumps(value, apart)
+    assert [buffer.raw().nbytes for buffer in apart] == [160_000]
+    assert len(data) < 165_000  # what is in pieces is in the pickle
+    for loads in (transport.loads, transport.loads_at_home):
+        copy = loads(data, transport.read_only(apart))
+        assert all(numpy.array_equal(copy[name], array) for name, array in value.items())
+        assert [array.flags.writeable for array in copy.values()] == [False, True, True]
+        assert numpy.shares_memory(copy["large"], value["large"])
+    assert len(transport.dumps(value)) > 320_000
+
+
+def test_a_result_is_brought_as_a_copy_with_large_buffers_that_are_read_only():
+    array = numpy.arange(20_000.0)
+    copy, same, small = transport.brought([array, array, array[:5]], "result")
+    assert copy is same
+    assert not numpy.shares_memory(copy, array)
+    assert [copy.flags.writeable, small.flags.writeable] == [False, True]
+    array[0] = 7
+    assert copy[0] == 0
+
+
 def test_a_round_trip_keeps_what_is_shared_and_what_is_circular():
     shared = [1]
     value: dict[str, object] = {"a": shared, "b": shared}

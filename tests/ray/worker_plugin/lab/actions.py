@@ -108,6 +108,28 @@ class ArrayAction(BaseAction[ArrayParams]):
         return numpy.arange(self.params.megabytes * 131072, dtype=numpy.float64)
 
 
+class TalkParams(BaseModel):
+    rounds: int = 3
+    pause: float = 0.0
+    ending: str = ""
+
+
+class TalkAction(BaseAction[TalkParams]):
+    """Says and prints in turn, in its process and in a child's; ends in the way that is asked for."""
+
+    def execute(self):
+        for number in range(self.params.rounds):
+            print(f"out {number};", end="")
+            self.ctx.log("said", {"n": number})
+            subprocess.run(["/bin/sh", "-c", f"printf 'err {number};' >&2"], check=True)
+            self.ctx.log("said again", {"n": number})
+            print(f"ä{number};", end="")
+            time.sleep(self.params.pause)
+        if self.params.ending == "kill":
+            os.kill(os.getpid(), 9)
+        return type(sys.stdout).__name__
+
+
 class HeldAction(BaseAction):
     """Tells what its worker holds of the cluster, by Ray's names."""
 

@@ -20,8 +20,9 @@ import pytest
 
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
-from synapse_runtime.executors.ray.cluster import describe, find_cluster
+from synapse_runtime.executors.ray.cluster import dashboard_of, describe, find_cluster
 from synapse_runtime.executors.ray.door import LOOPBACK, Door, Options, alone_in, reap, start
+from synapse_runtime.executors.ray.owned import OwnCluster
 from synapse_runtime.site import new_directory
 from tests.ray.conftest import PLUGIN
 
@@ -130,7 +131,7 @@ def test_the_token_keeps_strangers_out_and_shows_nowhere(worker):
     assert cluster.token
     assert cluster.token not in repr(cluster)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
+        urllib.request.urlopen(f"{dashboard_of(cluster)}/api/jobs/", timeout=10)
     refused.value.close()
     assert refused.value.code == 401
     assert cluster.token not in os.environ.values()
@@ -203,12 +204,35 @@ def test_of_ray_runs_what_is_needed(short_temp_dir, jobs, monkeypatch):
     try:
         with Door(directory) as door:
             door.ask("cluster", timeout=60)
+            dashboard = door.ask("dashboard", timeout=60)["dashboard"]
             owner = psutil.Process(door.ask("status")["pid"])
             assert not [name for name in owner.environ() if name.startswith("COV")]
         running = " ".join(word for part in owner.children(recursive=True) for word in part.cmdline())
         assert "gcs_server" in running
         assert "log_monitor.py" not in running
         assert ("autoscaler/_private/monitor.py" in running) is jobs  # it tells what is free
+        assert ("dashboard/dashboard.py" in running) is jobs
+        assert ("--minimal" in running) is not jobs
+        assert (dashboard is not None) is jobs
+    finally:
+        reap(directory)
+
+
+def test_a_dashboard_that_does_not_start_is_told_and_ends_the_cluster(tmp_path, monkeypatch):
+    code = "import os, sys\nif any('dashboard/dashboard.py' in word for word in sys.orig_argv): os._exit(3)"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    directory = Path(new_directory())
+    with alone_in(directory):
+        start(directory, Options(num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
+    try:
+        own = OwnCluster(directory, "ephemeral")
+        assert own.ready().address
+        with pytest.raises(ClusterError, match=r"the local Ray cluster did not start: .*dashboard"):
+            own.dashboard()
+        with Door(directory) as door:
+            assert door.wait_until_closed(15)
+        assert not directory.exists()
     finally:
         reap(directory)
 
@@ -226,7 +250,7 @@ def test_the_private_names_that_we_use_of_ray_are_there():
 
     import ray
     from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
-    from ray._private import parameter, ray_constants, services, worker
+    from ray._private import node, parameter, ray_constants, services, worker
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
@@ -244,8 +268,8 @@ def test_the_private_names_that_we_use_of_ray_are_there():
         assert callable(InternalKVGcsServiceStub(channel).InternalKVGet)
         assert callable(NodeInfoGcsServiceStub(channel).GetAllNodeInfo)
         assert callable(RayletDriverStub(channel).ClusterInfo)
-    node = GcsNodeInfo(state=GcsNodeInfo.ALIVE, resources_total={"CPU": 1.0})
-    assert GetAllNodeInfoReply(node_info_list=[node]).node_info_list[0].resources_total == {"CPU": 1.0}
+    info = GcsNodeInfo(state=GcsNodeInfo.ALIVE, resources_total={"CPU": 1.0})
+    assert GetAllNodeInfoReply(node_info_list=[info]).node_info_list[0].resources_total == {"CPU": 1.0}
     assert isinstance(get_auth_headers_if_auth_enabled({}), dict)
     settings = {"dashboard_agent_listen_port", "include_log_monitor", "no_monitor"}
     assert settings <= set(inspect.signature(parameter.RayParams).parameters)
@@ -253,6 +277,13 @@ def test_the_private_names_that_we_use_of_ray_are_there():
     assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)
     assert "_memory" in inspect.getsource(ray.init)
     assert "= start_ray_process(\n" in inspect.getsource(services.start_api_server)
+    assert "self.start_api_server(\n" in inspect.getsource(node.Node.start_head_processes)
+    assert "webui=self._webui_url" in inspect.getsource(node.Node.start_raylet)
+    assert isinstance(node.Node.webui_url, property)
+    assert "    connect(\n        _global_node,\n" in inspect.getsource(ray.init)
+    assert "= start_ray_process(\n" in inspect.getsource(services.start_raylet)
+    assert '"--dashboard_agent_command={}"' in inspect.getsource(services.start_raylet)
+    assert '"--minimal"' in Path(ray.__file__).with_name("dashboard").joinpath("agent.py").read_text(encoding="utf-8")
     assert "--modules-to-load=" in inspect.getsource(services.start_api_server)
     assert callable(worker.listen_error_messages)
     assert callable(worker.get_dashboard_url)

@@ -58,6 +58,7 @@ ROOMS = [
     "executors.local",
     "executors.ray.job_log",
     "executors.ray.door",
+    "executors.ray.head",
     "executors.ray.cluster_main",
     "executors.ray.quiet",
     "executors.ray.resources",

@@ -32,7 +32,7 @@ from synapse_runtime.executors.ray.connection import (
 )
 from synapse_runtime.executors.ray.door import LOOPBACK
 from synapse_runtime.executors.ray.ephemeral import ephemeral
-from synapse_runtime.executors.ray.owned import has_ended, is_ours
+from synapse_runtime.executors.ray.owned import dashboard_at, has_ended, is_ours
 from synapse_runtime.executors.ray.probe import (
     Versions,
     require_cluster,
@@ -97,6 +97,8 @@ def find_cluster(address: str | None = None, *, jobs: bool = True, start: bool =
             return kept
     if not start:
         raise ClusterError(_NO_LASTING_CLUSTER)
+    ephemeral.begin(jobs=jobs)
+    _import_ray_meanwhile(of_this_process.get().token)
     return ephemeral.ensure(jobs=jobs)
 
 
@@ -201,11 +203,15 @@ def _become_driver(address: str, *, tries: int = 2) -> None:
 
 
 def dashboard_of(cluster: Cluster) -> str:
-    """Return the URL of the cluster's dashboard, asking the cluster where need be.
+    """Return the URL of the cluster's dashboard, asking the cluster where need be; one of ours may still start it.
 
     Raises:
         ClusterError: The cluster has none, or its address does not tell.
     """
+    if cluster.is_ours:
+        url = dashboard_at(cluster.address)
+        assert url is not None  # `find_cluster` was asked for one that takes jobs
+        return url
     if cluster.dashboard is not None:
         return cluster.dashboard
     if cluster.address.startswith("ray://"):
@@ -242,6 +248,17 @@ def _import_ray_with(token: str | None) -> None:
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
     _told = token
+
+
+def _import_ray_meanwhile(token: str) -> None:
+    """Import Ray for a cluster of ours that is still starting, where this process has not; `connect` needs it next."""
+    if "ray" in sys.modules:
+        return
+    try:
+        with _untouched_process(), _authentication(token), quiet():
+            _import_ray_with(token)
+    except Exception as error:
+        raise ClusterError(f"Ray cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def forget_our_token() -> None:

@@ -9,7 +9,6 @@ the cluster is broken.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,10 +27,9 @@ from typing import Any
 import psutil
 
 from synapse_runtime.executors.ray.door import RAYS_DIRECTORY, Options
+from synapse_runtime.executors.ray.head import Head
 
 _LOOK_SECONDS = 0.25
-# Parts of Ray's dashboard that answer what is asked here.
-_DASHBOARD_PARTS = ("JobHead", "NodeHead", "ReportHead", "StateHead")
 # How long Ray has to end by itself, before all its processes are killed.
 _SHUTDOWN_SECONDS = 5.0
 # How long those who wait for a cluster have to read why it did not start.
@@ -67,7 +66,9 @@ class Owner:
         self._users: dict[int, psutil.Process | None] = {}  # by the descriptors of their connections
         self._used_at = self._began_at = time.time()
         self._facts: dict[str, Any] = {}
-        self._ready = threading.Event()
+        self._head = Head(directory, options)
+        self._is_ready = threading.Event()  # for drivers
+        self._is_complete = threading.Event()
         self._ending = threading.Event()
         self._lock = threading.Lock()
 
@@ -79,12 +80,10 @@ class Owner:
         try:
             self._start()
         except Exception as error:
-            self._facts = {"failed": f"{type(error).__name__}: {error}"}
-            self._ready.set()
-            time.sleep(_FAREWELL_SECONDS)
+            self._tell(error)
             raise
         try:
-            self._ready.set()
+            threading.Thread(target=self._complete, name="complete", daemon=True).start()
             if not self._has_holder:
                 self._write_state()
             self._ending.wait()
@@ -92,17 +91,22 @@ class Owner:
             import ray
 
             ray.shutdown()
+            if not self._is_complete.is_set():  # Ray does not know yet of all that was started
+                self._end_at_once()
 
     def answer(self, connection: int, asked: dict[str, Any]) -> dict[str, Any]:
         """Answer what a user asks."""
         question = asked["question"]
         if question == "cluster":
-            self._ready.wait()
+            self._is_ready.wait()
+            return self._facts
+        if question == "dashboard":
+            self._is_complete.wait()
             return self._facts
         if question == "status":
             return self._status(but=connection)
         if question == "keep":
-            self._ready.wait()
+            self._is_complete.wait()
             self._idle_seconds, self._state = asked["idle_seconds"], Path(asked["state"])
             self._write_state()
             self._has_holder, self._holder = False, None
@@ -135,49 +139,43 @@ class Owner:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _start(self) -> None:
-        import ray
-        from ray._private import parameter, services
-
-        # The agent that takes jobs listens on one fixed port, and gives up where another cluster's has it. `ray start`
-        # has an option for that, `ray.init` has none. With port 0, Ray 2.52 tells others another port than it takes.
-        settings: dict[str, Any] = {"dashboard_agent_listen_port": _free_port()}
-        if self._has_holder:
-            # Drivers of ours get no logs; what a cluster has free, the Jobs API alone learns from the monitor.
-            settings |= {"include_log_monitor": False, "no_monitor": not self._options.jobs}
-            services.start_ray_process = functools.partial(_with_less, services.start_ray_process)
-        parameter.RayParams = functools.partial(parameter.RayParams, **settings)
-        context = ray.init(
-            include_dashboard=self._options.jobs,
-            num_cpus=self._options.num_cpus,
-            num_gpus=self._options.num_gpus,
-            _memory=self._options.memory,
-            _temp_dir=str(self._directory / RAYS_DIRECTORY),
-            log_to_driver=False,
-            logging_level="error",
-        )
+        resources = self._head.start(self._welcome)
         signal.signal(signal.SIGTERM, self.stop)  # Ray has put a handler of its own there
-        address = ray.get_runtime_context().gcs_address
-        # `ray start` writes this, `ray.init` does not. Where it is missing, a job is told the address of any cluster of
-        # this machine as its own, and its `ray.init()` goes there.
-        (self._directory / RAYS_DIRECTORY / "ray_current_cluster").write_text(address, encoding="utf-8")
-        self._facts = {
-            "address": address,
-            "dashboard": f"http://{context.dashboard_url}" if self._options.jobs and context.dashboard_url else None,
-            "token": os.environ["RAY_AUTH_TOKEN"],
-            "resources": ray.cluster_resources(),
-        }
+        self._facts = self._facts | {"resources": resources}
+
+    def _welcome(self, address: str) -> None:
+        """Let drivers in."""
+        self._facts = {"address": address, "jobs": self._options.jobs, "token": os.environ["RAY_AUTH_TOKEN"]}
+        self._is_ready.set()
+
+    def _complete(self) -> None:
+        """Wait for the dashboard, without which the cluster can be used already."""
+        try:
+            self._facts = self._facts | {"dashboard": self._head.dashboard()}
+            self._is_complete.set()
+        except Exception as error:  # noqa: BLE001 - told to those who wait, and by the log
+            traceback.print_exc()
+            self._tell(error)
+            self._ending.set()
+
+    def _tell(self, error: Exception) -> None:
+        """Tell those who wait why there will be no cluster, and let them hear it."""
+        self._facts = {"failed": f"{type(error).__name__}: {error}"}
+        self._is_ready.set()
+        self._is_complete.set()
+        time.sleep(_FAREWELL_SECONDS)
 
     def _watch(self) -> None:
         """See to it that the cluster ends in time: also while it is still starting, and where Ray is stuck."""
         while not self._has_to_end():
             time.sleep(_LOOK_SECONDS)
-        if self._ready.is_set():
+        if self._is_ready.is_set():
             self._ending.set()
             time.sleep(_SHUTDOWN_SECONDS)
         self._end_at_once()
 
     def _has_to_end(self) -> bool:
-        if self._ready.is_set() and _a_part_has_ended():
+        if self._is_complete.is_set() and _a_part_has_ended():
             self._end_at_once()  # Ray would wait for the lost part for long
         if self._ending.is_set() or not self._is_at_home():
             return True
@@ -188,7 +186,7 @@ class Owner:
                     self._used_at = time.time()
         if self._has_holder:
             return not _lives(self._holder)
-        if self._users or not self._ready.is_set() or self._idle_seconds is None:
+        if self._users or not self._is_complete.is_set() or self._idle_seconds is None:
             return False
         if time.time() - self._used_at < self._idle_seconds:
             return False
@@ -227,11 +225,11 @@ class Owner:
 
         with self._lock:
             users = sorted({user.pid for at, user in self._users.items() if user is not None and at != but})
-        known = {name: value for name, value in self._facts.items() if name != "token"}
+        known = {name: value for name, value in self._facts.items() if name not in ("token", "jobs")}
         return known | {
             "pid": os.getpid(),
             "began": self._began_at,
-            "ready": self._ready.is_set(),
+            "ready": self._is_complete.is_set(),
             "users": users,
             "idle": 0.0 if users else time.time() - self._used_at,
             "idle_seconds": self._idle_seconds,
@@ -248,17 +246,6 @@ class Owner:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(state, file)
         draft.replace(self._state)
-
-
-def _with_less(start: Any, command: list[str], process_type: str, **options: Any) -> Any:
-    """Start one of Ray's processes, with what a run's own cluster needs of it.
-
-    Of the dashboard only the parts that answer what is asked of it: each is a process of its own, and half of them draw
-    pages that nobody sees here.
-    """
-    if process_type == "dashboard" and not any(word.startswith("--modules-to-load") for word in command):
-        command = [*command, f"--modules-to-load={','.join(_DASHBOARD_PARTS)}"]
-    return start(command, process_type, **options)
 
 
 class _Door(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -312,12 +299,6 @@ def _lives(process: psutil.Process | None) -> bool:
 def _a_part_has_ended() -> bool:
     """Tell whether one of the cluster's own processes is gone: what is left of it answers late or never."""
     return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

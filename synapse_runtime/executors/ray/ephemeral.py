@@ -63,7 +63,7 @@ class Ephemeral:
             self.begin(jobs=jobs)
             assert self._own is not None
             cluster = self._ready(self._own)
-            if jobs and cluster.dashboard is None:
+            if jobs and not self._own.takes_jobs:
                 self.end()
                 self.begin(jobs=True)
                 cluster = self._ready(self._own)

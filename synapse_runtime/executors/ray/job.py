@@ -384,6 +384,8 @@ class RayJobsApiExecutor(Executor):
         from ray.job_submission import JobSubmissionClient
 
         url = dashboard_of(cluster)
+        if cluster.is_ours:
+            cluster = replace(cluster, dashboard=url)
         self._abroad = False
         if not cluster.is_ours:
             forget_our_token()

@@ -29,6 +29,8 @@ class OwnCluster:
         self._origin = origin
         self._door = Door(directory)
         self._cluster: Cluster | None = None
+        self._takes_jobs = False
+        self._dashboard: str | None = None
 
     @property
     def is_there(self) -> bool:
@@ -47,12 +49,26 @@ class OwnCluster:
             ClusterError: It did not start.
         """
         if self._cluster is None:
-            facts = self._facts()
-            self._cluster = Cluster(
-                facts["address"], facts["dashboard"], facts["token"], origin=self._origin, shares_disk=True
-            )
+            facts = self._facts("cluster")
+            self._takes_jobs = facts["jobs"]
+            self._cluster = Cluster(facts["address"], None, facts["token"], origin=self._origin, shares_disk=True)
             _used[self._cluster.address] = self
         return self._cluster
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether it has, or will have, a dashboard, where the Jobs API is. Known once the cluster is ready."""
+        return self._takes_jobs
+
+    def dashboard(self) -> str | None:
+        """Wait until the dashboard answers too, which is later than the cluster, and return its URL; None without one.
+
+        Raises:
+            ClusterError: It did not start.
+        """
+        if self._dashboard is None and self._takes_jobs:
+            self._dashboard = self._facts("dashboard")["dashboard"]
+        return self._dashboard
 
     def status(self) -> dict[str, Any]:
         """Return what its owner tells of it, but for this use."""
@@ -64,10 +80,10 @@ class OwnCluster:
             disconnect()
         self._door.close()
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, question: str) -> dict[str, Any]:
         reason = "it ended"
         try:
-            facts = self._door.ask("cluster", timeout=_START_SECONDS)
+            facts = self._door.ask(question, timeout=_START_SECONDS)
         except TimeoutError:
             reason = f"not ready within {_START_SECONDS:g} s"
         except DoorClosed:
@@ -86,6 +102,15 @@ _used: dict[str, OwnCluster] = {}
 def is_ours(address: str) -> bool:
     """Tell whether this address is, or was, that of a cluster of ours."""
     return address in _used
+
+
+def dashboard_at(address: str) -> str | None:
+    """Wait until the dashboard of a cluster of ours answers, and return its URL; None where it has none.
+
+    Raises:
+        ClusterError: It did not start.
+    """
+    return _used[address].dashboard()
 
 
 def has_ended(address: str) -> bool:

@@ -82,6 +82,7 @@ def up(options: Options) -> tuple[dict[str, Any], bool]:
                 start(directory, replace(options, state=str(state)), secrets.token_hex(32))
             own = OwnCluster(directory, "warm")
             own.ready()
+            own.dashboard()
             facts = own.status()
             own.leave()
             return facts, True

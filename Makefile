@@ -20,7 +20,7 @@ endef
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 
-.PHONY: demo test test-all test-core parity compatibility sdk tutorial lint types check format clean help
+.PHONY: demo test test-all test-core parity compatibility sdk tutorial bench bench-quick compare lint types check format clean help
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
@@ -31,6 +31,9 @@ help:
 	@echo "make compatibility  the tests with other pytest plugins, and the page that tells of them"
 	@echo "make tutorial  the tutorial's commands, and the page with their screens"
 	@echo "make sdk     the tests with the real synapse-sdk, on Python 3.12"
+	@echo "make bench   how fast it is beside what is possible, the page that tells of it, and its pictures: 8 minutes"
+	@echo "make bench-quick  the same table in 2 minutes, for the terminal"
+	@echo "make compare how fast it is beside synapse-sdk, on Python 3.12, and the page that tells of it"
 	@echo "make lint    style"
 	@echo "make types   strict type check"
 	@echo "make check   lint, types, test and demo"
@@ -68,6 +71,18 @@ tutorial: $(VENV)/.dev$(RAY)
 # SDK_PYTHON=… names a Python 3.12 that is not found as python3.12; SDK_TESTS=… are those to run, as pytest's -k takes it.
 sdk: $(VENV)/.dev$(RAY)
 	$(BIN)/nox --session sdk $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON)) $(if $(SDK_TESTS),-- -k "$(SDK_TESTS)")
+
+bench: $(VENV)/.dev$(RAY)
+	$(BIN)/python -m benchmarks --out docs/performance
+	$(BIN)/python docs/make_performance_page.py
+
+# Table, JSON and picture are left in a directory for whoever keeps them.
+bench-quick: $(VENV)/.dev$(RAY)
+	$(BIN)/python -m benchmarks --quick --out $(VENV)/bench
+
+compare: $(VENV)/.dev$(RAY)
+	$(BIN)/nox --session compare $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON))
+	$(BIN)/python docs/make_performance_page.py
 
 lint: $(VENV)/.dev$(RAY)
 	$(BIN)/ruff check .

@@ -1,0 +1,149 @@
+"""What came out, for people and for programs: a table, and JSON that docs/performance.md is written from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.growth import Curve
+from benchmarks.measure import Line
+
+_PACKAGES = ("ray", "pytest", "pydantic", "coverage")
+
+
+def as_data(lines: Sequence[Line], curves: Sequence[Curve], *, quick: bool) -> dict[str, Any]:
+    """Return all that was measured, ready for JSON. Times are seconds, sizes megabytes or what an axis says."""
+    return {
+        "machine": machine(),
+        "versions": {"Python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "quick": quick,
+        "lines": [_line_data(line) for line in lines],
+        "growth": [curve.as_data() for curve in curves],
+    }
+
+
+def machine() -> dict[str, int]:
+    """Return what counts of this machine: CPUs that this process may use, and gibibytes of memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cores": cores, "memory_gib": round(memory / 2**30)}
+
+
+def _line_data(line: Line) -> dict[str, Any]:
+    goal = line.goal
+    low, high = line.spread
+    return {
+        "name": goal.name,
+        "what": goal.what,
+        "against": goal.against,
+        "kind": goal.kind,
+        "unit": goal.unit,
+        "goal": goal.limit,
+        "ours": statistics.median(line.pairs.ours),
+        "raw": statistics.median(line.pairs.raw),
+        "median": line.median,
+        "low": low,
+        "high": high,
+        "rounds": len(line.measures),
+        "figures": dict(line.pairs.figures),
+    }
+
+
+def header(data: dict[str, Any]) -> str:
+    """Return what it was measured on."""
+    machine, versions = data["machine"], data["versions"]
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{machine['cores']} cores, {machine['memory_gib']} GiB of memory; {told}"
+
+
+def rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the table's rows: what, against, ours, raw, what counts, its spread, the goal, whether it is met."""
+    return [
+        (
+            line["what"],
+            line["against"],
+            quantity(line["ours"], line["unit"]),
+            quantity(line["raw"], line["unit"]),
+            counted(line["median"], line),
+            f"{counted(line['low'], line)} … {counted(line['high'], line)}",
+            f"≤ {counted(line['goal'], line)}",
+            "yes" if line["median"] <= line["goal"] else "**no**",
+        )
+        for line in data["lines"]
+    ]
+
+
+HEAD = ("what", "against", "ours", "raw", "measured", "middle half", "goal", "met")
+
+
+def text_table(data: dict[str, Any]) -> str:
+    """Return the table for a terminal, without the long columns."""
+    names = [line["name"] for line in data["lines"]]
+    cells = [("", *HEAD[2:])]
+    cells += [(name, *row[2:-1], row[-1].strip("*")) for name, row in zip(names, rows(data), strict=True)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in cells
+    )
+
+
+def counted(value: float, line: dict[str, Any]) -> str:
+    """Return a ratio, difference or value of a line as text."""
+    if line["kind"] == "ratio":
+        return f"{value:.2f} ×"
+    return ("+" if line["kind"] == "difference" and value >= 0 else "") + quantity(value, line["unit"])
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a time or size as text, with three digits.
+
+    >>> quantity(0.0000154, "s"), quantity(0.35, "s"), quantity(3, "MB")
+    ('15.4 µs', '350 ms', '3.0 MB')
+    """
+    if unit == "MB":
+        return f"{value:.1f} MB"
+    for scale, name in ((1, "s"), (1e-3, "ms")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {name}"
+    return f"{value / 1e-6:.3g} µs"
+
+
+GROWTH_HEAD = ("size", "of what", "from", "to", "grows as", "steepest step")
+
+
+def growth_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return rows of the curves: where they begin and end, and by which power of the size they grow."""
+    found = []
+    for curve in data["growth"]:
+        ends = [f"{size:,.0f}: {quantity(seconds, 's')}" for size, seconds in (curve["points"][0], curve["points"][-1])]
+        found.append((curve["axis"], curve["name"], *ends, f"n^{curve['exponent']:.2f}", f"n^{curve['steepest']:.2f}"))
+    return found
+
+
+SDK_HEAD = ("what", "ours", "synapse-sdk", "ours / theirs", "middle half")
+
+
+def sdk_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return rows of what was measured beside synapse-sdk."""
+    return [
+        (
+            line["what"],
+            quantity(line["ours"], "s"),
+            quantity(line["raw"], "s"),
+            f"{line['median']:.2f} ×",
+            f"{line['low']:.2f} × … {line['high']:.2f} ×",
+        )
+        for line in data["lines"]
+    ]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

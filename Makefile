@@ -73,8 +73,7 @@ sdk: $(VENV)/.dev$(RAY)
 	$(BIN)/nox --session sdk $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON)) $(if $(SDK_TESTS),-- -k "$(SDK_TESTS)")
 
 bench: $(VENV)/.dev$(RAY)
-	$(BIN)/python -m benchmarks --out docs/performance
-	$(BIN)/python docs/make_performance_page.py
+	$(BIN)/python -m benchmarks --out docs/performance; status=$$?; $(BIN)/python docs/make_performance_page.py && exit $$status
 
 # Table, JSON and picture are left in a directory for whoever keeps them.
 bench-quick: $(VENV)/.dev$(RAY)

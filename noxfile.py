@@ -1,4 +1,4 @@
-"""Sessions that need another Python: `nox -s sdk` tests with the real synapse-sdk."""
+"""Sessions that need another Python: `nox -s sdk` tests with the real synapse-sdk, `nox -s compare` races it."""
 
 import nox
 
@@ -13,3 +13,10 @@ def sdk(session: nox.Session) -> None:
     session.install("--editable", ".[all]", *nox.project.dependency_groups(PROJECT, "sdk"))
     parallel = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run("python", "-m", "pytest", "tests/sdk", "--synapse-mode=all", *parallel, *session.posargs)
+
+
+@nox.session(python="3.12", venv_backend="uv|virtualenv")
+def compare(session: nox.Session) -> None:
+    """Measure the same work by us and by synapse-sdk, and write docs/performance/sdk.json."""
+    session.install("--editable", ".[all]", *nox.project.dependency_groups(PROJECT, "sdk"))
+    session.run("python", "-m", "benchmarks.compare_sdk")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -63,7 +62,7 @@ def _tell(lines: Sequence[Line], curves: Sequence[Curve], directory: Path | None
     from benchmarks.pictures import draw_goals, draw_growth
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (directory / "results.json").write_text(report.as_json(data), encoding="utf-8")
     if quick:
         (directory / "table.txt").write_text(table, encoding="utf-8")
     if lines:

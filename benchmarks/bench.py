@@ -49,8 +49,7 @@ class Bench:
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        # Not where TMPDIR says: paths of Ray's sockets must be short.
-        self.directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        self.directory = Path(tempfile.mkdtemp(prefix="bench-"))
         self._exits.callback(shutil.rmtree, self.directory, ignore_errors=True)
         self._exits.callback(_set_variable, "XDG_STATE_HOME", os.environ.get("XDG_STATE_HOME"))
         # Where this process looks for a warm cluster: not at that of whoever runs it.

@@ -9,6 +9,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +140,9 @@ def steepest_step(points: Sequence[tuple[float, float]]) -> float:
 def child_environment(**more: str) -> dict[str, str]:
     """Return the environment of a process that is measured: nothing of ours, no plugin of pytest but those named."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
-    return kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | more
+    # As in an environment that is activated: jobs of synapse-sdk run `python`.
+    path = os.pathsep.join([os.path.dirname(sys.executable), kept.get("PATH", os.defpath)])
+    return kept | {"PATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | more
 
 
 def run(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:

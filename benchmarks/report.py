@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -15,12 +16,21 @@ from benchmarks.measure import Line
 _PACKAGES = ("ray", "pytest", "pydantic", "coverage")
 
 
-def as_data(lines: Sequence[Line], curves: Sequence[Curve], *, quick: bool) -> dict[str, Any]:
-    """Return all that was measured, ready for JSON. Times are seconds, sizes megabytes or what an axis says."""
+def as_data(
+    lines: Sequence[Line], curves: Sequence[Curve], *, quick: bool, packages: Sequence[str] = _PACKAGES
+) -> dict[str, Any]:
+    """Return all that was measured, ready for JSON. Times are seconds, sizes megabytes or what an axis says.
+
+    Args:
+        lines: Those of the table.
+        curves: How it grows.
+        quick: Whether it was measured with few rounds.
+        packages: Those whose versions are told.
+    """
     return {
         "machine": machine(),
         "versions": {"Python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        | {name: importlib.metadata.version(name) for name in packages},
         "quick": quick,
         "lines": [_line_data(line) for line in lines],
         "growth": [curve.as_data() for curve in curves],
@@ -32,6 +42,11 @@ def machine() -> dict[str, int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cores": cores, "memory_gib": round(memory / 2**30)}
+
+
+def as_json(data: dict[str, Any]) -> str:
+    """Return it as the text of a file."""
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
 def _line_data(line: Line) -> dict[str, Any]:
@@ -86,6 +101,11 @@ def text_table(data: dict[str, Any]) -> str:
     names = [line["name"] for line in data["lines"]]
     cells = [("", *HEAD[2:])]
     cells += [(name, *row[2:-1], row[-1].strip("*")) for name, row in zip(names, rows(data), strict=True)]
+    return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as a table, the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()

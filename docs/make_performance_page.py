@@ -1,6 +1,6 @@
 """Write the tables of docs/performance.md from docs/performance/results.json and sdk.json, or check them.
 
-`make bench` and `make compare` measure and run this; with `--check` the status is 1 where the page and the files differ.
+`make bench` and `make compare` measure and run this. With `--check` the status is 1 where page and files differ.
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS, main, status
+from benchmarks.goals import BY_NAME, GOALS
+from benchmarks.growth import GROWTH
+from benchmarks.measure import Line, Pairs
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "benchmarks")
+
+
+@pytest.fixture
+def env(tmp_path):
+    """An environment in which whatever is left behind is found."""
+    (tmp_path / "tmp").mkdir()
+    yield os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_each_goal_is_measured_once_and_nothing_else():
+    names = Counter(name for benchmark in BENCHMARKS for name in benchmark.names)
+    assert names == Counter(goal.name for goal in GOALS)
+    assert not BY_NAME.keys() & {one.name for one in GROWTH}
+
+
+def test_it_measures_what_is_asked_for_and_writes_it_down(tmp_path, env):
+    out = tmp_path / "out"
+    arguments = ("--quick", "--only", "event", "--only", "pytest-memory", "--out", str(out))
+    done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((out / "results.json").read_text())
+    assert [line["name"] for line in results["lines"]] == ["event", "pytest-memory"]
+    assert all(line["ours"] > 0 and line["raw"] > 0 and line["rounds"] > 1 for line in results["lines"])
+    assert set(results["machine"]) == {"cores", "memory_gib"}
+    assert (out / "table.txt").read_text() in done.stdout
+    assert "<svg" in (out / "goals.svg").read_text()
+
+
+def test_a_gross_break_alone_makes_the_status_1(capsys):
+    goal = BY_NAME["task-call"]
+    missed = Line(goal, Pairs([2.9 * goal.limit], [1]))
+    gross = Line(goal, Pairs([4 * goal.limit], [1]))
+    assert status([missed]) == 0
+    assert status([missed, gross]) == 1
+    assert capsys.readouterr().err == "task-call: 4.0 times its goal, more than 3 times\n"
+
+
+def test_a_name_that_is_none_is_told_with_those_there_are(capsys):
+    assert main(["--only", "warp"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("no benchmark is named warp; there are import, local-call,")
+    assert "growth-actors" in told
+
+
+def test_ctrl_c_ends_it_quietly_and_leaves_nothing(env):
+    with subprocess.Popen(
+        [*COMMAND, "--quick", "--only", "event", "--only", "pytest-1000"],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("event ")
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, rest, errors) == (130, "", "")

@@ -7,7 +7,7 @@ from typing import Literal
 
 Kind = Literal["ratio", "difference", "value"]
 Unit = Literal["s", "MB"]
-# A gross break, which ends the command with status 1; anything less may be a busy machine.
+# So many times its goal is a gross break, which ends the command with status 1. Less may be a busy machine.
 GROSS = 3.0
 
 

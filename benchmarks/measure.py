@@ -84,8 +84,11 @@ class Line:
 
     @property
     def is_gross(self) -> bool:
-        """Whether it is missed by so much that it cannot be a busy machine. A mere time may be due to a slow one."""
-        return self.goal.kind != "value" and self.part_of_goal > GROSS
+        """Whether even the better quarter of the rounds misses it by so much that it cannot be a busy machine.
+
+        A mere time is never that: it may be due to a slow one.
+        """
+        return self.goal.kind != "value" and self.spread[0] / self.goal.limit > GROSS
 
 
 def in_turn(ours: Measurement, raw: Measurement, rounds: int, *, warm_up: int = 1) -> Pairs:

@@ -73,7 +73,7 @@ def cluster_ready(bench: Bench) -> Pairs:
         started = time.time()
         return float(run((sys.executable, "-c", _INIT), env, bench.plugin).split()[-1]) - started
 
-    pairs = in_turn(ours, raw, bench.rounds(4, 1), warm_up=0 if bench.quick else 1)
+    pairs = in_turn(ours, raw, bench.rounds(3, 1), warm_up=0 if bench.quick else 1)
     return Pairs(pairs.ours, pairs.raw, {"to the first action": min(to_action)})
 
 

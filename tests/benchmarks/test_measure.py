@@ -73,6 +73,11 @@ def test_a_gross_break_is_more_than_three_times_the_goal(kind, ours, met, gross)
     assert (measured.is_met, measured.is_gross) == (met, gross)
 
 
+def test_a_busy_machine_is_no_gross_break():
+    assert not line("difference", 1, [1, 1, 9, 9, 9], [0] * 5).is_gross
+    assert line("difference", 1, [1, 9, 9, 9, 9], [0] * 5).is_gross
+
+
 @pytest.mark.parametrize("power", [0, 1, 2])
 def test_growth_is_told_as_a_power_of_the_size(power):
     points = [(size, 5 * size**power) for size in (1, 10, 100, 1000)]

@@ -1,4 +1,7 @@
+import os
+import signal
 import sys
+import threading
 import time
 from itertools import count
 
@@ -105,3 +108,25 @@ def test_processes_do_not_inherit_what_would_slow_or_change_them(monkeypatch):
 def test_a_process_that_fails_is_told_with_its_output(tmp_path):
     with pytest.raises(BenchmarkFailed, match=r"(?s)ended with status 3:.*because"):
         run([sys.executable, "-c", "print('because'); raise SystemExit(3)"], child_environment(), tmp_path)
+
+
+def test_ctrl_c_reaches_a_process_which_may_then_end_what_it_has_started(tmp_path):
+    code = """
+import pathlib, time
+try:
+    pathlib.Path("begun").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    pathlib.Path("ended").touch()
+"""
+
+    def interrupt():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run([sys.executable, "-c", code], child_environment(), tmp_path)
+    assert (tmp_path / "ended").exists()

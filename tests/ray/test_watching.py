@@ -11,7 +11,7 @@ from synapse_runtime.errors import ExecutionError, WorkerCrashed
 from synapse_runtime.events import Event
 from synapse_runtime.execution import ActionRun
 from synapse_runtime.executors.ray import RayActorExecutor
-from synapse_runtime.executors.ray.mailbox import Letter, Listener
+from synapse_runtime.executors.ray.mailbox import Letter, Listener, Mailbox
 from synapse_runtime.executors.ray.task import WarmWorker
 from synapse_runtime.loggers import NullLogger
 from tests.ray.conftest import PLUGIN
@@ -125,6 +125,18 @@ def test_the_mailbox_ends_with_its_worker():
     worker.close()
     with pytest.raises(RayActorError):
         ray.get(actor.put.remote(0, 0, b""), timeout=30)
+
+
+def test_what_a_dead_worker_has_left_in_the_mailbox_is_taken_out(task):
+    import ray
+
+    task.execute("echo")  # so that there is a connection
+    mailbox = Mailbox()
+    ray.get([mailbox.actor.put.remote(7, number, b"said") for number in range(3)], timeout=30)
+    assert list(mailbox.rest()) == [Letter(7, number, b"said") for number in range(3)]
+    assert list(mailbox.rest()) == []
+    mailbox.close()
+    assert not mailbox.is_there
 
 
 def listener(heard: Heard, letters: dict[bytes, list[tuple[object, ...]]]) -> Listener:

@@ -222,7 +222,7 @@ def cluster(**resources: int) -> Iterator[dict[str, str]]:
         start(directory, Options(holder=os.getpid(), **resources), uuid.uuid4().hex * 2)
     try:
         with Door(directory) as door:
-            ready = door.ask("cluster", timeout=60)
+            ready = door.ask("dashboard", timeout=60)
         # By its variable Ray's own programs, too, take the loopback address as it is.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ready["token"]} | LOOPBACK
         yield {"address": ready["address"], "dashboard": ready["dashboard"]} | token

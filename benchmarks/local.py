@@ -31,7 +31,7 @@ def local_call(bench: Bench) -> Mapping[str, Pairs]:
     """Call an empty action."""
     executor = LocalExecutor()
     ours = per_call(lambda: executor.execute(Echo, _PARAMS), 1000)
-    pairs = in_turn(ours, per_call(call_by_hand, 1000), bench.rounds(30, 15))
+    pairs = in_turn(ours, per_call(call_by_hand, 1000), bench.rounds(30, 8))
     return {"local-call": pairs, "local-call-time": pairs}
 
 
@@ -58,7 +58,7 @@ def repeated_run_plugin(bench: Bench) -> Pairs:
     return in_turn(
         per_call(lambda: run_plugin(path, "echo", _PARAMS), 200),
         per_call(lambda: executor.execute(Echo, _PARAMS), 200),
-        bench.rounds(30, 15),
+        bench.rounds(30, 8),
     )
 
 

@@ -19,7 +19,7 @@ from synapse_runtime.loggers import NullLogger
 
 _PARAMS = {"number": 2}
 # What frees an actor goes on behind our back; the next one that is made must not wait for it.
-_SETTLE_SECONDS = 0.7
+_SETTLE_SECONDS = 0.5
 _POLL_SECONDS = 0.1
 _TESTS, _NAP, _PROCESSES = 40, 0.5, 2
 # The moment at which this process is connected to a cluster, as seconds since the epoch.
@@ -163,7 +163,7 @@ def task_first(bench: Bench) -> Pairs:
         time.sleep(_SETTLE_SECONDS)
         return taken
 
-    return in_turn(ours, raw, bench.rounds(12, 4))
+    return in_turn(ours, raw, bench.rounds(12, 3))
 
 
 def task_coverage(bench: Bench) -> Pairs:

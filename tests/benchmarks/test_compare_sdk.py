@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from benchmarks import compare_sdk, sides
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("synapse_sdk") is not None, reason="there is one to compare with")
+@pytest.mark.skipif(compare_sdk.is_there(), reason="there is one to compare with")
 def test_without_the_sdk_it_says_how_to_get_it(capsys):
     assert compare_sdk.main() == 2
     assert capsys.readouterr().err == "synapse-sdk is not installed here: `make compare`, or `nox -s compare`\n"

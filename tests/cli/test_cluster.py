@@ -84,7 +84,7 @@ def test_doctor_tells_of_it(warm):
 @pytest.mark.parametrize("form", ["{address}", "{dashboard}"])
 def test_doctor_tells_what_a_cluster_at_an_address_runs_and_has(warm, form):
     with Door(Path(facts(warm)["directory"])) as door:
-        there = door.ask("cluster")
+        there = door.ask("dashboard")
     variables = {"RAY_ADDRESS": form.format(**there), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": there["token"]}
 
     told = {one["what"]: (one["state"], one["text"]) for one in findings(warm, **variables)}

@@ -72,3 +72,35 @@ def test_what_comes_before_the_start_is_not_the_actions():
     reader = LogReader()
     assert list(reader.feed("Runtime env is setting up.\n")) == []
     assert reader.preamble == "Runtime env is setting up.\n"
+
+
+RAYS_LINE = "Running entrypoint for job j-1: python -m something\n"
+
+
+def read_late(log: str, cuts: list[int]) -> str:
+    reader = LogReader("j-1")
+    items: list[Output | Frame] = []
+    for start, end in zip([0, *cuts], [*cuts, len(log)], strict=True):
+        items += reader.feed(log[start:end])
+    items += reader.end()
+    return printed(items, "stdout")
+
+
+@pytest.mark.parametrize("where", ["", "no end of line", "a line\n", "Running entrypoint for job j-2: "])
+def test_rays_own_line_is_left_out_where_it_comes_late_wherever_the_log_is_cut(where):
+    log = frame(START).decode() + where + RAYS_LINE + "rest\n" + frame(EVENTS).decode() + "more"
+    for cut in range(len(log)):
+        assert read_late(log, [cut]) == f"{where}rest\nmore"
+    assert read_late(log, [*range(1, len(log))]) == f"{where}rest\nmore"
+
+
+def test_only_ray_says_its_line_and_only_once():
+    early = f"{RAYS_LINE}{frame(START).decode()}{RAYS_LINE}"
+    assert read_late(early, []) == RAYS_LINE
+    late = f"{frame(START).decode()}{RAYS_LINE}{RAYS_LINE}"
+    assert read_late(late, []) == RAYS_LINE
+
+
+@pytest.mark.parametrize("size", [1, 10, len(RAYS_LINE) - 1])
+def test_what_is_no_whole_line_of_rays_is_not_lost_at_the_end(size):
+    assert read_late(frame(START).decode() + RAYS_LINE[:size], []) == RAYS_LINE[:size]

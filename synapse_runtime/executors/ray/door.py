@@ -94,7 +94,7 @@ class Door:
         """Ask the owner something and return its answer.
 
         Args:
-            question: `cluster`, `status`, `keep` or `end`.
+            question: `cluster`, `dashboard`, `status`, `keep` or `end`.
             timeout: Seconds to wait for the answer.
             **details: What goes with the question.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import pickle
 import queue
@@ -76,8 +77,8 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 # By this a job is known as one of ours.
 _ACTION_KEY = "synapse_action"
-# While a job is young its whole log is asked for now and then, which is quickest; later it is followed.
 _POLL_SECONDS = 0.1
+# Until a job has run for so long its whole log is asked for now and then, which is quickest; later it is followed.
 _POLL_FOR_SECONDS = 3.0
 _AGENT_START_SECONDS = 30.0
 # Ray watches a job until a second or two after its end. Where it finds the job gone, it makes it anew, as failed.
@@ -217,17 +218,19 @@ class RayJobsApiExecutor(Executor):
 
     def get_logs(self, job_id: str) -> str:
         """Return all that the job's action has said and printed so far, as text."""
-        return "".join(self._readable(job_log.LogReader().feed(self._raw_logs(job_id))))
+        reader = job_log.LogReader(job_id)
+        items = itertools.chain(reader.feed(self._raw_logs(job_id)), reader.end())
+        return "".join(self._readable(items))
 
     def stream_logs(self, job_id: str) -> Iterator[str]:
         """Yield the job's log line by line, as it grows, until the job has ended."""
-        reader = job_log.LogReader()
+        reader = job_log.LogReader(job_id)
+        pieces = itertools.chain.from_iterable(map(reader.feed, self._follow(job_id)))
         rest = ""
-        for chunk in self._follow(job_id):
-            for text in self._readable(reader.feed(chunk)):
-                lines = (rest + text).splitlines(keepends=True)
-                rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
-                yield from lines
+        for text in self._readable(itertools.chain(pieces, reader.end())):
+            lines = (rest + text).splitlines(keepends=True)
+            rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
+            yield from lines
         if rest:
             yield rest
 
@@ -485,7 +488,7 @@ class RayJobsApiExecutor(Executor):
         give_up_after: float = float("inf"),
     ) -> ActionRun:
         """Follow the job to its run, or make the run that says how it ended without one."""
-        reader = job_log.LogReader()
+        reader = job_log.LogReader(job_id)
         printed: dict[str, list[str]] = {"stdout": [], "stderr": []}
         events: list[Event] = []
         death: Death | None = None
@@ -493,25 +496,25 @@ class RayJobsApiExecutor(Executor):
         took: float | None = None
         started = time.monotonic()
         call = self._calls.get(job_id)
-        for chunk in self._follow(job_id, timeout, give_up_after):
-            for item in reader.feed(chunk):
-                if isinstance(item, job_log.Output):
-                    printed[item.stream].append(item.text)
-                    if on_output is not None:
-                        on_output(*item)
-                elif item.kind == job_log.EVENTS:
-                    events.append(unpack_said(item.payload, self._import_root))
-                    if on_event is not None:
-                        on_event(events[-1])
-                elif item.kind == job_log.START:
-                    where = {**json.loads(item.payload), "node": self._node_of(job_id)}
-                elif item.kind == job_log.EXIT:
-                    told = json.loads(item.payload)
-                    death, took = Death(**told["death"]), told["duration"]
-                elif item.kind == job_log.RUN:
-                    run = unpack_run(item.payload, call, import_root=self._import_root)
-                    run.node = where["node"]
-                    return _with_output(run, printed)
+        pieces = itertools.chain.from_iterable(map(reader.feed, self._follow(job_id, timeout, give_up_after)))
+        for item in itertools.chain(pieces, reader.end()):
+            if isinstance(item, job_log.Output):
+                printed[item.stream].append(item.text)
+                if on_output is not None:
+                    on_output(*item)
+            elif item.kind == job_log.EVENTS:
+                events.append(unpack_said(item.payload, self._import_root))
+                if on_event is not None:
+                    on_event(events[-1])
+            elif item.kind == job_log.START:
+                where = {**json.loads(item.payload), "node": self._node_of(job_id)}
+            elif item.kind == job_log.EXIT:
+                told = json.loads(item.payload)
+                death, took = Death(**told["death"]), told["duration"]
+            elif item.kind == job_log.RUN:
+                run = unpack_run(item.payload, call, import_root=self._import_root)
+                run.node = where["node"]
+                return _with_output(run, printed)
         run = ActionRun(
             call.name if call else job_id,
             events=events,
@@ -579,20 +582,30 @@ class RayJobsApiExecutor(Executor):
         """Yield the job's log as it grows, in pieces, until the job has ended."""
         give_up_at = time.monotonic() + give_up_after
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        young_until = time.monotonic() + _POLL_FOR_SECONDS
-        seen = 0
-        while time.monotonic() < young_until:
-            ended = self.get_status(job_id) in _ENDED
-            text = self._raw_logs(job_id)
-            if len(text) > seen:
-                yield text[seen:]
-                seen = len(text)
-            if ended:
+        pace = _Pace()
+        status, asked_at, seen = "PENDING", 0.0, 0
+        may_end = False
+        while not pace.is_over:
+            # One question at a time, as each is work for the cluster, which has the job to start. Before a job runs, it
+            # has no log; then the log tells how it goes on.
+            if status == "PENDING" or may_end or time.monotonic() - asked_at > _LOOK_SECONDS / 2:
+                was_pending = status == "PENDING"
+                status, asked_at = self.get_status(job_id), time.monotonic()
+                if was_pending and status != "PENDING":
+                    pace = _Pace(running=True)
+            if status != "PENDING":
+                text = self._raw_logs(job_id)
+                may_end = may_end or job_log.may_end(text[seen:])
+                if len(text) > seen:
+                    yield text[seen:]
+                    seen = len(text)
+            if status in _ENDED:
                 return
             self._require_cluster(job_id)
+            give_up_at = self._require_room(job_id, give_up_at)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
-            time.sleep(_POLL_SECONDS)
+            pace.wait()
         with no_log_records():
             for chunk in self._tail(job_id, deadline, give_up_at):
                 if seen < len(chunk):
@@ -632,6 +645,30 @@ class RayJobsApiExecutor(Executor):
                 forget_broken(cluster)
                 raise ClusterError(f"the log of job {job_id!r} broke off: {piece}") from piece
             yield piece
+
+
+class _Pace:
+    """How often to ask about a job: the longer it takes, or an answer, the less a moment matters.
+
+    Args:
+        running: Whether the job runs. It may end at any moment then, but not before.
+    """
+
+    def __init__(self, *, running: bool = False) -> None:
+        self._shortest = _POLL_SECONDS / 2 if running else _POLL_SECONDS
+        self._began = self._waited_at = time.monotonic()
+        self._until = self._began + _POLL_FOR_SECONDS if running else float("inf")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is time to follow the log."""
+        return time.monotonic() >= self._until
+
+    def wait(self) -> None:
+        """Wait until the next question."""
+        now = time.monotonic()
+        time.sleep(min(max((now - self._began) / 20, now - self._waited_at, self._shortest), _LOOK_SECONDS))
+        self._waited_at = time.monotonic()
 
 
 def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) -> str:

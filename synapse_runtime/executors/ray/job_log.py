@@ -73,8 +73,17 @@ def _is_plain(data: bytes) -> bool:
     return True
 
 
+def may_end(text: str) -> bool:
+    """Tell whether a piece of a log holds a frame after which the job ends. One that was cut may not be noticed."""
+    return f"{MARK}{RUN} " in text or f"{MARK}{EXIT} " in text
+
+
 class LogReader:
     r"""Reads a log that comes in pieces, cut anywhere.
+
+    Args:
+        job_id: The job's id. Ray adds a line of its own to the log while the job starts, and it may come late, in the
+            middle of what the action prints: with the id it is known, and left out.
 
     Example:
         >>> reader = LogReader()
@@ -85,9 +94,10 @@ class LogReader:
         "Ray's own line\n"
     """
 
-    def __init__(self) -> None:
+    def __init__(self, job_id: str | None = None) -> None:
         self.preamble = ""
         self._started = False
+        self._rays_words = "" if job_id is None else f"Running entrypoint for job {job_id}: "
         self._stream = STDOUT
         self._rest = ""
         self._parts: list[bytes] = []
@@ -100,8 +110,11 @@ class LogReader:
         while position < len(text):
             mark = text.find(MARK, position)
             if mark != position:
-                yield from self._text(text[position : mark if mark >= 0 else len(text)])
-                position = mark if mark >= 0 else len(text)
+                end = mark if mark >= 0 else position + self._certain(text[position:])
+                yield from self._text(text[position:end])
+                position = end
+                if mark < 0:
+                    break
                 continue
             end = text.find("\n", mark)
             if end < 0:
@@ -109,6 +122,28 @@ class LogReader:
             yield from self._line(text[mark + 1 : end])
             position = end + 1
         self._rest = text[position:]
+
+    def end(self) -> Iterator[Output]:
+        """Yield what is left: there is no more of the log."""
+        rest, self._rest, self._rays_words = self._rest, "", ""
+        if not rest.startswith(MARK):
+            yield from self._text(rest)
+
+    def _certain(self, text: str) -> int:
+        """Return how much of the text at the end of a piece is no beginning of Ray's line."""
+        if not self._started or not self._rays_words:
+            return len(text)
+        at = text.find(self._rays_words)
+        if at >= 0:
+            return len(text) if "\n" in text[at:] else at
+        cut = next((size for size in range(len(self._rays_words), 0, -1) if text.endswith(self._rays_words[:size])), 0)
+        return len(text) - cut
+
+    def _without_rays_line(self, text: str) -> str:
+        before, words, line = text.partition(self._rays_words) if self._rays_words else (text, "", "")
+        if words:
+            self._rays_words = ""  # which it says once
+        return before + line.partition("\n")[2]
 
     def _line(self, line: str) -> Iterator[Output | Frame]:
         kind, _, encoded = line.partition(" ")
@@ -122,13 +157,16 @@ class LogReader:
         elif kind == RAW:
             yield from self._output(self._decoders[self._stream].decode(payload))
         else:
-            self._started = self._started or kind == START
+            if kind == START:
+                self._started = True
+                self._rays_words = "" if self._rays_words in self.preamble else self._rays_words
             if kind in (RUN, EXIT):
                 yield from self._cut_characters()
             yield Frame(kind, payload)
 
     def _text(self, text: str) -> Iterator[Output]:
         if self._started:
+            text = self._without_rays_line(text)
             # Plain text never goes on with a character that was cut in two: what was kept of one belongs before it.
             yield from self._output(self._decoders[self._stream].decode(b"", final=True) + text)
         else:

@@ -10,6 +10,7 @@ below the working directory, or below one that modules are imported from.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import pickle
@@ -54,6 +55,7 @@ def main() -> None:
     receive, send = Pipe(duplex=False)
     stdout, stderr = os.pipe(), os.pipe()
     notes, oom_kills = Notes(), kernel_oom_kills()
+    gc.freeze()  # what is imported by now stays to the end: the child need not go through it, and so copy it
     child = os.fork()
     if child == 0:
         receive.close()

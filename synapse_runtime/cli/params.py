@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +51,8 @@ class GivenParams:
         Raises:
             typer.BadParameter: The model has no such param; suggests the nearest.
         """
+        if not self.needs_model:
+            return dict(self.whole)
         from pydantic import RootModel
 
         kind: Any = Any if model is None or issubclass(model, RootModel) else model
@@ -249,6 +250,8 @@ def _put(params: dict[str, Any], place: _Place, value: Any) -> None:
 
 def _value(text: str, kind: Any) -> Any:
     """Return what a text means where a value of this type is wanted: JSON, unless only the text itself fits."""
+    import json
+
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -272,6 +275,10 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _parsed(text: str, option: str, where: str) -> Any:
+    if text == "{}":  # the default
+        return {}
+    import json
+
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,11 +19,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from synapse_runtime.decorators import action
 from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
-from synapse_runtime.executors.ray.cluster import dashboard_of, describe, find_cluster
+from synapse_runtime.executors.ray.cluster import dashboard_of, describe, find_cluster, only_this_dashboard
 from synapse_runtime.executors.ray.door import LOOPBACK, Door, Options, alone_in, reap, start
 from synapse_runtime.executors.ray.owned import OwnCluster
+from synapse_runtime.loggers import NullLogger
 from synapse_runtime.site import new_directory
 from tests.ray.conftest import PLUGIN
 
@@ -148,7 +152,9 @@ def test_our_token_is_not_sent_to_others(short_temp_dir):
         USE_A_CLUSTER
         + """
     import http.server, threading
-    from synapse_runtime.errors import ClusterError
+    from synapse_runtime.decorators import action
+from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.local import LocalExecutor
     from synapse_runtime.executors.ray import RayJobsApiExecutor
     from synapse_runtime.executors.ray.ephemeral import ephemeral
     ephemeral.leave()
@@ -243,6 +249,27 @@ def test_the_header_words_say_which_cluster_it_will_be(monkeypatch):
     assert describe("10.0.0.1:6379") == "10.0.0.1:6379 (given)"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     assert describe() == "10.0.0.2:6379 (RAY_ADDRESS)"
+
+
+def test_an_action_that_ends_in_another_thread_leaves_the_variables_of_the_moment_alone(monkeypatch):
+    name = "RAY_API_SERVER_ADDRESS"
+    monkeypatch.delenv(name, raising=False)
+    inside, go_on = threading.Event(), threading.Event()
+
+    @action
+    def waits(params, context):
+        inside.set()
+        assert go_on.wait(10)
+
+    thread = threading.Thread(target=LocalExecutor(logger=NullLogger()).execute, args=(waits,))
+    thread.start()
+    assert inside.wait(10)
+    with only_this_dashboard("http://here"):
+        go_on.set()
+        thread.join(0.3)
+        assert os.environ[name] == "http://here"
+    thread.join(10)
+    assert name not in os.environ
 
 
 def test_the_private_names_that_we_use_of_ray_are_there():

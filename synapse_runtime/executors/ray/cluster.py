@@ -43,6 +43,7 @@ from synapse_runtime.executors.ray.probe import (
 from synapse_runtime.executors.ray.quiet import quiet
 from synapse_runtime.executors.ray.warm import status, unfit_for, warm
 from synapse_runtime.site import of_this_process
+from synapse_runtime.surroundings import process
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 # What a pytest process and its worker take, bytes; a cluster of ours as much again.
@@ -312,15 +313,16 @@ def _untouched_process() -> Iterator[None]:
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if in_main_thread else None
-    variables = os.environ.copy()
-    try:
-        yield
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
-        for name in os.environ.keys() - variables.keys():
-            del os.environ[name]
-        os.environ.update(variables)
+    with process.held():
+        variables = os.environ.copy()
+        try:
+            yield
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGTERM, handler)
+            for name in os.environ.keys() - variables.keys():
+                del os.environ[name]
+            os.environ.update(variables)
 
 
 @contextlib.contextmanager
@@ -355,16 +357,18 @@ def _authentication(token: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _variables(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    """Set variables for a moment, in which no action of another thread begins, which would keep them, or ends."""
+    with process.held():
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _given(address: str, origin: str) -> Cluster:

@@ -210,6 +210,7 @@ def start(directory: Path, options: Options, token: str) -> None:
 def reap(directory: Path) -> None:
     """End the cluster of a directory, if one is there, and delete the directory."""
     if not directory.exists():
+        _bury_children(0)
         return
     ended = False
     with contextlib.suppress(DoorClosed, TimeoutError), Door(directory) as door:
@@ -286,10 +287,10 @@ def _kill_remains(directory: Path) -> None:
 _children: list[subprocess.Popen[bytes]] = []
 
 
-def _bury_children() -> None:
+def _bury_children(seconds: float = 1) -> None:
     for process in list(_children):
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1)
+            process.wait(timeout=seconds)
             _children.remove(process)
 
 

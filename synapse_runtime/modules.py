@@ -96,7 +96,10 @@ class Stay:
         self._place: _Place | None = None
 
     def at(self, root: str | None) -> None:
-        """Let this directory's modules be the ones that their names mean, from now on; None for no plugin's."""
+        """Let this directory's modules be the ones that their names mean, from now on; None for no plugin's.
+
+        As with a block, those whose files have changed are imported anew.
+        """
         self._place = _names.stay(self._place, root)
 
     def end(self) -> None:
@@ -308,6 +311,8 @@ class _Names:
                 self._places.append(place)
             place.corner = corner
             self._turn_to(corner)
+            if root is not None and not corner.blocks:
+                self._import_edited_anew(corner)
             return place
 
     def keep(self, name: str) -> None:

@@ -44,7 +44,7 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 GRACE_SECONDS = 1.0
 # What crosses the border does so one at a time: meanwhile names of modules are those of one plugin.
 _border = threading.RLock()
-# In a worker a plugin stays the current one between calls, for threads that its actions have left.
+# In a worker a plugin stays the current one, also between calls, for threads that its actions have left.
 _stay = Stay()
 
 
@@ -230,20 +230,18 @@ def serve(
     assertions.rewrite_here(habits.rewritten)
     if output is not None:
         output.begin()
-    # Where reading the call imports nothing, `run_call` looks at the modules; they stay the current ones.
-    with contextlib.nullcontext() if _is_builtin(parcel.call) else _importable(parcel.import_root):
-        with captured_logging(captured, habits.audience):
-            on_start = _armed(parcel.timeout, notes, on_start)
-            run, env = _run(parcel, mode, on_event, on_start, moved=moved)
-        if on_end is not None:
-            captured.interjections.extend(on_end())
-        if output is not None:
-            captured.stdout, captured.stderr = output.take()
-        run.captured = captured
-        run.node = node
-        if moved is not None:
-            moved.tell_of_captured(captured)
-        return _pack_run(run, env, moved, apart)
+    with captured_logging(captured, habits.audience):
+        on_start = _armed(parcel.timeout, notes, on_start)
+        run, env = _run(parcel, mode, on_event, on_start, moved=moved)
+    if on_end is not None:
+        captured.interjections.extend(on_end())
+    if output is not None:
+        captured.stdout, captured.stderr = output.take()
+    run.captured = captured
+    run.node = node
+    if moved is not None:
+        moved.tell_of_captured(captured)
+    return _pack_run(run, env, moved, apart)
 
 
 def unpack_run(

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
-from pydantic import ValidationError as PydanticValidationError
+from pydantic_core import ValidationError as PydanticValidationError
+from pydantic_core import core_schema as kinds
 
 from synapse_runtime import yaml_document
 from synapse_runtime.enums import (
@@ -23,6 +23,17 @@ from synapse_runtime.enums import (
 )
 from synapse_runtime.errors import ConfigError, ConfigWarning, Problem, nearest
 from synapse_runtime.locate import CONFIG_NAMES, config_in
+from synapse_runtime.sections import (
+    ANYTHING,
+    MAPPING,
+    TEXT,
+    TEXT_OR_NONE,
+    TEXTS,
+    Field,
+    Section,
+    changed_before,
+    checked_after,
+)
 from synapse_runtime.yaml_document import Document
 
 SERVED = (RunMethod.SERVE, RunMethod.RESTAPI)  # classes of Ray Serve and web applications, which nothing here can call
@@ -48,20 +59,14 @@ _TEXT_AT = (
 )
 
 
-class _Section(BaseModel):
-    """A part of the config file. Fields without a value are as if they were not there; unknown ones are kept."""
-
-    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)  # in `env` may be secrets
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_not_there(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {key: item for key, item in value.items() if item is not None or key not in cls.model_fields}
+def _is_entrypoint(value: str) -> str:
+    parts = value.replace(":", ".", 1).split(".")
+    if value and (len(parts) < 2 or not all(part.isidentifier() for part in parts)):
+        raise ValueError(f"must be 'module:Name' or 'module.Name', not {value!r}")
+    return value
 
 
-class ActionSpec(_Section):
+class ActionSpec(Section):
     """One action of the config file.
 
     Attributes:
@@ -78,26 +83,31 @@ class ActionSpec(_Section):
     """
 
     name: str
-    entrypoint: str = ""
-    method: str = "task"
-    description: str = ""
-    input_type: str | None = None
-    output_type: str | None = None
-    serve_options: dict[str, Any] | None = None
-    params_schema: Any = None
-    ui_schema: Any = None
-    hyperparameters: Any = None
+    entrypoint: str
+    method: str
+    description: str
+    input_type: str | None
+    output_type: str | None
+    serve_options: dict[str, Any] | None
+    params_schema: Any
+    ui_schema: Any
+    hyperparameters: Any
 
-    @field_validator("entrypoint")
-    @classmethod
-    def _is_entrypoint(cls, value: str) -> str:
-        parts = value.replace(":", ".", 1).split(".")
-        if value and (len(parts) < 2 or not all(part.isidentifier() for part in parts)):
-            raise ValueError(f"must be 'module:Name' or 'module.Name', not {value!r}")
-        return value
+    model_fields: ClassVar[Mapping[str, Field]] = {
+        "name": Field(TEXT),
+        "entrypoint": Field(checked_after(_is_entrypoint, TEXT), ""),
+        "method": Field(TEXT, "task"),
+        "description": Field(TEXT, ""),
+        "input_type": Field(TEXT_OR_NONE, None),
+        "output_type": Field(TEXT_OR_NONE, None),
+        "serve_options": Field(kinds.nullable_schema(MAPPING), None),
+        "params_schema": Field(ANYTHING, None),
+        "ui_schema": Field(ANYTHING, None),
+        "hyperparameters": Field(ANYTHING, None),
+    }
 
 
-class Requires(_Section):
+class Requires(Section):
     """What a plugin needs around it, as version specifiers such as `>=3.10,<3.13`.
 
     Attributes:
@@ -106,12 +116,36 @@ class Requires(_Section):
         cuda: Versions of CUDA.
     """
 
-    sdk: str | None = None
-    python: str | None = None
-    cuda: str | None = None
+    sdk: str | None
+    python: str | None
+    cuda: str | None
+
+    model_fields: ClassVar[Mapping[str, Field]] = {
+        name: Field(TEXT_OR_NONE, None) for name in ("sdk", "python", "cuda")
+    }
 
 
-class Manifest(_Section):
+def _variables_are_a_mapping(value: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(value.get("env_vars") or {}, dict):
+        raise ValueError("env_vars must be a mapping of names to values")
+    return value
+
+
+def _by_name(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {str(key): _action(key, spec) for key, spec in value.items()}
+
+
+def _action(key: object, spec: Any) -> Any:
+    if isinstance(spec, str):
+        spec = {"entrypoint": spec}
+    if spec is None:
+        spec = {}
+    return {**spec, "name": spec.get("name") or str(key)} if isinstance(spec, dict) else spec
+
+
+class Manifest(Section):
     """A plugin's config file.
 
     Attributes:
@@ -142,71 +176,69 @@ class Manifest(_Section):
         actions: The actions by name, in the order of the file.
     """
 
-    code: str = ""
-    name: str = ""
-    version: str = "0.1.0"
-    variant: str | None = None
-    category: str | None = None
-    description: str = ""
-    readme: str = "README.md"
-    env: dict[str, Any] = Field(default_factory=dict, repr=False)  # values may be secrets
-    runtime_env: dict[str, Any] = Field(default_factory=dict)
-    package_manager: Literal["pip", "uv"] = "pip"
-    package_manager_options: list[str] = Field(default_factory=list)
-    wheels_dir: str = "wheels"
-    requires: Requires = Field(default_factory=Requires)
-    dependencies: dict[str, str] = Field(default_factory=dict)
-    tags: list[str] = Field(default_factory=list)
-    data_type: str | None = None
-    tasks: list[str] = Field(default_factory=list)
-    supported_data_types: list[str] = Field(
-        default_factory=list, validation_alias=AliasChoices("supported_data_types", _ALSO["supported_data_types"])
-    )
-    supported_annotation_tools: dict[str, list[str]] = Field(default_factory=dict)
-    annotation_category: str | None = None
-    annotation_type: str | None = None
-    smart_tool: str | None = None
-    smart_tool_type: str | None = None
-    actions: dict[str, ActionSpec] = Field(default_factory=dict)
+    code: str
+    name: str
+    version: str
+    variant: str | None
+    category: str | None
+    description: str
+    readme: str
+    env: dict[str, Any]
+    runtime_env: dict[str, Any]
+    package_manager: Literal["pip", "uv"]
+    package_manager_options: list[str]
+    wheels_dir: str
+    requires: Requires
+    dependencies: dict[str, str]
+    tags: list[str]
+    data_type: str | None
+    tasks: list[str]
+    supported_data_types: list[str]
+    supported_annotation_tools: dict[str, list[str]]
+    annotation_category: str | None
+    annotation_type: str | None
+    smart_tool: str | None
+    smart_tool_type: str | None
+    actions: dict[str, ActionSpec]
 
-    _problems: tuple[Problem, ...] = PrivateAttr(())
+    model_fields: ClassVar[Mapping[str, Field]] = {
+        "code": Field(TEXT, ""),
+        "name": Field(TEXT, ""),
+        "version": Field(TEXT, "0.1.0"),
+        "variant": Field(TEXT_OR_NONE, None),
+        "category": Field(TEXT_OR_NONE, None),
+        "description": Field(TEXT, ""),
+        "readme": Field(TEXT, "README.md"),
+        "env": Field(MAPPING, dict, is_secret=True),
+        "runtime_env": Field(checked_after(_variables_are_a_mapping, MAPPING), dict),
+        "package_manager": Field(kinds.literal_schema(["pip", "uv"]), "pip"),
+        "package_manager_options": Field(TEXTS, list),
+        "wheels_dir": Field(TEXT, "wheels"),
+        "requires": Field(Requires.kind(), Requires),
+        "dependencies": Field(kinds.dict_schema(TEXT, TEXT), dict),
+        "tags": Field(TEXTS, list),
+        "data_type": Field(TEXT_OR_NONE, None),
+        "tasks": Field(TEXTS, list),
+        "supported_data_types": Field(TEXTS, list, also=_ALSO["supported_data_types"]),
+        "supported_annotation_tools": Field(kinds.dict_schema(TEXT, TEXTS), dict),
+        "annotation_category": Field(TEXT_OR_NONE, None),
+        "annotation_type": Field(TEXT_OR_NONE, None),
+        "smart_tool": Field(TEXT_OR_NONE, None),
+        "smart_tool_type": Field(TEXT_OR_NONE, None),
+        "actions": Field(changed_before(_by_name, kinds.dict_schema(TEXT, ActionSpec.kind())), dict),
+    }
+
+    def __init__(self, /, **values: Any) -> None:
+        super().__init__(**values)
+        self.name = self.name or self.code
+        # These travel with each call, and no cluster lists them.
+        self.env = {**(self.runtime_env.pop("env_vars", None) or {}), **self.env}
+        self._problems: tuple[Problem, ...] = ()
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is unknown in the file: fields and values, each with file and line. The plugin works nevertheless."""
         return self._problems
-
-    @field_validator("runtime_env")
-    @classmethod
-    def _variables_are_a_mapping(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(value.get("env_vars") or {}, dict):
-            raise ValueError("env_vars must be a mapping of names to values")
-        return value
-
-    @field_validator("actions", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {str(key): _action(key, spec) for key, spec in value.items()}
-
-    @model_validator(mode="after")
-    def _name_or_code(self) -> Manifest:
-        self.name = self.name or self.code
-        return self
-
-    @model_validator(mode="after")
-    def _variables_travel_with_the_call(self) -> Manifest:
-        self.env = {**(self.runtime_env.pop("env_vars", None) or {}), **self.env}
-        return self
-
-
-def _action(key: object, spec: Any) -> Any:
-    if isinstance(spec, str):
-        spec = {"entrypoint": spec}
-    if spec is None:
-        spec = {}
-    return {**spec, "name": spec.get("name") or str(key)} if isinstance(spec, dict) else spec
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -338,9 +370,11 @@ def _with_named_actions(data: dict[str, Any], faults: _Faults) -> dict[str, Any]
 
 def _what_fits(data: dict[str, Any], faults: _Faults) -> Manifest:
     """Validate the data; leave out what does not fit, and take down why."""
+    validator = Manifest.validator()
     while True:
         try:
-            return Manifest.model_validate(data)
+            manifest: Manifest = validator.validate_python(data)
+            return manifest
         except PydanticValidationError as error:
             problems = error.errors(include_input=False, include_url=False)
         rest = data
@@ -389,9 +423,9 @@ def _unknown(manifest: Manifest) -> Iterator[_Told]:
 
 
 def _unknown_fields(
-    section: BaseModel, place: tuple[str, ...], known: Iterable[str], elsewhere: Iterable[str], hint: str
+    section: Section, place: tuple[str, ...], known: Iterable[str], elsewhere: Iterable[str], hint: str
 ) -> Iterator[_Told]:
-    for field in section.model_extra or ():
+    for field in section.model_extra:
         if field in known or field.startswith(("x-", "_", ".")):  # the latter are where people keep anchors
             continue
         guess = nearest(field, known)

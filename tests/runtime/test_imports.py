@@ -71,3 +71,9 @@ def test_an_action_that_runs_here_takes_nothing_that_it_does_not_need():
     assert "synapse_runtime.execution" in modules
     assert {name.partition(".")[0] for name in modules} & NOT_FOR_A_LOCAL_RUN == set()
     assert "synapse_runtime.manifest" not in modules
+
+
+def test_a_config_file_is_read_without_the_models_of_pydantic():
+    code = "import sys, synapse_runtime.manifest; print(*sys.modules)"
+    assert "synapse_runtime.yaml_document" in (modules := imported(code))
+    assert "pydantic.main" not in modules

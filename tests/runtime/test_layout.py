@@ -41,6 +41,7 @@ ROOMS = [
     "action",
     "decorators",
     "yaml_document",
+    "sections",
     "manifest",
     "plugin",
     "inspection_main",

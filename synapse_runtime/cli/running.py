@@ -13,6 +13,7 @@ from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only
 from synapse_runtime.cli.find import find_plugin, import_action
 from synapse_runtime.cli.modes import checked_mode
 from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
+from synapse_runtime.cli.pydantic_plugins import skip_search
 from synapse_runtime.cli.refusal import refusal
 from synapse_runtime.errors import ConfigError, ExecutionError
 
@@ -120,6 +121,8 @@ def _run(action: str, given: GivenParams, mode: str, options: dict[str, Any], *,
     from synapse_runtime.loggers import ConsoleLogger
     from synapse_runtime.runner import executor_class, live_console
 
+    if mode == "local":
+        skip_search(str(options["plugin"].root))
     collector.resume()
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(only_results_on_stdout()) if as_json else sys.stdout

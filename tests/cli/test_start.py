@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import typer
 from typer.main import get_command
@@ -57,6 +60,8 @@ def by_typer(arguments: list[str]) -> dict[str, Any]:
 def test_an_action_runs_without_the_libraries_of_the_command(synapse: Synapse) -> None:
     modules = imported(synapse, "plugin", "run", "train", *LOCAL, "--param", "epochs=3", "--json")
     assert {"synapse_runtime.execution", "pydantic", "yaml"} <= modules
+    # The latter two come with the search for plugins of pydantic's, which is left out by private names of pydantic.
+    assert modules & {"importlib.metadata", "email"} == set()
     assert modules & {"typer", "click", "rich", "asyncio", "ssl", "ray", "cloudpickle", "httpx", "pytest"} == set()
 
 
@@ -176,3 +181,55 @@ def test_the_garbage_collector_is_back_when_an_action_is_imported_and_runs(synap
     for arguments in [LOCAL, (*LOCAL, "--timeout", "60"), (*LOCAL, "--param", "a=1")]:
         done = synapse("plugin", "run", "look", *arguments, "--json", cwd=tmp_path)
         assert (done.stdout, done.stderr) == ("[true,true,true]\n", "")
+
+
+PYDANTIC_PLUGIN = """\
+import sys
+
+class Plugin:
+    def new_schema_validator(self, schema, schema_type, path, *args):
+        print("a model is made:", path.name, file=sys.stderr)
+        return None, None, None
+
+plugin = Plugin()
+"""
+
+
+def write_action(root: Path, result: str) -> None:
+    (root / "config.yaml").write_text("code: demo\nactions: {look: looking:look}\n")
+    (root / "looking.py").write_text(
+        "import importlib.metadata\n"
+        "from pydantic import BaseModel\n"
+        "from synapse_runtime.decorators import action\n"
+        "class Params(BaseModel): pass\n"
+        "@action(params=Params)\n"
+        "def look(params, context):\n"
+        f"    return {result}\n"
+    )
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "plugin"])
+def test_a_plugin_of_pydantic_sees_the_models_of_an_action(synapse: Synapse, tmp_path: Path, where: str) -> None:
+    root, packages = tmp_path / "plugin", tmp_path / where
+    for directory in {root, packages}:
+        directory.mkdir()
+    write_action(root, "'done'")
+    (packages / "noisy.py").write_text(PYDANTIC_PLUGIN)
+    (packages / "noisy-1.0.dist-info").mkdir()
+    (packages / "noisy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: noisy\nVersion: 1.0\n")
+    (packages / "noisy-1.0.dist-info" / "entry_points.txt").write_text("[pydantic]\nnoisy = noisy:plugin\n")
+    path = {} if packages == root else {"PYTHONPATH": str(packages)}
+    done = synapse("plugin", "run", "look", *LOCAL, "--json", cwd=root, **path)
+    assert (done.status, done.stdout) == (0, '"done"\n'), done.stderr
+    assert "a model is made: " in done.stderr
+
+
+def test_an_action_can_ask_for_the_packages_that_are_installed(synapse: Synapse, tmp_path: Path) -> None:
+    write_action(
+        tmp_path,
+        "[importlib.metadata.version('pydantic'), bool(importlib.metadata.entry_points(group='pytest11')), "
+        "importlib.metadata.__file__]",
+    )
+    done = synapse("plugin", "run", "look", *LOCAL, "--json", cwd=tmp_path)
+    version, has_entry_points, file = json.loads(done.stdout)
+    assert (version, has_entry_points, file) == (pydantic.VERSION, True, importlib.metadata.__file__)

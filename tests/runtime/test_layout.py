@@ -80,6 +80,7 @@ ROOMS = [
     "cli.collector",
     "cli.refusal",
     "cli.modes",
+    "cli.pydantic_plugins",
     "cli.findings",
     "cli.checks",
     "cli.cluster_checks",

@@ -155,7 +155,11 @@ class Plugin:
             ActionNotFoundError: Lists the actions there are and suggests the nearest.
             ConfigError: The action has no entrypoint; names file and line.
         """
-        spec = self.manifest.actions.get(name)
+        return self.entrypoint_by(self.manifest, name)
+
+    def entrypoint_by(self, manifest: Manifest, name: str) -> str:
+        """Return the same, by what the config file was found to say."""
+        spec = manifest.actions.get(name)
         if spec is None:
             if is_entrypoint(name):
                 return standard_entrypoint(name)
@@ -202,7 +206,9 @@ class _Recalled:
         self.plugin = plugin
         directory = SeenDirectory.look(str(plugin.root))
         configs = [path for name in CONFIG_NAMES if (path := plugin.root / name).is_file()]
-        self._seen: list[Seen | SeenDirectory] = [directory, *(Seen.read(str(path)) for path in configs)]
+        # What is in the only one does not matter: it is the plugin's, which looks itself.
+        others = configs if len(configs) > 1 else []
+        self._seen: list[Seen | SeenDirectory] = [directory, *(Seen.read(str(path)) for path in others)]
 
     def is_current(self) -> bool:
         """Tell at a glance."""

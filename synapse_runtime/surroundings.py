@@ -174,9 +174,11 @@ class _Surroundings:
         except FileNotFoundError:
             before = None
         if path != before:
-            if not os.path.isdir(path):
-                raise ExecutionError(f"the working directory {path} does not exist on {socket.gethostname()}")
-            os.chdir(path)
+            try:
+                os.chdir(path)
+            except (FileNotFoundError, NotADirectoryError):
+                text = f"the working directory {path} does not exist on {socket.gethostname()}"
+                raise ExecutionError(text) from None
         self._directory = before
 
 

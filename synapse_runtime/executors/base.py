@@ -21,6 +21,7 @@ from synapse_runtime.loggers import ConsoleLogger, Logger
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.ray.connection import Cluster
+    from synapse_runtime.manifest import Manifest
     from synapse_runtime.plugin import Plugin
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
@@ -190,9 +191,9 @@ class Executor(ABC):
         job_id: str | None = None,
     ) -> ActionCall:
         """Return the call that `run` would make, without making it."""
-        target, name = self._resolve(action)
         plugin = self._plugin
         manifest = None if plugin is None else plugin.manifest
+        target, name = self._resolve(action, manifest)
         env = self._env if manifest is None else PluginEnvironment.merge(manifest.env, self._env)
         return ActionCall(
             action=target,
@@ -253,12 +254,12 @@ class Executor(ABC):
         if run.captured is not None:
             run.captured.replay(output=output)
 
-    def _resolve(self, action: Any) -> tuple[Any, str]:
+    def _resolve(self, action: Any, manifest: Manifest | None) -> tuple[Any, str]:
         if not isinstance(action, str):
             actions.require_action(action)
             return action, actions.name_of(action)
-        if self._plugin is not None:
-            return self._plugin.entrypoint(action), action
+        if self._plugin is not None and manifest is not None:
+            return self._plugin.entrypoint_by(manifest, action), action
         from synapse_runtime.plugin import is_entrypoint, standard_entrypoint
 
         if not is_entrypoint(action):

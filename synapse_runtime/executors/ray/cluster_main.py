@@ -26,10 +26,12 @@ from typing import Any
 
 import psutil
 
-from synapse_runtime.executors.ray.door import RAYS_DIRECTORY, Options
+from synapse_runtime.executors.ray.door import RAYS_DIRECTORY, Options, kill_remains
 from synapse_runtime.executors.ray.head import Head
 
 _LOOK_SECONDS = 0.25
+# Names of the processes that a driver needs.
+_FIRST_PARTS = ("gcs_server", "raylet")
 # How long Ray has to end by itself, before all its processes are killed.
 _SHUTDOWN_SECONDS = 5.0
 # How long those who wait for a cluster have to read why it did not start.
@@ -175,7 +177,8 @@ class Owner:
         self._end_at_once()
 
     def _has_to_end(self) -> bool:
-        if self._is_complete.is_set() and _a_part_has_ended():
+        has_ended = _a_part_has_ended if self._is_complete.is_set() else _a_first_part_has_ended
+        if self._is_ready.is_set() and has_ended():
             self._end_at_once()  # Ray would wait for the lost part for long
         if self._ending.is_set() or not self._is_at_home():
             return True
@@ -211,6 +214,8 @@ class Owner:
         return any(job.status in ("PENDING", "RUNNING") and job.job_id != own for job in jobs)
 
     def _end_at_once(self) -> None:
+        # A worker that is just starting is in a group of its own, and looks for its cluster for a minute.
+        kill_remains(self._directory)
         self.leave_nothing()
         os.killpg(0, signal.SIGKILL)
 
@@ -299,6 +304,15 @@ def _lives(process: psutil.Process | None) -> bool:
 def _a_part_has_ended() -> bool:
     """Tell whether one of the cluster's own processes is gone: what is left of it answers late or never."""
     return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _a_first_part_has_ended() -> bool:
+    """Tell the same of what drivers need, while the rest is starting, whose end is noticed where it is started."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE and child.name() in _FIRST_PARTS:
+                return True
+    return False
 
 
 if __name__ == "__main__":

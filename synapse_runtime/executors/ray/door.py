@@ -217,7 +217,7 @@ def reap(directory: Path) -> None:
         door.ask("end")
         ended = door.wait_until_closed(_END_SECONDS)
     if not ended:  # the owner is gone without a word, or stuck
-        _kill_remains(directory)
+        kill_remains(directory)
     remove(directory)
     _bury_children()
 
@@ -268,8 +268,8 @@ def last_lines(directory: Path, count: int = 12) -> str:
     return ""
 
 
-def _kill_remains(directory: Path) -> None:
-    """Kill what is left of the cluster of a directory: its processes are known by it.
+def kill_remains(directory: Path) -> None:
+    """Kill what is left of the cluster of a directory, but this process: its processes are known by it.
 
     They have it as their working directory, or, those that run jobs, in their environment, where others write their
     titles. One with a terminal is somebody who looks around there.
@@ -278,6 +278,8 @@ def _kill_remains(directory: Path) -> None:
 
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
+            if process.pid == os.getpid():
+                continue
             works_there = Path(process.cwd()).is_relative_to(directory)
             if process.terminal() is None and (works_there or process.environ().get("TMPDIR") == str(directory)):
                 process.kill()

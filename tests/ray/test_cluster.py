@@ -152,9 +152,7 @@ def test_our_token_is_not_sent_to_others(short_temp_dir):
         USE_A_CLUSTER
         + """
     import http.server, threading
-    from synapse_runtime.decorators import action
-from synapse_runtime.errors import ClusterError
-from synapse_runtime.executors.local import LocalExecutor
+    from synapse_runtime.errors import ClusterError
     from synapse_runtime.executors.ray import RayJobsApiExecutor
     from synapse_runtime.executors.ray.ephemeral import ephemeral
     ephemeral.leave()

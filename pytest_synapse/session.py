@@ -37,7 +37,7 @@ class SynapseSession:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._plugins: dict[Path, Plugin] = {}
-        self._config_files: dict[Path, Path | None] = {}  # of plugins, by directories of tests
+        self._config_files: dict[Path, Path | None] = {}  # of plugins, by files of tests
         self._travelling: set[str] = set()  # modules of tests
         self._workers: dict[tuple[Any, ...], WarmWorker] = {}
         self._cleanup = contextlib.ExitStack()
@@ -136,7 +136,7 @@ class SynapseSession:
         Raises:
             PluginError: It cannot be read.
         """
-        config_file = self._config_file(path.parent)
+        config_file = self._config_file(path)
         if config_file is None:
             return None
         if config_file not in self._plugins:
@@ -147,10 +147,10 @@ class SynapseSession:
             warn_of(plugin.manifest)
         return self._plugins[config_file]
 
-    def _config_file(self, directory: Path) -> Path | None:
-        if directory not in self._config_files:
-            self._config_files[directory] = self._named_plugin() or plugin_above(directory)
-        return self._config_files[directory]
+    def _config_file(self, path: Path) -> Path | None:
+        if path not in self._config_files:
+            self._config_files[path] = self._named_plugin() or plugin_above(path.parent)
+        return self._config_files[path]
 
     @contextlib.contextmanager
     def executor(self, item: pytest.Item, mode: str, env: Any, plugin: Plugin | None) -> Iterator[Executor]:

@@ -31,7 +31,7 @@ help:
 	@echo "make compatibility  the tests with other pytest plugins, and the page that tells of them"
 	@echo "make tutorial  the tutorial's commands, and the page with their screens"
 	@echo "make sdk     the tests with the real synapse-sdk, on Python 3.12"
-	@echo "make bench   how fast it is beside what is possible, the page that tells of it, and its pictures: 8 minutes"
+	@echo "make bench   how fast it is beside what is possible, the page that tells of it, and its pictures: 5 minutes"
 	@echo "make bench-quick  the same table in 2 minutes, for the terminal"
 	@echo "make compare how fast it is beside synapse-sdk, on Python 3.12, and the page that tells of it"
 	@echo "make lint    style"

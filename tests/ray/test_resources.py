@@ -175,11 +175,6 @@ def test_what_others_give_back_in_time_is_taken(two_nodes, mode):
         assert done.seconds > 3
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="a known fault, not understood yet: Ray starts such a job and stops it up to a second later; "
-    "since jobs start quicker, its action has begun by then in about every second run",
-)
 def test_a_job_that_was_given_up_never_runs(two_nodes, tmp_path):
     touched = tmp_path / "touched"
     with holding(two_nodes, seconds=60, resources={"my_chip": 2}) as release:

@@ -9,6 +9,7 @@ import json
 import pickle
 import queue
 import secrets
+import shlex
 import sys
 import threading
 import time
@@ -368,7 +369,9 @@ class RayJobsApiExecutor(Executor):
                 python, environment = "python", self._luggage.environment(partial(send_over_http, client))
                 environment["py_modules"] = [sent, *(environment.get("py_modules") or ())]
             submission: dict[str, Any] = {
-                "entrypoint": f"{python} -m synapse_runtime.executors.ray.job_main {file}",
+                # In place of the shell that Ray starts for it: where a job is stopped as it begins, Ray ends that alone,
+                # and what it has just started would go on.
+                "entrypoint": f"exec {shlex.quote(python)} -m synapse_runtime.executors.ray.job_main {file}",
                 "submission_id": call.job_id,
                 "runtime_env": environment,
                 "metadata": {_ACTION_KEY: call.name},

@@ -56,8 +56,11 @@ def main() -> None:
     stdout, stderr = os.pipe(), os.pipe()
     notes, oom_kills = Notes(), kernel_oom_kills()
     gc.freeze()  # what is imported by now stays to the end: the child need not go through it, and so copy it
+    # A stop that comes now waits until the supervisor can pass it on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         receive.close()
         os.dup2(stdout[1], 1)
         os.dup2(stderr[1], 2)
@@ -139,6 +142,7 @@ class _Supervisor:
     def run(self) -> int | None:
         """Follow the action to its end; return None if it brought a run, else how its process ended."""
         signal.signal(signal.SIGTERM, self._pass_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         where = {"host": socket.gethostname(), "pid": self._child}
         self.write(job_log.frame(job_log.START, json.dumps(where).encode()))
         status = self._follow()

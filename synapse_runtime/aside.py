@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import contextvars
 import logging
@@ -23,6 +24,8 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 _log = logging.getLogger("synapse")
 # A thread that waits can be stopped between two waits only, so each is short.
 POLL_SECONDS = 0.05
+# How long until a stop that was lost is raised again.
+_AGAIN_SECONDS = 0.01
 # How long an event loop waits for a call that it has stopped: a worker is ended, or a job, over the network.
 _STOP_SECONDS = 10.0
 
@@ -52,23 +55,27 @@ class StoppableThread(threading.Thread):
 
     def run(self) -> None:
         """Call the function."""
-        try:
+        with stops_are_heard():
             try:
-                with self._lock:
-                    if self._was_stopped:
-                        raise OutOfTime
-                    self._is_running = True
-                self._result = self._context.run(self._function)
-            finally:
-                with self._lock:
-                    self._is_running = False
-                if self._was_stopped:
-                    absorb()
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            self._error = error
+                self._run()
+            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+                self._error = error
         self._ended.set()
         if self._on_end is not None:
             self._on_end()
+
+    def _run(self) -> None:
+        try:
+            with self._lock:
+                if self._was_stopped:
+                    raise OutOfTime
+                self._is_running = True
+            self._result = self._context.run(self._function)
+        finally:
+            with self._lock:
+                self._is_running = False
+            if self._was_stopped:
+                absorb()
 
     def stop(self) -> None:
         """Let the function be left where it is, or not be called."""
@@ -159,6 +166,34 @@ class Together:
             self._wanted -= 1
             if not self._wanted:
                 self._made.close()
+
+
+@contextlib.contextmanager
+def _raises_stops_again() -> Iterator[None]:
+    before = sys.unraisablehook
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        thread = threading.current_thread()
+        if dropped.exc_type is OutOfTime and isinstance(thread, StoppableThread):
+            again: Callable[[], object] = thread.stop
+        elif dropped.exc_type is KeyboardInterrupt and thread is threading.main_thread():
+            again = _thread.interrupt_main
+        else:
+            before(dropped)
+            return
+        threading.Timer(_AGAIN_SECONDS, again).start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:  # else somebody has put theirs over it
+            sys.unraisablehook = before
+
+
+# A block in which neither the stop of a `StoppableThread` nor Ctrl-C is lost where it comes while a finalizer runs.
+# Python drops what is raised in those, that of a connection for instance, so it is raised again.
+stops_are_heard = Together(_raises_stops_again)
 
 
 class EventLoop(ABC):

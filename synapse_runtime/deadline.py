@@ -25,7 +25,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _OUR_LAST = {
     (os.path.join(_HERE, "action.py"), "invoke"),
     (os.path.join(_HERE, "execution.py"), "_await"),
-    (os.path.join(_HERE, "aside.py"), "run"),
+    (os.path.join(_HERE, "aside.py"), "_run"),
     (threading.__file__, "run"),
 }
 # Where a thread of ours waits for the action's.

@@ -21,7 +21,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_runtime.aside import Turn
+from synapse_runtime.aside import Turn, stops_are_heard
 from synapse_runtime.capture import Captured, last_lines
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -332,7 +332,8 @@ class RayJobsApiExecutor(Executor):
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         self._calls[job_id] = call
         try:
-            run = self._collect(job_id, on_event, on_output, None, give_up_after=self._resource_timeout)
+            with stops_are_heard():
+                run = self._collect(job_id, on_event, on_output, None, give_up_after=self._resource_timeout)
         except BaseException as error:  # Ctrl-C above all: the job must not go on without us, unless that is wanted
             if isinstance(error, KeyboardInterrupt) and self._goes_on(job_id):
                 del self._calls[job_id]
@@ -369,7 +370,7 @@ class RayJobsApiExecutor(Executor):
                 python, environment = "python", self._luggage.environment(partial(send_over_http, client))
                 environment["py_modules"] = [sent, *(environment.get("py_modules") or ())]
             submission: dict[str, Any] = {
-                # In place of the shell that Ray starts for it: where a job is stopped as it begins, Ray ends that alone,
+                # In place of the shell that Ray starts for it: where a job is stopped as it begins, Ray ends only that,
                 # and what it has just started would go on.
                 "entrypoint": f"exec {shlex.quote(python)} -m synapse_runtime.executors.ray.job_main {file}",
                 "submission_id": call.job_id,

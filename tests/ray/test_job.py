@@ -54,6 +54,13 @@ def test_a_job_is_told_its_own_cluster_where_there_are_others(job):
         assert done.stdout == other["address"] + "\n", done.stderr
 
 
+def test_a_python_that_ray_starts_no_job_with_is_told_at_once(job, monkeypatch):
+    assert job.execute("echo", {"value": 1}) == 1
+    monkeypatch.setattr(sys, "executable", "/my projects/venv/bin/python")
+    with pytest.raises(ClusterError, match=r"has a space in it, as '/my projects/venv/bin/python' has: make"):
+        RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger()).submit("echo", {"value": 1})
+
+
 def test_another_executor_can_fetch_the_result_by_id(job):
     job_id = job.submit("echo", {"value": [1, 2]})
     assert RayJobsApiExecutor(logger=NullLogger()).get_result(job_id, timeout=30) == [1, 2]

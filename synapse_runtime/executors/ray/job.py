@@ -388,6 +388,11 @@ class RayJobsApiExecutor(Executor):
 
     def _new_connection(self) -> tuple[Cluster, JobSubmissionClient]:
         cluster = find_cluster(self._address, start=self._start_cluster)
+        if cluster.is_ours and any(map(str.isspace, sys.executable)):  # it runs with this Python
+            raise ClusterError(
+                f"Ray starts no job where the path of Python has a space in it, as {sys.executable!r} has: "
+                "make the virtual environment in a directory without"
+            )
         from ray.job_submission import JobSubmissionClient
 
         url = dashboard_of(cluster)

@@ -69,11 +69,12 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     from pytest_synapse.environment import given
     from pytest_synapse.runs import observed
 
-    env = given(plugin_env, marked(request.node).get("env", {}))
-    session = SynapseSession.of(request.config)
     item = request.node
+    marks = marked(item)
+    env = given(plugin_env, marks.get("env", {}))
+    session = SynapseSession.of(request.config)
     with (
-        session.executor(item, synapse_mode, env, _plugin(request)) as executor,
+        session.executor(item, synapse_mode, env, _plugin(request), marks) as executor,
         observed(item, executor, session.slowest()),
     ):
         yield executor

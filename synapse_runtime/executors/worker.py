@@ -13,6 +13,8 @@ import pickle
 import sys
 import tempfile
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -321,11 +323,11 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
 
 
 class Forwarder:
-    """Sends what a running action says and prints, in numbered batches, from a thread of its own.
+    """Sends what a running action says and prints, in numbered batches, from another thread.
 
     Args:
         send: Takes a batch: its number, and what `unpack_said` reads, a list of events (as tuples) and of
-            (stream, text) pairs, in order.
+            (stream, text) pairs, in order. It may fail: all of it comes home with the run.
         output: Where this worker's output is collected.
     """
 
@@ -336,44 +338,92 @@ class Forwarder:
         self._output = output
         self._number = 0
         self._events = 0
-        self._batch: list[Event | tuple[str, str]] = []
+        self._said: deque[Event | tuple[str, str]] = deque()  # and not taken into a batch yet
         self._interjections: list[Interjection] = []
+        self._is_gathering = self._is_closed = False
         self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="synapse-forwarder", daemon=True)
-        self._thread.start()
+        _ticker.begin(self._forward)
 
     def event(self, event: Event) -> None:
         """Take an event, to be sent soon."""
-        with self._lock:
-            if self._output.has_news():  # what was printed before the event comes before it
+        # What was printed before the event comes before it, also where the other thread has just found that: it says so
+        # before it looks, so here it is asked after.
+        if self._output.has_news() or self._is_gathering:
+            with self._lock:
                 self._gather_output()
-            self._events += 1
-            self._batch.append(event)
+        self._said.append(event)
 
     def close(self) -> list[Interjection]:
         """End; return where output came among the events. What has not been sent comes home with the run."""
-        self._done.set()
-        self._thread.join()
+        _ticker.end()
         with self._lock:
-            self._gather_output()
+            if not self._is_closed:
+                self._is_closed = True
+                self._take_batch()
         return self._interjections
 
-    def _loop(self) -> None:
-        while not self._done.wait(self.EVERY_SECONDS):
-            with self._lock:
-                self._gather_output()
-                batch, self._batch = self._batch, []
-            if batch:
-                said = [_row(item) if isinstance(item, Event) else item for item in batch]
-                self._send(self._number, transport.dumps(said))
-                self._number += 1
+    def _forward(self) -> None:
+        with self._lock:
+            batch = [] if self._is_closed else self._take_batch()
+        if batch:
+            number, self._number = self._number, self._number + 1
+            with contextlib.suppress(Exception):
+                self._send(number, transport.dumps([_row(item) if isinstance(item, Event) else item for item in batch]))
+
+    def _take_batch(self) -> list[Event | tuple[str, str]]:
+        self._gather_output()
+        batch = [self._said.popleft() for _ in range(len(self._said))]
+        for item in batch:
+            if isinstance(item, Event):
+                self._events += 1
+            else:
+                stream, text = item
+                self._interjections.append((self._events, stream, len(text)))
+        return batch
 
     def _gather_output(self) -> None:
+        self._is_gathering = True
         for stream, text in zip(("stdout", "stderr"), self._output.peek(), strict=True):
             if text:
-                self._batch.append((stream, text))
-                self._interjections.append((self._events, stream, len(text)))
+                self._said.append((stream, text))
+        self._is_gathering = False
+
+
+class _Ticker:
+    """Calls a function from time to time, in one thread that is kept: to start one for each call would take longer.
+
+    Args:
+        seconds: The time between.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._tick: Callable[[], object] | None = None
+        self._is_wanted = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, tick: Callable[[], object]) -> None:
+        """Call this from now on."""
+        self._tick = tick
+        self._is_wanted.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="synapse-forwarder", daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        """Call nothing any more, except what is just being called."""
+        self._is_wanted.clear()
+        self._tick = None
+
+    def _loop(self) -> None:
+        while self._is_wanted.wait():
+            time.sleep(self._seconds)
+            tick = self._tick
+            if tick is not None:
+                tick()
+
+
+_ticker = _Ticker(Forwarder.EVERY_SECONDS)
 
 
 def _row(event: Event) -> tuple[Any, ...]:

@@ -147,8 +147,7 @@ class TaskWorker:
         """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
 
         def send(number: int, batch: bytes) -> None:
-            with contextlib.suppress(Exception):  # all of it comes home with the run
-                self.mailbox.put.remote(call, number, batch)
+            self.mailbox.put.remote(call, number, batch)
 
         forwarder = Forwarder(send, self._output)
         try:

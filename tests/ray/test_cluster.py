@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -314,3 +316,74 @@ def test_the_private_names_that_we_use_of_ray_are_there():
     assert callable(worker.get_dashboard_url)
     assert callable(Config.initialize)
     assert callable(AuthenticationTokenLoader.instance().reset_cache)
+
+
+WAIT_FOR_A_WORKER = """
+import os, signal, threading, time
+import psutil
+from synapse_runtime.errors import ClusterError
+from synapse_runtime.executors.ray import RayActorExecutor
+from synapse_runtime.loggers import NullLogger
+
+def answer(params, context):
+    return 42
+
+answer._is_action = True
+
+def break_it():
+    global broken
+    time.sleep(1.5)  # it waits by then
+    for process in psutil.Process().children(recursive=True):
+        if process.name() == "gcs_server":
+            process.kill()
+    broken = time.monotonic()
+
+with RayActorExecutor(num_cpus=os.cpu_count(), logger=NullLogger()) as holder:
+    assert holder.execute(answer) == 42
+    with RayActorExecutor(num_cpus=1, logger=NullLogger()) as waiter:
+        threading.Thread(target=break_it).start()
+        try:
+            print("no error:", waiter.execute(answer))
+        except ClusterError as error:
+            print(time.monotonic() - broken, error)
+        holder.close()
+        print(waiter.execute(answer))
+"""
+
+
+def test_who_waits_for_a_worker_is_told_that_the_cluster_is_gone_and_gets_a_new_one():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", WAIT_FOR_A_WORKER]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr  # Ray ends the process where it is not asked to let go
+    told, answer = done.stdout.splitlines()
+    assert float(told.split()[0]) < 10
+    assert re.search(r"the cluster at [\d.]+:\d+ failed: it does not answer any more$", told)
+    assert answer == "42"
+
+
+GUARD = """
+import os, pathlib, socket, subprocess, sys, time
+from synapse_runtime.executors.ray.cluster_main import _Guard
+
+ended = pathlib.Path("ended")
+guard = _Guard(ended.touch, socket.socket())
+part = subprocess.Popen(["./gcs_server", "60"])
+moments = {"before": (), "during": (guard.begin,), "after": (guard.begin, guard.end)}
+for step in moments[sys.argv[1]]:
+    step()
+part.kill()
+time.sleep(1)
+print(ended.exists())
+guard.end()
+part.wait()
+"""
+
+
+@pytest.mark.parametrize(("moment", "ends"), [("before", False), ("during", True), ("after", False)])
+def test_a_cluster_that_is_still_starting_ends_with_what_drivers_need_of_it(tmp_path, moment, ends):
+    # In a process of its own: that which starts a cluster stands still while Ray connects it.
+    shutil.copy(shutil.which("sleep") or "", tmp_path / "gcs_server")
+    command = [sys.executable, "-c", GUARD, moment]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert done.stdout == f"{ends}\n", done.stderr

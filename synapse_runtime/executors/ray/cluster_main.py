@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -76,6 +77,7 @@ class Owner:
 
     def run(self, listener: socket.socket) -> None:
         """Start the cluster and stay until it has to end."""
+        self._guard = _Guard(self._end_at_once, listener)
         door = _Door(listener, self)
         threading.Thread(target=door.serve_forever, name="door", daemon=True).start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -148,12 +150,14 @@ class Owner:
     def _welcome(self, address: str) -> None:
         """Let drivers in."""
         self._facts = {"address": address, "jobs": self._options.jobs, "token": os.environ["RAY_AUTH_TOKEN"]}
+        self._guard.begin()
         self._is_ready.set()
 
     def _complete(self) -> None:
         """Wait for the dashboard, without which the cluster can be used already."""
         try:
             self._facts = self._facts | {"dashboard": self._head.dashboard()}
+            self._guard.end()
             self._is_complete.set()
         except Exception as error:  # noqa: BLE001 - told to those who wait, and by the log
             traceback.print_exc()
@@ -162,6 +166,7 @@ class Owner:
 
     def _tell(self, error: Exception) -> None:
         """Tell those who wait why there will be no cluster, and let them hear it."""
+        self._guard.end()
         self._facts = {"failed": f"{type(error).__name__}: {error}"}
         self._is_ready.set()
         self._is_complete.set()
@@ -177,8 +182,7 @@ class Owner:
         self._end_at_once()
 
     def _has_to_end(self) -> bool:
-        has_ended = _a_part_has_ended if self._is_complete.is_set() else _a_first_part_has_ended
-        if self._is_ready.is_set() and has_ended():
+        if self._is_complete.is_set() and _a_part_has_ended():
             self._end_at_once()  # Ray would wait for the lost part for long
         if self._ending.is_set() or not self._is_at_home():
             return True
@@ -306,12 +310,52 @@ def _a_part_has_ended() -> bool:
     return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _a_first_part_has_ended() -> bool:
-    """Tell the same of what drivers need, while the rest is starting, whose end is noticed where it is started."""
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.status() == psutil.STATUS_ZOMBIE and child.name() in _FIRST_PARTS:
-                return True
+class _Guard:
+    """Ends a cluster whose drivers are let in already, where a part that they need ends while the rest is starting.
+
+    In a process of its own: while Ray connects this one to the cluster it keeps Python's lock, and without that part
+    it waits for a minute.
+
+    Args:
+        end_at_once: Ends it.
+        listener: The door's, which is not this process's business.
+    """
+
+    def __init__(self, end_at_once: Callable[[], object], listener: socket.socket) -> None:
+        read, self._write = os.pipe()
+        owner = os.getpid()
+        self._pid: int | None = os.fork()
+        if self._pid == 0:
+            listener.close()
+            os.close(self._write)
+            if os.read(read, 1):
+                while os.getppid() == owner:
+                    if _a_first_part_has_ended(owner):
+                        end_at_once()
+                    time.sleep(_LOOK_SECONDS)
+            os._exit(0)
+        os.close(read)
+
+    def begin(self) -> None:
+        """Look after the parts from now on."""
+        os.write(self._write, b"!")
+
+    def end(self) -> None:
+        """Look after nothing any more."""
+        pid, self._pid = self._pid, None
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(self._write)
+
+
+def _a_first_part_has_ended(owner: int) -> bool:
+    """Tell whether a process is gone that drivers need; its owner, busy with the start, has not buried it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(owner).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE and child.name() in _FIRST_PARTS:
+                    return True
     return False
 
 

@@ -349,6 +349,26 @@ class WarmWorker:
             except GetTimeoutError as error:
                 self._look_after(actor, error)
 
+    def _get_within(self, seconds: float, answer: Any) -> Any:
+        """Wait so long for an answer, if the cluster lasts: of one that is gone, Ray ends this process after a minute.
+
+        Raises:
+            GetTimeoutError: There is none.
+            ClusterError: The cluster is gone.
+        """
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            try:
+                return ray.get(answer, timeout=max(0.0, min(left, _LOOK_SECONDS)))
+            except GetTimeoutError as error:
+                self._require_cluster(error)
+                if left <= _LOOK_SECONDS:
+                    raise
+
     def _open_mailbox(self, actor: Any) -> Mailbox:
         if self._mailbox is None or not self._mailbox.is_there:
             self._mailbox = Mailbox()
@@ -422,13 +442,15 @@ class WarmWorker:
             actor_type = ray.remote(actor_class()).options(max_restarts=0, **options)
             actor = actor_type.remote(call.import_root, self._abroad, connected_through_client())
         try:
-            timeout = None if within == math.inf else within
-            self._whereabouts = Whereabouts(*ray.get(actor.ready.remote(), timeout=timeout))
+            self._whereabouts = Whereabouts(*self._get_within(within, actor.ready.remote()))
             self._last_words = LastWords(self._whereabouts)
         except GetTimeoutError as error:
             ray.kill(actor)
             raise no_room(self._cluster, needed, ray.available_resources(), within) from error
+        except ClusterError:  # it is gone, and the actor with it
+            raise
         except RayError as error:
+            self._require_cluster(error)
             raise why_not_set_up(str(error)) or ClusterError(f"the worker did not start: {error}") from error
         except BaseException:  # Ctrl-C: an actor that nobody waits for must not come up later
             ray.kill(actor)

@@ -69,12 +69,11 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     from pytest_synapse.environment import given
     from pytest_synapse.runs import observed
 
-    item = request.node
-    marks = marked(item)
-    env = given(plugin_env, marks.get("env", {}))
+    env = given(plugin_env, marked(request.node).get("env", {}))
     session = SynapseSession.of(request.config)
+    item = request.node
     with (
-        session.executor(item, synapse_mode, env, _plugin(request), marks) as executor,
+        session.executor(item, synapse_mode, env, _plugin(request)) as executor,
         observed(item, executor, session.slowest()),
     ):
         yield executor

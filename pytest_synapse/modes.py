@@ -71,12 +71,9 @@ def marked(node: pytest.Item | Any) -> dict[str, Any]:
     Raises:
         pytest.UsageError: An argument is unknown or of the wrong kind; names the test.
     """
-    marks = _marks(node)
-    if not marks:
-        return {}
     found: dict[str, Any] = {}
     env: dict[str, Any] = {}
-    for mark in marks:
+    for mark in node.iter_markers("synapse"):
         source = f"{node.nodeid}: @pytest.mark.synapse"
         _check(mark, source)
         env = {**(mark.kwargs.get("env") or {}), **env}
@@ -86,16 +83,6 @@ def marked(node: pytest.Item | Any) -> dict[str, Any]:
     if env:
         found["env"] = env
     return found
-
-
-def _marks(node: Any) -> list[pytest.Mark]:
-    """Return what `iter_markers("synapse")` yields; asked for several times a test, so without generators."""
-    marks: list[pytest.Mark] = []
-    while node is not None:
-        if node.own_markers:
-            marks += [mark for mark in node.own_markers if mark.name == "synapse"]
-        node = node.parent
-    return marks
 
 
 def modes_of(node: Any, config: pytest.Config) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_synapse.modes import RESOURCES, known_mode, session_modes
+from pytest_synapse.modes import RESOURCES, known_mode, marked, session_modes
 from synapse_runtime.locate import plugin_above
 from synapse_runtime.site import Site, of_this_process
 
@@ -153,13 +153,12 @@ class SynapseSession:
         return self._config_files[path]
 
     @contextlib.contextmanager
-    def executor(
-        self, item: pytest.Item, mode: str, env: Any, plugin: Plugin | None, marks: dict[str, Any]
-    ) -> Iterator[Executor]:
-        """Give the executor of a test, with these marks; what the test has for itself ends with the block."""
+    def executor(self, item: pytest.Item, mode: str, env: Any, plugin: Plugin | None) -> Iterator[Executor]:
+        """Give the executor of a test; what the test has for itself ends with the block."""
         from synapse_runtime.loggers import NullLogger
 
         known_mode(mode, f"{item.nodeid}: the fixture synapse_mode")
+        marks = marked(item)
         common: dict[str, Any] = {
             "env": env,
             "plugin": plugin,

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -318,7 +318,7 @@ class WarmWorker:
         packed = pickle.dumps(parcel, protocol=5, buffer_callback=buffers.append)
         try:
             if listener is None:
-                answer = self._get(actor, actor.run.remote(packed, *buffers))
+                answer = self._get(actor.run.remote(packed, *buffers), partial(self._look_after, actor))
             else:
                 mailbox = self._open_mailbox(actor)
                 answer = self._watch(
@@ -338,23 +338,16 @@ class WarmWorker:
             raise self._lost_cluster(error) from error
         return [answer] if isinstance(answer, bytes) else answer
 
-    def _get(self, actor: Any, answer: Any) -> Any:
-        """Wait for an answer, as long as somebody is there to give one."""
-        import ray
-        from ray.exceptions import GetTimeoutError
+    def _get(self, answer: Any, look: Callable[[Exception], object], seconds: float = math.inf) -> Any:
+        """Wait for an answer, as long as somebody is there to give one: else Ray ends this process after a minute.
 
-        while True:
-            try:
-                return ray.get(answer, timeout=_LOOK_SECONDS)
-            except GetTimeoutError as error:
-                self._look_after(actor, error)
-
-    def _get_within(self, seconds: float, answer: Any) -> Any:
-        """Wait so long for an answer, if the cluster lasts: of one that is gone, Ray ends this process after a minute.
+        Args:
+            answer: What to wait for.
+            look: Called once a second; raises where nobody is there any more.
+            seconds: How long to wait.
 
         Raises:
-            GetTimeoutError: There is none.
-            ClusterError: The cluster is gone.
+            GetTimeoutError: It took longer.
         """
         import ray
         from ray.exceptions import GetTimeoutError
@@ -365,7 +358,7 @@ class WarmWorker:
             try:
                 return ray.get(answer, timeout=max(0.0, min(left, _LOOK_SECONDS)))
             except GetTimeoutError as error:
-                self._require_cluster(error)
+                look(error)
                 if left <= _LOOK_SECONDS:
                     raise
 
@@ -388,7 +381,7 @@ class WarmWorker:
             if time.monotonic() > look_at:
                 self._look_after(actor, None)
                 look_at = time.monotonic() + _LOOK_SECONDS
-        return self._get(actor, answer)
+        return self._get(answer, partial(self._look_after, actor))
 
     def _look_after(self, actor: Any, error: Exception | None) -> None:
         """Require that the cluster is there; end a worker that is silent long after its action's limit."""
@@ -442,7 +435,7 @@ class WarmWorker:
             actor_type = ray.remote(actor_class()).options(max_restarts=0, **options)
             actor = actor_type.remote(call.import_root, self._abroad, connected_through_client())
         try:
-            self._whereabouts = Whereabouts(*self._get_within(within, actor.ready.remote()))
+            self._whereabouts = Whereabouts(*self._get(actor.ready.remote(), self._require_cluster, within))
             self._last_words = LastWords(self._whereabouts)
         except GetTimeoutError as error:
             ray.kill(actor)

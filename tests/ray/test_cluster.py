@@ -373,7 +373,9 @@ moments = {"before": (), "during": (guard.begin,), "after": (guard.begin, guard.
 for step in moments[sys.argv[1]]:
     step()
 part.kill()
-time.sleep(1)
+until = time.monotonic() + (10 if sys.argv[1] == "during" else 1)
+while not ended.exists() and time.monotonic() < until:
+    time.sleep(0.05)
 print(ended.exists())
 guard.end()
 part.wait()
@@ -387,3 +389,12 @@ def test_a_cluster_that_is_still_starting_ends_with_what_drivers_need_of_it(tmp_
     command = [sys.executable, "-c", GUARD, moment]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
     assert done.stdout == f"{ends}\n", done.stderr
+
+
+def test_a_guard_that_fails_does_nothing_but_end(tmp_path):
+    shutil.copy(shutil.which("sleep") or "", tmp_path / "gcs_server")
+    program = GUARD.replace("ended.touch", "lambda: 1 / 0") + "print('the owner goes on')\n"
+    command = [sys.executable, "-c", f"try:\n{textwrap.indent(program, '    ')}\nfinally:\n    print('tidied up')"]
+    done = subprocess.run([*command, "during"], capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert done.stdout == "False\nthe owner goes on\ntidied up\n"
+    assert "ZeroDivisionError" in done.stderr

@@ -326,15 +326,23 @@ class _Guard:
         owner = os.getpid()
         self._pid: int | None = os.fork()
         if self._pid == 0:
-            listener.close()
-            os.close(self._write)
-            if os.read(read, 1):
-                while os.getppid() == owner:
-                    if _a_first_part_has_ended(owner):
-                        end_at_once()
-                    time.sleep(_LOOK_SECONDS)
-            os._exit(0)
+            try:
+                listener.close()
+                os.close(self._write)
+                if os.read(read, 1):
+                    self._stay(owner, end_at_once)
+            except BaseException:  # noqa: BLE001 - for the cluster's log
+                traceback.print_exc()
+            finally:
+                os._exit(0)  # not back to where it came from: what is done there at the end is the owner's to do
         os.close(read)
+
+    @staticmethod
+    def _stay(owner: int, end_at_once: Callable[[], object]) -> None:
+        while os.getppid() == owner:
+            if _a_first_part_has_ended(owner):
+                end_at_once()
+            time.sleep(_LOOK_SECONDS)
 
     def begin(self) -> None:
         """Look after the parts from now on."""

@@ -243,7 +243,7 @@ def _import_ray_with(token: str | None) -> None:
     late = "ray" in sys.modules
     import ray  # noqa: F401
 
-    if late and token != _told:
+    if late:  # also where it knows of this token: it may have looked for one meanwhile, and keeps that there was none
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         Config.initialize("")

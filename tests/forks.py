@@ -1,0 +1,253 @@
+"""Python programs in processes of their own, without the time that their imports take.
+
+A server process imports what programs need, once, and forks itself for each of them. A fork runs its program as
+`python` would: with its own arguments, environment, directory and outputs, and it exits like any interpreter. But its
+`sys.modules` is full from the start, and `/proc` shows the server's command line and environment. So tests about
+imports, and tests that search `/proc` for a program, start Python itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.patience import patience
+
+_HEADER = struct.Struct("!I")
+# What Python reads as it starts, before anything of ours runs.
+_READ_AT_START = tuple(
+    f"PYTHON{name}" for name in ("DEVMODE", "WARNINGS", "HASHSEED", "UNBUFFERED", "HOME", "SAFEPATH", "OPTIMIZE")
+)
+
+
+# Plugins of pytest's that are turned off in the sessions that tests run: one shuffles the tests, one starts processes.
+_TURNED_OFF = ("anyio", "asyncio", "benchmark", "html", "hypothesispytest", "metadata", "randomly", "rerunfailures")
+ALONE = " ".join(f"-pno:{name}" for name in _TURNED_OFF)
+_IMPORTED = (
+    *("pytest_synapse.fixtures", "pytest_synapse.reporting", "pytest_synapse.runs", "pytest_synapse.importing"),
+    *("synapse_runtime.executors.local", "synapse_runtime.runner"),
+    *("synapse_runtime.cli.app", "synapse_runtime.cli.run"),
+)
+_IMPORTED_WITH_RAY = (
+    *("ray", "ray.job_submission", "numpy", "synapse_runtime.executors.ray"),
+    *("synapse_runtime.executors.ray.task", "synapse_runtime.executors.ray.job"),
+)
+
+
+def fork_server(env: Mapping[str, str]) -> ForkServer:
+    """Return this process's server for programs in this environment; it is started on first use, and ends with us.
+
+    Its forks have pytest, the runtime and its command imported; and Ray, where the environment names a cluster.
+    """
+    # Ray reads its settings as it is imported.
+    settings = {name: value for name, value in env.items() if name.startswith("RAY_") and name != "RAY_ADDRESS"}
+    return _server(tuple(sorted(settings.items())), bool(env.get("RAY_ADDRESS")))
+
+
+@functools.cache
+def _server(settings: tuple[tuple[str, str], ...], ray: bool) -> ForkServer:
+    modules = (*_IMPORTED, *(_IMPORTED_WITH_RAY if ray else ()))
+    server = ForkServer(["-m", "pytest", "--collect-only", "-q", *ALONE.split()], modules, dict(settings))
+    atexit.register(server.close)
+    return server
+
+
+class ForkServer:
+    """A server process and its forks. It ends with the process that started it.
+
+    Args:
+        warm_up: A program as `run` takes it, whose imports the forks find done; it runs in the server itself.
+        modules: Further modules to import.
+        settings: Variables of the server's environment, beside this process's.
+    """
+
+    def __init__(self, warm_up: Sequence[str], modules: Sequence[str], settings: Mapping[str, str]) -> None:
+        self._ours, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        plan = json.dumps({"warm_up": list(warm_up), "modules": list(modules)})
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-B", __file__, str(theirs.fileno()), plan],
+                env={**os.environ, **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def close(self) -> None:
+        """End the server, and wait for its end."""
+        self._ours.close()
+        self._process.wait(timeout=patience(30))
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: str | os.PathLike[str],
+        env: Mapping[str, str],
+        timeout: float,
+        stderr_to_stdout: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end.
+
+        Args:
+            arguments: What would follow `python` on a command line: `-m MODULE …`, `-c CODE …` or `FILE …`.
+            cwd: Its working directory.
+            env: Its whole environment.
+            timeout: After so many seconds it is killed, and `subprocess.TimeoutExpired` raised.
+            stderr_to_stdout: Both outputs in one.
+        """
+        for name in _READ_AT_START:
+            assert env.get(name) == os.environ.get(name), f"{name} is read as Python starts: start it itself"
+        request = json.dumps({"arguments": list(arguments), "cwd": os.fspath(cwd), "env": dict(env)}).encode()
+        with (
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+            open(os.devnull, "rb") as nothing,
+        ):
+            outputs = (out.fileno(), out.fileno() if stderr_to_stdout else err.fileno())
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs, self._lock:
+                    socket.send_fds(
+                        self._ours, [_HEADER.pack(len(request))], [nothing.fileno(), *outputs, theirs.fileno()]
+                    )
+                    self._ours.sendall(request)
+                ended = self._wait(ours, arguments, timeout)
+            streams = []
+            for file in (out, err):
+                file.seek(0)
+                streams.append(file.read().decode("utf-8", errors="replace"))
+        totals.number += 1
+        totals.cpu += ended["cpu"]
+        return subprocess.CompletedProcess(list(arguments), ended["status"], *streams)
+
+    def _wait(self, connection: socket.socket, arguments: Sequence[str], timeout: float) -> dict[str, Any]:
+        with connection.makefile("r") as told:
+            line = told.readline()
+            if not line:
+                raise RuntimeError(f"the fork server ended with status {self._process.wait(timeout=30)}")
+            pid = json.loads(line)["pid"]
+            connection.settimeout(timeout)
+            try:
+                ended: dict[str, Any] = json.loads(told.readline())
+            except TimeoutError:
+                os.kill(pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(list(arguments), timeout) from None
+        return ended
+
+
+@dataclass
+class Totals:
+    """What this process's forks were: how many, and the seconds of CPU time that they took."""
+
+    number: int = 0
+    cpu: float = 0.0
+
+
+totals = Totals()
+
+
+def serve(connection: socket.socket, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """Fork for each request; return it in the fork, and nothing once the other side has gone."""
+    if plan["warm_up"]:
+        _warm_up(plan["warm_up"])
+    for name in plan["modules"]:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # so that a fork's collections write to nothing that the server has
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait
+    while True:
+        header, descriptors, _, _ = socket.recv_fds(connection, _HEADER.size, 4)
+        if len(header) < _HEADER.size:
+            return None
+        request = json.loads(connection.recv(_HEADER.unpack(header)[0], socket.MSG_WAITALL))
+        if os.fork() == 0:
+            connection.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            pid = os.fork()
+            if pid:
+                _report(pid, descriptors[3])
+            os.close(descriptors[3])
+            for number, descriptor in enumerate(descriptors[:3]):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            return dict(request)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _warm_up(program: Sequence[str]) -> None:
+    """Run a program for its imports, and put back what belongs to the process."""
+    before = os.getcwd(), dict(os.environ), list(sys.path)
+    with tempfile.TemporaryDirectory() as empty:
+        with contextlib.suppress(SystemExit):
+            become({"arguments": list(program), "cwd": empty, "env": dict(os.environ)})
+        os.chdir(before[0])
+    os.environ.clear()
+    os.environ.update(before[1])
+    sys.path[:] = before[2]
+
+
+def _report(pid: int, descriptor: int) -> None:
+    """Say which process it is, wait for its end, say how it ended, and end."""
+    # Whoever waits may have given up.
+    with contextlib.suppress(BrokenPipeError), open(descriptor, "w", buffering=1) as out:
+        out.write(json.dumps({"pid": pid}) + "\n")
+        _, status, usage = os.wait4(pid, 0)
+        out.write(
+            json.dumps({"status": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime}) + "\n"
+        )
+    os._exit(0)
+
+
+def become(request: dict[str, Any]) -> None:
+    """Run the program that was asked for, as `python` would."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    time.tzset()
+    tempfile.tempdir = None  # it is looked for once, by TMPDIR
+    arguments = request["arguments"]
+    if arguments[0] == "-B":
+        sys.dont_write_bytecode = True
+        arguments = arguments[1:]
+    path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    match arguments:
+        case ["-m", module, *rest]:
+            sys.path[:0] = [os.getcwd(), *path]
+            sys.argv = [module, *rest]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case ["-c", code, *rest]:
+            sys.path[:0] = ["", *path]
+            sys.argv = ["-c", *rest]
+            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        case [file, *rest]:
+            sys.path[:0] = [str(Path(file).resolve().parent), *path]
+            sys.argv = [file, *rest]
+            runpy.run_path(file, run_name="__main__")
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # where this file is
+    asked = serve(socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[2]))
+    if asked is not None:
+        become(asked)

@@ -1,0 +1,65 @@
+"""The profile of the suite books time and processes on the test file that caused them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from tests import suite_profile
+
+BUSY = """
+    import subprocess, sys, time
+
+    SPIN = "import time\\nwhile time.process_time() < {}: pass"
+
+    def test_child():
+        subprocess.run([sys.executable, "-c", SPIN.format(0.6)], check=True)
+
+    def test_itself():
+        until = time.process_time() + 0.4
+        while time.process_time() < until:
+            pass
+    """
+
+
+def test_time_and_processes_are_booked_on_their_file(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", suite_profile.VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(suite_profile.__file__, pytester.path / "of_profile.py")
+    (pytester.path / "forks.py").write_text("cpu_used = [0.0]\n")
+    pytester.makepyfile(test_busy=BUSY, test_idle="def test_it(): pass")
+    turned_off = [f"-pno:{name}" for name in ("synapse", "randomly", "html", "metadata", "asyncio")]
+    for processes in ("0", "2"):
+        options = ("-p", "of_profile", "--suite-profile=profile.json", f"-n{processes}", *turned_off)
+        result = pytester.runpytest_subprocess(*options)
+        result.assert_outcomes(passed=3)
+        profile = json.loads((pytester.path / "profile.json").read_text())
+        busy, idle = profile["files"]["test_busy.py"], profile["files"]["test_idle.py"]
+        assert busy["cpu"] >= 0.9
+        assert busy["wall"] >= 0.9
+        assert busy["python"] == 1
+        assert idle["cpu"] < 0.5
+        assert idle["python"] == 0
+        result.stdout.fnmatch_lines(["*where the time went*", "*wall*cpu*cluster*", "* all", "*  test_busy.py"])
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (["/x/ray/core/src/ray/gcs/gcs_server", "--port=1"], "cluster"),
+        ([sys.executable, "-m", "synapse_runtime.executors.ray.job_main", "f"], "job"),
+        ([sys.executable, "/x/ray/_private/workers/default_worker.py"], "worker"),
+        (["ray::WarmWorker"], "worker"),
+        ([sys.executable, "-B", "-m", "pytest", "-q"], "session"),
+        ([sys.executable, "-m", "synapse_runtime", "plugin", "run"], "command"),
+        ([sys.executable, "/x/bin/synapse", "doctor"], "command"),
+        ([sys.executable, "-c", "pass"], "python"),
+        ([sys.executable, "-m", "synapse_runtime.executors.ray.cluster_main"], ""),
+        (["sleep", "1"], ""),
+    ],
+)
+def test_processes_are_told_apart_by_their_command_lines(command, kind):
+    assert suite_profile.kind_of(command) == kind

@@ -4,19 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+# Without bytecode files each of the many processes that tests start compiles Ray anew, which takes longer than the tests.
+unexport PYTHONDONTWRITEBYTECODE
 # A version of Ray to test with, such as 2.52.0: the newest, if none is given.
 RAY ?=
 # The same for coverage, such as 7.6.0.
 COVERAGE ?=
-# Each file in one process, so that the cluster which its tests share starts once. They often wait for other processes,
-# so there is one more than a small machine has cores.
-XDIST := -n 3 --dist loadfile --no-loadscope-reorder
-# The tests that failed beside others, once more and alone: what fails then, fails. The output tells which they were; each is
-# a fault, of a test or of the product, but none of the change that is at hand.
-define once_more
-{ [ $$? -eq 1 ] && echo "== failed beside others; once more, alone" && \
-	$(PYTEST) --last-failed --last-failed-no-failures none --exitfirst -v $(1); }
-endef
+# Each file in one process, so that what its tests share is made once; tests that share nothing go to any (tests/conftest.py).
+# They often wait for other processes, so there are two more than a small machine has cores.
+PROCESSES ?= 4
+XDIST = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# A test that fails is a failure. Only those of tests/quarantine.txt are retried, once, and listed at the end.
+XDIST += $(if $(shell grep -sv '^\#' tests/quarantine.txt),-p rerunfailures)
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 
@@ -24,7 +23,7 @@ CONTRACT ?=
 
 help:
 	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
-	@echo "make test    the project's own tests"
+	@echo "make test    the project's own tests, and where their time went"
 	@echo "make test-all  those too that are marked thorough"
 	@echo "make test-core   those of the runtime, and the contract's in all modes"
 	@echo "make parity  the contract's tests, and the page that tells of them"
@@ -42,20 +41,16 @@ demo: $(VENV)/.demo
 	$(PYTEST) example_plugin --synapse-mode=all -v
 
 test: $(VENV)/.dev$(RAY)
-	@rm -f $(VENV)/tests*.xml
-	$(PYTEST) $(XDIST) -m "not thorough" --junitxml=$(VENV)/tests.xml || \
-		$(call once_more,-m "not thorough" --junitxml=$(VENV)/tests-alone.xml)
-	results="$(VENV)/tests.xml $$(ls $(VENV)/tests-alone.xml 2>/dev/null || true)" && \
-		$(BIN)/python docs/make_parity_page.py $$results --check && \
-		$(BIN)/python docs/make_compatibility_page.py $$results --check
+	$(PYTEST) $(XDIST) -m "not thorough" --junitxml=$(VENV)/tests.xml --suite-profile=$(VENV)/suite-profile.json
+	$(BIN)/python docs/make_parity_page.py $(VENV)/tests.xml --check
+	$(BIN)/python docs/make_compatibility_page.py $(VENV)/tests.xml --check
 
 test-all: $(VENV)/.dev$(RAY)
 	$(PYTEST) $(XDIST)
 
 test-core: $(VENV)/.dev$(RAY)
-	$(PYTEST) tests/runtime $(XDIST) || $(call once_more,tests/runtime)
-	$(PYTEST) tests/parity $(XDIST) -m "not thorough" -k "$(CONTRACT)" || \
-		$(call once_more,tests/parity -m "not thorough" -k "$(CONTRACT)")
+	$(PYTEST) tests/runtime $(XDIST)
+	$(PYTEST) tests/parity $(XDIST) -m "not thorough" -k "$(CONTRACT)"
 
 parity: $(VENV)/.dev$(RAY)
 	$(PYTEST) tests/parity -m "not thorough" -v --junitxml=$(VENV)/parity.xml
@@ -99,9 +94,15 @@ format: $(VENV)/.dev$(RAY)
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 
+# With a uv at hand, which UV names, an environment takes a second; pip is in it as some tests install packages.
 $(VENV)/.pip:
+ifdef UV
+	$(UV) venv --quiet --seed --clear --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python 'uv>=0.6'
+else
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' 'uv>=0.6'
+endif
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml

@@ -48,7 +48,9 @@ INTRODUCTION = """\
 # The parity contract
 
 **A mode is a place, not a behaviour.** Each row is a promise, and the table says how many tests hold it in each mode. It is
-written by `docs/make_parity_page.py` from a run of `tests/parity`; the gate fails when the page and the run differ.
+written by `docs/make_parity_page.py` from a run of `tests/parity`; the gate fails when the page and the run differ. A count
+is of the tests that ran in that mode. A job costs seconds where a call to a worker costs a millisecond, so jobs run what goes
+their own way (upload, log, a process of their own) and one case of what they share with workers; some ride together in one job.
 """
 
 NOTES = """\

@@ -12,6 +12,7 @@ from benchmarks.__main__ import BENCHMARKS, main, status
 from benchmarks.goals import BY_NAME, GOALS
 from benchmarks.growth import GROWTH
 from benchmarks.measure import Line, Pairs
+from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "benchmarks")
@@ -72,5 +73,5 @@ def test_ctrl_c_ends_it_quietly_and_leaves_nothing(env):
         assert process.stdout is not None
         assert process.stdout.readline().startswith("event ")
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=patience(60))
     assert (process.returncode, rest, errors) == (130, "", "")

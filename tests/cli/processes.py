@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import pexpect
 
 from synapse_runtime.executors.ray.door import LOOPBACK, Door, Options, alone_in, reap, start
 from synapse_runtime.site import new_directory
+from tests.forks import fork_server
+from tests.patience import patience, within
 
 COMMAND = [sys.executable, "-m", "synapse_runtime"]
 SCRIPT = str(Path(sys.executable).with_name("synapse"))
@@ -61,16 +63,23 @@ class Synapse:
     def __call__(
         self, *arguments: str, cwd: Path | None = None, command: list[str] | None = None, **env: str
     ) -> Finished:
+        """Run the command to its end, in a fork that has it imported; or this other command."""
         started = time.monotonic()
-        done = subprocess.run(
-            [*(command or COMMAND), *arguments],
-            cwd=cwd or self.cwd,
-            env=self.environment(**env),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=90,
-        )
+        environment = self.environment(**env)
+        if command is None and not any(name.startswith("PYTHON") for name in env):  # which Python reads as it starts
+            done = fork_server(environment).run(
+                ["-m", "synapse_runtime", *arguments], cwd=cwd or self.cwd, env=environment, timeout=patience(90)
+            )
+        else:
+            done = subprocess.run(
+                [*(command or COMMAND), *arguments],
+                cwd=cwd or self.cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=patience(90),
+            )
         return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
     def run(self, *arguments: str, cwd: Path | None = None, **env: str) -> Finished:
@@ -161,7 +170,7 @@ def terminal(command: list[str], cwd: Path, env: dict[str, str]) -> Iterator[pex
             env=env | {"TERM": "xterm-256color"},
             dimensions=(40, 100),
             encoding="utf-8",
-            timeout=20,
+            timeout=patience(20),
         )
     try:
         yield child
@@ -200,16 +209,6 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Tell whether something comes true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 @contextlib.contextmanager
 def cluster(**resources: int) -> Iterator[dict[str, str]]:
     """Run a Ray cluster with these resources, in a directory of its own, which this process ends.
@@ -222,7 +221,7 @@ def cluster(**resources: int) -> Iterator[dict[str, str]]:
         start(directory, Options(holder=os.getpid(), **resources), uuid.uuid4().hex * 2)
     try:
         with Door(directory) as door:
-            ready = door.ask("dashboard", timeout=60)
+            ready = door.ask("dashboard", timeout=patience(60))
         # By its variable Ray's own programs, too, take the loopback address as it is.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ready["token"]} | LOOPBACK
         yield {"address": ready["address"], "dashboard": ready["dashboard"]} | token

@@ -17,7 +17,8 @@ import pytest
 
 from synapse_runtime.executors.ray.door import Door
 from synapse_runtime.executors.ray.warm import state_file
-from tests.cli.processes import COMMAND, Synapse, command_of, interrupt, processes_with, synapse_in, within
+from tests.cli.processes import COMMAND, Synapse, command_of, interrupt, processes_with, synapse_in
+from tests.patience import patience, within
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_what_the_cluster_can_never_give_is_told(warm):
 
     assert done.status == 3
     assert "asked for num_gpus=4, but the cluster has 3 GPU in all" in done.stderr
-    assert done.seconds < 10
+    assert done.seconds < patience(10)
 
 
 def test_logs_are_listed_and_printed(warm):
@@ -239,7 +240,7 @@ def test_another_user_of_the_machine_gets_in_nowhere(warm):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=patience(90),
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
@@ -290,26 +291,29 @@ def test_wrong_arguments_are_told(synapse, arguments, words):
     assert words in " ".join(done.stderr.split())
 
 
+IDLE_SECONDS = patience(6)  # a command may take as long to start
+
+
 def test_it_ends_by_itself_when_nobody_uses_it(synapse):
-    assert synapse("cluster", "up", "--idle-timeout", "6s").status == 0
+    assert synapse("cluster", "up", "--idle-timeout", f"{IDLE_SECONDS:g}s").status == 0
     assert len(servers(synapse)) == 1
     with synapse.started("nap", "--mode", "task") as user:
         assert within(20, lambda: facts(synapse)["users"] == [user.pid])
-        time.sleep(8)  # longer than it may be idle
+        time.sleep(IDLE_SECONDS + 2)  # longer than it may be idle
         assert len(servers(synapse)) == 1
         interrupt(user)
-        user.communicate(timeout=20)
+        user.communicate(timeout=patience(20))
     assert within(20, lambda: not servers(synapse))
     assert synapse.leftovers() == []
     assert list(Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").iterdir()) == []
 
 
 def test_it_stays_while_a_job_runs_that_nobody_waits_for(synapse):
-    assert synapse("cluster", "up", "--idle-timeout", "6s").status == 0
+    assert synapse("cluster", "up", "--idle-timeout", f"{IDLE_SECONDS:g}s").status == 0
     file = synapse.temp / "go"
     submitted = synapse.run("wait_for", "--mode", "job", "--detach", "--params", json.dumps({"file": str(file)}))
     assert submitted.status == 0, submitted.stderr
-    time.sleep(10)  # longer than it may be idle
+    time.sleep(IDLE_SECONDS + 2)  # longer than it may be idle
     assert len(servers(synapse)) == 1
     file.touch()
     assert within(30, lambda: not servers(synapse))
@@ -396,7 +400,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(synapse):
     with process:
         assert within(20, lambda: bool(servers(synapse)))
         interrupt(process)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=patience(30))
     assert process.returncode == 130
     assert stderr == "interrupted\n"
     assert synapse.leftovers() == []
@@ -406,6 +410,6 @@ def test_ctrl_c_while_it_starts_leaves_nothing(synapse):
 def test_it_outlives_the_command_that_started_it(synapse):
     """Also its terminal, and a Ctrl-C there."""
     with synapse.on_terminal("cluster", "up", command=()) as child:
-        child.expect("owner +process ([0-9]+)", timeout=60)
+        child.expect("owner +process ([0-9]+)", timeout=patience(60))
     assert facts(synapse)["pid"] == int(child.match[1])
     assert len(servers(synapse)) == 1

@@ -11,6 +11,7 @@ import typer
 from synapse_runtime.cli.app import app
 from synapse_runtime.cli.options import action_names
 from tests.cli.processes import SCRIPT, Synapse
+from tests.patience import patience
 
 BEGIN_WITH_TR = ["train", "trace_here"]
 
@@ -114,6 +115,6 @@ def test_bash_itself_completes_by_the_script_that_is_shown(synapse: Synapse) -> 
         env=synapse.environment(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=patience(30),
     )
     assert (done.stdout.split(), done.stderr) == (BEGIN_WITH_TR, "")

@@ -14,6 +14,7 @@ from synapse_runtime.enums import PluginCategory
 from synapse_runtime.errors import ConfigError
 from synapse_runtime.plugin import Plugin
 from tests.cli.processes import Finished, Synapse, status_of, synapse_in
+from tests.patience import patience
 from tests.pytest_synapse.conftest import session_environment
 
 CUSTOM = PluginCategory.CUSTOM
@@ -68,7 +69,7 @@ class TestWhatItMakes:
         style = ("--isolated", "--line-length", "100", "--no-cache", ".")
         rules = ("--select", "E,F,I,B,UP,PT,SIM,RUF")
         for command in (["check", *rules, *style], ["format", "--check", *style]):
-            done = subprocess.run([*ruff, *command], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+            done = subprocess.run([*ruff, *command], cwd=tmp_path, capture_output=True, text=True, timeout=patience(30))
             assert done.returncode == 0, done.stdout
 
     def test_every_action_is_one_that_the_config_names(self, tmp_path: Path) -> None:
@@ -266,5 +267,5 @@ def pytest_over(directory: Path, *arguments: str) -> subprocess.CompletedProcess
         env=session_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )

@@ -20,6 +20,7 @@ from synapse_runtime.cli.examination import CHECKS, examine
 from synapse_runtime.cli.findings import Check, Finding, ok, without_secrets
 from synapse_runtime.errors import ClusterError
 from tests.cli.processes import SCRIPT, Finished, Synapse, status_of, synapse_in
+from tests.patience import patience
 from tests.ray.clusters import ROOT
 
 GIBBERISH = "qx7-w9z-k3v"
@@ -135,7 +136,7 @@ class TestCommand:
     def test_ends_in_time_where_nobody_says_a_word(self, synapse: Synapse, silent: str) -> None:
         done = synapse("doctor", "--json", RAY_ADDRESS=silent)
         assert done.status == 1
-        assert done.seconds < 60  # without a limit: for minutes
+        assert done.seconds < patience(60)  # without a limit: for minutes
         (wrong,) = [one for one in done.result["findings"] if one["state"] == "problem"]
         assert (wrong["what"], wrong["text"]) == ("cluster", "no answer within 6 s")
 
@@ -197,7 +198,7 @@ class TestEachCheck:
         began = time.monotonic()
         found = examine("disk", hangs, limit=0.1)
         assert [one.text for one in found] == ["there", "no answer within 0.1 s"]
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < patience(2)
 
     def test_names_secrets_in_place_of_their_values(self) -> None:
         variables = {"MY_TOKEN": "abcdefgh", "THE_SECRET": "abcdefghij", "SHORT_KEY": "us", "TOKEN_PATH": "/some/file"}

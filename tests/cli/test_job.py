@@ -11,23 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import Synapse, cluster, interrupt, processes_with, status_of, synapse_in
+from tests.cli.processes import Synapse, interrupt, processes_with, status_of, synapse_in
+from tests.patience import patience
 
 NO_CLUSTER = "error: there is no cluster that outlives this process: `synapse cluster up` starts one"
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[dict[str, str]]:
-    """A cluster that runs already."""
-    with cluster(num_cpus=4) as reached:
-        yield reached
-
-
-@pytest.fixture(scope="module")
-def joined(running: dict[str, str], plugin_dir: Path) -> Iterator[Synapse]:
-    """The command, in the plugin's directory, with that cluster in RAY_ADDRESS."""
-    token = {name: value for name, value in running.items() if name.startswith("RAY_")}
-    with synapse_in(plugin_dir, RAY_ADDRESS=running["dashboard"], **token) as command:
+def joined(reached: dict[str, str], dashboard: str, plugin_dir: Path) -> Iterator[Synapse]:
+    """The command, in the plugin's directory, with the dashboard of a cluster that runs already in RAY_ADDRESS."""
+    with synapse_in(plugin_dir, **{**reached, "RAY_ADDRESS": dashboard}) as command:
         yield command
 
 
@@ -60,7 +53,7 @@ class TestDetach:
             assert printed == "waiting\n"
             assert joined.job("status", job_id).stdout == "RUNNING\n"
             signal.touch()
-            assert logs.wait(20) == 0
+            assert logs.wait(patience(20)) == 0
             assert "progress: 2/2 (100%)\n" in logs.stdout.read()
         done = joined.job("result", job_id)
         assert re.fullmatch(r'Result of wait_for \(job, \d+\.\d\d s\):\n"seen"\n', done.stdout)
@@ -119,7 +112,7 @@ class TestList:
         job = jobs[trained]
         assert (job["action"], job["status"]) == ("train", "SUCCEEDED")
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", job["started"])
-        assert 0 < job["took"] < 60
+        assert 0 < job["took"] < patience(60)
         done = joined.job("result", foreign)
         assert (done.status, done.stdout) == (3, "")
         assert f"error: job '{foreign}' runs no action" in done.stderr
@@ -127,9 +120,9 @@ class TestList:
 
 class TestOneJob:
     def test_its_status_is_a_word_on_a_cluster_given_by_its_own_address_too(
-        self, joined: Synapse, running: dict[str, str], trained: str
+        self, joined: Synapse, reached: dict[str, str], trained: str
     ) -> None:
-        done = joined.job("status", trained, "--ray-address", running["address"], RAY_ADDRESS="127.0.0.1:1")
+        done = joined.job("status", trained, "--ray-address", reached["RAY_ADDRESS"], RAY_ADDRESS="127.0.0.1:1")
         assert (done.status, done.stdout, done.stderr) == (0, "SUCCEEDED\n", "")
 
     def test_it_is_data_with_json(self, joined: Synapse, trained: str) -> None:
@@ -227,7 +220,7 @@ class TestCtrlC:
             assert process.stderr is not None
             action = int(process.stdout.readline().rpartition("pid=")[2])
             interrupt(process)
-            assert process.wait(20) == 130
+            assert process.wait(patience(20)) == 130
             assert process.stderr.read() == f"cluster: {joined.env['RAY_ADDRESS']} (RAY_ADDRESS)\ninterrupted\n"
         assert not is_running(action)
 
@@ -246,7 +239,7 @@ def submit_foreign(command: Synapse) -> str:
         data=json.dumps({"entrypoint": "true"}).encode(),
         headers={"Content-Type": "application/json", "Authorization": f"Bearer {command.env['RAY_AUTH_TOKEN']}"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=patience(30)) as answer:
         return str(json.load(answer)["submission_id"])
 
 

@@ -16,6 +16,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, fiel
 
 from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
 from tests.cli.processes import COMMAND, Synapse, synapse_in
+from tests.patience import patience
 
 LOCAL = ("--mode", "local", "--json")
 
@@ -347,7 +348,7 @@ class TestCommand:
             input='{"epochs": 7}',
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=patience(30),
         )
         assert '"epochs":7' in done.stdout
 

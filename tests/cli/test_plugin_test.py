@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.conftest import write_plugin
 from tests.cli.processes import Finished, Synapse, interrupt, synapse_in
+from tests.patience import patience
 from tests.pytest_synapse.conftest import ALONE
 
 TESTS = """\
@@ -144,5 +145,5 @@ def test_ctrl_c_is_pytests_own(here: Synapse) -> None:
         while "asleep" not in (line := process.stdout.readline()):
             assert line
         interrupt(process)
-        assert process.wait(20) == 2
+        assert process.wait(patience(20)) == 2
         assert "KeyboardInterrupt" in process.stdout.read()

@@ -12,6 +12,7 @@ import pytest
 from synapse_runtime import __version__
 from tests.cli.conftest import write_plugin
 from tests.cli.processes import COMMAND, SCRIPT, Synapse, assert_debug_shows_more, interrupt, status_of
+from tests.patience import patience
 
 LOCAL = ("--mode", "local")
 
@@ -112,7 +113,7 @@ class TestFailingAction:
         assert done.status == 124
         assert "error: nap did not end within 0.3 s" in done.stderr
         assert "time.sleep(60)" in done.stderr
-        assert done.seconds < 10
+        assert done.seconds < patience(10)
 
 
 class TestWrongInput:
@@ -275,7 +276,7 @@ class TestMode:
             child.expect("Where to run.*: ")
             for _ in range(5):  # between the question and its wait for a key, readline is deaf
                 child.sendcontrol(key)
-                if child.expect(["interrupted", pexpect.TIMEOUT], timeout=4) == 0:
+                if child.expect(["interrupted", pexpect.TIMEOUT], timeout=patience(4)) == 0:
                     break
             assert status_of(child) == 130
 
@@ -369,7 +370,7 @@ class TestEnd:
             assert process.stdout.readline()
             process.stdout.close()
             assert process.stderr.read() == ""
-            assert process.wait(20) == 141
+            assert process.wait(patience(20)) == 141
 
     def test_is_quiet_behind_head(self, synapse: Synapse) -> None:
         pipeline = subprocess.run(
@@ -378,7 +379,7 @@ class TestEnd:
             env=synapse.environment(),
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=patience(30),
         )
         assert "line number=0" in pipeline.stdout
         assert (pipeline.stdout.count("\n"), pipeline.stderr) == (1, "")
@@ -389,7 +390,7 @@ class TestEnd:
             assert process.stderr is not None
             assert "asleep" in process.stdout.readline()
             interrupt(process)
-            assert process.wait(5) == 130
+            assert process.wait(patience(5)) == 130
             assert process.stderr.read() == "interrupted\n"
 
     def test_leaves_nothing_behind(self, synapse: Synapse, plugin_dir: Path) -> None:

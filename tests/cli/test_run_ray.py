@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import Synapse, assert_debug_shows_more, cluster, interrupt, processes_with, synapse_in, within
+from tests.cli.processes import Synapse, assert_debug_shows_more, interrupt, processes_with, synapse_in
+from tests.patience import patience, within
 
 STARTING = "cluster: ephemeral, started on first need\n"
 INFER = """\
@@ -31,22 +32,16 @@ class Infer(BaseAction[InferParams]):
 RAY_MODES = pytest.mark.parametrize("mode", ["task", "job"])
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[dict[str, str]]:
-    """A cluster that runs already, and says that it has a GPU."""
-    with cluster(num_cpus=4, num_gpus=1) as reached:
-        yield reached
-
-
 @pytest.fixture
-def joined(running: dict[str, str], plugin_dir: Path) -> Iterator[Synapse]:
-    """The command, which finds that cluster in RAY_ADDRESS."""
-    with synapse_in(plugin_dir, RAY_ADDRESS=running["address"], **_token(running)) as command:
+def joined(reached: dict[str, str], plugin_dir: Path) -> Iterator[Synapse]:
+    """The command, which finds a cluster that runs already in RAY_ADDRESS."""
+    with synapse_in(plugin_dir, **reached) as command:
         yield command
 
 
 class TestOnAClusterOfItsOwn:
-    @RAY_MODES
+    # A cluster of its own for each: one ends well and one badly, in either mode.
+    @pytest.mark.parametrize("mode", ["job"])
     def test_progress_is_seen_while_the_action_runs_and_nothing_is_left_after_it(
         self, synapse: Synapse, tmp_path: Path, mode: str
     ) -> None:
@@ -60,7 +55,7 @@ class TestOnAClusterOfItsOwn:
             assert process.poll() is None
             signal.touch()
             late = process.stdout.read()
-            assert process.wait(30) == 0
+            assert process.wait(patience(30)) == 0
             assert process.stderr.read() == STARTING
         assert "progress: 1/2 (50%)\n" in early
         assert "progress: 2/2 (100%)\n" in late
@@ -68,13 +63,13 @@ class TestOnAClusterOfItsOwn:
         assert re.search(rf'^Result of wait_for \({mode}, \d+\.\d\d s\):\n"seen"$', late, re.MULTILINE)
         assert synapse.leftovers() == []
 
-    @RAY_MODES
+    @pytest.mark.parametrize("mode", ["task"])
     def test_ctrl_c_ends_the_action_and_everything_with_130(self, synapse: Synapse, mode: str) -> None:
         with synapse.started("nap", "--mode", mode) as process:
             assert process.stderr is not None
             asleep = _read_until(process, "asleep")
             interrupt(process)
-            assert process.wait(15) == 130
+            assert process.wait(patience(15)) == 130
             assert process.stderr.read() == STARTING + "interrupted\n"
         action = int(asleep.rpartition("pid=")[2])
         assert within(5, lambda: action not in processes_with(synapse.mark))
@@ -85,7 +80,7 @@ class TestOnAClusterOfItsOwn:
             assert process.stderr is not None
             assert within(15, lambda: len(processes_with(synapse.mark)) > 2)
             interrupt(process)
-            assert process.wait(20) == 130
+            assert process.wait(patience(20)) == 130
             assert process.stderr.read() == STARTING + "interrupted\n"
         assert synapse.leftovers() == []
 
@@ -100,10 +95,9 @@ class TestOnARunningCluster:
         assert done.status == 0, done.stderr
         assert done.result == {"path": "/v1", "scaled": [2, 4]}
 
-    @RAY_MODES
-    def test_debug_shows_messages_of_level_debug_and_all_lines_of_an_error(self, joined: Synapse, mode: str) -> None:
+    def test_debug_shows_messages_of_level_debug_and_all_lines_of_an_error(self, joined: Synapse) -> None:
         assert_debug_shows_more(
-            *(joined.run("whisper", "--mode", mode, option) for option in ("--debug", "--no-debug"))
+            *(joined.run("whisper", "--mode", "task", option) for option in ("--debug", "--no-debug"))
         )
 
     @RAY_MODES
@@ -146,19 +140,19 @@ class TestOnARunningCluster:
     def test_gpus_that_nobody_has_end_with_3(self, joined: Synapse, mode: str) -> None:
         done = joined.run("train", "--mode", mode, "--gpus", "99")
         assert (done.status, done.stdout) == (3, "")
-        assert "asked for num_gpus=99, but the cluster has 1 GPU in all" in done.stderr
-        assert done.seconds < 15
+        assert "asked for num_gpus=99, but the cluster has 2 GPU in all" in done.stderr
+        assert done.seconds < patience(15)
 
     @RAY_MODES
-    def test_address_can_be_given(self, synapse: Synapse, running: dict[str, str], mode: str) -> None:
-        arguments = ("--gpus", "1", "--cpus", "1", "--debug-sdk", "--json")
-        done = synapse.run("train", "--mode", mode, *_at(running, mode), *arguments, **_token(running))
+    def test_address_can_be_given(self, joined: Synapse, reached: dict[str, str], dashboard: str, mode: str) -> None:
+        address = reached["RAY_ADDRESS"] if mode == "task" else dashboard
+        arguments = ("--ray-address", address, "--gpus", "1", "--cpus", "1", "--debug-sdk", "--json")
+        done = joined.run("train", "--mode", mode, *arguments, RAY_ADDRESS="")
         assert (done.status, done.result) == (0, {"epochs": 2, "batch_size": 16})
 
-    @RAY_MODES
-    def test_given_address_wins_over_the_variable(self, synapse: Synapse, running: dict[str, str], mode: str) -> None:
-        arguments = ("train", "--mode", mode, *_at(running, mode))
-        done = synapse.run(*arguments, RAY_ADDRESS="127.0.0.1:1", **_token(running))
+    def test_given_address_wins_over_the_variable(self, joined: Synapse, reached: dict[str, str]) -> None:
+        address = reached["RAY_ADDRESS"]
+        done = joined.run("train", "--mode", "task", "--ray-address", address, RAY_ADDRESS="127.0.0.1:1")
         assert done.status == 0, done.stderr
 
 
@@ -181,7 +175,7 @@ class TestWithoutACluster:
         assert (done.status, done.stdout) == (3, "")
         assert f"error: no cluster answers at {address}: Connection refused" in done.stderr
         assert "Traceback" not in done.stderr
-        assert done.seconds < 15
+        assert done.seconds < patience(15)
 
     def test_address_in_the_environment_that_does_not_answer_ends_with_3(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--mode", "task", RAY_ADDRESS="127.0.0.1:1")
@@ -203,13 +197,3 @@ def _read_until(process: subprocess.Popen[str], text: str) -> str:
         if text in said:
             return said
     raise AssertionError(f"ended before it said {text!r}: {said}")
-
-
-def _at(running: dict[str, str], mode: str) -> tuple[str, str]:
-    """Return the option that names a cluster: by its own address, or by its dashboard's."""
-    return "--ray-address", running["address" if mode == "task" else "dashboard"]
-
-
-def _token(running: dict[str, str]) -> dict[str, str]:
-    """Return the variables with the token that a cluster demands."""
-    return {name: value for name, value in running.items() if name.startswith("RAY_")}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
+from tests.forks import fork_server
+from tests.patience import patience
 from tests.pytest_synapse.conftest import session_environment
 
 _WHERE_IT_RAN = re.compile(r"\bran in (local|task|job) mode\b")
@@ -95,16 +97,29 @@ def run_pytest(project: Path, *arguments: str, env: dict[str, str], timeout: flo
 
 
 def run_python(
-    directory: Path, *arguments: str, env: dict[str, str], timeout: float = 120
+    directory: Path, *arguments: str, env: dict[str, str], timeout: float = 120, starts_python: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python in a directory, with both outputs in one."""
+    """Run a Python program in a directory, with both outputs in one.
+
+    Args:
+        directory: The directory.
+        *arguments: What would follow `python` on a command line.
+        env: Variables, beside those of a session that knows nothing of the one that runs these tests.
+        timeout: After so many seconds it is killed.
+        starts_python: Whether Python itself is started; otherwise the program runs in a fork of `tests/forks.py`.
+    """
+    env = session_environment() | {"COLUMNS": "300"} | env
+    if not starts_python:
+        return fork_server(env).run(
+            ["-B", *arguments], cwd=directory, env=env, timeout=patience(timeout), stderr_to_stdout=True
+        )
     return subprocess.run(
         [sys.executable, "-B", *arguments],
         cwd=directory,
-        env=session_environment() | {"COLUMNS": "300"} | env,
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
+        timeout=patience(timeout),
     )

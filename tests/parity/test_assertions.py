@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from synapse_runtime.action import BaseAction
 from synapse_runtime.errors import ExecutionError
-from tests.parity.modes import everywhere
+from tests.parity.modes import everywhere, not_as_jobs
 
 pytestmark = everywhere
 
@@ -54,24 +54,46 @@ def message_of(executor, action, left, right):
     return str(cause)
 
 
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [
-        (1, 2),
-        ([1, 2, 3], [1, 5, 3]),
-        ({"a": 1, "b": 2}, {"a": 1, "b": 3}),
-        ("one\ntwo % {x}\nthree", "one\n2\nthree"),
-        ({1, 2}, {2, 3}),
-        ([{"deep": list(range(50))}], [{"deep": list(range(1, 51))}]),
-    ],
-    ids=["int", "list", "dict", "str", "set", "long"],
-)
+COMPARED = {
+    "int": (1, 2),
+    "list": ([1, 2, 3], [1, 5, 3]),
+    "dict": ({"a": 1, "b": 2}, {"a": 1, "b": 3}),
+    "str": ("one\ntwo % {x}\nthree", "one\n2\nthree"),
+    "set": ({1, 2}, {2, 3}),
+    "long": ([{"deep": list(range(50))}], [{"deep": list(range(1, 51))}]),
+}
+
+
+@not_as_jobs
+@pytest.mark.parametrize(("left", "right"), COMPARED.values(), ids=COMPARED)
 def test_07_a_comparison_is_explained_as_pytest_does_it(synapse_executor, left, right):
     with pytest.raises(AssertionError) as here:
         assert left == right
     assert message_of(synapse_executor, Compare, left, right) == str(here.value)
 
 
+class CompareAll(BaseAction):
+    def execute(self):
+        problems = []
+        for left, right in self.params["pairs"]:
+            try:
+                assert left == right
+            except AssertionError as error:
+                problems.append(error)
+        raise ExceptionGroup("all", problems)
+
+
+def test_07_comparisons_in_a_group_are_explained_as_pytest_does_it(synapse_executor):
+    expected = []
+    for left, right in COMPARED.values():
+        with pytest.raises(AssertionError) as here:
+            assert left == right
+        expected.append(str(here.value))
+    group = synapse_executor.run(CompareAll, {"pairs": list(COMPARED.values())}).error.__cause__
+    assert [str(error) for error in group.exceptions] == expected
+
+
+@not_as_jobs
 def test_07_the_explanation_keeps_the_authors_text_and_where_values_come_from(synapse_executor):
     message = message_of(synapse_executor, Explain, 2, 5)
     assert message.startswith("100 % wrong with 2\nassert 4 in [5]\n +  where 4 = ")
@@ -80,6 +102,7 @@ def test_07_the_explanation_keeps_the_authors_text_and_where_values_come_from(sy
     assert "At index 0 diff: 1 != 2" in either
 
 
+@not_as_jobs
 def test_07_an_assertion_that_the_action_catches_reads_well_and_is_explained_in_the_chain(synapse_executor):
     run = synapse_executor.run(Caught, {"left": [1, 2], "right": [1, 3]})
     assert "\x1e" not in run.logs[0].data["message"]
@@ -101,6 +124,7 @@ class CompareOdd(BaseAction):
         assert Unpicklable() == 3
 
 
+@not_as_jobs
 def test_07_operands_that_cannot_travel_are_told_by_their_text(synapse_executor):
     with pytest.raises(ExecutionError) as caught:
         synapse_executor.execute(CompareOdd)

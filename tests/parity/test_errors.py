@@ -13,11 +13,9 @@ from lab.portrait import portrait_of_error
 
 from synapse_runtime.action import BaseAction
 from synapse_runtime.errors import ExecutionError
-from tests.parity.modes import everywhere
+from tests.parity.modes import as_a_job, everywhere, not_as_jobs
 
 pytestmark = everywhere
-# A job costs a second: what has very many cases has each of them alone here, and all of them together as a job.
-each_alone = pytest.mark.synapse(mode=("local", "task"))
 
 SOURCE = Path(errors.__file__).read_text().splitlines()
 
@@ -69,7 +67,7 @@ def test_04_type_arguments_attributes_and_notes_come_back(synapse_executor):
     assert shown(cause.__cause__) == [at("execute", 'look_up({}, "missing")'), at("look_up", "return table[key]")]
 
 
-@each_alone
+@not_as_jobs
 def test_04_what_was_being_handled_comes_back_as_context(synapse_executor):
     cause = cause_of(synapse_executor, errors.FailWhileHandling)
     assert type(cause) is errors.Broken
@@ -81,7 +79,7 @@ def test_04_what_was_being_handled_comes_back_as_context(synapse_executor):
     assert shown(cause.__context__) == [at("execute", "self.first()"), at("first", 'raise ValueError("the first")')]
 
 
-@each_alone
+@not_as_jobs
 def test_04_a_suppressed_context_stays_suppressed(synapse_executor):
     cause = cause_of(synapse_executor, errors.FailFromNone)
     assert cause.__cause__ is None
@@ -90,6 +88,7 @@ def test_04_a_suppressed_context_stays_suppressed(synapse_executor):
     assert "invalid literal" not in "".join(traceback.format_exception(cause))
 
 
+@not_as_jobs
 def test_04_cause_and_context_may_share_what_came_before(synapse_executor):
     cause = cause_of(synapse_executor, errors.FailWithTwoBranches)
     assert type(cause.__cause__) is OSError
@@ -129,13 +128,14 @@ OTHER_FORMS = {
 }
 
 
-@each_alone
+@not_as_jobs
 @pytest.mark.parametrize("name", OTHER_FORMS, ids=lambda name: name.replace(" ", "_"))
 def test_04_the_frames_are_shown_whatever_form_the_action_has(synapse_executor, name):
     action, frames = OTHER_FORMS[name]
     assert shown(cause_of(synapse_executor, action)) == frames
 
 
+@not_as_jobs
 def test_04_the_frames_of_an_action_in_the_test_are_shown(synapse_executor):
     class Here(BaseAction):
         def execute(self):
@@ -147,6 +147,7 @@ def test_04_the_frames_of_an_action_in_the_test_are_shown(synapse_executor):
     assert frame.line == 'raise ValueError("here")  # this line'
 
 
+@not_as_jobs
 def test_04_pytests_report_shows_the_actions_own_lines(synapse_executor):
     with pytest.raises(ExecutionError) as caught:
         synapse_executor.execute(errors.FailFromCause)
@@ -172,7 +173,7 @@ def test_04_pytests_report_shows_the_actions_own_lines(synapse_executor):
     assert "E           first" in last
 
 
-@each_alone
+@not_as_jobs
 def test_04_python_marks_the_part_of_the_line_that_failed(synapse_executor):
     text = "".join(traceback.format_tb(cause_of(synapse_executor, errors.fail_function).__traceback__))
     marked = 'raise Broken("in a function", part["a"]["b"]["c"])'
@@ -193,7 +194,7 @@ def text_of(error: BaseException) -> str:
         return f"<str() failed: {type(problem).__name__}>"
 
 
-@each_alone
+@not_as_jobs
 @pytest.mark.parametrize("name", errors.ERRORS, ids=lambda name: name.replace(" ", "_"))
 def test_05_an_awkward_exception_arrives_as_what_it_is(synapse_executor, name):
     expected = errors.ERRORS[name]()
@@ -203,7 +204,8 @@ def test_05_an_awkward_exception_arrives_as_what_it_is(synapse_executor, name):
     assert shown(error.__cause__) == [at("execute", 'raise ERRORS[self.params["name"]]()')]
 
 
-@pytest.mark.parametrize("name", ["failing str", "a megabyte"], ids=lambda name: name.replace(" ", "_"))
+@as_a_job
+@pytest.mark.parametrize("name", ["a megabyte"])
 def test_05_an_exception_whose_text_is_awkward_arrives_as_what_it_is(synapse_executor, name):
     error = failure_of(synapse_executor, errors.Raise, {"name": name})
     assert str(error) == f"raise failed: {type(errors.ERRORS[name]()).__name__}: {text_of(errors.ERRORS[name]())}"
@@ -223,11 +225,13 @@ def test_05_all_awkward_exceptions_arrive_together(synapse_executor):
     assert all(shown(error) == [at("raised", "raise error")] for error in cause.exceptions)
 
 
-@pytest.mark.parametrize("name", ["frozen dataclass", "reduce to exit"], ids=lambda name: name.replace(" ", "_"))
+@as_a_job
+@pytest.mark.parametrize("name", ["reduce to exit"])
 def test_05_an_exception_that_breaks_its_handlers_arrives(synapse_executor, name):
     assert same(cause_of(synapse_executor, errors.Raise, {"name": name}), name)
 
 
+@not_as_jobs
 def test_05_where_an_attribute_cannot_travel_the_rest_does(synapse_executor, synapse_mode):
     error = cause_of(synapse_executor, errors.RaiseWithWhatCannotTravel)
     assert type(error) is ValueError
@@ -273,7 +277,7 @@ def test_05_classes_of_the_test_arrive_as_these_classes(synapse_executor):
     assert (cause.__cause__.args, cause.__cause__.two) == ((1,), 2)
 
 
-@each_alone
+@not_as_jobs
 def test_05_a_class_that_only_the_action_knows_arrives_under_its_name(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseHidden)
     assert type(cause).__qualname__ == "RaiseHidden.execute.<locals>.Hidden"
@@ -282,7 +286,7 @@ def test_05_a_class_that_only_the_action_knows_arrives_under_its_name(synapse_ex
     assert (cause.args, cause.code) == (("hidden 4",), 4)
 
 
-@each_alone
+@not_as_jobs
 def test_05_a_cause_that_goes_in_circles_is_told_once(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseCycle)
     assert (type(cause), cause.args) == (ValueError, ("first",))
@@ -291,14 +295,14 @@ def test_05_a_cause_that_goes_in_circles_is_told_once(synapse_executor):
     assert (text.count("ValueError: first"), text.count("KeyError: 'second'")) == (1, 1)
 
 
-@each_alone
+@not_as_jobs
 def test_05_members_of_a_group_may_share_their_context(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseSharedContext)
     assert [member.args for member in cause.exceptions] == [(0,), (1,), (2,)]
     assert [type(member.__context__) for member in cause.exceptions] == [KeyError, KeyError, KeyError]
 
 
-@each_alone
+@not_as_jobs
 def test_05_a_recursion_without_end_is_told_as_one(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseWithoutEnd)
     assert type(cause) is RecursionError
@@ -317,7 +321,7 @@ EXITS = {
 }
 
 
-@each_alone
+@not_as_jobs
 @pytest.mark.parametrize("how", EXITS)
 def test_06_an_exit_is_an_error_that_says_so(synapse_executor, how):
     code, text = EXITS[how]
@@ -336,6 +340,7 @@ def test_06_an_exit_of_an_async_action_is_an_error_that_says_so(synapse_executor
     assert error.__cause__.code == 4
 
 
+@not_as_jobs
 def test_06_after_an_exit_the_next_call_works(synapse_executor, synapse_mode):
     first = synapse_executor.run(errors.Leave, {"how": "number"})
     assert str(first.error) == "leave ended with sys.exit(3)"
@@ -347,7 +352,7 @@ def test_06_after_an_exit_the_next_call_works(synapse_executor, synapse_mode):
         assert second.pid == os.getpid()
 
 
-@each_alone
+@not_as_jobs
 def test_06_pytest_hears_of_an_exit_as_of_any_failure(synapse_executor):
     with pytest.raises(ExecutionError, match=r"leave ended with sys\.exit\(3\)"):
         synapse_executor.execute(errors.Leave, {"how": "number"})

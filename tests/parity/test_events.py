@@ -9,10 +9,9 @@ from lab.portrait import portrait
 from lab.values import Color, Point
 
 from synapse_runtime.errors import ExecutionError
-from tests.parity.modes import everywhere
+from tests.parity.modes import everywhere, not_as_jobs
 
 pytestmark = everywhere
-each_alone = pytest.mark.synapse(mode=("local", "task"))
 
 
 def told(run) -> list[tuple]:
@@ -64,7 +63,7 @@ def test_08_all_that_an_action_says_arrives_in_order(synapse_executor):
     assert times == sorted(times)
 
 
-@each_alone
+@not_as_jobs
 def test_08_a_logged_exception_arrives_with_its_traceback(synapse_executor):
     run = synapse_executor.run(events.Speak)
     (text,) = [event.name for event in run.events if event.name.startswith("failed at x")]
@@ -106,6 +105,7 @@ def test_08_what_is_hard_to_carry_arrives_as_it_was_said(synapse_executor):
     ]
 
 
+@not_as_jobs
 def test_08_data_that_cannot_travel_arrives_as_its_text(synapse_executor):
     run = synapse_executor.run(events.SpeakOfWhatCannotTravel)
     assert run.error is None
@@ -119,6 +119,7 @@ def test_08_data_that_cannot_travel_arrives_as_its_text(synapse_executor):
     assert closure["ok"] == 2
 
 
+@not_as_jobs
 def test_08_events_before_a_failure_are_kept(synapse_executor):
     run = synapse_executor.run(events.SpeakAndFail)
     assert type(run.error) is ExecutionError
@@ -156,7 +157,7 @@ REFUSED = {
 }
 
 
-@each_alone
+@not_as_jobs
 @pytest.mark.parametrize("call", REFUSED, ids=lambda call: call.replace(" ", "_"))
 def test_08_what_cannot_be_said_fails_the_action(synapse_executor, call):
     run = synapse_executor.run(events.SpeakWrongly, {"call": call})

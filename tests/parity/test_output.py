@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from synapse_runtime.errors import ExecutionError
-from tests.parity.modes import everywhere
+from tests.parity.modes import everywhere, not_as_jobs
 
 pytestmark = everywhere
 
@@ -23,6 +23,7 @@ def test_09_output_is_of_one_test_and_no_other(synapse_executor, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@not_as_jobs
 def test_09_prints_are_seen_by_capsys(synapse_executor, capsys):
     synapse_executor.execute(print_hello)
     assert capsys.readouterr().out == "hello\n"
@@ -49,6 +50,7 @@ def test_09_records_at_the_levels_of_this_session_are_seen_by_caplog(synapse_exe
     assert caplog.text.rstrip().endswith("KeyError: 'lost'")
 
 
+@not_as_jobs
 def test_09_levels_that_a_test_sets_reach_the_action(synapse_executor, caplog):
     caplog.set_level(logging.DEBUG, logger="lab")
     synapse_executor.execute("lab.output:Log")
@@ -61,6 +63,7 @@ def test_09_levels_that_a_test_sets_reach_the_action(synapse_executor, caplog):
     assert logged(caplog) == [("other.library", "INFO", "info of another"), OWN, ERROR]
 
 
+@not_as_jobs
 def test_09_a_record_keeps_its_place_in_the_source(synapse_executor, caplog):
     synapse_executor.execute("lab.output:Log")
     record = caplog.records[0]
@@ -91,6 +94,7 @@ def test_09_a_warning_that_is_an_error_here_fails_the_action(synapse_executor):
     assert type(caught.value.__cause__) is UserWarning
 
 
+@not_as_jobs
 def test_09_a_warning_that_is_ignored_here_is_not_seen(synapse_executor):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

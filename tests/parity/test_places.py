@@ -20,9 +20,9 @@ from pydantic import BaseModel
 from synapse_runtime.action import BaseAction
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import ConfigError, ExecutionError, ValidationError
-from tests.cli.processes import cluster
-from tests.parity.modes import everywhere
+from tests.parity.modes import as_a_job, everywhere, not_as_jobs
 from tests.parity.sessions import Session, run_pytest, run_python, write
+from tests.patience import patience
 
 INSTALLED = """\
 from pydantic import BaseModel
@@ -138,15 +138,15 @@ def _digest(text: str) -> str:
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+    subprocess.run(command, check=True, timeout=patience(60), stdin=subprocess.DEVNULL)
 
 
-@everywhere
+@not_as_jobs
 def test_13_in_a_module_of_the_plugin(synapse_executor):
     assert synapse_executor.execute("lab.places:Times", {"number": 21}) == 42
 
 
-@everywhere
+@not_as_jobs
 def test_13_in_an_installed_package(synapse_executor, installed):
     module = importlib.import_module(f"{installed}.actions")
     assert "site-packages" in module.__file__
@@ -154,24 +154,24 @@ def test_13_in_an_installed_package(synapse_executor, installed):
         assert synapse_executor.execute(installed_action, {"number": 21}) == [42, module.__file__]
 
 
-@everywhere
+@not_as_jobs
 def test_13_in_the_test_module(synapse_executor):
     assert synapse_executor.execute(TimesHere, {"number": 21}) == 42
 
 
-@everywhere
+@not_as_jobs
 def test_13_in_the_test_module_it_sees_a_global_as_it_is_now(synapse_executor, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "FACTOR", 3)
     assert synapse_executor.execute(times_here, {"number": 14}) == 42
 
 
-@everywhere
+@not_as_jobs
 def test_13_in_a_conftest(synapse_executor, actions_of_conftest):
     for conftest_action in actions_of_conftest:
         assert synapse_executor.execute(conftest_action, {"number": 21}) == 42
 
 
-@everywhere
+@not_as_jobs
 def test_13_inside_a_function_with_its_local_values(synapse_executor):
     factor, table = 2, {"number": 0}
 
@@ -188,7 +188,7 @@ def test_13_inside_a_function_with_its_local_values(synapse_executor):
     assert synapse_executor.execute(closing, {"number": 21}) == 42
 
 
-@everywhere
+@not_as_jobs
 def test_13_inside_a_function_with_a_params_model_of_its_own(synapse_executor):
     class LocalParams(BaseModel):
         number: int
@@ -216,7 +216,7 @@ class TestInAClassOfTests:
         def execute(self):
             return FACTOR * self.params.number
 
-    @everywhere
+    @not_as_jobs
     def test_13_in_a_class_of_tests(self, synapse_executor):
         assert synapse_executor.execute(self.Times, {"number": 21}) == 42
 
@@ -280,7 +280,7 @@ if __name__ == "__main__":
 def script(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What a script saw that runs its own actions in each mode, on an ephemeral cluster of its own."""
     directory = write(tmp_path_factory.mktemp("script"), {"script.py": MAIN})
-    done = run_python(directory, "script.py", env={})
+    done = run_python(directory, "script.py", env={}, starts_python=True)
     assert done.returncode == 0, done.stdout
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("SEEN "))
     found: dict[str, object] = json.loads(line.removeprefix("SEEN "))
@@ -299,6 +299,37 @@ def test_13_in_main(script, mode):
     }
 
 
+@as_a_job
+def test_13_wherever_it_is_defined_all_at_once(synapse_executor, installed, actions_of_conftest):
+    OfConftest, of_conftest = actions_of_conftest
+    installed_actions = importlib.import_module(f"{installed}.actions")
+    OfClass = TestInAClassOfTests.Times
+    factor, table = 2, {"number": 0}
+
+    class Closing(BaseAction[Number]):
+        def execute(self):
+            table["number"] += self.params.number
+            return factor * table["number"]
+
+    @action
+    def all_of_them(params, context):
+        number = Number(number=params["number"])
+        classes = (places.Times, installed_actions.Times, TimesHere, OfClass, Closing)
+        functions = (installed_actions.times, times_here, of_conftest)
+        return [
+            *(each(number, context).execute() for each in classes),
+            *(each(params, context) for each in functions),
+            OfConftest(params, context).execute(),
+        ]
+
+    of_installed = [42, installed_actions.__file__]
+    assert synapse_executor.execute(all_of_them, {"number": 21}) == [
+        *(42, of_installed, 42, 42, 42),
+        *(of_installed, 42, 42),
+        42,
+    ]
+
+
 # One of each form, of the plugin and of this module, so that each is imported there and copied there.
 FORMS = {
     "base_action": [places.Times],
@@ -309,20 +340,32 @@ FORMS = {
 }
 
 
-@everywhere
+@not_as_jobs
 @pytest.mark.parametrize("form", FORMS)
 def test_14_an_action_may_be(synapse_executor, form):
     for each in FORMS[form]:
         assert synapse_executor.execute(each, {"number": 21}) == 42
 
 
-@everywhere
+@as_a_job
+@pytest.mark.parametrize("form", [TimesHere, DispatchingHere, AsyncHere], ids=lambda form: form.__name__)
+def test_14_an_action_may_be_a(synapse_executor, form):
+    assert synapse_executor.execute(form, {"number": 21}) == 42
+
+
+@as_a_job
+def test_14_an_asynchronous_generator_is_refused_with_the_way_out(synapse_executor):
+    run = synapse_executor.run("lab.places:AsyncYielding", {"number": 1})
+    assert str(run.error) == "lab.places:AsyncYielding returned a generator; return its items as a list instead"
+
+
+@not_as_jobs
 def test_14_an_action_may_inherit(synapse_executor):
     children = [places.Threefold, places.Outer.Inner, GrandChild]
     assert [synapse_executor.execute(child, {"number": 2}) for child in children] == [6, 10, 6]
 
 
-@everywhere
+@not_as_jobs
 @pytest.mark.parametrize("yields", ["Yielding", "AsyncYielding", "async_yielding", "returning_a_generator"])
 def test_14_a_generator_is_refused_with_the_way_out(synapse_executor, yields):
     run = synapse_executor.run(f"lab.places:{yields}", {"number": 1})
@@ -467,6 +510,8 @@ class Times(BaseAction):
 """
 
 IMPORT_MODES = ("prepend", "append", "importlib")
+# A job gets what a worker gets; the way of importing that differs most has to do there.
+MODES_OF = {mode: ("local", "task", "job") if mode == "importlib" else ("local", "task") for mode in IMPORT_MODES}
 
 
 def _project(directory: Path, import_mode: str) -> Path:
@@ -496,23 +541,21 @@ def _project(directory: Path, import_mode: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def import_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Session]]:
+def import_sessions(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]) -> dict[str, Session]:
     """A session over the project for each import mode, in all modes, on one cluster, side by side."""
-    with cluster(num_cpus=4) as reached, ThreadPoolExecutor(len(IMPORT_MODES)) as pool:
-        env = {name: value for name, value in reached.items() if name.startswith("RAY_")}
-        env["RAY_ADDRESS"] = reached["address"]
+    with ThreadPoolExecutor(len(IMPORT_MODES)) as pool:
         started = {
             mode: pool.submit(
                 run_pytest,
                 _project(tmp_path_factory.mktemp(mode), mode),
                 f"--import-mode={mode}",
-                "--synapse-mode=all",
+                f"--synapse-mode={','.join(MODES_OF[mode])}",
                 "-rA",
-                env=env,
+                env=reached,
             )
             for mode in IMPORT_MODES
         }
-        yield {mode: session.result() for mode, session in started.items()}
+        return {mode: session.result() for mode, session in started.items()}
 
 
 TESTS = (
@@ -525,8 +568,9 @@ TESTS = (
 )
 
 
-@in_each_mode
-@pytest.mark.parametrize("import_mode", IMPORT_MODES)
+@pytest.mark.parametrize(
+    ("import_mode", "mode"), [(imported, mode) for imported, modes in MODES_OF.items() for mode in modes]
+)
 @pytest.mark.parametrize("place", ["bare", "packaged"])
 def test_13_however_pytest_imports_the_test_file(import_sessions, import_mode, place, mode):
     session = import_sessions[import_mode]

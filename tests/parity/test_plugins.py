@@ -16,7 +16,7 @@ from synapse_runtime.executors.base import Executor
 from synapse_runtime.loggers import NullLogger
 from synapse_runtime.plugin import Plugin
 from synapse_runtime.runner import executor_class
-from tests.parity.modes import everywhere
+from tests.parity.modes import everywhere, not_as_jobs
 from tests.parity.sessions import write
 
 pytestmark = everywhere
@@ -103,6 +103,7 @@ def test_21_each_plugin_gets_its_own_modules_in_any_order(executor_of, plugin):
             assert type(pickle.loads(pickle.dumps(result))) is type(result)
 
 
+@not_as_jobs
 def test_21_sys_modules_and_sys_path_look_untouched(executor_of, plugin):
     executor = executor_of(plugin("red"))
     with contextlib.suppress(ImportError):
@@ -128,6 +129,7 @@ def test_21_an_edit_between_runs_is_seen(executor_of, plugin):
     assert executor.execute("whose").names == ["new", "late new", "helper of red", *MODULES]
 
 
+@not_as_jobs
 def test_21_new_and_deleted_files_and_an_edited_config_file_are_seen(executor_of, plugin):
     path = plugin("red")
     executor = executor_of(path)

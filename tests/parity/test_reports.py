@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import cluster
 from tests.parity.sessions import Session, comparable, run_pytest, write
 
 MODES = ("local", "task", "job")
@@ -367,13 +366,16 @@ NOT_AS_JOBS = (
     "test_run_then_unwrap",
     "test_import_error",
     "test_output_at_default_levels",
+    "test_notes",
+    "test_syntax_error",
+    "test_silent",
 )
 # The runtime itself finds these problems; where in its code is nobody's business.
 OF_THE_RUNTIME = ("test_bad_params", "test_syntax_error", "test_import_error", "test_work[unpicklable]")
-# In every other style all tests run in local and in task mode, and this one as a job.
+# In every other style, which pytest gives to what a mode brings home, all tests run in local and in task mode.
 ONE_TEST = "test_work[chained_from]"
 STYLES = ("--tb=long", "--tb=short", "--tb=native")
-# With these, only that one runs, in all modes.
+# With these, only this one runs, in all modes.
 ONE_TEST_OPTIONS = ("--tb=line", "--showlocals", "--full-trace")
 
 # Lines that a report must have, in every mode.
@@ -460,7 +462,10 @@ class Sessions:
         self._sessions: dict[tuple[str, ...], Future[Session]] = {}
         for mode in reversed(MODES):
             self._start(*self._usual(mode))
-        for option in (*ONE_TEST_OPTIONS, *STYLES):
+        for option in STYLES:
+            for mode in MODES[:-1]:
+                self._start(*self._with(mode, option))
+        for option in ONE_TEST_OPTIONS:
             for mode in MODES:
                 self._start(*self._with(mode, option))
 
@@ -486,8 +491,7 @@ class Sessions:
         return [f"--synapse-mode={mode}", "-rA", *deselected, *_memory(mode)]
 
     def _with(self, mode: str, option: str) -> list[str]:
-        only_one = mode == "job" or option in ONE_TEST_OPTIONS
-        tests = [f"{TEST_FILE}::{ONE_TEST}"] if only_one else []
+        tests = [f"{TEST_FILE}::{ONE_TEST}"] if option in ONE_TEST_OPTIONS else []
         return [f"--synapse-mode={mode}", option, "-pno:cacheprovider", *tests]
 
     def _start(self, *arguments: str) -> Future[Session]:
@@ -501,12 +505,10 @@ def _memory(mode: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessions]:
+def sessions(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]) -> Iterator[Sessions]:
     project = write(tmp_path_factory.mktemp("reports"), FILES)
-    with cluster(num_cpus=4) as reached:
-        env = {name: value for name, value in reached.items() if name.startswith("RAY_")}
-        with contextlib.closing(Sessions(project, env | {"RAY_ADDRESS": reached["address"]})) as started:
-            yield started
+    with contextlib.closing(Sessions(project, reached)) as started:
+        yield started
 
 
 def everywhere(*tests: str) -> pytest.MarkDecorator:
@@ -653,7 +655,7 @@ def test_04_the_short_summary_is_the_same(sessions, mode):
     assert_same("\n".join(local[test] for test in there), "\n".join(there.values()))
 
 
-@in_each_mode
+@pytest.mark.parametrize("mode", MODES[:-1])
 @pytest.mark.parametrize("style", STYLES)
 def test_04_the_report_is_the_same_in_each_style(sessions, style, mode):
     local = sessions.with_option("local", style).reports()

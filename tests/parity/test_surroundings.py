@@ -8,7 +8,7 @@ from lab.surroundings import convert, disturb, everything, go, look, remain, wri
 
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.loggers import NullLogger
-from tests.parity.modes import everywhere
+from tests.parity.modes import everywhere, not_as_jobs
 
 pytestmark = everywhere
 
@@ -32,6 +32,7 @@ def surroundings():
     return dict(os.environ), os.getcwd()
 
 
+@not_as_jobs
 @pytest.mark.synapse(env=ENV)
 def test_10_typed_getters_convert_what_the_marker_gives(synapse_executor):
     kinds = ["str", "int", "float", "bool", "list"]
@@ -87,11 +88,13 @@ def test_10_the_process_lies_under_the_config_file_under_the_marker(synapse_exec
     assert seen["in_ctx"] == ["HOME", "PATH", "FROM_CONFIG", "SHARED", "FROM_MARKER"]
 
 
+@not_as_jobs
 @pytest.mark.synapse(env=ENV)
 def test_10_the_context_and_os_environ_hold_the_same(synapse_executor):
     assert synapse_executor.execute(everything) == []
 
 
+@not_as_jobs
 @pytest.mark.synapse(env={"FROM_CONFIG": None})
 def test_10_none_in_the_marker_takes_a_value_of_the_config_file_away(synapse_executor):
     seen = synapse_executor.execute(look, {"names": ["FROM_CONFIG"]})
@@ -106,6 +109,7 @@ def test_10_no_variable_of_this_process_travels_to_a_worker(synapse_executor, mo
     assert run.result["ctx"] == run.result["os"]
 
 
+@not_as_jobs
 @pytest.mark.synapse(env={"SHARED": "marker", "ONLY_IN_THIS_CALL": "here"})
 @pytest.mark.parametrize("fail", [False, True], ids=["returns", "raises"])
 def test_10_the_environment_is_put_back_here(synapse_executor, fail):
@@ -119,6 +123,7 @@ def test_10_the_environment_is_put_back_here(synapse_executor, fail):
         assert run.result["before"]["ONLY_IN_THIS_CALL"] == "here"
 
 
+@not_as_jobs
 @pytest.mark.synapse(env={"SHARED": "marker"})
 def test_10_the_next_action_finds_the_environment_as_it_was(synapse_executor, synapse_mode):
     before = synapse_executor.execute(remain)
@@ -148,6 +153,7 @@ def test_11_relative_paths_work(synapse_executor, tmp_path):
     assert (tmp_path / "note.txt").read_text(encoding="utf-8") == text
 
 
+@not_as_jobs
 @pytest.mark.parametrize("remove", [False, True], ids=["goes", "goes_and_removes"])
 def test_11_it_is_put_back_when_the_action_goes_elsewhere(synapse_executor, tmp_path, remove):
     elsewhere = tmp_path / "elsewhere"
@@ -160,6 +166,7 @@ def test_11_it_is_put_back_when_the_action_goes_elsewhere(synapse_executor, tmp_
     assert synapse_executor.execute(look)["cwd"] == str(PLUGIN)
 
 
+@not_as_jobs
 def test_12_each_run_has_a_fresh_id_that_the_action_sees(synapse_executor):
     runs = [synapse_executor.run(look) for _ in range(2)]
     ids = [run.job_id for run in runs]
@@ -168,6 +175,7 @@ def test_12_each_run_has_a_fresh_id_that_the_action_sees(synapse_executor):
     assert len(set(ids)) == len(ids)
 
 
+@not_as_jobs
 def test_12_a_failed_run_has_its_id_too(synapse_executor):
     run = synapse_executor.run(disturb, {"fail": True})
     assert run.error is not None

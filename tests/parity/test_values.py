@@ -27,11 +27,9 @@ from synapse_runtime.errors import (
     ResultNotSerializable,
     ValidationError,
 )
-from tests.parity.modes import everywhere, on_workers
+from tests.parity.modes import everywhere, not_as_jobs, on_workers
 
 pytestmark = everywhere
-# A job costs a second: what has very many cases has each of them alone here, and some or all together as a job.
-each_alone = pytest.mark.synapse(mode=("local", "task"))
 
 
 # Row 1: results
@@ -47,13 +45,14 @@ def test_01_results_of_every_kind_come_back_equal_and_of_the_same_types(synapse_
     assert different == []
 
 
-@each_alone
+@not_as_jobs
 @pytest.mark.parametrize(("kind", "name"), ALL_NAMES, ids=[name.replace(" ", "_") for _, name in ALL_NAMES])
 def test_01_a_result_alone_comes_back_equal_and_of_the_same_type(synapse_executor, kind, name):
     result = synapse_executor.execute(values.Make, {"kind": kind, "name": name})
     assert portrait(result) == portrait(values.KINDS[kind]()[name])
 
 
+@not_as_jobs
 def test_01_no_result_comes_back_as_none(synapse_executor):
     run = synapse_executor.run("echo")
     assert run.result is None
@@ -68,7 +67,7 @@ def test_01_a_result_of_many_megabytes_comes_back_whole(synapse_executor, synaps
     assert hashlib.sha256(result).digest() == hashlib.sha256(values.random_bytes(megabytes)).digest()
 
 
-@each_alone
+@not_as_jobs
 def test_01_many_megabytes_in_an_array_and_in_text_come_back_whole(synapse_executor):
     result = synapse_executor.execute(values.MakeMuchInPieces, {"megabytes": 50})
     data = values.random_bytes(50)
@@ -92,6 +91,7 @@ def test_01_large_arrays_of_a_result_are_read_only_and_small_ones_are_the_caller
     assert result["small"][:2].tolist() == [1, 1]
 
 
+@not_as_jobs
 def test_02_arrays_of_params_are_the_actions_own_whatever_their_size(synapse_executor):
     for size in (1000, 1_000_000):
         array = numpy.arange(size)
@@ -99,6 +99,7 @@ def test_02_arrays_of_params_are_the_actions_own_whatever_their_size(synapse_exe
         assert array[0] == 0
 
 
+@not_as_jobs
 def test_01_what_is_one_thing_in_a_result_stays_one_thing(synapse_executor):
     knot = synapse_executor.execute(values.MakeKnot)
     assert type(knot[0]) is values.Plain
@@ -107,7 +108,7 @@ def test_01_what_is_one_thing_in_a_result_stays_one_thing(synapse_executor):
     assert knot[0].knot is knot
 
 
-@each_alone
+@not_as_jobs
 def test_01_a_result_is_the_callers_own(synapse_executor):
     synapse_executor.execute(values.ChangeableResults).append(3)
     assert synapse_executor.execute(values.ChangeableResults) == [1, 2]
@@ -145,6 +146,7 @@ def test_01_a_result_of_classes_of_the_test_module_comes_back_of_these_classes(s
     assert (Corner.__init__, Corner.__eq__, Summary.__init__, Summarize.execute) == methods
 
 
+@not_as_jobs
 def test_01_a_result_of_classes_of_the_test_function_comes_back_of_these_classes(synapse_executor):
     class Tone(Enum):
         HIGH = "high"
@@ -195,7 +197,7 @@ def test_02_params_arrive_intact(synapse_executor):
     assert seen == repr(portrait(awkward_params()["value"], named))
 
 
-@each_alone
+@not_as_jobs
 def test_02_params_that_no_model_checks_arrive_intact(synapse_executor):
     seen = synapse_executor.execute(values.SeeAll, awkward_params())
     assert seen == repr(portrait(awkward_params(), named))
@@ -208,6 +210,7 @@ def test_02_params_are_validated_once_and_by_the_model_that_the_test_sees(synaps
     assert params.number == 5
 
 
+@not_as_jobs
 def test_02_params_that_are_a_model_already_are_not_validated_again(synapse_executor, tmp_path):
     given = values.CountedParams.model_construct(tally=tmp_path / "tally", number="unchecked")
     params = synapse_executor.execute(values.Counted, given)
@@ -216,6 +219,7 @@ def test_02_params_that_are_a_model_already_are_not_validated_again(synapse_exec
     assert params is not given
 
 
+@not_as_jobs
 def test_02_defaults_and_coercions_are_applied(synapse_executor):
     params = {
         "learning_rate": "0.25",
@@ -237,6 +241,7 @@ def changeable() -> dict:
     return {"list": [1], "dict": {"inner": {}}, "gone": 1}
 
 
+@not_as_jobs
 def test_02_an_action_that_changes_its_params_leaves_the_callers_alone(synapse_executor):
     params = {"value": changeable()}
     result = synapse_executor.execute(values.Change, params)
@@ -244,7 +249,7 @@ def test_02_an_action_that_changes_its_params_leaves_the_callers_alone(synapse_e
     assert params == {"value": changeable()}
 
 
-@each_alone
+@not_as_jobs
 def test_02_an_action_that_changes_unchecked_params_leaves_the_callers_alone(synapse_executor):
     params = {"value": changeable()}
     result = synapse_executor.execute(values.change_unchecked, params)
@@ -252,19 +257,21 @@ def test_02_an_action_that_changes_unchecked_params_leaves_the_callers_alone(syn
     assert params == {"value": changeable()}
 
 
-@each_alone
+@not_as_jobs
 def test_02_an_action_that_changes_its_params_leaves_the_callers_model_alone(synapse_executor):
     params = values.EchoParams(value=changeable())
     synapse_executor.execute(values.Change, params)
     assert params.value == changeable()
 
 
+@not_as_jobs
 def test_02_a_validator_that_takes_its_input_apart_leaves_the_callers_params_alone(synapse_executor):
     params = {"inner": {"old_size": 3}}
     assert synapse_executor.execute(values.Upgrade, params) == 3
     assert params == {"inner": {"old_size": 3}}
 
 
+@not_as_jobs
 def test_02_params_of_a_model_in_the_test_function_take_nothing_else_of_it_along(synapse_executor):
     lock = threading.Lock()
     word = "this word stays here"
@@ -405,20 +412,21 @@ def test_17_a_result_that_cannot_travel_is_refused_and_its_part_named(synapse_ex
     assert error.__cause__.args == (values.NO_LOCK,)
 
 
-@each_alone
+@not_as_jobs
 @pytest.mark.parametrize("name", values.STUCK, ids=lambda name: name.replace(" ", "_"))
 def test_17_the_part_at_fault_is_named_wherever_it_is(synapse_executor, name):
     error = refused(synapse_executor, values.ReturnStuck, {"name": name})
     assert str(error) == values.stuck_text("result", name)
 
 
-@each_alone
+@not_as_jobs
 def test_17_a_key_that_cannot_travel_is_named_by_its_table(synapse_executor):
     text = str(refused(synapse_executor, values.ReturnLockAsKey))
     assert text.startswith('result["table"] cannot travel between processes: dict: ')
     assert values.NO_LOCK in text
 
 
+@not_as_jobs
 def test_17_a_generator_as_a_result_is_refused(synapse_executor):
     error = refused(synapse_executor, values.ReturnGenerator)
     assert str(error) == "return_generator returned a generator; return its items as a list instead"
@@ -431,7 +439,7 @@ def one_way_text(whole):
     )
 
 
-@each_alone
+@not_as_jobs
 def test_17_a_result_that_pickles_but_cannot_be_read_is_named_too(synapse_executor):
     error = refused(synapse_executor, values.ReturnOneWay, {"size": 10})
     assert str(error) == one_way_text('result["model"].part')
@@ -442,6 +450,7 @@ def test_17_a_large_result_that_pickles_but_cannot_be_read_is_named_too(synapse_
     assert str(error) == one_way_text('result["model"].part')
 
 
+@not_as_jobs
 def test_17_events_before_a_result_that_cannot_travel_are_kept(synapse_executor):
     class Speak(BaseAction):
         def execute(self):
@@ -496,18 +505,18 @@ def test_18_a_result_that_does_not_fit_its_model_is_told_by_warning_and_event(sy
     reports_mismatch(synapse_executor, values.Scored)
 
 
-@each_alone
+@not_as_jobs
 def test_18_the_result_of_a_function_is_checked_alike(synapse_executor):
     reports_mismatch(synapse_executor, values.scored)
 
 
-@each_alone
+@not_as_jobs
 def test_18_each_mismatch_is_told_not_the_first_alone(synapse_executor):
     reports_mismatch(synapse_executor, values.Scored)
     reports_mismatch(synapse_executor, values.Scored)
 
 
-@each_alone
+@not_as_jobs
 def test_18_a_result_of_none_does_not_fit(synapse_executor):
     with pytest.warns(ResultMismatchWarning, match="scored: the result does not fit Score: result: Input should be"):
         run = synapse_executor.run(values.Scored)
@@ -525,17 +534,19 @@ def passes_in_silence(executor, given):
     return run.result
 
 
+@not_as_jobs
 def test_18_a_result_that_fits_passes_unchanged_and_in_silence(synapse_executor):
     assert passes_in_silence(synapse_executor, {"accuracy": "1"}) == {"accuracy": "1"}
 
 
-@each_alone
+@not_as_jobs
 def test_18_a_result_of_the_models_class_passes(synapse_executor):
     result = passes_in_silence(synapse_executor, "a score")
     assert type(result) is values.Score
     assert result.accuracy == 0.5
 
 
+@not_as_jobs
 def test_18_where_warnings_are_errors_a_mismatch_fails_the_run(synapse_executor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -545,6 +556,7 @@ def test_18_where_warnings_are_errors_a_mismatch_fails_the_run(synapse_executor)
     assert str(run.error.__cause__) == MISMATCH
 
 
+@not_as_jobs
 def test_18_a_result_model_with_a_bug_fails_the_run_with_what_it_raised(synapse_executor):
     run = synapse_executor.run(values.ScoredByBroken)
     assert type(run.error) is ExecutionError

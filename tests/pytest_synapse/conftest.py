@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+import time
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from tests.cli.processes import cluster
+from tests.forks import ALONE, fork_server
+from tests.patience import patience
 
 _NOT_INHERITED = ("SYNAPSE_", "RAY_", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_XDIST", "PYTEST_DISABLE", "COV_CORE")
 
@@ -65,10 +67,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Project:
-    """A project in a temporary directory, with a `pytest.ini` of its own, and pytest sessions over it."""
+    """A project in a temporary directory, with a `pytest.ini` of its own, and pytest sessions over it.
+
+    Attributes:
+        starts_python: Whether sessions start Python, for tests about imports. By default they are forks of a process
+            that has imported pytest.
+    """
 
     def __init__(self, pytester: pytest.Pytester) -> None:
         self._pytester = pytester
+        self.starts_python = False
         self.path = pytester.path
         self.write("pytest.ini", "[pytest]\n")
 
@@ -95,8 +103,18 @@ class Project:
         return self.write(name, "import pytest\n" + dedent(text))
 
     def pytest(self, *arguments: str) -> pytest.RunResult:
-        """Run pytest in a process of its own, in the project's directory."""
-        return self._pytester.runpytest_subprocess(*arguments, timeout=60)
+        """Run pytest in a process of its own, in the current directory, which is the project's."""
+        if self.starts_python:
+            return self._pytester.runpytest_subprocess(*arguments, timeout=patience(60))
+        path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": path}
+        command = ["-m", "pytest", f"--basetemp={self.path / 'runpytest'}", *arguments]
+        started = time.monotonic()
+        done = fork_server(env).run(command, cwd=os.getcwd(), env=env, timeout=patience(60))
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        lines = done.stdout.splitlines(), done.stderr.splitlines()
+        return pytest.RunResult(done.returncode, *map(list, lines), time.monotonic() - started)
 
     def ids(self, *arguments: str) -> list[str]:
         """Return the ids of the tests that pytest collects, without their files."""
@@ -116,11 +134,6 @@ class Project:
         assert "Traceback" not in result.stderr.str()
         (line,) = (line for line in result.errlines if line.startswith("ERROR: "))
         return line
-
-
-# What is installed for test_neighbours.py has no part in other sessions: one shuffles the tests, one starts processes.
-_NEIGHBOURS = ("anyio", "asyncio", "benchmark", "html", "hypothesispytest", "metadata", "randomly", "rerunfailures")
-ALONE = " ".join(f"-pno:{name}" for name in _NEIGHBOURS)
 
 
 def session_environment() -> dict[str, str]:
@@ -148,12 +161,3 @@ def demo(project: Project) -> Project:
     """A project with one plugin, in `demo/`."""
     project.plugin()
     return project
-
-
-@pytest.fixture(scope="session")
-def reached() -> Iterator[dict[str, str]]:
-    """One cluster for all tests that ask for it: variables by which a session finds it and is let in."""
-    with cluster(num_cpus=4) as told:
-        yield {name: value for name, value in told.items() if name.startswith("RAY_")} | {
-            "RAY_ADDRESS": told["address"]
-        }

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.patience import patience
 from tests.pytest_synapse.conftest import ALONE, Project
 from tests.pytest_synapse.monorepo import write_monorepo
 
@@ -72,7 +73,7 @@ def test_a_session_leaves_nothing_behind(monorepo, monkeypatch):
         print("left:", [entry for entry in left if entry.rstrip("/") != sys.argv[1]], {MODULES})
     """
     monorepo.write("main.py", script)
-    result = monorepo._pytester.run(sys.executable, "main.py", monorepo.path, timeout=60)
+    result = monorepo._pytester.run(sys.executable, "main.py", monorepo.path, timeout=patience(60))
     (line,) = (line for line in result.outlines if line.startswith("left:"))
     assert line == "left: [] []"
 
@@ -183,6 +184,7 @@ def test_pytest_still_has_the_private_name_by_which_conftest_files_get_their_plu
 
 
 def test_a_session_without_a_plugin_does_not_know_of_it(project):
+    project.starts_python = True
     project.write("conftest.py", "def pytest_unconfigure(config):\n    print(config.pluginmanager.list_name_plugin())")
     project.write("tests/conftest.py", "")
     project.write("tests/test_it.py", "import sys\ndef test_it(): assert 'synapse_runtime.modules' not in sys.modules")

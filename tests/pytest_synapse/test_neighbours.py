@@ -7,14 +7,14 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from tests.cli.processes import cluster, within
 from tests.parity.sessions import Session, run_pytest, write
+from tests.patience import within
 from tests.pytest_synapse.conftest import ALONE
 
 CONFIG = """\
@@ -104,15 +104,8 @@ def _tells_of_its_neighbour(request: pytest.FixtureRequest) -> None:
     request.node.user_properties.extend((f"neighbour_{key}", value) for key, value in told.items())
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[dict[str, str]]:
-    """One cluster for all sessions."""
-    with cluster(num_cpus=2) as there:
-        yield {**there, "RAY_ADDRESS": there["address"]}
-
-
 @pytest.fixture
-def session(tmp_path: Path, shared: dict[str, str]) -> RunSession:
+def session(tmp_path: Path, reached: dict[str, str]) -> RunSession:
     """Run a session over a file of tests, in local and task mode, with only these of the plugins that we turn off."""
     write(
         tmp_path,
@@ -124,7 +117,7 @@ def session(tmp_path: Path, shared: dict[str, str]) -> RunSession:
     ) -> Session:
         write(tmp_path, {"test_it.py": "import pytest\n" + dedent(tests)})
         off = " ".join(option for option in ALONE.split() if option not in [f"-pno:{name}" for name in beside.split()])
-        env = {"PYTEST_ADDOPTS": off} | ({} if own_cluster else shared)
+        env = {"PYTEST_ADDOPTS": off} | ({} if own_cluster else reached)
         return run_pytest(tmp_path, f"--synapse-mode={modes}", "-p", "no:cacheprovider", "-rA", *arguments, env=env)
 
     return run

@@ -51,6 +51,7 @@ class Seen(NamedTuple):
 @pytest.fixture
 def watched(project: Project) -> Project:
     """A project that writes down what its session has imported and started."""
+    project.starts_python = True
     project.write("sitecustomize.py", SITE)
     project.write("conftest.py", WITNESS)
     return project

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import MARK, command_of, processes_with, within
+from tests.cli.processes import MARK, command_of, processes_with
+from tests.patience import patience, within
 from tests.pytest_synapse.conftest import Project
 
 ACTIONS = """\
@@ -88,7 +89,7 @@ class Run:
 
         Ray takes a minute to give up a process that was connecting when the cluster broke.
         """
-        return self.process.wait(timeout=240)
+        return self.process.wait(timeout=patience(240))
 
     def processes(self, of: str = "") -> list[str]:
         """Return the command lines of its living processes."""
@@ -137,10 +138,16 @@ def pytest_in(shared: Project, temp: Path, tmp_path: Path) -> Iterator[Callable[
     subprocess.run(down, env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}, capture_output=True, check=True)
 
 
-def test_all_workers_share_one_cluster_and_see_their_own_results(shared, pytest_in):
+def test_all_workers_share_one_cluster_that_has_what_was_asked_for_and_see_their_own_results(shared, pytest_in):
     shared.test(
         """
         import os
+
+        @pytest.mark.synapse(num_gpus=2)
+        @pytest.mark.parametrize("number", range(2))
+        def test_what_a_test_holds_is_free_for_others_after_it(synapse_executor, number):
+            found = synapse_executor.execute("resources")
+            assert (found["CPU"], found["GPU"]) == (3, 2)
 
         @pytest.mark.parametrize("number", range(12))
         def test_double(synapse_executor, number):
@@ -150,7 +157,7 @@ def test_all_workers_share_one_cluster_and_see_their_own_results(shared, pytest_
                 file.write(f"{os.environ['PYTEST_XDIST_WORKER']} {run.pid} {run.node}\\n")
         """
     )
-    run = pytest_in("--synapse-mode=task", "-n4")
+    run = pytest_in("--synapse-mode=task", "--synapse-num-cpus=3", "--synapse-num-gpus=2", "-n3")
     servers: set[int] = set()
     while run.process.poll() is None:
         servers |= {pid for pid in processes_with(run.mark) if "gcs_server" in command_of(pid)}
@@ -161,8 +168,9 @@ def test_all_workers_share_one_cluster_and_see_their_own_results(shared, pytest_
     seen = [line.split() for line in (shared.path / "seen.txt").read_text().splitlines()]
     assert len({node for _, _, node in seen}) == 1
     workers = {worker for worker, _, _ in seen}
-    assert workers == {"gw0", "gw1", "gw2", "gw3"}
-    assert len({(worker, pid) for worker, pid, _ in seen}) == len({pid for _, pid, _ in seen}) == 4
+    assert workers == {"gw0", "gw1", "gw2"}
+    # A worker of Ray's belongs to one process of xdist, which may have had a new one after the test with GPUs.
+    assert len({(worker, pid) for worker, pid, _ in seen}) == len({pid for _, pid, _ in seen}) >= 3
     assert run.leftovers() == []
 
 
@@ -240,7 +248,7 @@ def test_nothing_is_left_when_the_controller_is_killed(shared, pytest_in, number
     assert len(run.processes("gcs_server")) == 1
 
     run.process.send_signal(number)
-    run.process.wait(timeout=30)
+    run.process.wait(timeout=patience(30))
 
     assert run.leftovers() == []
 
@@ -347,20 +355,6 @@ def test_a_kept_cluster_of_several_workers_stays_too(shared, pytest_in):
     assert second.processes() == []
 
 
-def test_the_cluster_has_what_was_asked_for_and_what_a_test_holds_is_free_for_others_after_it(shared, pytest_in):
-    shared.test(
-        """
-        @pytest.mark.synapse(num_gpus=2)
-        @pytest.mark.parametrize("number", range(6))
-        def test_gpus(synapse_executor, number):
-            found = synapse_executor.execute("resources")
-            assert (found["CPU"], found["GPU"]) == (3, 2)
-        """
-    )
-    run = pytest_in("--synapse-mode=task", "--synapse-num-cpus=3", "--synapse-num-gpus=2", "-n2")
-    assert run.ends() == 0, run.output
-
-
 @pytest.mark.parametrize(("cpus", "mode"), [("3", "task"), ("1", "job")])
 def test_auto_means_a_process_for_each_cpu_of_the_cluster(shared, pytest_in, cpus, mode):
     shared.test("def test_nothing(): pass\n")
@@ -421,5 +415,5 @@ def test_another_cluster_on_the_machine_is_left_alone(shared, pytest_in, temp):
 
         headers = {"Authorization": f"Bearer {other['RAY_AUTH_TOKEN']}"}
         request = urllib.request.Request(f"{other['dashboard']}/api/version", headers=headers)
-        with contextlib.closing(urllib.request.urlopen(request, timeout=10)) as answer:
+        with contextlib.closing(urllib.request.urlopen(request, timeout=patience(10))) as answer:
             assert answer.status == 200

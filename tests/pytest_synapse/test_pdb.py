@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.processes import Synapse, synapse_in, terminal
 from tests.parity.sessions import write
+from tests.patience import patience
 from tests.pytest_synapse.conftest import ALONE
 
 WORK = """\
@@ -177,7 +178,7 @@ def debugged(synapse: Synapse, *arguments: str, directory: str = ".", prompt: st
     found: dict[str, Opened] = {}
     command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", *ALONE.split(), "--pdb", *arguments]
     with terminal(command, synapse.cwd / directory, synapse.environment(PYTHONPATH=str(synapse.cwd))) as child:
-        child.timeout = 60
+        child.timeout = patience(60)
 
         def shown() -> str:
             return _COLOURS.sub("", str(child.before)).replace("\r\n", "\n")

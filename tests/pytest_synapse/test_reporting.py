@@ -302,6 +302,7 @@ def test_the_ini_file_may_say_how_many_of_the_slowest(local):
 
 
 def test_where_no_action_ran_nothing_is_told_and_nothing_imported(local):
+    local.starts_python = True
     local.test(
         """
         def test_it(synapse_executor): pass

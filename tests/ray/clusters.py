@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.patience import patience
+
 _NOT_INHERITED = (
     *("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "TMPDIR", "VIRTUAL_ENV"),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_"),
@@ -132,7 +134,7 @@ def _end(node: subprocess.Popen[bytes]) -> None:
     """End a node: first its keeper, which ends the others, then what is left of its process group."""
     node.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        node.wait(timeout=10)
+        node.wait(timeout=patience(10))
     with contextlib.suppress(ProcessLookupError):
         os.killpg(node.pid, signal.SIGKILL)
     node.wait()
@@ -204,7 +206,7 @@ def attempt(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return Attempt(**json.loads(done.stdout.splitlines()[-1]))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.ray.clusters import ROOT, Running, outer_environment, ray_cluster
 
 MODES = pytest.mark.parametrize("mode", ["task", "job"])
@@ -184,7 +185,7 @@ def test_no_secret_shows_anywhere_that_others_look(locked, plugin, mode, tmp_pat
             found = searched(locked)
         finally:
             until.touch()
-            process.wait(60)
+            process.wait(patience(60))
             reader.join()
     output = "".join(said)
     assert process.returncode == 0, output
@@ -206,7 +207,7 @@ def test_no_secret_shows_in_the_report_of_pytest(locked, plugin, mode):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )
     assert "1 passed" in done.stdout, done.stdout
     assert "4 failed" in done.stdout
@@ -242,7 +243,7 @@ def told(cluster: Running) -> Iterator[tuple[str, str, str]]:
             env=outer_environment(PYTHONPATH=str(ROOT), **cluster.variables),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patience(60),
         )
         assert done.returncode == 0, done.stderr
         yield "the command", " ".join(command), done.stdout + done.stderr
@@ -251,7 +252,8 @@ def told(cluster: Running) -> Iterator[tuple[str, str, str]]:
 def page_of(cluster: Running, path: str) -> str:
     headers = {"Authorization": f"Bearer {cluster.variables['RAY_AUTH_TOKEN']}"}
     try:
-        page = urllib.request.urlopen(urllib.request.Request(cluster.dashboard + path, headers=headers), timeout=30)
+        request = urllib.request.Request(cluster.dashboard + path, headers=headers)
+        page = urllib.request.urlopen(request, timeout=patience(30))
     except urllib.error.HTTPError as error:  # some of Ray 2.52 fail, which is a page that others see too
         page = error
     with page:

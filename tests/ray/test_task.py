@@ -27,7 +27,7 @@ def test_a_closed_executor_starts_a_new_worker_when_it_is_used_again():
 
 def test_resources_that_nobody_has_are_told_at_once():
     executor = RayActorExecutor(plugin=PLUGIN, num_gpus=7, logger=NullLogger())
-    with pytest.raises(ClusterError, match=r"num_gpus=7, but the cluster has 0 GPU"):
+    with pytest.raises(ClusterError, match=r"num_gpus=7, but the cluster has 2 GPU"):
         executor.execute("echo")
 
 

@@ -14,6 +14,7 @@ from synapse_runtime.executors.ray import RayActorExecutor
 from synapse_runtime.executors.ray.mailbox import Letter, Listener, Mailbox
 from synapse_runtime.executors.ray.task import WarmWorker
 from synapse_runtime.loggers import NullLogger
+from tests.patience import patience
 from tests.ray.conftest import PLUGIN
 
 
@@ -124,7 +125,7 @@ def test_the_mailbox_ends_with_its_worker():
     actor = worker._mailbox.actor
     worker.close()
     with pytest.raises(RayActorError):
-        ray.get(actor.put.remote(0, 0, b""), timeout=30)
+        ray.get(actor.put.remote(0, 0, b""), timeout=patience(30))
 
 
 def test_what_a_dead_worker_has_left_in_the_mailbox_is_taken_out(task):
@@ -132,7 +133,7 @@ def test_what_a_dead_worker_has_left_in_the_mailbox_is_taken_out(task):
 
     task.execute("echo")  # so that there is a connection
     mailbox = Mailbox()
-    ray.get([mailbox.actor.put.remote(7, number, b"said") for number in range(3)], timeout=30)
+    ray.get([mailbox.actor.put.remote(7, number, b"said") for number in range(3)], timeout=patience(30))
     assert sorted(mailbox.rest()) == [Letter(7, number, b"said") for number in range(3)]
     assert list(mailbox.rest()) == []
     mailbox.close()

@@ -13,6 +13,7 @@ import pytest
 
 from synapse_runtime.aside import StoppableThread, Together, stops_are_heard
 from synapse_runtime.deadline import OutOfTime
+from tests.patience import patience
 
 
 @pytest.fixture
@@ -37,12 +38,12 @@ def test_a_change_is_made_for_the_first_and_undone_after_the_last(together, told
     def other() -> None:
         with together():
             inside.set()
-            leave.wait(10)
+            leave.wait(patience(10))
 
     thread = threading.Thread(target=other)
     with together():
         thread.start()
-        assert inside.wait(10)
+        assert inside.wait(patience(10))
     assert told == ["made"]
     leave.set()
     thread.join()
@@ -83,9 +84,9 @@ def test_a_stop_that_comes_while_a_finalizer_runs_is_not_lost():
 
     thread = StoppableThread(work, name="stopped")
     thread.start()
-    assert in_finalizer.wait(5)
+    assert in_finalizer.wait(patience(5))
     thread.stop()
-    thread.join(5)
+    thread.join(patience(5))
     assert not thread.is_alive()
     with pytest.raises(OutOfTime):
         thread.outcome()

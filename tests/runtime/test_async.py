@@ -19,6 +19,7 @@ from synapse_runtime.decorators import action
 from synapse_runtime.errors import ActionNotFoundError, ExecutionError, ExecutionTimeout, ValidationError
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.loggers import NullLogger
+from tests.patience import patience
 
 pytestmark = pytest.mark.anyio  # each test runs under both
 who = contextvars.ContextVar("who", default="nobody")
@@ -151,7 +152,7 @@ async def test_several_at_once_on_one_executor(local):
         for number in range(5):
             group.start_soon(run, number)
     assert sorted(results) == [0, 2, 4, 6, 8]
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < patience(0.9)
 
 
 async def test_those_that_need_other_surroundings_wait_for_each_other():
@@ -220,7 +221,7 @@ async def test_an_action_may_run_another_one_with_other_surroundings(tmp_path):
 
     for fresh in (False, True):
         executor = LocalExecutor({"WHOSE": "outer"}, logger=NullLogger(), fresh=fresh)
-        with anyio.fail_after(5):
+        with anyio.fail_after(patience(5)):
             assert await executor.aexecute(outer) == ("inner", "inner", "fresh", "outer")
 
 
@@ -228,7 +229,7 @@ async def test_an_action_may_run_another_one_with_other_surroundings(tmp_path):
 async def test_a_time_limit_holds_and_shows_where_the_action_was(local, stuck):
     started = time.monotonic()
     run = await local.arun(stuck, {"seconds": 2.5}, timeout=0.2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < patience(2)
     assert type(run.error) is ExecutionTimeout
     assert [event.name for event in run.events] == ["lies down"]
     assert any(place in run.error.details for place in ("in execute\n", "in nap_async\n", "in nap_in_c\n"))
@@ -261,7 +262,7 @@ async def test_what_is_cancelled_stops(local, stuck):
     started = time.monotonic()
     with pytest.raises(TimeoutError), anyio.fail_after(0.2):
         await executor.aexecute(stuck, {"seconds": 30})
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < patience(1)
     assert all_threads_end()
     assert dict(os.environ) == before
     assert await local.aexecute(speak_quietly) == "here"
@@ -273,7 +274,7 @@ async def test_a_call_that_blocks_in_c_is_left_and_says_so(caplog):
     started = time.monotonic()
     with anyio.move_on_after(0.1):
         await executor.aexecute(nap_in_c, {"seconds": 2.5})
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < patience(2)
     assert caplog.messages == ["synapse-action is stuck in a call that is not Python's, and is left until that returns"]
     assert (dict(os.environ), os.getcwd()) == before
     assert await executor.aexecute(speak_quietly) == "here"
@@ -291,7 +292,7 @@ async def test_events_are_heard_in_the_loop_as_they_happen(local):
     )
     ((name, thread, moment),) = heard
     assert (name, thread) == ("lies down", here)
-    assert moment - started < 0.4
+    assert moment - started < patience(0.4)
 
 
 async def test_what_a_listener_raises_stops_the_action_and_comes_out(local):
@@ -301,7 +302,7 @@ async def test_what_a_listener_raises_stops_the_action_and_comes_out(local):
     started = time.monotonic()
     with pytest.raises(LookupError, match="not that"):
         await local.arun(Nap, {"seconds": 30}, on_event=listen)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < patience(2)
     assert all_threads_end()
 
 
@@ -372,9 +373,9 @@ except KeyboardInterrupt:
     )
     ticks = tmp_path / "ticks"
     with subprocess.Popen([sys.executable, str(script), str(ticks)], stdout=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patience(20)
         while not ticks.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=patience(20))
     assert out == "interrupted True\n"

@@ -19,6 +19,7 @@ import pytest
 
 from synapse_runtime.audience import Audience
 from synapse_runtime.capture import Captured, CapturedWarning, captured_logging, last_lines
+from tests.patience import patience
 
 PRELUDE = """\
 import json, os, subprocess, sys
@@ -37,7 +38,9 @@ def in_a_worker(tmp_path, code: str) -> tuple[list[Any], subprocess.CompletedPro
     # Buffered, as a worker's streams are, whatever the environment of this session says.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-c", program, str(report)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=patience(30), env=environment
+    )
     assert report.exists(), done.stderr
     return json.loads(report.read_text()), done
 
@@ -293,7 +296,9 @@ def test_a_filter_about_a_class_that_is_not_there_does_no_harm(tmp_path):
         "import sys, pickle, warnings; from only_there import Odd; from synapse_runtime.audience import Audience; "
         "warnings.filterwarnings('ignore', category=Odd); sys.stdout.buffer.write(pickle.dumps(Audience.here()))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=tmp_path, check=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=tmp_path, check=True, timeout=patience(30)
+    )
     captured = Captured()
     with captured_logging(captured, pickle.loads(done.stdout)):
         warnings.warn("heard", UserWarning, stacklevel=1)

@@ -14,6 +14,7 @@ import pytest
 
 from synapse_runtime.events import Event
 from synapse_runtime.loggers import ConsoleLogger, NullLogger, format_event
+from tests.patience import patience
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -179,7 +180,7 @@ def test_a_real_terminal_shows_a_bar_and_standard_streams_stay_in_place(monkeypa
         assert (sys.stdout, sys.stderr) == streams
         console.event(progress(2, 2))
         console.finish()
-    reader.join(10)
+    reader.join(patience(10))
     os.close(parent)
     text = ESCAPES.sub("", received.decode())
     assert "train ━" in text

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from synapse_runtime.executors.crash import Death, Notes, death_of
+from tests.patience import patience
 
 PRELUDE = """\
 import ctypes, os, signal, sys
@@ -27,7 +28,10 @@ def dies(code: str) -> tuple[int, Death]:
     descriptor = notes.descriptor
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program, str(descriptor)], pass_fds=[descriptor], capture_output=True, timeout=30
+            [sys.executable, "-c", program, str(descriptor)],
+            pass_fds=[descriptor],
+            capture_output=True,
+            timeout=patience(30),
         )
         return done.returncode, death_of(notes.read())
     finally:

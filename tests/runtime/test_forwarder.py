@@ -10,6 +10,7 @@ import pytest
 from synapse_runtime import transport
 from synapse_runtime.events import Event
 from synapse_runtime.executors.worker import Forwarder
+from tests.patience import patience
 
 
 class Output:
@@ -29,7 +30,7 @@ class Output:
         self.printed = ["", ""]
         if stdout:
             self.peeked.set()
-            assert self.may_go_on.wait(10)
+            assert self.may_go_on.wait(patience(10))
         return stdout, stderr
 
 
@@ -51,7 +52,7 @@ class Forwarded:
             raise ConnectionError("the mailbox is gone")
 
     def wait(self) -> None:
-        assert self._news.wait(10)
+        assert self._news.wait(patience(10))
         self._news.clear()
 
 
@@ -80,13 +81,13 @@ def test_an_event_waits_for_what_was_printed_before_it_where_the_other_thread_is
     output.may_go_on.clear()
     forwarded = Forwarded(output)
     output.printed = ["before", ""]
-    assert output.peeked.wait(10)
+    assert output.peeked.wait(patience(10))
     action = threading.Thread(target=forwarded.forwarder.event, args=(Event("log", "after"),))
     action.start()
     action.join(0.2)
     assert action.is_alive()
     output.may_go_on.set()
-    action.join(10)
+    action.join(patience(10))
     assert forwarded.forwarder.close() == [(0, "stdout", 6)]
     forwarded.wait()
     assert forwarded.said[0] == ("stdout", "before")

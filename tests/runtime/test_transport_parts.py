@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from synapse_runtime import transport
 from synapse_runtime.errors import ExecutionError, ResultNotSerializable
+from tests.patience import patience
 
 
 class Box(BaseModel):
@@ -263,7 +264,7 @@ def test_dumps_leaves_no_module_registered_and_works_in_several_threads(tmp_path
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(patience(30))
     assert failures == []
     assert list_registry_pickle_by_value() == set()
     del sys.modules["by_value_threads"]

@@ -13,6 +13,7 @@ import pytest
 
 from synapse_runtime.execution import ActionCall
 from synapse_runtime.executors.travel import Relocation
+from tests.patience import patience
 
 
 def test_paths_of_the_plugin_arrive_and_others_do_not():
@@ -62,7 +63,7 @@ def test_the_copy_is_the_workers_own_and_ends_with_it(tmp_path, end):
         assert (Path(here) / "config.yaml").read_text() == "code: x"
         worker.kill()
     worker.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patience(5)
     while list(temp.iterdir()):
         assert time.monotonic() < deadline, list(temp.iterdir())
         time.sleep(0.02)

@@ -14,6 +14,7 @@ from synapse_runtime.decorators import action
 from synapse_runtime.environment import Variables
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.surroundings import process
+from tests.patience import patience
 
 
 def test_python_keeps_variables_where_they_are_copied_from(monkeypatch):
@@ -81,14 +82,14 @@ def test_variables_that_are_set_for_a_moment_are_neither_taken_nor_kept(monkeypa
     @action
     def waits(params, context):
         inside.set()
-        go_on.wait(10)
+        go_on.wait(patience(10))
         return "FOR_A_MOMENT" in os.environ
 
     seen = []
     thread = threading.Thread(target=lambda: (seen.append(LocalExecutor().execute(waits)), over.set()))
     if ends:
         thread.start()
-        assert inside.wait(10)
+        assert inside.wait(patience(10))
     with process.held():
         os.environ["FOR_A_MOMENT"] = "x"
         if not ends:
@@ -97,7 +98,7 @@ def test_variables_that_are_set_for_a_moment_are_neither_taken_nor_kept(monkeypa
         assert not over.wait(0.2)
         assert os.environ["FOR_A_MOMENT"] == "x"
         del os.environ["FOR_A_MOMENT"]
-    thread.join(10)
+    thread.join(patience(10))
     assert over.is_set()
     assert "FOR_A_MOMENT" not in os.environ
     assert seen == [False] or ends

@@ -12,6 +12,7 @@ import yaml
 from synapse_runtime import yaml_document
 from synapse_runtime.errors import ConfigError
 from synapse_runtime.yaml_document import MAX_ALIASED, MAX_BYTES, parse, read_text
+from tests.patience import patience
 
 PATH = Path("config.yaml")
 
@@ -105,7 +106,7 @@ def test_a_password_that_is_no_yaml_is_not_shown(secret):
 def test_an_alias_bomb_is_refused_by_counting(text):
     started = time.process_time()
     error = fault(text)
-    assert time.process_time() - started < 0.2
+    assert time.process_time() - started < patience(0.2)
     assert f"the aliases here stand for more than {MAX_ALIASED:,} values" in str(error)
     assert error.line is not None
     assert error.line > 4
@@ -124,7 +125,7 @@ def test_an_alias_bomb_is_refused_by_counting(text):
 def test_what_is_nested_deeply_is_refused(loader, text):
     started = time.process_time()
     assert "nest" in str(fault(text))
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < patience(1)
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
@@ -133,7 +134,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     started = time.process_time()
     with pytest.raises(ConfigError, match=f"is too large: a config file may have {MAX_BYTES:,} bytes"):
         read_text(path)
-    assert time.process_time() - started < 0.2
+    assert time.process_time() - started < patience(0.2)
 
 
 def test_what_is_not_utf_8_is_told_with_its_line(tmp_path):
@@ -206,4 +207,4 @@ def test_a_large_file_within_the_limit_is_read(loader):
     many = 50_000 if loader == "C" else 2_000  # what the loader in C is there for
     started = time.process_time()
     assert len(parse("".join(f"key{number}: value\n" for number in range(many))).data) == many
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < patience(5)

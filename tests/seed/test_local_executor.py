@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from synapse_runtime.errors import ClusterError
+from tests.patience import patience
 from tests.seed.conftest import BY_ITS_OWN_NAMES, Names, Plugins
 
 WITHOUT_RAY = "import sys\nsys.modules['ray'] = None\n"
@@ -43,7 +44,7 @@ class TestAtAGlance:
     def test_start_is_immediate(self, names: Names, train_action: type) -> None:
         began = time.monotonic()
         names.LocalExecutor().execute(train_action, {"epochs": 1})
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < patience(1)
 
     def test_logging_is_on_the_console_at_once(self, names: Names, capsys: pytest.CaptureFixture[str]) -> None:
         seen = []
@@ -219,6 +220,6 @@ class TestLimitations:
 
 def _python(program: str, directory: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=directory, check=True, timeout=30, capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=directory, check=True, timeout=patience(30), capture_output=True, text=True
     )
     return done.stdout

@@ -11,8 +11,8 @@ RAY ?=
 # The same for coverage, such as 7.6.0.
 COVERAGE ?=
 # Each file in one process, so that what its tests share is made once; tests that share nothing go to any (tests/conftest.py).
-# They often wait for other processes, so there are two more than a small machine has cores.
-PROCESSES ?= 4
+# They often wait for other processes, so there is one more than a small machine has cores.
+PROCESSES ?= 3
 XDIST = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # A test that fails is a failure. Only those of tests/quarantine.txt are retried, once, and listed at the end.
 XDIST += $(if $(shell grep -sv '^\#' tests/quarantine.txt),-p rerunfailures)

@@ -143,18 +143,18 @@ def test_all_workers_share_one_cluster_that_has_what_was_asked_for_and_see_their
         """
         import os
 
-        @pytest.mark.synapse(num_gpus=2)
-        @pytest.mark.parametrize("number", range(2))
-        def test_what_a_test_holds_is_free_for_others_after_it(synapse_executor, number):
-            found = synapse_executor.execute("resources")
-            assert (found["CPU"], found["GPU"]) == (3, 2)
-
         @pytest.mark.parametrize("number", range(12))
         def test_double(synapse_executor, number):
             run = synapse_executor.run("double", {"number": number})
             assert run.unwrap() == 2 * number
             with open("seen.txt", "a") as file:
                 file.write(f"{os.environ['PYTEST_XDIST_WORKER']} {run.pid} {run.node}\\n")
+
+        @pytest.mark.synapse(num_gpus=2)
+        @pytest.mark.parametrize("number", range(2))
+        def test_what_a_test_holds_is_free_for_others_after_it(synapse_executor, number):
+            found = synapse_executor.execute("resources")
+            assert (found["CPU"], found["GPU"]) == (3, 2)
         """
     )
     run = pytest_in("--synapse-mode=task", "--synapse-num-cpus=3", "--synapse-num-gpus=2", "-n3")
@@ -169,7 +169,7 @@ def test_all_workers_share_one_cluster_that_has_what_was_asked_for_and_see_their
     assert len({node for _, _, node in seen}) == 1
     workers = {worker for worker, _, _ in seen}
     assert workers == {"gw0", "gw1", "gw2"}
-    # A worker of Ray's belongs to one process of xdist, which may have had a new one after the test with GPUs.
+    # A worker of Ray's belongs to one process of xdist, which may have had a new one after a test with GPUs.
     assert len({(worker, pid) for worker, pid, _ in seen}) == len({pid for _, pid, _ in seen}) >= 3
     assert run.leftovers() == []
 

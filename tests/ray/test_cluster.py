@@ -148,9 +148,9 @@ def test_our_token_is_not_sent_to_others_and_is_looked_for_again_where_ray_misse
     code = (
         # Ray looks for a token where none is, between its import and the connection: it must look again.
         """
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
     from synapse_runtime.executors.ray.cluster import find_cluster
-    find_cluster()
+    find_cluster()  # which imports Ray
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
     get_auth_headers_if_auth_enabled({})
     """
         + USE_A_CLUSTER

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
 import math
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,14 @@ def test_a_plugin_that_requires_nothing_is_all_that_travels(plugin):
     sent = Sent()
     assert Luggage(Plugin.load(plugin())).environment(sent) == {"working_dir": sent.packages[0].uri}
     assert len(sent.packages) == 1
+
+
+def test_what_the_config_file_excludes_stays_here(plugin):
+    sent = Sent()
+    root = plugin("runtime_env: {excludes: [large.*]}\n", large_bin="much", small_bin="little")
+    Luggage(Plugin.load(root)).environment(sent)
+    with zipfile.ZipFile(io.BytesIO(sent.packages[0].data)) as archive:
+        assert sorted(archive.namelist()) == ["config.yaml", "small.bin"]
 
 
 def test_without_a_plugin_nothing_travels():

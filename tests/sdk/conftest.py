@@ -30,10 +30,13 @@ if not _has_sdk():
     collect_ignore_glob = ["*"]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Have one cluster for all that these tests run, in this process and others."""
     if not _has_sdk() or config.option.collectonly:
         return
+    # Of the cluster that other tests start.
+    config.option.synapse_num_cpus = config.option.synapse_num_gpus = None
     for warning in (":DeprecationWarning", "Field name .* shadows an attribute:UserWarning"):  # of importing the SDK
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
     if hasattr(config, "workerinput"):  # of pytest-xdist, which has the cluster of the controller

@@ -236,14 +236,14 @@ _told: str | None = None
 def _import_ray_with(token: str | None) -> None:
     """Import Ray so that it knows of this token; call it with the token in the environment.
 
-    Where Ray has read another before, or none, it reads its settings again: there is no public way for that, nor is it
-    safe while Ray is connected.
+    If Ray was imported before, it reads its settings again, even for the same token: it caches that there was none if
+    anything asked for one in between. There is no public way for that, and it is not safe while Ray is connected.
     """
     global _told
     late = "ray" in sys.modules
     import ray  # noqa: F401
 
-    if late:  # also where it knows of this token: it may have looked for one meanwhile, and keeps that there was none
+    if late:
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         Config.initialize("")

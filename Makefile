@@ -15,7 +15,7 @@ COVERAGE ?=
 PROCESSES ?= 3
 XDIST = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # A test that fails is a failure. Only those of tests/quarantine.txt are retried, once, and listed at the end.
-XDIST += $(if $(shell grep -sv '^\#' tests/quarantine.txt),-p rerunfailures)
+XDIST += $(if $(shell grep -svE '^(\#|$$)' tests/quarantine.txt),-p rerunfailures)
 # Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
 CONTRACT ?=
 

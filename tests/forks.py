@@ -32,6 +32,7 @@ from typing import Any
 from tests.patience import patience
 
 _HEADER = struct.Struct("!I")
+_START_SECONDS = 60.0
 # What Python reads as it starts, before anything of ours runs.
 _READ_AT_START = tuple(
     f"PYTHON{name}" for name in ("DEVMODE", "WARNINGS", "HASHSEED", "UNBUFFERED", "HOME", "SAFEPATH", "OPTIMIZE")
@@ -59,7 +60,11 @@ def fork_server(env: Mapping[str, str]) -> ForkServer:
     """
     # Ray reads its settings as it is imported.
     settings = {name: value for name, value in env.items() if name.startswith("RAY_") and name != "RAY_ADDRESS"}
-    return _server(tuple(sorted(settings.items())), bool(env.get("RAY_ADDRESS")))
+    with _starting:
+        return _server(tuple(sorted(settings.items())), bool(env.get("RAY_ADDRESS")))
+
+
+_starting = threading.Lock()  # `functools.cache` alone may start one server for each of several threads
 
 
 @functools.cache
@@ -141,6 +146,7 @@ class ForkServer:
         return subprocess.CompletedProcess(list(arguments), ended["status"], *streams)
 
     def _wait(self, connection: socket.socket, arguments: Sequence[str], timeout: float) -> dict[str, Any]:
+        connection.settimeout(patience(_START_SECONDS))
         with connection.makefile("r") as told:
             line = told.readline()
             if not line:
@@ -174,7 +180,8 @@ def serve(connection: socket.socket, plan: dict[str, Any]) -> dict[str, Any] | N
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # so that a fork's collections write to nothing that the server has
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the processes that wait for the programs are reaped by the kernel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, which closes the connection
     while True:
         header, descriptors, _, _ = socket.recv_fds(connection, _HEADER.size, 4)
         if len(header) < _HEADER.size:
@@ -186,6 +193,7 @@ def serve(connection: socket.socket, plan: dict[str, Any]) -> dict[str, Any] | N
             pid = os.fork()
             if pid:
                 _report(pid, descriptors[3])
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.close(descriptors[3])
             for number, descriptor in enumerate(descriptors[:3]):
                 os.dup2(descriptor, number)

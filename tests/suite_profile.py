@@ -91,9 +91,10 @@ class SuiteProfile:
 
     def profile(self) -> dict[str, Any]:
         """Return what was measured: totals, and a row for each test file, in seconds and numbers of processes."""
-        self._cpu[_ITSELF] = -sum(self._cpu.values())  # what is booked on files was seen as its processes' too
+        # What reports book on files was also measured as that of pytest's own processes.
+        own = self._cpu | {_ITSELF: -sum(self._cpu.values())}
         files = {
-            name: {"wall": round(self._wall[name], 2), "cpu": round(self._cpu[name] + self._processes.cpu_of(name), 2)}
+            name: {"wall": round(self._wall[name], 2), "cpu": round(own.get(name, 0) + self._processes.cpu_of(name), 2)}
             | {"fork": self._forks[name]}
             | self._processes.kinds_of(name)
             for name in {*self._wall, *self._processes.files}
@@ -154,7 +155,7 @@ class ProcessWatch:
             if not file and pid != os.getpid() and parent is None:
                 self._ignored.add(pid)
                 return
-            if kind_of(process.cmdline()) == "fork":  # each test's report tells of its own
+            if kind_of(process.cmdline()) == "fork":  # test reports book forks on their files
                 file = _ITSELF
             seen = self._seen[pid, process.create_time()] = _Seen(process, file or _ITSELF)
         except (psutil.Error, OSError):

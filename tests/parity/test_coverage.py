@@ -326,20 +326,20 @@ SOME = ("-k", "(many and more) or (fail and True)")
 FEW = ("-k", "again or actions_of_tests or (many and more)")
 
 
+@pytest.mark.parametrize("mode", ["job"])
 @pytest.mark.parametrize(
-    ("processes", "mode"),
-    [
-        *((0, mode) for mode in MODES),
-        *((2, mode) for mode in MODES[:-1]),
-        pytest.param(2, MODES[-1], marks=pytest.mark.thorough),
-    ],
-    ids=[f"{processes}-{mode}" for processes in ("in-one-process", "xdist") for mode in MODES],
+    "several",
+    [(), pytest.param(("-n", "2", "--dist", "load"), marks=pytest.mark.thorough)],
+    ids=["in-one-process", "xdist"],
 )
+def test_19_lines_and_branches_of_a_few_jobs_are_the_same_under_pytest_cov(runs, mode, several):
+    assert runs.report(mode, *FEW, *BRANCHES, *several) == runs.report("local", *FEW, *BRANCHES)
+
+
+@pytest.mark.parametrize("mode", ["local", "task"])
+@pytest.mark.parametrize("processes", [0, 2], ids=["in-one-process", "xdist"])
 def test_19_lines_and_branches_are_the_same_under_pytest_cov(runs, mode, processes):
     several = ("-n", "2", "--dist", "load") if processes else ()
-    if mode == "job":
-        assert runs.report(mode, *FEW, *BRANCHES, *several) == runs.report("local", *FEW, *BRANCHES)
-        return
     told = runs.report(mode, *BRANCHES, *several)
     actions = told["demo/plugin/actions.py"]
     assert set(actions["missing_lines"]) == lines(

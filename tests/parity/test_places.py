@@ -304,30 +304,23 @@ def test_13_wherever_it_is_defined_all_at_once(synapse_executor, installed, acti
     OfConftest, of_conftest = actions_of_conftest
     installed_actions = importlib.import_module(f"{installed}.actions")
     OfClass = TestInAClassOfTests.Times
-    factor, table = 2, {"number": 0}
-
-    class Closing(BaseAction[Number]):
-        def execute(self):
-            table["number"] += self.params.number
-            return factor * table["number"]
+    factor = 2
 
     @action
     def all_of_them(params, context):
         number = Number(number=params["number"])
-        classes = (places.Times, installed_actions.Times, TimesHere, OfClass, Closing)
+        classes = (places.Times, installed_actions.Times, TimesHere, OfClass)
         functions = (installed_actions.times, times_here, of_conftest)
         return [
+            factor * params["number"],
             *(each(number, context).execute() for each in classes),
             *(each(params, context) for each in functions),
             OfConftest(params, context).execute(),
         ]
 
     of_installed = [42, installed_actions.__file__]
-    assert synapse_executor.execute(all_of_them, {"number": 21}) == [
-        *(42, of_installed, 42, 42, 42),
-        *(of_installed, 42, 42),
-        42,
-    ]
+    expected = [42, 42, of_installed, 42, 42, of_installed, 42, 42, 42]
+    assert synapse_executor.execute(all_of_them, {"number": 21}) == expected
 
 
 # One of each form, of the plugin and of this module, so that each is imported there and copied there.

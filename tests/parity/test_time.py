@@ -1,5 +1,6 @@
 """Rows 15 and 16: time limits, and Ctrl-C."""
 
+import gc
 import os
 import signal
 import threading
@@ -77,7 +78,8 @@ def test_15_a_worker_that_ran_out_of_time_is_replaced(synapse_executor):
     assert synapse_executor.execute("lab.workers:Where")["pid"] != before
 
 
-# The interrupt may hit a request of Ray's HTTP client, which then leaves its socket to the garbage collector.
+# The interrupt may hit a request of Ray's HTTP client, which leaves its socket to the garbage collector: to one that
+# runs here, not in another test.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_16_an_interrupted_action_stops(synapse_executor, tmp_path):
     path = tmp_path / "ticks"
@@ -99,3 +101,4 @@ def test_16_an_interrupted_action_stops(synapse_executor, tmp_path):
         time.sleep(0.5)
     assert size == path.stat().st_size
     assert synapse_executor.execute("echo", {"value": 1}) == 1
+    gc.collect()

@@ -60,7 +60,7 @@ def eat(params, context):
     import time
     print("eating", flush=True)
     eaten = []
-    for _ in range(200):  # others may give back memory meanwhile
+    for _ in range(200):  # enough also where other tests free memory
         eaten.append(b"x" * 50_000_000)
         time.sleep(0.05)
     return len(eaten)

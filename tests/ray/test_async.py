@@ -9,7 +9,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -20,17 +19,7 @@ from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from tests.patience import patience, within
 from tests.ray.conftest import PLUGIN
 
-# What is cancelled may be a request of Ray's HTTP client, which then leaves its socket to the garbage collector.
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _leaves_no_garbage_to_other_tests() -> Iterator[None]:
-    yield
-    gc.collect()
+pytestmark = pytest.mark.anyio
 
 
 # Under both in task mode; a job takes its time, and knows of no event loop.
@@ -100,6 +89,9 @@ async def test_a_time_limit_holds(executor):
     assert "in execute" in run.error.details
 
 
+# What is cancelled may be a request of Ray's HTTP client, which leaves its socket to the garbage collector: to one that
+# runs here, not in another test.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_what_is_cancelled_stops_and_the_next_call_works(executor, tmp_path: Path):
     touched = tmp_path / "touched"
 
@@ -123,6 +115,7 @@ async def test_what_is_cancelled_stops_and_the_next_call_works(executor, tmp_pat
 
     assert within(10, is_at_rest)
     assert touched.stat().st_mtime < cancelled_at + 8
+    gc.collect()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests import suite_profile
+from tests import conftest, suite_profile
 
 BUSY = """
     import subprocess, sys, time
@@ -63,3 +64,8 @@ def test_time_and_processes_are_booked_on_their_file(pytester: pytest.Pytester, 
 )
 def test_processes_are_told_apart_by_their_command_lines(command, kind):
     assert suite_profile.kind_of(command) == kind
+
+
+def test_the_files_that_the_schedule_names_are_there():
+    directory = Path(conftest.__file__).parent
+    assert [name for name in (*conftest._LONGEST, *conftest._ALONE) if not (directory / name).is_file()] == []

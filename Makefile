@@ -3,8 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
-INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
-# Without bytecode files each of the many processes that tests start compiles Ray anew, which takes longer than the tests.
+# Without bytecode files each of the many processes that tests start would compile Ray anew, all of them at once.
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 unexport PYTHONDONTWRITEBYTECODE
 # A version of Ray to test with, such as 2.52.0: the newest, if none is given.
 RAY ?=

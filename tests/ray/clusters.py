@@ -23,7 +23,7 @@ _NOT_INHERITED = (
     *("RAY_", "SYNAPSE_", "PYTEST_", "COV_CORE_", "TMPDIR", "VIRTUAL_ENV"),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_"),
 )
-_START_SECONDS = 60.0
+_START_SECONDS = patience(60)
 ROOT = Path(__file__).parents[2]
 
 

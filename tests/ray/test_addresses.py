@@ -29,6 +29,7 @@ from synapse_runtime.errors import ClusterError, VersionMismatchWarning
 from synapse_runtime.executors.ray import RayJobsApiExecutor
 from synapse_runtime.executors.ray.probe import Versions, require_cluster, require_dashboard
 from synapse_runtime.loggers import NullLogger
+from tests.patience import patience
 from tests.ray.clusters import Running, attempt, ray_cluster
 
 TOKEN = "5ec2e7" * 10
@@ -36,7 +37,7 @@ TOKEN = "5ec2e7" * 10
 FORMS = [("task", "127.0.0.1:{port}"), ("task", "ray://127.0.0.1:{port}"), ("job", "http://127.0.0.1:{port}")]
 EACH_FORM = pytest.mark.parametrize(("mode", "form"), FORMS, ids=["own", "client", "dashboard"])
 NO_GRPC = "no cluster: it does not speak gRPC. A dashboard's address, for job mode, begins with http://"
-SECONDS = 15
+SECONDS = patience(15)
 # What a cluster of long ago tells.
 OLD = {"ray_version": "2.40.0", "python_version": "3.9.20"}
 OTHER_PYTHON = os.environ.get("RAY_OTHER_PYTHON")

@@ -72,7 +72,7 @@ class Process:
         return found
 
     def leaves_nothing_within(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while time.monotonic() < deadline:
             if not self.relatives() and not list(self.temp_dir.iterdir()):
                 return True

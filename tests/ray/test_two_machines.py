@@ -134,6 +134,8 @@ def world() -> Iterator[World]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
+        # How long Ray Client's server waits for the process that it starts for each caller; 30 s by default.
+        "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": f"{patience(60):.0f}",
         "RUNTIME_ENV_RETRY_TIMES": "1",  # what cannot be installed here cannot be installed a second later either
         "PIP_NO_INDEX": "1",
         "UV_OFFLINE": "1",

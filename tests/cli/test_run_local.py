@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pexpect
@@ -364,10 +365,12 @@ class TestPlugin:
 class TestEnd:
     @pytest.mark.parametrize("action", ["talk", "big"])
     def test_is_quiet_when_nobody_reads_any_more(self, synapse: Synapse, action: str) -> None:
-        with synapse.started(action, *LOCAL) as process:
+        # Where Python does not buffer, it takes a write that ended half-way, as its reader went, for a whole one.
+        with synapse.started(action, *LOCAL, PYTHONUNBUFFERED="") as process:
             assert process.stdout is not None
             assert process.stderr is not None
             assert process.stdout.readline()
+            time.sleep(0.1)  # so that the pipe is full
             process.stdout.close()
             assert process.stderr.read() == ""
             assert process.wait(patience(20)) == 141

@@ -499,6 +499,11 @@ UNITTEST = """
             self.assertEqual(self.synapse_executor.mode, "task")
             self.assertEqual(self.synapse_executor.call("double").timeout, 7)
 
+    @pytest.mark.synapse(mode=("local", "task"), timeout=8)
+    class TestSeveral(SynapseTestCase):
+        def test_timeout(self):
+            self.assertEqual(self.synapse_executor.call("double").timeout, 8)
+
     class TestAsync(SynapseTestCase, unittest.IsolatedAsyncioTestCase):
         async def test_double(self):
             self.assertEqual(await self.synapse_executor.aexecute("double", {"number": 2}), 4)
@@ -523,6 +528,7 @@ def test_unittest(session, tmp_path):
     assert ended.status == 0, ended.output
     assert set(re.findall(r"test_it\.py::(\S+) PASSED", ended.output)) == {
         *("TestPlain-local::test_double", "TestPlain-task::test_double", "TestPlain-local::test_marked"),
+        *("TestSeveral-local::test_timeout", "TestSeveral-task::test_timeout"),
         *("TestMarked::test_mode", "TestAsync-local::test_double", "TestAsync-task::test_double"),
     }
     again = session(UNITTEST, "-v", "test_it.py::TestPlain-local::test_double")

@@ -9,6 +9,7 @@ import logging
 import sys
 import threading
 import time
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -168,6 +169,18 @@ class Together:
                 self._made.close()
 
 
+def _call_outside(function: Callable[[], object], thread_id: int | None, code: types.CodeType) -> None:
+    """Call a function that interrupts another thread, once that thread does not execute this code any more."""
+    while True:
+        time.sleep(_AGAIN_SECONDS)
+        frame = sys._current_frames().get(thread_id or 0)
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back
+        if frame is None:
+            break
+    function()
+
+
 @contextlib.contextmanager
 def _raises_stops_again() -> Iterator[None]:
     before = sys.unraisablehook
@@ -181,7 +194,7 @@ def _raises_stops_again() -> Iterator[None]:
         else:
             before(dropped)
             return
-        threading.Timer(_AGAIN_SECONDS, again).start()
+        threading.Thread(target=_call_outside, args=(again, thread.ident, hook.__code__), daemon=True).start()
 
     sys.unraisablehook = hook
     try:

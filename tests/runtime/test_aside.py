@@ -102,6 +102,23 @@ def test_ctrl_c_that_comes_while_a_finalizer_runs_is_not_lost():
         work()
 
 
+def test_ctrl_c_is_not_lost_either_if_the_machine_is_slow_to_leave_the_hook(monkeypatch):
+    start = threading.Thread.start
+
+    def start_slowly(thread: threading.Thread) -> None:
+        start(thread)
+        time.sleep(0.1)
+
+    def work() -> None:
+        with stops_are_heard():
+            Connection(lambda: signal.raise_signal(signal.SIGINT))
+            wait_long()
+
+    monkeypatch.setattr(threading.Thread, "start", start_slowly)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
 def test_what_else_a_finalizer_raises_is_told_as_before(monkeypatch):
     told: list[type[BaseException] | None] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))

@@ -57,7 +57,7 @@ parity: $(VENV)/.dev$(RAY)
 	$(BIN)/python docs/make_parity_page.py $(VENV)/parity.xml
 
 compatibility: $(VENV)/.dev$(RAY)
-	$(PYTEST) tests/pytest_synapse/test_neighbours.py -v --junitxml=$(VENV)/compatibility.xml
+	$(PYTEST) tests/pytest_synapse/test_other_plugins.py -v --junitxml=$(VENV)/compatibility.xml
 	$(BIN)/python docs/make_compatibility_page.py $(VENV)/compatibility.xml
 
 tutorial: $(VENV)/.dev$(RAY)

@@ -120,10 +120,10 @@ class Bench:
 
 def _token(directory: Path) -> str:
     """Return a cluster's token. There is no command for it, so that no screen shows it."""
-    from synapse_runtime.executors.ray.door import Door
+    from synapse_runtime.executors.ray.cluster.control_socket import ControlClient
 
-    with Door(directory) as door:
-        token: str = door.ask("cluster")["token"]
+    with ControlClient(directory) as door:
+        token: str = door.request("cluster")["token"]
     return token
 
 

@@ -1,6 +1,6 @@
-"""Write the table of docs/compatibility.md from the results of tests/pytest_synapse/test_neighbours.py, or check it.
+"""Write the table of docs/compatibility.md from the results of tests/pytest_synapse/test_other_plugins.py, or check it.
 
-Run `pytest tests/pytest_synapse/test_neighbours.py --junitxml=results.xml`, then this with `results.xml`, and those of
+Run `pytest tests/pytest_synapse/test_other_plugins.py --junitxml=results.xml`, then this with `results.xml`, and those of
 further runs; with `--check` the status is 1 where the table and the results differ in more than versions. `make
 compatibility` writes it, `make test` checks it.
 """
@@ -23,21 +23,21 @@ def rows(paths: list[str]) -> list[str]:
     found: dict[tuple[str, str], tuple[str, str]] = {}
     for case in junit.cases(paths):
         told = {item.get("name", ""): item.get("value", "") for item in case.iter("property")}
-        if "neighbour_name" not in told:
+        if "other_plugin_name" not in told:
             continue
         if any(child.tag not in ("properties", "system-out", "system-err") for child in case):
             raise SystemExit(f"{case.get('name')} did not pass: see the run's report")
-        key = (told["neighbour_name"], told["neighbour_tested"])
-        found[key] = (told["neighbour_version"], told["neighbour_modes"])
+        key = (told["other_plugin_name"], told["other_plugin_tested"])
+        found[key] = (told["other_plugin_version"], told["other_plugin_modes"])
     if not found:
-        raise SystemExit(f"{paths[0]} holds no results of test_neighbours.py")
+        raise SystemExit(f"{paths[0]} holds no results of test_other_plugins.py")
     return [
         f"| {name} | {version} | {modes} | {tested} |\n" for (name, tested), (version, modes) in sorted(found.items())
     ]
 
 
 def without_versions(table: str) -> str:
-    """Return a table without its column of versions, which changes with each release of a neighbour."""
+    """Return a table without its column of versions, which changes with each release of another plugin."""
     return re.sub(r"^(\| [^|]+ \|) [^|]+ \|", r"\1", table, flags=re.MULTILINE)
 
 

@@ -13,7 +13,7 @@ from pytest_synapse.session import SynapseSession
 if TYPE_CHECKING:
     from synapse_runtime.environment import PluginEnvironment
     from synapse_runtime.executors.base import Executor
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.plugin import Plugin
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def plugin_env(request: pytest.FixtureRequest) -> PluginEnvironment:
     Layers, the later wins: this process's variables, 'env' of config.yaml, env= of @pytest.mark.synapse. Override it
     in a conftest or test class to give variables to many tests: return a dict, the marker's env= still wins over it.
     """
-    from pytest_synapse.environment import layered
+    from pytest_synapse.env_fixture import layer_over
 
     plugin = _plugin(request)
-    return layered({} if plugin is None else plugin.manifest.env, marked(request.node).get("env", {}))
+    return layer_over({} if plugin is None else plugin.manifest.env, marked(request.node).get("env", {}))
 
 
 @pytest.fixture
@@ -66,15 +66,15 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     synapse_executor.run(action, params) returns the ActionRun: result or error, events, metrics, output, duration.
     An action is a class, an @action function, an entrypoint 'module:Name', or an action's name in the plugin.
     """
-    from pytest_synapse.environment import given
-    from pytest_synapse.runs import observed
+    from pytest_synapse.env_fixture import plugin_env_of
+    from pytest_synapse.run_reporting import observe
 
-    env = given(plugin_env, marked(request.node).get("env", {}))
+    env = plugin_env_of(plugin_env, marked(request.node).get("env", {}))
     session = SynapseSession.of(request.config)
     item = request.node
     with (
         session.executor(item, synapse_mode, env, _plugin(request)) as executor,
-        observed(item, executor, session.slowest()),
+        observe(item, executor, session.slowest()),
     ):
         yield executor
 

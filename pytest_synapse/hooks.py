@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from synapse_runtime.execution import ActionCall, ActionRun
+    from synapse_runtime.core.execution import ActionCall, ActionRun
 
 
 @pytest.hookspec

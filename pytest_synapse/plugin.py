@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from pytest_synapse.compat import allow_function_scoped_fixtures
 from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, synapse_plugin
-from pytest_synapse.importing import Importing
 from pytest_synapse.modes import (
     CHOSEN,
     MARKER_HELP,
@@ -27,11 +27,11 @@ from pytest_synapse.modes import (
     session_modes,
     wanted_modes,
 )
-from pytest_synapse.neighbours import let_examples_share
-from pytest_synapse.runs import ItemRuns
+from pytest_synapse.module_import import ModuleImporter
+from pytest_synapse.run_reporting import ItemRuns
 from pytest_synapse.session import SynapseSession, at_least, seconds
-from synapse_runtime import compat
-from synapse_runtime.site import of_this_process
+from synapse_runtime.executors.ray.cluster.session_scope import current_spec
+from synapse_runtime.sdk_compat import import_hook
 
 __all__ = ["plugin_env", "synapse_executor", "synapse_mode", "synapse_plugin"]
 
@@ -131,10 +131,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
     Before those the names of `synapse-sdk` mean ours, or nothing.
     """
-    if not early_config.getini("synapse_sdk_names") and compat.is_installed():
-        compat.uninstall()
-        early_config.add_cleanup(compat.install)
-    Importing.begin(early_config)
+    if not early_config.getini("synapse_sdk_names") and import_hook.is_installed():
+        import_hook.uninstall()
+        early_config.add_cleanup(import_hook.install)
+    ModuleImporter.start(early_config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -150,7 +150,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     line = f"synapse: mode {', '.join(modes)}"
     if set(modes) == {"local"}:
         return line
-    from synapse_runtime.executors.ray.cluster import describe
+    from synapse_runtime.executors.ray.cluster.resolve import describe
 
     return f"{line}; cluster: {describe(config.getoption('synapse_ray_address'))}"
 
@@ -158,7 +158,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell each worker of pytest-xdist where the run's one cluster is."""
-    node.workerinput["synapse_site"] = asdict(of_this_process.get())
+    node.workerinput["synapse_site"] = asdict(current_spec.get())
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -166,7 +166,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Let `-n auto` mean as many processes as the run's cluster and this machine's memory bear."""
     if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or set(session_modes(config)) == {"local"}:
         return None
-    return SynapseSession.of(config).sensible_processes()
+    return SynapseSession.of(config).max_test_processes()
 
 
 @pytest.hookimpl(trylast=True)
@@ -192,7 +192,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
     """Let a `SynapseTestCase` with several modes be there once in each."""
     made = yield
-    cases = sys.modules.get("pytest_synapse.cases")
+    cases = sys.modules.get("pytest_synapse.unittest_cases")
     if cases is not None and isinstance(made, pytest.Class) and issubclass(made.obj, cases.SynapseTestCase):
         return cases.in_each_mode(made)
     return made
@@ -201,10 +201,10 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
     """Import a plugin's tests with its modules, and leave out those of a `SynapseTestCase` that are for other modes."""
-    importing = Importing.of(collector.config)
-    importing.go_to(collector.path)
+    importing = ModuleImporter.of(collector.config)
+    importing.activate(collector.path)
     report = yield
-    importing.let_tests_stay(collector, report)
+    importing.keep_test_modules(collector, report)
     if CHOSEN in collector.stash and report.passed:
         mode = collector.stash[CHOSEN]
         report.result = [test for test in report.result if mode in wanted_modes(test, test.config)]
@@ -220,7 +220,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Begin to start an ephemeral cluster while collection goes on, as soon as a test is found that will need one."""
-    let_examples_share(item)
+    allow_function_scoped_fixtures(item)
     session = SynapseSession.of(item.config)
     if session.starts_while_collecting and "synapse_mode" in getattr(item, "fixturenames", ()):
         with contextlib.suppress(pytest.UsageError):  # told for all tests at once, after collection
@@ -246,7 +246,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     ):
         return
     needed = {mode for item in session.items for mode in _modes_to_run(item)}
-    SynapseSession.of(session.config).start_early(needed)
+    SynapseSession.of(session.config).start_in_background(needed)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -256,7 +256,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if runs is not None:
         runs.name_properties()
     report = yield
-    if runs is not None and (told := runs.take()) is not None:
+    if runs is not None and (told := runs.collect()) is not None:
         vars(report)["synapse_runs"] = told
     return report
 
@@ -287,7 +287,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """End workers, jobs and the cluster of this run, and forget the modules of plugins."""
     if SynapseSession.KEY in config.stash:
         config.stash[SynapseSession.KEY].close()
-    Importing.of(config).end()
+    ModuleImporter.of(config).stop()
 
 
 def _modes_to_run(item: pytest.Item) -> tuple[str, ...]:

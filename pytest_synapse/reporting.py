@@ -11,7 +11,7 @@ from pytest_synapse.modes import MODES
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_synapse.runs import Told
+    from pytest_synapse.run_reporting import TestRuns
 
 _ORIGINS = {
     "ephemeral": "started for this run",
@@ -46,7 +46,7 @@ class Summary:
     clusters: list[tuple[str, str]] = field(default_factory=list)
     lines: dict[str, set[int]] = field(default_factory=dict)
 
-    def add(self, test: str, told: Told) -> None:
+    def add(self, test: str, told: TestRuns) -> None:
         """Add what a report tells."""
         tally = self.modes.setdefault(told["mode"], Tally())
         tally.count += told["count"]
@@ -91,7 +91,7 @@ class Summary:
         return [(mode, self.modes[mode]) for mode in MODES if mode in self.modes]
 
 
-def summarize(reporter: pytest.TerminalReporter, told: Iterable[tuple[str, Told]], slowest: int | None) -> None:
+def summarize(reporter: pytest.TerminalReporter, told: Iterable[tuple[str, TestRuns]], slowest: int | None) -> None:
     """Write the summary: a block, or one line with -q, and where only local mode ran and no more is asked for.
 
     Args:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_synapse.modes import RESOURCES, known_mode, marked, session_modes
-from synapse_runtime.locate import plugin_above
-from synapse_runtime.site import Site, of_this_process
+from synapse_runtime.executors.ray.cluster.session_scope import ClusterSpec, current_spec
+from synapse_runtime.plugins.discovery import find_config_above
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
     from synapse_runtime.executors.ray.task import WarmWorker
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.plugin import Plugin
 
 
 class SynapseSession:
@@ -38,7 +38,7 @@ class SynapseSession:
         self._config = config
         self._plugins: dict[Path, Plugin] = {}
         self._config_files: dict[Path, Path | None] = {}  # of plugins, by files of tests
-        self._travelling: set[str] = set()  # modules of tests
+        self._pickled_by_value: set[str] = set()  # modules of tests
         self._workers: dict[tuple[Any, ...], WarmWorker] = {}
         self._cleanup = contextlib.ExitStack()
         self._jobs_wanted = False
@@ -65,7 +65,7 @@ class SynapseSession:
             session.timeout()
             session.slowest()
             session._check_cluster_options()
-            session._settle()
+            session._set_cluster_spec()
         return config.stash[cls.KEY]
 
     @property
@@ -78,18 +78,18 @@ class SynapseSession:
     def _in_a_worker_of_xdist(self) -> bool:
         return hasattr(self._config, "workerinput")
 
-    def _settle(self) -> None:
+    def _set_cluster_spec(self) -> None:
         """Say where the run's one cluster is to be, and what it is to give; nothing is started."""
-        if of_this_process.is_settled:  # this session is part of another, which began the run
+        if current_spec.is_set:  # this session is part of another, which began the run
             return
         self._began_run = True
         site = getattr(self._config, "workerinput", {}).get("synapse_site")
         if site is not None:
-            of_this_process.settle(Site(**site))
+            current_spec.set(ClusterSpec(**site))
             return
         option = self._config.getoption
         num_cpus, num_gpus = option("synapse_num_cpus"), option("synapse_num_gpus")
-        of_this_process.settle(Site(num_cpus=num_cpus, num_gpus=num_gpus, keep=option("synapse_keep_cluster")))
+        current_spec.set(ClusterSpec(num_cpus=num_cpus, num_gpus=num_gpus, keep=option("synapse_keep_cluster")))
 
     def _check_cluster_options(self) -> None:
         """Refuse options that contradict each other.
@@ -106,29 +106,29 @@ class SynapseSession:
                     f"{option} is about a cluster that this run starts, but {named} names another: give only one"
                 )
 
-    def sensible_processes(self) -> int | None:
+    def max_test_processes(self) -> int | None:
         """Return how many processes of pytest-xdist this run's cluster bears; None where that is not for us to say."""
         if importlib.util.find_spec("ray") is None:
             return None
-        from synapse_runtime.executors.ray.cluster import sensible_processes
+        from synapse_runtime.executors.ray.cluster.resolve import max_test_processes
 
-        return sensible_processes()
+        return max_test_processes()
 
     def start_while_collecting(self, modes: Iterable[str]) -> None:
         """Begin to start the run's cluster, once, if a test that was found needs one: it runs in these modes."""
         needed = set(modes) - {"local"}
         if needed:
             self.starts_while_collecting = False
-            self.start_early(needed | set(session_modes(self._config)))
+            self.start_in_background(needed | set(session_modes(self._config)))
 
-    def start_early(self, modes: set[str]) -> None:
+    def start_in_background(self, modes: set[str]) -> None:
         """Begin to start the run's cluster, if these modes need one and there is none, without waiting for it."""
         if modes <= {"local"}:
             return
-        from synapse_runtime.executors.ray.cluster import start_early
+        from synapse_runtime.executors.ray.cluster.resolve import start_in_background
 
         self._jobs_wanted = "job" in modes
-        start_early(self.address, jobs=self._jobs_wanted)
+        start_in_background(self.address, jobs=self._jobs_wanted)
 
     def plugin_for(self, path: Path) -> Plugin | None:
         """Return the plugin of a test file: the one that was named, else the nearest above the file.
@@ -140,16 +140,16 @@ class SynapseSession:
         if config_file is None:
             return None
         if config_file not in self._plugins:
-            from synapse_runtime.manifest import warn_of
-            from synapse_runtime.plugin import Plugin
+            from synapse_runtime.plugins.manifest import warn_about_problems
+            from synapse_runtime.plugins.plugin import Plugin
 
             plugin = self._plugins[config_file] = Plugin.load(config_file)
-            warn_of(plugin.manifest)
+            warn_about_problems(plugin.manifest)
         return self._plugins[config_file]
 
     def _config_file(self, path: Path) -> Path | None:
         if path not in self._config_files:
-            self._config_files[path] = self._named_plugin() or plugin_above(path.parent)
+            self._config_files[path] = self._named_plugin() or find_config_above(path.parent)
         return self._config_files[path]
 
     @contextlib.contextmanager
@@ -168,7 +168,7 @@ class SynapseSession:
         resources: dict[str, Any] = {name: marks[name] for name in RESOURCES if name in marks}
         fresh = marks.get("isolation") == "fresh"
         debug_sdk = self._config.getoption("synapse_debug_sdk")
-        self._let_tests_travel(item)
+        self._pickle_tests_by_value(item)
         if mode == "local":
             from synapse_runtime.executors.local import LocalExecutor
 
@@ -191,20 +191,20 @@ class SynapseSession:
         executor = RayJobsApiExecutor(ray_address=self.address, debug_sdk=debug_sdk, **resources, **common)
         yield self._cleanup.enter_context(executor)
 
-    def _let_tests_travel(self, item: pytest.Item) -> None:
+    def _pickle_tests_by_value(self, item: pytest.Item) -> None:
         """Let classes and functions of this test's module, and of conftests, travel by value: no worker has those."""
         module = getattr(item, "module", None)
         name = "" if module is None else module.__name__
-        if name in self._travelling:
+        if name in self._pickled_by_value:
             return
-        from synapse_runtime import transport
+        from synapse_runtime import serialization
 
         if module is not None:
-            transport.ship_by_value(name)
+            serialization.register_pickle_by_value(name)
         for plugin_name, plugin in item.config.pluginmanager.list_name_plugin():
             if plugin_name.endswith("conftest.py") and isinstance(plugin, ModuleType):
-                transport.ship_by_value(plugin.__name__)
-        self._travelling.add(name)
+                serialization.register_pickle_by_value(plugin.__name__)
+        self._pickled_by_value.add(name)
 
     def close(self) -> None:
         """End what the tests have used: jobs first, then workers, then the cluster if it is ours."""
@@ -214,19 +214,19 @@ class SynapseSession:
         self._workers.clear()
         if not self._began_run:
             return
-        site = of_this_process.get()
-        if site.path.exists() or "synapse_runtime.executors.ray.warm" in sys.modules:
-            self._leave_cluster(site)
-        of_this_process.forget()
+        site = current_spec.get()
+        if site.path.exists() or "synapse_runtime.executors.ray.cluster.persistent" in sys.modules:
+            self._release_cluster(site)
+        current_spec.clear()
 
-    def _leave_cluster(self, site: Site) -> None:
-        from synapse_runtime.executors.ray.ephemeral import ephemeral
-        from synapse_runtime.executors.ray.warm import keep, warm
+    def _release_cluster(self, site: ClusterSpec) -> None:
+        from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
+        from synapse_runtime.executors.ray.cluster.persistent import persist, persistent
 
         if site.keep and not self._in_a_worker_of_xdist:
-            keep()
-        warm.leave()
-        ephemeral.leave()
+            persist()
+        persistent.release()
+        ephemeral.release()
 
     def _worker(self, resources: dict[str, Any]) -> WarmWorker:
         key = (*sorted((name, repr(asked)) for name, asked in resources.items()),)

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from synapse_runtime import compat
+from synapse_runtime.sdk_compat import import_hook
 
 if TYPE_CHECKING:
     from synapse_runtime.action import BaseAction as BaseAction
     from synapse_runtime.context import RuntimeContext as RuntimeContext
+    from synapse_runtime.core.execution import ActionRun as ActionRun
     from synapse_runtime.environment import PluginEnvironment as PluginEnvironment
-    from synapse_runtime.execution import ActionRun as ActionRun
     from synapse_runtime.executors.local import LocalExecutor as LocalExecutor
     from synapse_runtime.executors.ray import RayActorExecutor as RayActorExecutor
     from synapse_runtime.executors.ray import RayJobsApiExecutor as RayJobsApiExecutor
-    from synapse_runtime.plugin import Plugin as Plugin
+    from synapse_runtime.plugins.plugin import Plugin as Plugin
     from synapse_runtime.runner import run_plugin as run_plugin
 
 __version__ = "0.1.0"
 
-compat.install()
+import_hook.install()
 
 _HOMES = {
-    "ActionRun": "execution",
+    "ActionRun": "core.execution",
     "BaseAction": "action",
     "LocalExecutor": "executors.local",
-    "Plugin": "plugin",
+    "Plugin": "plugins.plugin",
     "PluginEnvironment": "environment",
     "RayActorExecutor": "executors.ray",
     "RayJobsApiExecutor": "executors.ray",

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
-from synapse_runtime import sdk
 from synapse_runtime.context import RuntimeContext
 from synapse_runtime.errors import ConfigError, ValidationError, nearest, safe_str
 from synapse_runtime.messages import LocalizedMessage, LogMessageCode
+from synapse_runtime.sdk_compat import sdk_actions
 from synapse_runtime.types import DataType
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
@@ -227,7 +227,7 @@ def validate_params(target: Any, name: str, params: Any) -> Any:
     Raises:
         ValidationError: Names action and fields; the cause is pydantic's error, or what a validator raised.
     """
-    own = sdk.has_own_dispatch if sdk.is_of_sdk(target) else _has_own_dispatch
+    own = sdk_actions.has_own_dispatch if sdk_actions.is_of_sdk(target) else _has_own_dispatch
     return params if own(target) else _validated(target, name, params)
 
 
@@ -236,7 +236,7 @@ def _validated(target: Any, name: str, params: Any) -> Any:
     if model is None or isinstance(params, model):
         return params
     try:
-        return model.model_validate(_own(params), context=sdk.validation_context(target))
+        return model.model_validate(_own(params), context=sdk_actions.validation_context(target))
     except PydanticValidationError as error:
         raise _validation_error(name, model, error) from error
     except Exception as error:  # of a validator of the author's
@@ -311,11 +311,11 @@ def _shortened(value: object, limit: int = 80) -> str:
 
 def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     """Call an action, in whichever form it is, and return what it returns."""
-    if sdk.is_of_sdk(target):
+    if sdk_actions.is_of_sdk(target):
         try:
-            return sdk.invoke(target, params, ctx)
+            return sdk_actions.invoke(target, params, ctx)
         except PydanticValidationError as error:
-            if not sdk.is_refusal(error):
+            if not sdk_actions.is_refusal(error):
                 raise
             model = params_model_of(target)
             assert model is not None

@@ -19,7 +19,7 @@ from synapse_runtime.messages import (
     localized,
     resolve_log_message,
 )
-from synapse_runtime.transport import IMMUTABLE, snapshot
+from synapse_runtime.serialization import IMMUTABLE, snapshot
 
 if TYPE_CHECKING:
     from synapse_runtime.errors import ValidationError

@@ -270,7 +270,7 @@ class Variables:
         """Return names and values."""
         return {_decoded(name): _decoded(value) for name, value in self._raw.items()}
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Let the process have these variables again, and no others."""
         now, before = _raw_environ(), self._raw
         if now == before:

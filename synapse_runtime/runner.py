@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from synapse_runtime.executors.base import Executor
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.loggers import ConsoleLogger
-from synapse_runtime.plugin import Plugin
+from synapse_runtime.plugins.plugin import Plugin
 
 Mode = Literal["local", "task", "job"]
 MODES: tuple[Mode, ...] = ("local", "task", "job")
@@ -67,7 +67,7 @@ def run_plugin(
     executor_type = executor_class(mode)
     action_cls = executor_kwargs.pop("action_cls", None)
     if action_cls is None:
-        executor_kwargs["plugin"] = Plugin.recall(plugin_code)
+        executor_kwargs["plugin"] = Plugin.load_cached(plugin_code)
     target = action if action_cls is None else action_cls
     if mode == "job":
         from synapse_runtime.executors.ray.job import RayJobsApiExecutor

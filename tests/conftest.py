@@ -20,12 +20,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 _LONGEST = (
     *("ray/test_two_machines.py", "parity/test_coverage.py", "ray/test_resources.py", "cli/test_cluster.py"),
     *("pytest_synapse/test_one_cluster.py", "parity/test_workers.py", "ray/test_addresses.py", "ray/test_cluster.py"),
-    *("cli/test_run_ray.py", "pytest_synapse/test_neighbours.py", "parity/test_reports.py", "cli/test_job.py"),
+    *("cli/test_run_ray.py", "pytest_synapse/test_other_plugins.py", "parity/test_reports.py", "cli/test_job.py"),
     *("pytest_synapse/test_modes.py", "pytest_synapse/test_pdb.py", "ray/test_secrets.py", "parity/test_places.py"),
 )
 # Files whose tests share nothing that is expensive to make: each test goes to whichever process has time.
 _ALONE = frozenset(
-    {"pytest_synapse/test_one_cluster.py", "pytest_synapse/test_neighbours.py", "pytest_synapse/test_monorepo.py"}
+    {"pytest_synapse/test_one_cluster.py", "pytest_synapse/test_other_plugins.py", "pytest_synapse/test_monorepo.py"}
     | {"parity/test_workers.py", "ray/test_cluster.py", "cli/test_run_ray.py", "benchmarks/test_command.py"}
 )
 
@@ -57,18 +57,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 @pytest.fixture(scope="session")
 def reached() -> dict[str, str]:
     """Variables by which a session or command finds the cluster of this run, and is let in: to it, somebody else's."""
-    from synapse_runtime.executors.ray.cluster import find_cluster
-    from synapse_runtime.executors.ray.door import LOOPBACK
+    from synapse_runtime.executors.ray.cluster.control_socket import LOOPBACK_ENV
+    from synapse_runtime.executors.ray.cluster.resolve import find_cluster
 
     cluster = find_cluster(jobs=True)
     assert cluster.token is not None
     # By LOOPBACK Ray's own programs, too, take the loopback address as it is.
-    return {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | LOOPBACK
+    return {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | LOOPBACK_ENV
 
 
 @pytest.fixture(scope="session")
 def dashboard(reached: dict[str, str]) -> str:
     """The URL of that cluster's dashboard."""
-    from synapse_runtime.executors.ray.cluster import dashboard_of, find_cluster
+    from synapse_runtime.executors.ray.cluster.resolve import dashboard_of, find_cluster
 
     return dashboard_of(find_cluster(jobs=True))

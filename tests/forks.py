@@ -43,7 +43,12 @@ _READ_AT_START = tuple(
 _TURNED_OFF = ("anyio", "asyncio", "benchmark", "html", "hypothesispytest", "metadata", "randomly", "rerunfailures")
 ALONE = " ".join(f"-pno:{name}" for name in _TURNED_OFF)
 _IMPORTED = (
-    *("pytest_synapse.fixtures", "pytest_synapse.reporting", "pytest_synapse.runs", "pytest_synapse.importing"),
+    *(
+        "pytest_synapse.fixtures",
+        "pytest_synapse.reporting",
+        "pytest_synapse.run_reporting",
+        "pytest_synapse.module_import",
+    ),
     *("synapse_runtime.executors.local", "synapse_runtime.runner"),
     *("synapse_runtime.cli.app", "synapse_runtime.cli.run"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from synapse_runtime.action import is_action
-from synapse_runtime.plugin import Plugin
+from synapse_runtime.plugins.plugin import Plugin
 
 
 def test_every_action_of_the_config_file_can_be_loaded(synapse_plugin: Plugin) -> None:

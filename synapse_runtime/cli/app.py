@@ -8,19 +8,19 @@ from typing import Annotated
 import typer
 
 from synapse_runtime import __version__
-from synapse_runtime.cli.later import Later, LaterGroup
+from synapse_runtime.cli.lazy import LazyCommand, LazyGroup
 
 
-class _Commands(LaterGroup):
+class _Commands(LazyGroup):
     later = (
-        Later(
+        LazyCommand(
             "doctor",
             "doctor:doctor",
             "Tell what is installed, which cluster would be used, what is wrong and the fix.",
         ),
-        Later("plugin", "plugin:app", "Make, check, look at, test and run plugins."),
-        Later("job", "job:app", "Look after jobs."),
-        Later("cluster", "cluster:app", "", "Keep a cluster warm on this machine."),
+        LazyCommand("plugin", "plugin:app", "Make, check, look at, test and run plugins."),
+        LazyCommand("job", "job:app", "Look after jobs."),
+        LazyCommand("cluster", "cluster:app", "", "Keep a cluster warm on this machine."),
     )
 
 

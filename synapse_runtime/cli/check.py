@@ -11,8 +11,8 @@ import typer
 from synapse_runtime.cli.console import exit_on_errors, note, to_json
 
 if TYPE_CHECKING:
-    from synapse_runtime.config_update import Change, Update
     from synapse_runtime.errors import Problem
+    from synapse_runtime.plugins.config_sync import Change, Update
 
 _PATH = typer.Argument(metavar="PATH", help="The plugin's directory or config file. Default: the nearest above here.")
 _SAME_PATH = typer.Option("--path", "-p", help="The same as PATH.")
@@ -31,7 +31,7 @@ def check(
 
     Exit status: 0 nothing, or warnings alone; 1 something; 2 there is no such plugin.
     """
-    from synapse_runtime.plugin_check import check_plugin
+    from synapse_runtime.plugins.lint import check_plugin
 
     with exit_on_errors():
         checked = check_plugin(_plugin(path, same_path), seconds=timeout)
@@ -40,7 +40,7 @@ def check(
         else:
             for problem in checked.problems:
                 typer.echo(_as_line(problem))
-            typer.echo(_count(checked.problems) + f" (checked: {checked.looked_at})")
+            typer.echo(_count(checked.problems) + f" (checked: {checked.checked})")
         if any(problem.level == "error" or strict for problem in checked.problems):
             raise typer.Exit(1)
 
@@ -60,7 +60,7 @@ def update_config(
     New actions are added, entrypoints that moved are updated, input and output types set. Exit status: 0 done, 1 a
     module could not be looked at, a name is taken, or --check found a difference.
     """
-    from synapse_runtime.config_update import plan_update
+    from synapse_runtime.plugins.config_sync import plan_update
 
     with exit_on_errors():
         update = plan_update(_plugin(path, same_path), prune=prune, seconds=timeout)
@@ -76,13 +76,13 @@ def update_config(
 
 def _plugin(path: Path | None, same_path: Path | None) -> Path:
     """Return the plugin that was named, or the nearest one above where we stand."""
-    from synapse_runtime.locate import plugin_above
+    from synapse_runtime.plugins.discovery import find_config_above
 
     if path is not None and same_path is not None:
         raise typer.BadParameter("PATH and --path are the same: give one", param_hint="--path")
     path = path or same_path
     if path is None:
-        return plugin_above(Path.cwd()) or Path.cwd()
+        return find_config_above(Path.cwd()) or Path.cwd()
     if not path.exists():
         raise typer.BadParameter(f"there is no {str(path)!r}", param_hint="PATH")
     return path

@@ -57,14 +57,14 @@ def up(
     idle_seconds = None if idle_timeout == "never" else _seconds(idle_timeout)
     size = None if memory is None else _bytes(memory)
     with exit_on_errors():
-        from synapse_runtime.executors.ray.cluster import require_ray
+        from synapse_runtime.executors.ray.cluster.resolve import require_ray
 
         require_ray()
-        from synapse_runtime.executors.ray.door import Options
-        from synapse_runtime.executors.ray.warm import unfit
-        from synapse_runtime.executors.ray.warm import up as start
+        from synapse_runtime.executors.ray.cluster.control_socket import ClusterOptions
+        from synapse_runtime.executors.ray.cluster.persistent import unfit
+        from synapse_runtime.executors.ray.cluster.persistent import up as start
 
-        wanted = Options(num_cpus=cpus, num_gpus=gpus, memory=size, idle_seconds=idle_seconds)
+        wanted = ClusterOptions(num_cpus=cpus, num_gpus=gpus, memory=size, idle_seconds=idle_seconds)
         facts, is_new = start(wanted)
         if not is_new:
             note("a warm cluster is up already")
@@ -82,7 +82,7 @@ def up(
 def status(as_json: AsJson = False) -> None:
     """Tell of the warm cluster. Exit status 3 where there is none."""
     with exit_on_errors():
-        from synapse_runtime.executors.ray.warm import status as ask
+        from synapse_runtime.executors.ray.cluster.persistent import status as ask
 
         facts = ask()
         if as_json:
@@ -99,7 +99,7 @@ def status(as_json: AsJson = False) -> None:
 def down(as_json: AsJson = False) -> None:
     """End the warm cluster, whoever uses it, and wait until nothing of it is left."""
     with exit_on_errors():
-        from synapse_runtime.executors.ray.warm import down as end
+        from synapse_runtime.executors.ray.cluster.persistent import down as end
 
         ended = end()
         note("the warm cluster has ended" if ended else "there is no warm cluster")
@@ -120,7 +120,7 @@ def logs(
         raise typer.BadParameter("JSON is printed when all of it is there: not with --follow", param_hint="--json")
     with exit_on_errors():
         from synapse_runtime.errors import ClusterError
-        from synapse_runtime.executors.ray.warm import status as ask
+        from synapse_runtime.executors.ray.cluster.persistent import status as ask
 
         facts = ask()
         if facts is None:

@@ -26,8 +26,8 @@ from synapse_runtime.errors import (
 if TYPE_CHECKING:
     import traceback
 
-    from synapse_runtime.execution import ActionRun
-    from synapse_runtime.manifest import Manifest
+    from synapse_runtime.core.execution import ActionRun
+    from synapse_runtime.plugins.manifest import Manifest
 
 _LONGEST_LINE = 1000
 

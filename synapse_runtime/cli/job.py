@@ -24,7 +24,7 @@ from synapse_runtime.cli.options import AsJson
 if TYPE_CHECKING:
     from synapse_runtime.executors.ray import RayJobsApiExecutor
     from synapse_runtime.executors.ray.job import JobSummary
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.plugin import Plugin
 
 app = typer.Typer(help="Look after jobs.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -149,10 +149,10 @@ def _jobs_at(ray_address: str | None, plugin: Plugin | None = None) -> Iterator[
 
 
 def _plugin(path: Path | None) -> Plugin | None:
-    from synapse_runtime.locate import plugin_above
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.discovery import find_config_above
+    from synapse_runtime.plugins.plugin import Plugin
 
-    found = path or plugin_above(Path.cwd())
+    found = path or find_config_above(Path.cwd())
     return None if found is None else Plugin.load(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synapse_runtime.cli.refusal import refusal
+from synapse_runtime.cli.usage_error import usage_error
 from synapse_runtime.errors import nearest
 
 MODES = ("local", "task", "job")
@@ -25,9 +25,9 @@ def checked_mode(given: str) -> str:
     """
     mode = given.strip().lower()
     if mode == "remote":
-        raise refusal("running through a Synapse backend is not available yet; choose local, task or job", "--mode")
+        raise usage_error("running through a Synapse backend is not available yet; choose local, task or job", "--mode")
     if mode not in MODES:
         guess = nearest(mode, (*MODES, "remote"))
         hint = f" Did you mean {guess!r}?" if guess else ""
-        raise refusal(f"there is no mode {given!r}.{hint} Choose local, task or job.", "--mode")
+        raise usage_error(f"there is no mode {given!r}.{hint} Choose local, task or job.", "--mode")
     return mode

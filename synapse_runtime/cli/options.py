@@ -34,15 +34,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 def _actions_at(path: Path | str | None) -> list[tuple[str, str]]:
-    from synapse_runtime import yaml_document
-    from synapse_runtime.locate import config_in, plugin_above
+    from synapse_runtime.plugins import yaml_reader
+    from synapse_runtime.plugins.discovery import config_file_in, find_config_above
 
     place = Path.cwd() if path is None else Path(path)
-    config = place if place.is_file() else config_in(place) or plugin_above(place.absolute())
+    config = place if place.is_file() else config_file_in(place) or find_config_above(place.absolute())
     if config is None:
         return []
     try:
-        content = yaml_document.parse(yaml_document.read_text(config)).data
+        content = yaml_reader.parse(yaml_reader.read_text(config)).data
     except ConfigError:
         return []
     actions = content.get("actions") if isinstance(content, dict) else None

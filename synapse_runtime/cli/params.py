@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from synapse_runtime.cli.refusal import refusal
+from synapse_runtime.cli.usage_error import usage_error
 from synapse_runtime.errors import nearest
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read_params(text: str) -> dict[str, Any]:
     """
     value = read_json(text, "--params")
     if not isinstance(value, dict):
-        raise refusal(
+        raise usage_error(
             f"a JSON object is wanted, such as '{{\"epochs\": 5}}', not {type(value).__name__}",
             "--params",
         )
@@ -105,9 +105,9 @@ def read_json(text: str, option: str) -> Any:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise refusal(f"{path} cannot be read: {error.strerror}", option) from None
+        raise usage_error(f"{path} cannot be read: {error.strerror}", option) from None
     except UnicodeDecodeError as error:
-        raise refusal(f"{path} is not UTF-8 text: {error.reason}", option) from None
+        raise usage_error(f"{path} is not UTF-8 text: {error.reason}", option) from None
     if path.suffix in (".yaml", ".yml"):
         return _parsed_yaml(content, option, path)
     if path.suffix == ".toml":
@@ -129,7 +129,7 @@ def read_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
-            raise refusal(f"key=value is wanted, such as epochs=5, not {text!r}", "--param")
+            raise usage_error(f"key=value is wanted, such as epochs=5, not {text!r}", "--param")
         pairs.append((key, value))
     return pairs
 
@@ -183,7 +183,7 @@ class _Place:
             if found is not None:
                 kind = _field(kind, found).annotation  # type: ignore[union-attr]
             elif models and not any(model.model_config.get("extra") == "allow" for model in models):
-                raise refusal(_unknown(action, keys, rest.partition(".")[0], models), option)
+                raise usage_error(_unknown(action, keys, rest.partition(".")[0], models), option)
             elif models:
                 found, kind = rest.partition(".")[0], Any
             else:
@@ -223,7 +223,7 @@ def _inside(kind: Any, action: str, keys: list[str], option: str) -> Any:
         kind = mappings[0] if mappings else kind
     if not keys or kind is Any or kind is object or _is_mapping(kind):
         return (*get_args(kind), Any, Any)[1] if get_args(kind) else Any
-    raise refusal(
+    raise usage_error(
         f"{'.'.join(keys)} of {action} has no keys of its own: give it whole, as --param {'.'.join(keys)}=VALUE",
         option,
     )
@@ -239,7 +239,7 @@ def _put(params: dict[str, Any], place: _Place, value: Any) -> None:
     for key in place.keys[:-1]:
         held = inner.get(key)
         if held is not None and not isinstance(held, dict):
-            raise refusal(
+            raise usage_error(
                 f"{'.'.join(place.keys)} does not go with --params, where {key!r} is a {type(held).__name__}",
                 place.option,
             )
@@ -286,12 +286,12 @@ def _parsed(text: str, option: str, where: str) -> Any:
         start = max(error.colno - 41, 0)
         shown = line[start : error.colno + 40]
         pointer = " " * (error.colno - 1 - start) + "^"
-        raise refusal(
+        raise usage_error(
             f"{where}invalid JSON: {error.msg} at line {error.lineno}, column {error.colno}\n  {shown}\n  {pointer}",
             option,
         ) from None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, or too many brackets
-        raise refusal(f"{where}JSON that is too much: {error}", option) from None
+        raise usage_error(f"{where}JSON that is too much: {error}", option) from None
 
 
 def _parsed_yaml(text: str, option: str, path: Path) -> Any:
@@ -303,7 +303,7 @@ def _parsed_yaml(text: str, option: str, path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f":{mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error)
-        raise refusal(f"{path}{line}: invalid YAML: {problem}", option) from None
+        raise usage_error(f"{path}{line}: invalid YAML: {problem}", option) from None
 
 
 def _parsed_toml(text: str, option: str, path: Path) -> Any:
@@ -312,4 +312,4 @@ def _parsed_toml(text: str, option: str, path: Path) -> Any:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise refusal(f"{path}: invalid TOML: {error}", option) from None
+        raise usage_error(f"{path}: invalid TOML: {error}", option) from None

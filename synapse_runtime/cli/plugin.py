@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from synapse_runtime.cli.later import Later, LaterGroup
+from synapse_runtime.cli.lazy import LazyCommand, LazyGroup
 
 _ABOUT = "Make, check, look at, test and run plugins."
 
 
-class _Commands(LaterGroup):
+class _Commands(LazyGroup):
     later = (
-        Later("create", "create:create", "Make a new plugin, with actions and tests to begin with."),
-        Later("check", "check:check", "", "Tell all that is wrong with a plugin."),
-        Later("update-config", "check:update_config", "", "Bring the code's actions into the config file."),
-        Later("list", "show:list_plugins", "List the plugins in a directory and below it."),
-        Later("actions", "show:list_actions", "List a plugin's actions and what params they take."),
-        Later("schema", "show:schema", "Print the JSON Schema of an action's params."),
-        Later("test", "testing:app", "", "Run pytest over a plugin's tests."),
-        Later("run", "run:run", "Run an action of a plugin and print its result."),
+        LazyCommand("create", "create:create", "Make a new plugin, with actions and tests to begin with."),
+        LazyCommand("check", "check:check", "", "Tell all that is wrong with a plugin."),
+        LazyCommand("update-config", "check:update_config", "", "Bring the code's actions into the config file."),
+        LazyCommand("list", "show:list_plugins", "List the plugins in a directory and below it."),
+        LazyCommand("actions", "show:list_actions", "List a plugin's actions and what params they take."),
+        LazyCommand("schema", "show:schema", "Print the JSON Schema of an action's params."),
+        LazyCommand("test", "testing:app", "", "Run pytest over a plugin's tests."),
+        LazyCommand("run", "run:run", "Run an action of a plugin and print its result."),
     )
 
 

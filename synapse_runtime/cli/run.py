@@ -10,7 +10,7 @@ import typer
 from synapse_runtime.cli.modes import mode_names
 from synapse_runtime.cli.options import ActionName
 from synapse_runtime.cli.params import INFER_PATH
-from synapse_runtime.cli.running import run_action
+from synapse_runtime.cli.run_impl import run_action
 
 
 def run(

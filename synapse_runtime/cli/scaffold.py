@@ -16,7 +16,7 @@ from typing import Any
 
 from synapse_runtime.enums import ACTION_DEFAULT_METHODS, DataType, PluginCategory, RunMethod
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.locate import CONFIG_NAMES
+from synapse_runtime.plugins.discovery import CONFIG_NAMES
 
 CODE_RULE = (
     "a code has small letters, digits, '-' and '_', begins with a letter, ends with a letter or digit, and is no word "

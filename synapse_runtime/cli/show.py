@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only_results_on_stdout, show_table, to_json
-from synapse_runtime.cli.find import find_plugin, import_action
 from synapse_runtime.cli.options import ActionName, AsJson, PluginPath
+from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
 from synapse_runtime.errors import ConfigError, ExecutionError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from synapse_runtime.cli.fields import Param
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.cli.param_docs import Param
+    from synapse_runtime.plugins.plugin import Plugin
 
 # Where other people's code is, or what nobody wrote.
 _SKIPPED = frozenset({"node_modules", "site-packages", "__pycache__"})
@@ -141,7 +141,7 @@ def schema(
 
 def _plugin_directories(top: Path) -> Iterator[Path]:
     """Yield the directories in which a plugin's config file is, each once, by whatever link it can be reached."""
-    from synapse_runtime.locate import is_plugin
+    from synapse_runtime.plugins.discovery import is_plugin
 
     seen: set[tuple[int, int]] = set()
     for place, directories, files in os.walk(top, followlinks=True):
@@ -160,7 +160,7 @@ def _plugin_directories(top: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> FoundPlugin:
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.plugin import Plugin
 
     try:
         plugin = Plugin.load(path)
@@ -176,7 +176,7 @@ def _below(path: Path, directory: Path) -> str:
 
 def _shown(plugin: Plugin, name: str) -> ShownAction:
     from synapse_runtime.action import params_model_of
-    from synapse_runtime.cli.fields import params_of
+    from synapse_runtime.cli.param_docs import params_of
 
     spec = plugin.manifest.actions[name]
     about = (name, spec.method, spec.entrypoint, spec.description)

@@ -12,12 +12,12 @@ import typer
 from typer.core import TyperCommand
 
 from synapse_runtime.cli.console import exit_on_errors
-from synapse_runtime.cli.find import find_plugin
 from synapse_runtime.cli.modes import MODES, checked_mode, mode_names
+from synapse_runtime.cli.plugin_lookup import find_plugin
 from synapse_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.plugin import Plugin
 
 _FOR_PYTEST = "synapse_runtime.cli.testing"
 
@@ -71,7 +71,7 @@ def run_tests(
         if modes:
             command.append(f"--synapse-mode={','.join(modes)}")
         if as_json:
-            command += ["-p", "pytest_synapse.results", f"--synapse-results-to={_stdout_apart()}"]
+            command += ["-p", "pytest_synapse.results", f"--synapse-results-to={_redirect_stdout()}"]
         os.chdir(plugin.root)
         # It takes the place of this process: signals, terminal and exit status are its own.
         os.execv(sys.executable, [*command, *arguments])
@@ -81,7 +81,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command("test", cls=ForPytest)(run_tests)
 
 
-def _stdout_apart() -> int:
+def _redirect_stdout() -> int:
     """Keep standard output for the results, and let what else is written there go to standard error."""
     sys.stdout.flush()
     results = os.dup(1)

@@ -12,17 +12,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from synapse_runtime import action as actions
-from synapse_runtime.aside import EventLoop
+from synapse_runtime.core.async_bridge import EventLoop
+from synapse_runtime.core.execution import ActionCall, ActionRun, new_job_id
 from synapse_runtime.environment import PluginEnvironment, as_environment
 from synapse_runtime.errors import ActionNotFoundError
 from synapse_runtime.events import Event
-from synapse_runtime.execution import ActionCall, ActionRun, fresh_job_id
 from synapse_runtime.loggers import ConsoleLogger, Logger
 
 if TYPE_CHECKING:
-    from synapse_runtime.executors.ray.connection import Cluster
-    from synapse_runtime.manifest import Manifest
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.executors.ray.cluster.driver import Cluster
+    from synapse_runtime.plugins.manifest import Manifest
+    from synapse_runtime.plugins.plugin import Plugin
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
@@ -152,7 +152,9 @@ class Executor(ABC):
         """
         loop = EventLoop.running()
         call = self.call(action, params, timeout=timeout)
-        run: ActionRun = await loop.run(partial(self._run, call, loop.hearing(on_event), loop.hearing(on_output)))
+        run: ActionRun = await loop.run(
+            partial(self._run, call, loop.in_loop_thread(on_event), loop.in_loop_thread(on_output))
+        )
         return run
 
     async def aexecute(self, action_cls: Any, params: Mapping[str, Any] | Any = None, **kwargs: Any) -> Any:
@@ -200,7 +202,7 @@ class Executor(ABC):
             name=name,
             params=dict(params or {}) if params is None or isinstance(params, Mapping) else params,
             env=env.to_dict(),
-            job_id=job_id or self._job_id or fresh_job_id(),
+            job_id=job_id or self._job_id or new_job_id(),
             timeout=self._timeout if timeout is None else checked_timeout(timeout),
             import_root=self._import_root,
             cwd=os.getcwd() if plugin is None else str(plugin.root),
@@ -237,7 +239,7 @@ class Executor(ABC):
             run = self._carry(call, on_event, on_output)
         finally:
             self._logger.finish()
-        run.sign_error()
+        run.add_location_note()
         if observer is not None:
             observer.finished(run)
         return run
@@ -246,7 +248,7 @@ class Executor(ABC):
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         """Take the call to where it runs, and bring back the run."""
 
-    def _put_out(self, run: ActionRun, *, events: bool, output: bool) -> None:
+    def _replay(self, run: ActionRun, *, events: bool, output: bool) -> None:
         """Let what a worker said and printed be seen here too, unless it was while it came."""
         if events:
             for event in run.events:
@@ -260,7 +262,7 @@ class Executor(ABC):
             return action, actions.name_of(action)
         if self._plugin is not None and manifest is not None:
             return self._plugin.entrypoint_by(manifest, action), action
-        from synapse_runtime.plugin import is_entrypoint, standard_entrypoint
+        from synapse_runtime.plugins.plugin import is_entrypoint, standard_entrypoint
 
         if not is_entrypoint(action):
             raise ActionNotFoundError(
@@ -279,7 +281,7 @@ def checked_timeout(timeout: float | None) -> float | None:
 
 def _load(plugin: Plugin | Path | str | None) -> Plugin | None:
     if isinstance(plugin, str | Path):
-        from synapse_runtime.plugin import Plugin as PluginClass
+        from synapse_runtime.plugins.plugin import Plugin as PluginClass
 
         return PluginClass.load(plugin)
     return plugin

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synapse_runtime.core.execution import ActionCall, ActionRun, run_call
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.events import Event
-from synapse_runtime.execution import ActionCall, ActionRun, run_call
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.loggers import Logger
 
 if TYPE_CHECKING:
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.plugin import Plugin
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 

@@ -19,8 +19,15 @@ from typing import Any
 
 import pexpect
 
-from synapse_runtime.executors.ray.door import LOOPBACK, Door, Options, alone_in, reap, start
-from synapse_runtime.site import new_directory
+from synapse_runtime.executors.ray.cluster.control_socket import (
+    LOOPBACK_ENV,
+    ClusterOptions,
+    ControlClient,
+    directory_lock,
+    start_daemon,
+    stop_cluster,
+)
+from synapse_runtime.executors.ray.cluster.session_scope import new_directory
 from tests.forks import fork_server
 from tests.patience import patience, within
 
@@ -217,13 +224,13 @@ def cluster(**resources: int) -> Iterator[dict[str, str]]:
         `address` and `dashboard`, and the variables that hold the token which it demands.
     """
     directory = Path(new_directory())
-    with alone_in(directory):
-        start(directory, Options(holder=os.getpid(), **resources), uuid.uuid4().hex * 2)
+    with directory_lock(directory):
+        start_daemon(directory, ClusterOptions(holder=os.getpid(), **resources), uuid.uuid4().hex * 2)
     try:
-        with Door(directory) as door:
-            ready = door.ask("dashboard", timeout=patience(60))
+        with ControlClient(directory) as door:
+            ready = door.request("dashboard", timeout=patience(60))
         # By its variable Ray's own programs, too, take the loopback address as it is.
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ready["token"]} | LOOPBACK
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ready["token"]} | LOOPBACK_ENV
         yield {"address": ready["address"], "dashboard": ready["dashboard"]} | token
     finally:
-        reap(directory)
+        stop_cluster(directory)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from synapse_runtime.executors.ray.door import Door
-from synapse_runtime.executors.ray.warm import state_file
+from synapse_runtime.executors.ray.cluster.control_socket import ControlClient
+from synapse_runtime.executors.ray.cluster.persistent import state_file
 from tests.cli.processes import COMMAND, Synapse, command_of, interrupt, processes_with, synapse_in
 from tests.patience import patience, within
 
@@ -84,8 +84,8 @@ def test_doctor_tells_of_it(warm):
 
 @pytest.mark.parametrize("form", ["{address}", "{dashboard}"])
 def test_doctor_tells_what_a_cluster_at_an_address_runs_and_has(warm, form):
-    with Door(Path(facts(warm)["directory"])) as door:
-        there = door.ask("dashboard")
+    with ControlClient(Path(facts(warm)["directory"])) as door:
+        there = door.request("dashboard")
     variables = {"RAY_ADDRESS": form.format(**there), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": there["token"]}
 
     told = {one["what"]: (one["state"], one["text"]) for one in findings(warm, **variables)}

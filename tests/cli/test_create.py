@@ -12,7 +12,7 @@ import pytest
 from synapse_runtime.cli import scaffold
 from synapse_runtime.enums import PluginCategory
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.plugin import Plugin
+from synapse_runtime.plugins.plugin import Plugin
 from tests.cli.processes import Finished, Synapse, status_of, synapse_in
 from tests.patience import patience
 from tests.pytest_synapse.conftest import session_environment

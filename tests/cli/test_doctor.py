@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from synapse_runtime import __version__
-from synapse_runtime.cli import checks, cluster_checks
-from synapse_runtime.cli.examination import CHECKS, examine
-from synapse_runtime.cli.findings import Check, Finding, ok, without_secrets
+from synapse_runtime.cli.doctor import cluster_checks, local_checks
+from synapse_runtime.cli.doctor.examination import CHECKS, examine
+from synapse_runtime.cli.doctor.findings import Check, Finding, ok, without_secrets
 from synapse_runtime.errors import ClusterError
 from tests.cli.processes import SCRIPT, Finished, Synapse, status_of, synapse_in
 from tests.patience import patience
@@ -215,7 +215,7 @@ class TestPackages:
 
     def test_that_are_too_old_are_a_problem_with_the_fix(self, elsewhere: Path) -> None:
         package(elsewhere, "pytest", "7.4.0")
-        found = finding(checks.packages, "pytest")
+        found = finding(local_checks.packages, "pytest")
         assert (found.state, found.text) == ("problem", "7.4.0, but >=8.2 is needed")
         assert found.fix == "pip install 'pytest>=8.2'"
 
@@ -223,7 +223,7 @@ class TestPackages:
         package(elsewhere, "ray", "2.60.0")
         with (elsewhere / "ray-2.60.0.dist-info" / "METADATA").open("a") as metadata:
             metadata.write('Provides-Extra: default\nRequires-Dist: no-such-package>=1; extra == "default"\n')
-        found = finding(checks.packages, "ray")
+        found = finding(local_checks.packages, "ray")
         assert (found.state, found.text) == (
             "problem",
             "2.60.0, without no-such-package, which task and job mode needs",
@@ -231,19 +231,19 @@ class TestPackages:
         assert found.fix == "pip install 'pytest-synapse-harness[ray]'"
 
     def test_that_we_cannot_do_without_are_missed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = checks._version
-        monkeypatch.setattr(checks, "_version", lambda name: None if name == "typer" else real(name))
-        found = finding(checks.packages, "typer")
+        real = local_checks._version
+        monkeypatch.setattr(local_checks, "_version", lambda name: None if name == "typer" else real(name))
+        found = finding(local_checks.packages, "typer")
         assert (found.state, found.text, found.fix[:20]) == ("problem", "not installed", "pip install 'typer>=")
 
     def test_that_are_ours_must_be_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checks, "DISTRIBUTION", "pytest-synapse-of-nobody")
-        found = finding(checks.packages, "pytest-synapse-of-nobody")
+        monkeypatch.setattr(local_checks, "DISTRIBUTION", "pytest-synapse-of-nobody")
+        found = finding(local_checks.packages, "pytest-synapse-of-nobody")
         assert (found.state, found.fix) == ("problem", f"pip install -e {ROOT}")
 
     def test_of_the_sdk_are_told(self, elsewhere: Path) -> None:
         package(elsewhere, "synapse_sdk", "2026.2.17")
-        assert finding(checks.packages, "synapse-sdk").text.startswith("2026.2.17; ")
+        assert finding(local_checks.packages, "synapse-sdk").text.startswith("2026.2.17; ")
 
     def test_of_ray_that_cannot_be_imported_are_a_problem(
         self, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
@@ -268,7 +268,7 @@ class TestTheCommandOnThePath:
     )
     def test_is_not_ours(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str) -> None:
         monkeypatch.setenv("PATH", command_at(tmp_path / "bin", script))
-        found = finding(checks.command, "synapse")
+        found = finding(local_checks.command, "synapse")
         assert (found.state, found.text) == ("warning", f"{tmp_path}/bin/synapse {said}")
         assert found.fix == "use `python -m synapse_runtime` in its place"
 
@@ -278,11 +278,11 @@ class TestTheCommandOnThePath:
     ) -> None:
         script = first.format(sys.executable) + "from synapse_runtime.cli import main\n"
         monkeypatch.setenv("PATH", command_at(tmp_path / "bin", script))
-        assert finding(checks.command, "synapse") == ok("synapse", f"{tmp_path}/bin/synapse")
+        assert finding(local_checks.command, "synapse") == ok("synapse", f"{tmp_path}/bin/synapse")
 
     def test_is_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
-        assert finding(checks.command, "synapse").text == "there is no such command on the PATH"
+        assert finding(local_checks.command, "synapse").text == "there is no such command on the PATH"
 
 
 class TestThePlugin:
@@ -294,19 +294,19 @@ class TestThePlugin:
         (tmp_path / "config.yaml").write_text("code: demo\nactions:\n  train: plugin.train:Train\n")
         (tmp_path / "tests").mkdir()
         monkeypatch.chdir(tmp_path / "tests")
-        assert finding(checks.plugin, "plugin") == ok("plugin", f"demo, {tmp_path}/config.yaml; actions: train")
+        assert finding(local_checks.plugin, "plugin") == ok("plugin", f"demo, {tmp_path}/config.yaml; actions: train")
 
     def test_may_be_none(self) -> None:
-        found = finding(checks.plugin, "plugin")
+        found = finding(local_checks.plugin, "plugin")
         assert (found.state, found.text[:9]) == ("ok", "none here")
 
     def test_without_actions_is_a_warning(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("code: demo\n")
-        assert finding(checks.plugin, "plugin", "warning").fix == "name them under `actions:` in config.yaml"
+        assert finding(local_checks.plugin, "plugin", "warning").fix == "name them under `actions:` in config.yaml"
 
     def test_that_cannot_be_read_is_a_problem_with_file_and_line(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("code: demo\nactions: [unclosed\n")
-        found = finding(checks.plugin, "plugin")
+        found = finding(local_checks.plugin, "plugin")
         assert found.state == "problem"
         assert found.text.startswith(f"{tmp_path}/config.yaml:3: broken YAML")
 
@@ -323,19 +323,19 @@ class TestVariables:
         }
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        meanings = {one.what: one.text for one in checks.variables()}
+        meanings = {one.what: one.text for one in local_checks.variables()}
         assert meanings.keys() >= settings.keys()
         assert meanings["SYNAPSE_MODE"] == "set: the mode of tests that name none"
         assert meanings["RAY_ADDRESS"] != meanings["RAY_B"]
 
     def test_that_are_empty_are_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SYNAPSE_MODE", "")
-        assert "SYNAPSE_MODE" not in [one.what for one in checks.variables()]
+        assert "SYNAPSE_MODE" not in [one.what for one in local_checks.variables()]
 
     @pytest.mark.parametrize("modes", ["local", "task,job", "all", "local, task"])
     def test_synapse_mode_may_name_modes(self, monkeypatch: pytest.MonkeyPatch, modes: str) -> None:
         monkeypatch.setenv("SYNAPSE_MODE", modes)
-        assert finding(checks.variables, "SYNAPSE_MODE").state == "ok"
+        assert finding(local_checks.variables, "SYNAPSE_MODE").state == "ok"
 
     @pytest.mark.parametrize(
         ("name", "value", "fix"),
@@ -349,7 +349,7 @@ class TestVariables:
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, fix: str
     ) -> None:
         monkeypatch.setenv(name, value)
-        assert finding(checks.variables, name, "warning").fix == fix
+        assert finding(local_checks.variables, name, "warning").fix == fix
 
 
 @pytest.mark.usefixtures("no_settings")
@@ -378,36 +378,36 @@ class TestTheToken:
 
 class TestTheMachine:
     def test_has_room(self) -> None:
-        told_of = [one.what for one in checks.machine()]
+        told_of = [one.what for one in local_checks.machine()]
         assert told_of[:2] == ["CPUs", "memory"]
         assert "temporary files" in told_of
 
     def test_with_little_memory_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checks, "_free_memory", lambda: 900_000_000)
-        found = finding(checks.machine, "memory")
+        monkeypatch.setattr(local_checks, "_free_memory", lambda: 900_000_000)
+        found = finding(local_checks.machine, "memory")
         assert (found.state, found.text) == ("warning", "0.9 GB free; a cluster and a worker take about 2 GB")
 
     def test_tells_the_memory_that_its_container_leaves(self, tmp_path: Path) -> None:
         machine = tmp_path / "meminfo"
-        assert checks._free_memory(machine, tmp_path) is None
+        assert local_checks._free_memory(machine, tmp_path) is None
         machine.write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\n")
-        assert checks._free_memory(machine, tmp_path) == 8000 * 1024
+        assert local_checks._free_memory(machine, tmp_path) == 8000 * 1024
         for name, text in {"max": "5000000", "current": "4000000", "stat": "file 9\ninactive_file 500\n"}.items():
             (tmp_path / f"memory.{name}").write_text(text)
-        assert checks._free_memory(machine, tmp_path) == 1_000_500
+        assert local_checks._free_memory(machine, tmp_path) == 1_000_500
         (tmp_path / "memory.max").write_text("max\n")
-        assert checks._free_memory(machine, tmp_path) == 8000 * 1024
+        assert local_checks._free_memory(machine, tmp_path) == 8000 * 1024
 
     def test_whose_container_has_little_shared_memory_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         small = SimpleNamespace(free=64 * 2**20, used=0)
         monkeypatch.setattr(shutil, "disk_usage", _of({"/dev/shm": small}, shutil.disk_usage))
-        found = finding(checks.machine, "/dev/shm")
+        found = finding(local_checks.machine, "/dev/shm")
         assert (found.state, found.fix) == ("warning", "docker run --shm-size=2g, or free some")
 
     def test_whose_disk_is_nearly_full_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         full = SimpleNamespace(free=10**9, used=99 * 10**9)
         monkeypatch.setattr(shutil, "disk_usage", _of({"/dev/shm": SimpleNamespace(free=10**9)}, lambda _: full))
-        found = finding(checks.machine, "temporary files")
+        found = finding(local_checks.machine, "temporary files")
         assert found.state == "warning"
         assert "1.0 GB free: Ray puts no objects on a disk that is so full" in found.text
 
@@ -418,8 +418,10 @@ class TestTheMachine:
     def test_whose_temporary_directory_will_not_do_is_a_problem(
         self, monkeypatch: pytest.MonkeyPatch, root: str, said: str
     ) -> None:
-        monkeypatch.setattr("synapse_runtime.site.new_directory", lambda: f"{root}/synapse-12345678")
-        found = finding(checks.machine, "temporary files")
+        monkeypatch.setattr(
+            "synapse_runtime.executors.ray.cluster.session_scope.new_directory", lambda: f"{root}/synapse-12345678"
+        )
+        found = finding(local_checks.machine, "temporary files")
         assert (found.state, found.fix[:11]) == ("problem", "set TMPDIR ")
         assert said in found.text
 

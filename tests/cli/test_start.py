@@ -17,9 +17,9 @@ from typer.main import get_command
 
 from synapse_runtime.cli import quick
 from synapse_runtime.cli.app import app
-from synapse_runtime.cli.later import Later, LaterGroup
+from synapse_runtime.cli.lazy import LazyCommand, LazyGroup
 from synapse_runtime.cli.run import run
-from synapse_runtime.cli.running import run_action
+from synapse_runtime.cli.run_impl import run_action
 from tests.cli.processes import Synapse
 
 LOCAL = ("--mode", "local")
@@ -41,12 +41,12 @@ def imported(synapse: Synapse, *arguments: str) -> set[str]:
     return set(done.stderr.splitlines()[-1].split())
 
 
-def stand_ins(group: Any = None, path: str = "") -> Iterator[tuple[str, Later]]:
+def stand_ins(group: Any = None, path: str = "") -> Iterator[tuple[str, LazyCommand]]:
     for name, command in (group or get_command(app)).commands.items():
-        assert isinstance(command, Later)
+        assert isinstance(command, LazyCommand)
         yield f"{path}{name}", command
         loaded = command.load()
-        if isinstance(loaded, LaterGroup):
+        if isinstance(loaded, LazyGroup):
             yield from stand_ins(loaded, f"{path}{name} ")
 
 
@@ -64,7 +64,7 @@ def by_typer(arguments: list[str]) -> dict[str, Any]:
 
 def test_an_action_runs_without_the_libraries_of_the_command(synapse: Synapse) -> None:
     modules = imported(synapse, "plugin", "run", "train", *LOCAL, "--param", "epochs=3", "--json")
-    assert {"synapse_runtime.execution", "pydantic", "yaml"} <= modules
+    assert {"synapse_runtime.core.execution", "pydantic", "yaml"} <= modules
     # The latter two come with the search for plugins of pydantic's, which is left out by private names of pydantic.
     assert modules & {"importlib.metadata", "email"} == set()
     assert modules & {"typer", "click", "rich", "asyncio", "ssl", "ray", "cloudpickle", "httpx", "pytest"} == set()
@@ -80,7 +80,7 @@ def test_the_list_of_commands_imports_none_of_them(synapse: Synapse) -> None:
 
 
 @pytest.mark.parametrize(("path", "command"), list(stand_ins()))
-def test_what_is_listed_is_what_the_command_says_itself(path: str, command: Later) -> None:
+def test_what_is_listed_is_what_the_command_says_itself(path: str, command: LazyCommand) -> None:
     loaded = command.load()
     assert loaded.name in (command.name, "")
     if command.short_help is None:

@@ -14,7 +14,7 @@ import pytest
 from synapse_runtime.errors import ActionNotFoundError, ExecutionError
 from synapse_runtime.executors.base import Executor
 from synapse_runtime.loggers import NullLogger
-from synapse_runtime.plugin import Plugin
+from synapse_runtime.plugins.plugin import Plugin
 from synapse_runtime.runner import executor_class
 from tests.parity.modes import everywhere, not_as_jobs
 from tests.parity.sessions import write

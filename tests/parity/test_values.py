@@ -18,7 +18,7 @@ from lab.portrait import named, portrait
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
-from synapse_runtime import transport
+from synapse_runtime import serialization
 from synapse_runtime.action import BaseAction
 from synapse_runtime.errors import (
     ClusterError,
@@ -283,7 +283,7 @@ def test_02_params_of_a_model_in_the_test_function_take_nothing_else_of_it_along
         def execute(self):
             return self.params.text
 
-    assert word.encode() not in transport.dumps(Words)
+    assert word.encode() not in serialization.dumps(Words)
     with lock:
         assert synapse_executor.execute(Speak, {"text": "said"}) == "said"
 

@@ -63,7 +63,7 @@ def lock(params, context):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "neighbour(name, tested, modes): what docs/compatibility.md says of a test")
+    config.addinivalue_line("markers", "other_plugin(name, tested, modes): what docs/compatibility.md says of a test")
 
 
 class Project:

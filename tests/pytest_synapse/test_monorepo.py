@@ -187,7 +187,10 @@ def test_a_session_without_a_plugin_does_not_know_of_it(project):
     project.starts_python = True
     project.write("conftest.py", "def pytest_unconfigure(config):\n    print(config.pluginmanager.list_name_plugin())")
     project.write("tests/conftest.py", "")
-    project.write("tests/test_it.py", "import sys\ndef test_it(): assert 'synapse_runtime.modules' not in sys.modules")
+    project.write(
+        "tests/test_it.py",
+        "import sys\ndef test_it(): assert 'synapse_runtime.plugins.module_scopes' not in sys.modules",
+    )
     result = project.pytest("-s")
     assert passed(result) == 1
     assert "synapse-importing" not in result.stdout.str()

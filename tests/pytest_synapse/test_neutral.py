@@ -9,7 +9,7 @@ import pytest
 
 from tests.pytest_synapse.conftest import Project
 
-HEAVY = ("cloudpickle", "pydantic", "ray", "rich", "synapse_runtime.execution", "tblib", "typer", "yaml")
+HEAVY = ("cloudpickle", "pydantic", "ray", "rich", "synapse_runtime.core.execution", "tblib", "typer", "yaml")
 
 # Python imports this before anything else, so that it sees every process that the session starts.
 SITE = """\

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from synapse_runtime.errors import ClusterError, VersionMismatchWarning
 from synapse_runtime.executors.ray import RayJobsApiExecutor
-from synapse_runtime.executors.ray.probe import Versions, require_cluster, require_dashboard
+from synapse_runtime.executors.ray.cluster.preflight import Versions, require_cluster, require_dashboard
 from synapse_runtime.loggers import NullLogger
 from tests.patience import patience
 from tests.ray.clusters import Running, attempt, ray_cluster

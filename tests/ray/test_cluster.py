@@ -25,11 +25,23 @@ from synapse_runtime.decorators import action
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
-from synapse_runtime.executors.ray.cluster import dashboard_of, describe, find_cluster, only_this_dashboard
-from synapse_runtime.executors.ray.door import LOOPBACK, Door, Options, alone_in, reap, start
-from synapse_runtime.executors.ray.owned import OwnCluster
+from synapse_runtime.executors.ray.cluster.control_socket import (
+    LOOPBACK_ENV,
+    ClusterOptions,
+    ControlClient,
+    directory_lock,
+    start_daemon,
+    stop_cluster,
+)
+from synapse_runtime.executors.ray.cluster.handle import ManagedCluster
+from synapse_runtime.executors.ray.cluster.resolve import (
+    dashboard_of,
+    describe,
+    find_cluster,
+    without_dashboard_variable,
+)
+from synapse_runtime.executors.ray.cluster.session_scope import new_directory
 from synapse_runtime.loggers import NullLogger
-from synapse_runtime.site import new_directory
 from tests.patience import patience
 from tests.ray.conftest import PLUGIN
 
@@ -148,7 +160,7 @@ def test_our_token_is_not_sent_to_others_and_is_looked_for_again_where_ray_misse
     code = (
         # Ray looks for a token where none is, between its import and the connection: it must look again.
         """
-    from synapse_runtime.executors.ray.cluster import find_cluster
+    from synapse_runtime.executors.ray.cluster.resolve import find_cluster
     find_cluster()  # which imports Ray
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
     get_auth_headers_if_auth_enabled({})
@@ -158,7 +170,7 @@ def test_our_token_is_not_sent_to_others_and_is_looked_for_again_where_ray_misse
     import http.server, threading
     from synapse_runtime.errors import ClusterError
     from synapse_runtime.executors.ray import RayJobsApiExecutor
-    from synapse_runtime.executors.ray.ephemeral import ephemeral
+    from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
     ephemeral.leave()
     seen = []
 
@@ -207,13 +219,13 @@ def test_of_ray_runs_what_is_needed(short_temp_dir, jobs, monkeypatch):
     for variable in ("COVERAGE_PROCESS_CONFIG", "COV_CORE_SOURCE"):  # by these each process would measure itself
         monkeypatch.setenv(variable, "nothing")
     directory = Path(new_directory())
-    with alone_in(directory):
-        start(directory, Options(jobs=jobs, num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
+    with directory_lock(directory):
+        start_daemon(directory, ClusterOptions(jobs=jobs, num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
     try:
-        with Door(directory) as door:
-            door.ask("cluster", timeout=patience(60))
-            dashboard = door.ask("dashboard", timeout=patience(60))["dashboard"]
-            owner = psutil.Process(door.ask("status")["pid"])
+        with ControlClient(directory) as door:
+            door.request("cluster", timeout=patience(60))
+            dashboard = door.request("dashboard", timeout=patience(60))["dashboard"]
+            owner = psutil.Process(door.request("status")["pid"])
             assert not [name for name in owner.environ() if name.startswith("COV")]
         running = " ".join(word for part in owner.children(recursive=True) for word in part.cmdline())
         assert "gcs_server" in running
@@ -223,7 +235,7 @@ def test_of_ray_runs_what_is_needed(short_temp_dir, jobs, monkeypatch):
         assert ("--minimal" in running) is not jobs
         assert (dashboard is not None) is jobs
     finally:
-        reap(directory)
+        stop_cluster(directory)
 
 
 def test_a_dashboard_that_does_not_start_is_told_and_ends_the_cluster(tmp_path, monkeypatch):
@@ -231,18 +243,18 @@ def test_a_dashboard_that_does_not_start_is_told_and_ends_the_cluster(tmp_path, 
     (tmp_path / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     directory = Path(new_directory())
-    with alone_in(directory):
-        start(directory, Options(num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
+    with directory_lock(directory):
+        start_daemon(directory, ClusterOptions(num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
     try:
-        own = OwnCluster(directory, "ephemeral")
-        assert own.ready().address
+        own = ManagedCluster(directory, "ephemeral")
+        assert own.wait_until_ready().address
         with pytest.raises(ClusterError, match=r"the local Ray cluster did not start: .*dashboard"):
             own.dashboard()
-        with Door(directory) as door:
+        with ControlClient(directory) as door:
             assert door.wait_until_closed(patience(15))
         assert not directory.exists()
     finally:
-        reap(directory)
+        stop_cluster(directory)
 
 
 def test_the_header_words_say_which_cluster_it_will_be(monkeypatch):
@@ -266,7 +278,7 @@ def test_an_action_that_ends_in_another_thread_leaves_the_variables_of_the_momen
     thread = threading.Thread(target=LocalExecutor(logger=NullLogger()).execute, args=(waits,))
     thread.start()
     assert inside.wait(patience(10))
-    with only_this_dashboard("http://here"):
+    with without_dashboard_variable("http://here"):
         go_on.set()
         thread.join(0.3)
         assert os.environ[name] == "http://here"
@@ -302,7 +314,7 @@ def test_the_private_names_that_we_use_of_ray_are_there():
     assert isinstance(get_auth_headers_if_auth_enabled({}), dict)
     settings = {"dashboard_agent_listen_port", "include_log_monitor", "no_monitor"}
     assert settings <= set(inspect.signature(parameter.RayParams).parameters)
-    assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in LOOPBACK
+    assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in LOOPBACK_ENV
     assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services.get_node_ip_address)
     assert "_memory" in inspect.getsource(ray.init)
     assert "= start_ray_process(\n" in inspect.getsource(services.start_api_server)
@@ -366,7 +378,7 @@ def test_who_waits_for_a_worker_is_told_that_the_cluster_is_gone_and_gets_a_new_
 
 GUARD = """
 import os, pathlib, socket, subprocess, sys, time
-from synapse_runtime.executors.ray.cluster_main import _Guard
+from synapse_runtime.executors.ray.cluster.daemon import _Guard
 
 ended = pathlib.Path("ended")
 guard = _Guard(ended.touch, socket.socket())

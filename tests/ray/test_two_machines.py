@@ -178,7 +178,7 @@ def _wait_for_three_nodes(world: World) -> None:
     code = f"""
     import time
     from synapse_runtime.errors import ClusterError
-    from synapse_runtime.executors.ray.probe import node_addresses
+    from synapse_runtime.executors.ray.cluster.preflight import node_addresses
     deadline, there = time.monotonic() + {patience(240)}, None
     while there != 3 and time.monotonic() < deadline:
         try:
@@ -198,7 +198,7 @@ def _wait_for_ray_client(world: World) -> None:
     """Wait until Ray Client's server has taken a caller: the first one after its start it refuses now and then."""
     code = """
     from synapse_runtime.errors import ClusterError
-    from synapse_runtime.executors.ray.cluster import connect, find_cluster
+    from synapse_runtime.executors.ray.cluster.resolve import connect, find_cluster
     try:
         connect(find_cluster(sys.argv[1]))
         tell(None)
@@ -384,8 +384,8 @@ def test_an_unchanged_plugin_is_sent_once(world):
 def test_a_connection_sends_a_package_once(world, traveller):
     code = """
     import logging, ray
-    from synapse_runtime.executors.ray.luggage import send_through_ray
-    from synapse_runtime.executors.ray.packaging import Packer
+    from synapse_runtime.executors.ray.runtime_env import send_through_ray
+    from synapse_runtime.executors.ray.archive import Packer
     seen = []
     class Keep(logging.Handler):
         def emit(self, record):

@@ -6,12 +6,12 @@ import functools
 
 import pytest
 
-from synapse_runtime.capture import Captured
+from synapse_runtime.core.execution import ActionRun
+from synapse_runtime.core.output_capture import Captured
 from synapse_runtime.errors import ExecutionError, WorkerCrashed
 from synapse_runtime.events import Event
-from synapse_runtime.execution import ActionRun
 from synapse_runtime.executors.ray import RayActorExecutor
-from synapse_runtime.executors.ray.mailbox import Letter, Listener, Mailbox
+from synapse_runtime.executors.ray.event_channel import EventBatch, EventChannel, LiveEvents
 from synapse_runtime.executors.ray.task import WarmWorker
 from synapse_runtime.loggers import NullLogger
 from tests.patience import patience
@@ -82,7 +82,7 @@ def test_a_mailbox_that_is_lost_loses_nothing(moment):
     worker = WarmWorker()
     with RayActorExecutor(plugin=PLUGIN, worker=worker, logger=NullLogger()) as executor:
         executor.run("talk", on_event=lambda _: None)
-        mailbox = worker._mailbox
+        mailbox = worker._channel
         assert mailbox is not None
         end = functools.cache(lambda: ray.kill(mailbox.actor))
         heard = Heard()
@@ -119,10 +119,10 @@ def test_the_mailbox_ends_with_its_worker():
     worker = WarmWorker()
     executor = RayActorExecutor(plugin=PLUGIN, worker=worker, logger=NullLogger())
     executor.execute("echo")
-    assert worker._mailbox is None  # nobody has watched
+    assert worker._channel is None  # nobody has watched
     executor.run("talk", on_event=lambda _: None)
-    assert worker._mailbox is not None
-    actor = worker._mailbox.actor
+    assert worker._channel is not None
+    actor = worker._channel.actor
     worker.close()
     with pytest.raises(RayActorError):
         ray.get(actor.put.remote(0, 0, b""), timeout=patience(30))
@@ -132,16 +132,16 @@ def test_what_a_dead_worker_has_left_in_the_mailbox_is_taken_out(task):
     import ray
 
     task.execute("echo")  # so that there is a connection
-    mailbox = Mailbox()
+    mailbox = EventChannel()
     ray.get([mailbox.actor.put.remote(7, number, b"said") for number in range(3)], timeout=patience(30))
-    assert sorted(mailbox.rest()) == [Letter(7, number, b"said") for number in range(3)]
-    assert list(mailbox.rest()) == []
+    assert sorted(mailbox.drain()) == [EventBatch(7, number, b"said") for number in range(3)]
+    assert list(mailbox.drain()) == []
     mailbox.close()
-    assert not mailbox.is_there
+    assert not mailbox.is_alive
 
 
-def listener(heard: Heard, letters: dict[bytes, list[tuple[object, ...]]]) -> Listener:
-    return Listener(7, heard.event, heard.output, letters.__getitem__)
+def listener(heard: Heard, letters: dict[bytes, list[tuple[object, ...]]]) -> LiveEvents:
+    return LiveEvents(7, heard.event, heard.output, letters.__getitem__)
 
 
 def row(n: int) -> tuple[object, ...]:
@@ -152,18 +152,18 @@ def test_letters_are_read_in_the_order_that_they_were_written_in_and_only_those_
     heard = Heard()
     by_content = {b"first": [row(0)], b"second": [row(1), ("stdout", "x")], b"other": [row(9)]}
     hears = listener(heard, by_content)
-    hears.take([Letter(7, 1, b"second"), Letter(6, 0, b"other")])
+    hears.handle([EventBatch(7, 1, b"second"), EventBatch(6, 0, b"other")])
     assert heard.said == []
-    hears.take([Letter(7, 0, b"first")])
+    hears.handle([EventBatch(7, 0, b"first")])
     assert heard.said == [("said", 0), ("said", 1), ("stdout", "x")]
 
 
 def test_the_rest_of_a_run_is_heard_from_where_the_letters_end():
     heard = Heard()
     hears = listener(heard, {b"first": [("stdout", "ab"), row(0)]})
-    hears.take([Letter(7, 0, b"first")])
+    hears.handle([EventBatch(7, 0, b"first")])
     events = [Event(*row(n)) for n in range(3)]  # type: ignore[arg-type]
-    captured = Captured(stdout="abcd", stderr="e", interjections=[(0, "stdout", 2), (2, "stderr", 1)])
+    captured = Captured(stdout="abcd", stderr="e", output_positions=[(0, "stdout", 2), (2, "stderr", 1)])
     hears.finish(ActionRun("talk", events=events, captured=captured))
     assert heard.said == [
         *(("stdout", "ab"), ("said", 0), ("said", 1)),

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from synapse_runtime.core.execution import ActionRun
 from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
-from synapse_runtime.execution import ActionRun
 
 
 def test_an_event_cannot_be_changed():

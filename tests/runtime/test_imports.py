@@ -29,9 +29,10 @@ def test_the_pytest_plugin_imports_nothing_heavy():
 def test_of_the_runtime_the_pytest_plugin_imports_only_where_configs_and_clusters_are():
     assert {name for name in imported() if name.startswith("synapse_runtime")} == {
         "synapse_runtime",
-        "synapse_runtime.compat",
-        "synapse_runtime.locate",
-        "synapse_runtime.site",
+        *("synapse_runtime.sdk_compat", "synapse_runtime.sdk_compat.import_hook"),
+        *("synapse_runtime.plugins", "synapse_runtime.plugins.discovery"),
+        *("synapse_runtime.executors", "synapse_runtime.executors.ray", "synapse_runtime.executors.ray.cluster"),
+        "synapse_runtime.executors.ray.cluster.session_scope",
     }
 
 
@@ -68,12 +69,12 @@ NOT_FOR_A_LOCAL_RUN = {"asyncio", "cloudpickle", "concurrent", "ctypes", "diffli
 
 def test_an_action_that_runs_here_takes_nothing_that_it_does_not_need():
     modules = imported(LOCAL_RUN)
-    assert "synapse_runtime.execution" in modules
+    assert "synapse_runtime.core.execution" in modules
     assert {name.partition(".")[0] for name in modules} & NOT_FOR_A_LOCAL_RUN == set()
-    assert "synapse_runtime.manifest" not in modules
+    assert "synapse_runtime.plugins.manifest" not in modules
 
 
 def test_a_config_file_is_read_without_the_models_of_pydantic():
-    code = "import sys, synapse_runtime.manifest; print(*sys.modules)"
-    assert "synapse_runtime.yaml_document" in (modules := imported(code))
+    code = "import sys, synapse_runtime.plugins.manifest; print(*sys.modules)"
+    assert "synapse_runtime.plugins.yaml_reader" in (modules := imported(code))
     assert "pydantic.main" not in modules

@@ -82,7 +82,7 @@ def read_late(log: str, cuts: list[int]) -> str:
     items: list[Output | Frame] = []
     for start, end in zip([0, *cuts], [*cuts, len(log)], strict=True):
         items += reader.feed(log[start:end])
-    items += reader.end()
+    items += reader.close()
     return printed(items, "stdout")
 
 

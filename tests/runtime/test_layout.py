@@ -182,6 +182,8 @@ def test_executors_of_ray_can_be_imported_without_importing_ray():
 
 
 def test_the_process_that_owns_a_cluster_waits_for_nothing_that_it_does_not_need():
-    code = "import sys, synapse_runtime.executors.ray.cluster_main; print({'pydantic', 'yaml', 'ray'} & {*sys.modules})"
+    code = (
+        "import sys, synapse_runtime.executors.ray.cluster.daemon; print({'pydantic', 'yaml', 'ray'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.manifest import line_of, read_manifest
+from synapse_runtime.plugins.manifest import line_of, read_manifest
 
 FULL = """\
 # a comment

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from synapse_runtime.errors import ConfigError, ConfigWarning
-from synapse_runtime.manifest import ActionSpec, Manifest, Requires, examine, read_manifest, warn_of
+from synapse_runtime.plugins.manifest import ActionSpec, Manifest, Requires, examine, read_manifest, warn_about_problems
 
 EVERYTHING = """\
 name: Segment
@@ -248,7 +248,7 @@ def test_what_is_unknown_can_be_shown_as_python_warnings_without_the_lines_of_th
     path = config("code: x\nevn: {API_KEY: s3cret}\nactions: {a: {entrypont: 'b:C'}}\n")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of(read_manifest(path))
+        warn_about_problems(read_manifest(path))
     assert [(str(one.message), one.category, one.filename) for one in caught] == [
         ("unknown field 'evn'; did you mean 'env'?", ConfigWarning, f"{path}:2"),
         ("unknown field 'entrypont' in actions.a; did you mean 'entrypoint'?", ConfigWarning, f"{path}:3"),

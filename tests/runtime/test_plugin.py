@@ -11,7 +11,7 @@ import pytest
 from synapse_runtime.errors import ActionNotFoundError, ConfigError, ExecutionError
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.loggers import NullLogger
-from synapse_runtime.plugin import Plugin
+from synapse_runtime.plugins.plugin import Plugin
 
 
 def make_plugin(root: Path, answer: int = 1, config: str | None = None) -> Path:

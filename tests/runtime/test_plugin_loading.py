@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from synapse_runtime.errors import ActionNotFoundError, ConfigError
-from synapse_runtime.plugin import Plugin, import_entrypoint, is_entrypoint, standard_entrypoint
+from synapse_runtime.plugins.plugin import Plugin, import_entrypoint, is_entrypoint, standard_entrypoint
 
 CONFIG = """\
 code: digits

@@ -10,10 +10,10 @@ import threading
 import pytest
 
 from synapse_runtime.context import PluginEnvironment
+from synapse_runtime.core.process_state import process_state
 from synapse_runtime.decorators import action
 from synapse_runtime.environment import Variables
 from synapse_runtime.executors.local import LocalExecutor
-from synapse_runtime.surroundings import process
 from tests.patience import patience
 
 
@@ -28,7 +28,7 @@ def test_they_can_be_copied_where_python_keeps_them_elsewhere(monkeypatch):
     monkeypatch.setattr(os, "environ", {"ONE": "1"})
     before = Variables()
     os.environ.update(ONE="2", TWO="2")
-    before.put_back()
+    before.restore()
     assert before.to_dict() == os.environ == {"ONE": "1"}
 
 
@@ -38,7 +38,7 @@ def test_what_was_set_changed_and_taken_away_is_put_back_for_child_processes_too
     before = Variables()
     os.environ["CHANGED"] = os.environ["SET"] = "after"
     del os.environ["TAKEN"]
-    before.put_back()
+    before.restore()
     seen = subprocess.run("echo $CHANGED $TAKEN ${SET-nothing}", shell=True, capture_output=True, text=True)
     assert seen.stdout.split() == ["before", "before", "nothing"]
     assert (os.environ["CHANGED"], os.environ["TAKEN"], "SET" in os.environ) == ("before", "before", False)
@@ -48,7 +48,7 @@ def test_values_that_are_no_text_are_kept(monkeypatch):
     monkeypatch.setitem(os.environb, b"BYTES", b"\xff\xfe")
     before = Variables()
     del os.environb[b"BYTES"]
-    before.put_back()
+    before.restore()
     assert os.environb[b"BYTES"] == b"\xff\xfe"
     assert before.to_dict()["BYTES"] == os.fsdecode(b"\xff\xfe")
 
@@ -90,7 +90,7 @@ def test_variables_that_are_set_for_a_moment_are_neither_taken_nor_kept(monkeypa
     if ends:
         thread.start()
         assert inside.wait(patience(10))
-    with process.held():
+    with process_state.locked():
         os.environ["FOR_A_MOMENT"] = "x"
         if not ends:
             thread.start()

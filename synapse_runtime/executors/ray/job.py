@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import pickle
 import queue
 import secrets
 import shlex
@@ -21,8 +20,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_runtime.aside import Turn, stops_are_heard
-from synapse_runtime.capture import Captured, last_lines
+from synapse_runtime.core.execution import ActionCall, ActionRun
+from synapse_runtime.core.output_capture import Captured, last_lines
+from synapse_runtime.core.threads import InterruptibleLock, reraise_dropped_interrupts
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ClusterError,
@@ -32,23 +32,14 @@ from synapse_runtime.errors import (
     WorkerCrashed,
 )
 from synapse_runtime.events import Event
-from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
-from synapse_runtime.executors.crash import Death
+from synapse_runtime.executors.process_exit import ProcessExit
+from synapse_runtime.executors.protocol import REFUSALS, decode_run, encode_call
 from synapse_runtime.executors.ray import job_log
-from synapse_runtime.executors.ray.cluster import (
-    dashboard_of,
-    find_cluster,
-    forget_broken,
-    forget_our_token,
-    only_this_dashboard,
-    shares_disk,
-)
-from synapse_runtime.executors.ray.connection import Cluster
-from synapse_runtime.executors.ray.luggage import Luggage, send_over_http, why_not_set_up
-from synapse_runtime.executors.ray.owned import has_ended
-from synapse_runtime.executors.ray.packaging import package_of_one_file
-from synapse_runtime.executors.ray.probe import (
+from synapse_runtime.executors.ray.archive import package_of_one_file
+from synapse_runtime.executors.ray.cluster.driver import Cluster
+from synapse_runtime.executors.ray.cluster.handle import has_ended
+from synapse_runtime.executors.ray.cluster.preflight import (
     Versions,
     certificates,
     free_resources,
@@ -57,22 +48,31 @@ from synapse_runtime.executors.ray.probe import (
     require_dashboard,
     spelled,
 )
-from synapse_runtime.executors.ray.quiet import no_log_records, quiet
+from synapse_runtime.executors.ray.cluster.resolve import (
+    clear_token,
+    dashboard_of,
+    drop_broken_connection,
+    find_cluster,
+    shares_disk,
+    without_dashboard_variable,
+)
+from synapse_runtime.executors.ray.log_suppression import suppress_log_records, suppress_ray_output
 from synapse_runtime.executors.ray.resources import (
     WAIT_SECONDS,
-    asked_of,
     checked_resources,
     fits,
     no_room,
+    requested_by,
     require_resources,
 )
-from synapse_runtime.executors.worker import REFUSALS, pack_call, unpack_run, unpack_said
+from synapse_runtime.executors.ray.runtime_env import RuntimeEnvBuilder, setup_error, upload_over_http
+from synapse_runtime.executors.streaming import decode_batch
 from synapse_runtime.loggers import Logger, format_event
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.plugin import Plugin
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
@@ -172,10 +172,10 @@ class RayJobsApiExecutor(Executor):
         self._resource_timeout = resource_timeout
         self._start_cluster = start_cluster
         self._leave_running = leave_running
-        self._luggage = Luggage(self._plugin, debug_sdk=debug_sdk)
-        self._abroad = False
+        self._luggage = RuntimeEnvBuilder(self._plugin, debug_sdk=debug_sdk)
+        self._shares_filesystem = True
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
-        self._turn = Turn()  # to connect
+        self._turn = InterruptibleLock()  # to connect
         self._calls: dict[str, ActionCall] = {}
 
     def submit(self, action: Any, params: Any = None, *, job_id: str | None = None) -> str:
@@ -201,7 +201,7 @@ class RayJobsApiExecutor(Executor):
         Raises:
             ClusterError: There is no cluster, or it does not answer.
         """
-        with self._asking() as client:
+        with self._request() as client:
             jobs = client.list_jobs()
         ours = [job for job in jobs if _ACTION_KEY in (job.metadata or {})]
         return [_summary(job) for job in sorted(ours, key=lambda job: job.start_time or 0)]
@@ -214,13 +214,13 @@ class RayJobsApiExecutor(Executor):
         Raises:
             ClusterError: The cluster knows no such job, or does not answer.
         """
-        with self._asking(job_id) as client:
+        with self._request(job_id) as client:
             return str(client.get_job_status(job_id).value)
 
     def get_logs(self, job_id: str) -> str:
         """Return all that the job's action has said and printed so far, as text."""
         reader = job_log.LogReader(job_id)
-        items = itertools.chain(reader.feed(self._raw_logs(job_id)), reader.end())
+        items = itertools.chain(reader.feed(self._raw_logs(job_id)), reader.close())
         return "".join(self._readable(items))
 
     def stream_logs(self, job_id: str) -> Iterator[str]:
@@ -228,7 +228,7 @@ class RayJobsApiExecutor(Executor):
         reader = job_log.LogReader(job_id)
         pieces = itertools.chain.from_iterable(map(reader.feed, self._follow(job_id)))
         rest = ""
-        for text in self._readable(itertools.chain(pieces, reader.end())):
+        for text in self._readable(itertools.chain(pieces, reader.close())):
             lines = (rest + text).splitlines(keepends=True)
             rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
             yield from lines
@@ -255,7 +255,7 @@ class RayJobsApiExecutor(Executor):
     def get_run(self, job_id: str, timeout: float | None = None) -> ActionRun:
         """Wait for the job's end and return its `ActionRun`. Arguments and errors as for `get_result`."""
         run = self._collect(job_id, None, None, timeout)
-        run.sign_error()
+        run.add_location_note()
         if self.observer is not None:
             self.observer.finished(run)
         return run
@@ -277,7 +277,7 @@ class RayJobsApiExecutor(Executor):
 
     def stop(self, job_id: str) -> bool:
         """Ask the job to stop. Returns whether it was running."""
-        with self._asking(job_id) as client:
+        with self._request(job_id) as client:
             return bool(client.stop_job(job_id))
 
     def delete(self, job_id: str) -> bool:
@@ -286,7 +286,7 @@ class RayJobsApiExecutor(Executor):
         Raises:
             ClusterError: The cluster knows no such job, or the job has not ended.
         """
-        with self._asking(job_id) as client:
+        with self._request(job_id) as client:
             ended = (client.get_job_info(job_id).end_time or 0) / 1000
             deleted = bool(client.delete_job(job_id))
             until = time.monotonic() + min(ended + _WATCHED_SECONDS - time.time(), _WATCHED_SECONDS)
@@ -332,20 +332,20 @@ class RayJobsApiExecutor(Executor):
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         self._calls[job_id] = call
         try:
-            with stops_are_heard():
+            with reraise_dropped_interrupts():
                 run = self._collect(job_id, on_event, on_output, None, give_up_after=self._resource_timeout)
         except BaseException as error:  # Ctrl-C above all: the job must not go on without us, unless that is wanted
-            if isinstance(error, KeyboardInterrupt) and self._goes_on(job_id):
+            if isinstance(error, KeyboardInterrupt) and self._is_running(job_id):
                 del self._calls[job_id]
                 raise
             with contextlib.suppress(ClusterError):
                 self._require_cluster(job_id)  # not on a new one
                 self.stop(job_id)
             raise
-        self._put_out(run, events=on_event is None, output=on_output is None)
+        self._replay(run, events=on_event is None, output=on_output is None)
         return run
 
-    def _goes_on(self, job_id: str) -> bool:
+    def _is_running(self, job_id: str) -> bool:
         """Tell whether a job outlives the Ctrl-C that interrupted us."""
         if self._leave_running is None or self._connection is None or self._connection[0].origin == "ephemeral":
             return False
@@ -353,26 +353,26 @@ class RayJobsApiExecutor(Executor):
         return self._leave_running(job_id)
 
     def _submit(self, call: ActionCall) -> str:
-        parcel = pack_call(call)
+        encoded = encode_call(call)
         cluster, client = self._connect()
         if self._resources:
             require_resources(self._resources, nodes_of(client.get_address(), cluster.headers))
-        parcel = replace(parcel, abroad=self._abroad)
+        message = encoded.message(shares_filesystem=self._shares_filesystem)
         # No two uploads are the same: Ray would not unpack the second, and the first job has deleted its file.
         file = f"call-{secrets.token_hex(8)}.bin"
-        with self._asking(call.job_id), quiet():
+        with self._request(call.job_id), suppress_ray_output():
             # The call goes as an upload over HTTP: no listing shows its content. Here as the working directory, which
             # is the plugin's elsewhere: there as a module's directory.
-            sent = send_over_http(client, package_of_one_file(file, pickle.dumps(parcel, protocol=5)))
+            sent = upload_over_http(client, package_of_one_file(file, message))
             environment: dict[str, Any] = {"working_dir": sent}
             python = sys.executable
-            if self._abroad:
-                python, environment = "python", self._luggage.environment(partial(send_over_http, client))
+            if not self._shares_filesystem:
+                python, environment = "python", self._luggage.build(partial(upload_over_http, client))
                 environment["py_modules"] = [sent, *(environment.get("py_modules") or ())]
             submission: dict[str, Any] = {
                 # In place of the shell that Ray starts for it: where a job is stopped as it begins, Ray ends only that,
                 # and what it has just started would go on.
-                "entrypoint": f"exec {shlex.quote(python)} -m synapse_runtime.executors.ray.job_main {file}",
+                "entrypoint": f"exec {shlex.quote(python)} -m synapse_runtime.executors.ray.job_supervisor {file}",
                 "submission_id": call.job_id,
                 "runtime_env": environment,
                 "metadata": {_ACTION_KEY: call.name},
@@ -381,14 +381,14 @@ class RayJobsApiExecutor(Executor):
             return _submit_when_ready(client, submission)
 
     def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
-        with self._turn.taken():
+        with self._turn.held():
             if self._connection is None or has_ended(self._connection[0].address):
                 self._connection = self._new_connection()
             return self._connection
 
     def _new_connection(self) -> tuple[Cluster, JobSubmissionClient]:
         cluster = find_cluster(self._address, start=self._start_cluster)
-        if cluster.is_ours and any(map(str.isspace, sys.executable)):  # it runs with this Python
+        if cluster.is_managed and any(map(str.isspace, sys.executable)):  # it runs with this Python
             raise ClusterError(
                 f"Ray starts no job where the path of Python has a space in it, as {sys.executable!r} has: "
                 "make the virtual environment in a directory without"
@@ -396,16 +396,16 @@ class RayJobsApiExecutor(Executor):
         from ray.job_submission import JobSubmissionClient
 
         url = dashboard_of(cluster)
-        if cluster.is_ours:
+        if cluster.is_managed:
             cluster = replace(cluster, dashboard=url)
-        self._abroad = False
-        if not cluster.is_ours:
-            forget_our_token()
+        self._shares_filesystem = True
+        if not cluster.is_managed:
+            clear_token()
             theirs = require_dashboard(url, cluster.headers)
-            self._abroad = not shares_disk(cluster, node_addresses(url, cluster.headers))
+            self._shares_filesystem = shares_disk(cluster, node_addresses(url, cluster.headers))
             self._require_fit(url, theirs)
         try:
-            with quiet(), only_this_dashboard(url):
+            with suppress_ray_output(), without_dashboard_variable(url):
                 # Without TLS there is nothing to verify, and Ray's default makes aiohttp warn at each followed log.
                 verify = certificates() if url.startswith("https://") else False
                 client = JobSubmissionClient(url, headers=cluster.headers, verify=verify)
@@ -417,20 +417,20 @@ class RayJobsApiExecutor(Executor):
         """Raise `ClusterError` unless jobs can read what we send."""
         here = Versions.here()
         # On this machine a job runs in this very Python.
-        if self._abroad and not theirs.same_python():
+        if not self._shares_filesystem and not theirs.same_python():
             raise ClusterError(
                 f"the cluster at {url} runs {theirs}, this process {here}: what goes there and back can be read by the "
                 f"same minor version of Python only. Use Python {'.'.join(theirs.python.split('.')[:2])} here"
             )
         if theirs.ray != here.ray:
-            _tell_of_versions(url, theirs, here)
+            _warn_about_versions(url, theirs, here)
 
     @contextlib.contextmanager
-    def _asking(self, job_id: str | None = None) -> Iterator[JobSubmissionClient]:
+    def _request(self, job_id: str | None = None) -> Iterator[JobSubmissionClient]:
         """Give the client, and turn what goes wrong into an error that says what it means."""
         cluster, client = self._connect()
         try:
-            with no_log_records():
+            with suppress_log_records():
                 yield client
         except (OSError, RuntimeError, ValueError) as error:
             text = str(error)
@@ -446,7 +446,7 @@ class RayJobsApiExecutor(Executor):
             if "non-terminal state" in text:
                 raise ClusterError(f"job {job_id!r} has not ended: stop it before you delete it") from error
             if isinstance(error, OSError) or "status code 5" in text:
-                forget_broken(cluster)
+                drop_broken_connection(cluster)
             about = "" if job_id is None else f" for job {job_id!r}"
             raise ClusterError(f"the Jobs API failed{about}: {text.partition(chr(10))[0]}") from error
 
@@ -457,11 +457,11 @@ class RayJobsApiExecutor(Executor):
 
     def _node_of(self, job_id: str) -> str:
         """Return Ray's id of the node that a job runs on. Its own process cannot know that without connecting."""
-        with self._asking(job_id) as client:
+        with self._request(job_id) as client:
             return str(client.get_job_info(job_id).driver_node_id or "")
 
     def _raw_logs(self, job_id: str) -> str:
-        with self._asking(job_id) as client:
+        with self._request(job_id) as client:
             return str(client.get_job_logs(job_id))
 
     def _require_room(self, job_id: str, waited_until: float) -> float:
@@ -479,7 +479,7 @@ class RayJobsApiExecutor(Executor):
         if self.get_status(job_id) != "PENDING":
             return float("inf")
         cluster, client = self._connect()
-        asked = asked_of(self._resources)
+        asked = requested_by(self._resources)
         told = free_resources(client.get_address(), cluster.headers)
         if told is not None:
             free = {name: told.get(spelled(name), 0) for name in ("CPU", "GPU", *asked)}
@@ -500,28 +500,28 @@ class RayJobsApiExecutor(Executor):
         reader = job_log.LogReader(job_id)
         printed: dict[str, list[str]] = {"stdout": [], "stderr": []}
         events: list[Event] = []
-        death: Death | None = None
+        death: ProcessExit | None = None
         where: dict[str, Any] = {}
         took: float | None = None
         started = time.monotonic()
         call = self._calls.get(job_id)
         pieces = itertools.chain.from_iterable(map(reader.feed, self._follow(job_id, timeout, give_up_after)))
-        for item in itertools.chain(pieces, reader.end()):
+        for item in itertools.chain(pieces, reader.close()):
             if isinstance(item, job_log.Output):
                 printed[item.stream].append(item.text)
                 if on_output is not None:
                     on_output(*item)
             elif item.kind == job_log.EVENTS:
-                events.append(unpack_said(item.payload, self._import_root))
+                events.append(decode_batch(item.payload, self._import_root))
                 if on_event is not None:
                     on_event(events[-1])
             elif item.kind == job_log.START:
                 where = {**json.loads(item.payload), "node": self._node_of(job_id)}
             elif item.kind == job_log.EXIT:
                 told = json.loads(item.payload)
-                death, took = Death(**told["death"]), told["duration"]
+                death, took = ProcessExit(**told["death"]), told["duration"]
             elif item.kind == job_log.RUN:
-                run = unpack_run(item.payload, call, import_root=self._import_root)
+                run = decode_run(item.payload, call, import_root=self._import_root)
                 run.node = where["node"]
                 return _with_output(run, printed)
         run = ActionRun(
@@ -532,20 +532,20 @@ class RayJobsApiExecutor(Executor):
             duration=time.monotonic() - started if took is None else took,
             **where,
         )
-        run.error = self._why_no_run(run, death, bool(where), printed, reader.preamble, call)
+        run.error = self._missing_run_error(run, death, bool(where), printed, reader.preamble, call)
         return _with_output(run, printed)
 
-    def _why_no_run(
+    def _missing_run_error(
         self,
         run: ActionRun,
-        death: Death | None,
+        death: ProcessExit | None,
         started: bool,
         printed: Mapping[str, list[str]],
         preamble: str,
         call: ActionCall | None,
     ) -> ExecutionError:
         """Make the error of a job that ended without a run; Ray's own words are its cause."""
-        with self._asking(run.job_id) as client:
+        with self._request(run.job_id) as client:
             info = client.get_job_info(run.job_id)
         action = (info.metadata or {}).get(_ACTION_KEY)
         if action is None:
@@ -553,7 +553,7 @@ class RayJobsApiExecutor(Executor):
         run.name = action
         if info.status.value not in _ENDED:
             cluster, _ = self._connect()
-            forget_broken(cluster)
+            drop_broken_connection(cluster)
             raise ClusterError(f"the log of job {run.job_id!r} broke off while it was {info.status.value}")
         said = info.message or info.status.value
         error: ExecutionError
@@ -563,7 +563,7 @@ class RayJobsApiExecutor(Executor):
             for texts in printed.values():  # Ray adds a page of its own to the log
                 texts[:] = ["".join(texts).partition("Unexpected error occurred: ")[0]]
             error = WorkerCrashed(f"the process of {run.name} ran out of memory: Ray ended it")
-        elif not started and (problem := why_not_set_up(f"{said}\n{preamble}")) is not None:
+        elif not started and (problem := setup_error(f"{said}\n{preamble}")) is not None:
             raise problem
         elif not started:
             error = WorkerCrashed(f"{run.name}: job {run.job_id} did not start: {said}")
@@ -574,7 +574,7 @@ class RayJobsApiExecutor(Executor):
             limit = f" within {call.timeout:g} s" if call is not None and call.timeout is not None else " in time"
             error = ExecutionTimeout(f"{run.name} did not end{limit}, and did not notice: its process was ended")
         else:
-            error = WorkerCrashed(f"the process of {run.name} {death.in_words()}")
+            error = WorkerCrashed(f"the process of {run.name} {death.describe()}")
         error.__cause__ = RuntimeError(said.partition("\n")[0].partition(", last available logs")[0])
         error.attach("It was here:", death.stack if death is not None else "")
         error.attach("Its last output:", last_lines("".join(printed["stdout"]) + "".join(printed["stderr"])))
@@ -585,13 +585,13 @@ class RayJobsApiExecutor(Executor):
             if isinstance(item, job_log.Output):
                 yield item.text
             elif item.kind == job_log.EVENTS:
-                yield format_event(unpack_said(item.payload, self._import_root)) + "\n"
+                yield format_event(decode_batch(item.payload, self._import_root)) + "\n"
 
     def _follow(self, job_id: str, timeout: float | None = None, give_up_after: float = float("inf")) -> Iterator[str]:
         """Yield the job's log as it grows, in pieces, until the job has ended."""
         give_up_at = time.monotonic() + give_up_after
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        pace = _Pace()
+        pace = _PollInterval()
         status, asked_at, seen = "PENDING", 0.0, 0
         may_end = False
         while not pace.is_over:
@@ -601,7 +601,7 @@ class RayJobsApiExecutor(Executor):
                 was_pending = status == "PENDING"
                 status, asked_at = self.get_status(job_id), time.monotonic()
                 if was_pending and status != "PENDING":
-                    pace = _Pace(running=True)
+                    pace = _PollInterval(running=True)
             if status != "PENDING":
                 text = self._raw_logs(job_id)
                 may_end = may_end or job_log.may_end(text[seen:])
@@ -615,7 +615,7 @@ class RayJobsApiExecutor(Executor):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
             pace.wait()
-        with no_log_records():
+        with suppress_log_records():
             for chunk in self._tail(job_id, deadline, give_up_at):
                 if seen < len(chunk):
                     yield chunk[seen:]
@@ -632,7 +632,7 @@ class RayJobsApiExecutor(Executor):
 
         def work() -> None:
             try:
-                with no_log_records():
+                with suppress_log_records():
                     asyncio.run(read())
                 pieces.put(None)
             except BaseException as error:  # noqa: BLE001 - raised again in the reader's thread
@@ -651,12 +651,12 @@ class RayJobsApiExecutor(Executor):
             if piece is None:
                 return
             if isinstance(piece, BaseException):
-                forget_broken(cluster)
+                drop_broken_connection(cluster)
                 raise ClusterError(f"the log of job {job_id!r} broke off: {piece}") from piece
             yield piece
 
 
-class _Pace:
+class _PollInterval:
     """How often to ask about a job: the longer it takes, or an answer, the less a moment matters.
 
     Args:
@@ -693,7 +693,7 @@ def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) 
 
 
 @cache  # once in a process
-def _tell_of_versions(url: str, theirs: Versions, here: Versions) -> None:
+def _warn_about_versions(url: str, theirs: Versions, here: Versions) -> None:
     text = (
         f"the cluster at {url} runs {theirs}, this process {here}: jobs get along with that, actions that use Ray "
         "themselves may not"

@@ -59,10 +59,10 @@ class LogWriter:
         """
         switch = b"" if stream == self._stream else frame(stream)
         self._stream = stream
-        return switch + (data if _is_plain(data) else frame(RAW, data))
+        return switch + (data if _is_plain_text(data) else frame(RAW, data))
 
 
-def _is_plain(data: bytes) -> bool:
+def _is_plain_text(data: bytes) -> bool:
     # Ray reads the log as text, with universal newlines: CR would come back as LF.
     if b"\x1e" in data or b"\r" in data:
         return False
@@ -123,7 +123,7 @@ class LogReader:
             position = end + 1
         self._rest = text[position:]
 
-    def end(self) -> Iterator[Output]:
+    def close(self) -> Iterator[Output]:
         """Yield what is left: there is no more of the log."""
         rest, self._rest, self._rays_words = self._rest, "", ""
         if not rest.startswith(MARK):

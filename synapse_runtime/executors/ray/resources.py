@@ -83,11 +83,11 @@ def _bytes(value: Any) -> int:
     return size
 
 
-def asked_of(options: Mapping[str, Any]) -> dict[str, float]:
+def requested_by(options: Mapping[str, Any]) -> dict[str, float]:
     """Return Ray's options as amounts by Ray's names of resources.
 
     Example:
-        >>> asked_of({"num_cpus": 2, "resources": {"accelerator": 1}})
+        >>> requested_by({"num_cpus": 2, "resources": {"accelerator": 1}})
         {'CPU': 2, 'accelerator': 1}
     """
     return {_NAMES[name]: options[name] for name in _NAMES if name in options} | dict(options.get("resources", {}))
@@ -102,7 +102,7 @@ def require_resources(options: Mapping[str, Any], nodes: Iterable[Mapping[str, f
         options: What `checked_resources` returned.
         nodes: What each of the cluster's nodes has, by Ray's names.
     """
-    asked, nodes = asked_of(options), [*nodes]
+    asked, nodes = requested_by(options), [*nodes]
     for name, amount in asked.items():
         total = sum(node.get(name, 0) for node in nodes)
         if amount > total:
@@ -112,7 +112,7 @@ def require_resources(options: Mapping[str, Any], nodes: Iterable[Mapping[str, f
             )
     if asked and not any(fits(asked, node) for node in nodes):
         raise ClusterError(
-            f"asked for {in_words(options)}, which a worker needs on one node, but no node of the cluster has that: "
+            f"asked for {describe(options)}, which a worker needs on one node, but no node of the cluster has that: "
             + "; ".join(_counted([readable(node, asked) for node in nodes]))
         )
 
@@ -127,8 +127,8 @@ def no_room(address: str, options: Mapping[str, Any], free: Mapping[str, float],
         waited: How long, in seconds.
     """
     return ClusterError(
-        f"the cluster at {address} gave no worker within {waited:g} s: asked for {in_words(options)}; free, on "
-        f"all nodes together, is {readable(free, asked_of(options))}"
+        f"the cluster at {address} gave no worker within {waited:g} s: asked for {describe(options)}; free, on "
+        f"all nodes together, is {readable(free, requested_by(options))}"
     )
 
 
@@ -137,14 +137,14 @@ def fits(asked: Mapping[str, float], there: Mapping[str, float]) -> bool:
     return all(amount <= there.get(name, 0) for name, amount in asked.items())
 
 
-def in_words(options: Mapping[str, Any]) -> str:
+def describe(options: Mapping[str, Any]) -> str:
     """Return what was asked for, as the caller wrote it.
 
     Example:
-        >>> in_words({"num_gpus": 2, "memory": 2_000_000_000, "resources": {"accelerator": 1}})
+        >>> describe({"num_gpus": 2, "memory": 2_000_000_000, "resources": {"accelerator": 1}})
         "num_gpus=2, memory=2.0GB, resources={'accelerator': 1}"
     """
-    return ", ".join(_option(name, amount) for name, amount in asked_of(options).items())
+    return ", ".join(_option(name, amount) for name, amount in requested_by(options).items())
 
 
 def readable(resources: Mapping[str, float], asked: Mapping[str, float] | None = None) -> str:

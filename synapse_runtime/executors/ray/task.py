@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from synapse_runtime.aside import Turn
-from synapse_runtime.capture import Captured, OutputFiles, last_lines
+from synapse_runtime.core.execution import ActionCall, ActionRun
+from synapse_runtime.core.output_capture import Captured, OutputFiles, last_lines
+from synapse_runtime.core.threads import InterruptibleLock
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ClusterError,
@@ -26,36 +27,43 @@ from synapse_runtime.errors import (
     ExecutionTimeout,
     WorkerCrashed,
 )
-from synapse_runtime.execution import ActionCall, ActionRun
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
-from synapse_runtime.executors.crash import Death, Notes, death_of, kernel_oom_kills, read_notes
-from synapse_runtime.executors.ray.cluster import connect, find_cluster, is_alive, shares_disk
-from synapse_runtime.executors.ray.connection import (
+from synapse_runtime.executors.path_mapping import create_worker_copy
+from synapse_runtime.executors.process_exit import (
+    CrashLog,
+    ProcessExit,
+    kernel_oom_kills,
+    parse_crash_log,
+    read_crash_log,
+)
+from synapse_runtime.executors.protocol import (
+    REFUSALS,
+    VERSION_LINE,
+    EncodedCall,
+    VersionMismatch,
+    decode_request,
+    decode_run,
+    encode_call,
+    version_error,
+)
+from synapse_runtime.executors.ray.cluster.driver import (
     Cluster,
+    background_shutdown,
     connected_address,
     connected_through_client,
-    departure,
 )
-from synapse_runtime.executors.ray.luggage import Luggage, send_through_ray, setup_seconds, why_not_set_up
-from synapse_runtime.executors.ray.mailbox import Listener, Mailbox
-from synapse_runtime.executors.ray.owned import has_ended
-from synapse_runtime.executors.ray.quiet import quiet
+from synapse_runtime.executors.ray.cluster.handle import has_ended
+from synapse_runtime.executors.ray.cluster.resolve import connect, find_cluster, is_alive, shares_disk
+from synapse_runtime.executors.ray.event_channel import EventChannel, LiveEvents
+from synapse_runtime.executors.ray.log_suppression import suppress_ray_output
 from synapse_runtime.executors.ray.resources import WAIT_SECONDS, checked_resources, no_room, require_resources
-from synapse_runtime.executors.travel import settle
-from synapse_runtime.executors.worker import (
-    REFUSALS,
-    Forwarder,
-    Parcel,
-    pack_call,
-    restore_temp_dir,
-    serve,
-    unpack_run,
-    unpack_said,
-)
+from synapse_runtime.executors.ray.runtime_env import RuntimeEnvBuilder, setup_error, setup_seconds, upload_with_ray
+from synapse_runtime.executors.streaming import Forwarder, decode_batch
+from synapse_runtime.executors.worker import restore_temp_dir, serve
 from synapse_runtime.loggers import Logger
 
 if TYPE_CHECKING:
-    from synapse_runtime.plugin import Plugin
+    from synapse_runtime.plugins.plugin import Plugin
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 # How often a caller that waits looks whether the cluster is still there.
@@ -69,7 +77,7 @@ _NODE_LOST = ("owner has died", "node has crashed", "node has died")
 _LAST_BYTES = 16_000_000
 
 
-class Whereabouts(NamedTuple):
+class WorkerInfo(NamedTuple):
     """Where a worker is: host, pid, Ray's id of the node; its own descriptors of stdout, stderr and its notes."""
 
     host: str
@@ -88,87 +96,99 @@ def actor_class() -> type:
     class ActionWorker:
         """The actor."""
 
-        def __init__(self, root: str | None, abroad: bool, in_band: bool) -> None:
-            from synapse_runtime.executors.ray.task import TaskWorker
+        def __init__(self, version_line: bytes, root: str | None, shares_filesystem: bool, in_band: bool) -> None:
+            import synapse_runtime
 
-            self._worker = TaskWorker(root, abroad, in_band)
+            try:
+                from synapse_runtime.executors import protocol
 
-        def ready(self) -> tuple[str, int, str, tuple[int, ...]]:
-            """Answer, so that the caller knows that the worker is there."""
-            return (*self._worker.whereabouts,)
+                own_version_line = protocol.VERSION_LINE
+            except (ImportError, AttributeError):
+                own_version_line = b"synapse unknown " + synapse_runtime.__version__.encode()
+            self._other_version = None if own_version_line == version_line else own_version_line
+            if self._other_version is None:
+                from synapse_runtime.executors.ray.task import TaskWorker
 
-        def run(self, parcel: bytes, *buffers: Any) -> Any:
-            """Run a parcel's call; return the packed run, in a list with its large buffers if it has any."""
-            return self._worker.run(parcel, buffers)
+                self._worker = TaskWorker(root, shares_filesystem, in_band)
 
-        def use(self, mailbox: Any) -> None:
-            """Put what watched calls say and print into this mailbox, from now on."""
-            self._worker.mailbox = mailbox
+        def ready(self) -> bytes | tuple[str, int, str, tuple[int, ...]]:
+            """Answer as soon as the worker is ready; a worker of another version answers with its version line."""
+            return self._other_version or (*self._worker.info,)
 
-        def run_watched(self, call: int, parcel: bytes, *buffers: Any) -> Any:
-            """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
-            return self._worker.run_watched(call, parcel, buffers)
+        def run(self, request: bytes, *buffers: Any) -> Any:
+            """Serve a request; return the response, in a list with its large buffers if it has any."""
+            return self._worker.run(request, buffers)
+
+        def use_channel(self, channel: Any) -> None:
+            """Send events and output of watched calls to this channel, from now on."""
+            self._worker.channel = channel
+
+        def run_watched(self, call: int, request: bytes, *buffers: Any) -> Any:
+            """Serve a request, and send events and output to the channel as they come."""
+            return self._worker.run_watched(call, request, buffers)
 
     return ActionWorker
 
 
 class TaskWorker:
-    """What an actor does. It takes over its process's output once, then serves parcels.
+    """What an actor does: it takes over its process's output once, then serves requests.
 
     Args:
-        root: The plugin's directory on the caller's disk, if it has come along.
-        abroad: Whether this process does not see the caller's disk.
-        in_band: Whether answers pass by somebody who cannot handle large buffers beside them: Ray Client's server.
+        root: The plugin's directory in the caller's file system, if it was sent along.
+        shares_filesystem: Whether this process sees the caller's file system.
+        in_band: Whether responses pass through Ray Client's server, which cannot handle large buffers beside them.
     """
 
-    def __init__(self, root: str | None, abroad: bool, in_band: bool) -> None:
+    def __init__(self, root: str | None, shares_filesystem: bool, in_band: bool) -> None:
         import ray
 
         self._in_band = in_band
-        self.mailbox: Any = None
+        self.channel: Any = None
         restore_temp_dir()
-        self._moved = settle(root, None if root is None else os.getcwd()) if abroad else None
+        self._path_map = None
+        if not shares_filesystem:
+            self._path_map = create_worker_copy(root, None if root is None else os.getcwd())
         self._output = OutputFiles()
-        self._notes = Notes()
-        self._notes.keep()
+        self._crash_log = CrashLog()
+        self._crash_log.install()
         self._node = str(ray.get_runtime_context().get_node_id())
 
     @property
-    def whereabouts(self) -> Whereabouts:
+    def info(self) -> WorkerInfo:
         """Where this worker is."""
-        descriptors = (*self._output.descriptors, self._notes.descriptor)
-        return Whereabouts(socket.gethostname(), os.getpid(), self._node, descriptors)
+        descriptors = (*self._output.descriptors, self._crash_log.descriptor)
+        return WorkerInfo(socket.gethostname(), os.getpid(), self._node, descriptors)
 
-    def run(self, parcel: bytes, buffers: Sequence[Any]) -> Any:
-        """Run a parcel's call; return the packed run, in a list with its large buffers if it has any."""
-        return self._serve(pickle.loads(parcel, buffers=buffers), None)
+    def run(self, request: bytes, buffers: Sequence[Any]) -> Any:
+        """Serve a request; return the response, in a list with its large buffers if it has any."""
+        return self._serve(request, buffers, None)
 
-    def run_watched(self, call: int, parcel: bytes, buffers: Sequence[Any]) -> Any:
-        """Run a parcel's call, and put what it says and prints into the mailbox as it comes."""
+    def run_watched(self, call: int, request: bytes, buffers: Sequence[Any]) -> Any:
+        """Serve a request, and send events and output to the channel as they come."""
 
         def send(number: int, batch: bytes) -> None:
-            self.mailbox.put.remote(call, number, batch)
+            self.channel.put.remote(call, number, batch)
 
         forwarder = Forwarder(send, self._output)
         try:
-            return self._serve(pickle.loads(parcel, buffers=buffers), forwarder)
+            return self._serve(request, buffers, forwarder)
         finally:
             forwarder.close()
 
-    def _serve(self, parcel: Parcel, forwarder: Forwarder | None) -> Any:
-        apart: list[pickle.PickleBuffer] = []
+    def _serve(self, request: bytes, buffers: Sequence[Any], forwarder: Forwarder | None) -> Any:
+        out_of_band: list[pickle.PickleBuffer] = []
         data = serve(
-            parcel,
+            decode_request(request, buffers),
             mode="task",
             node=self._node,
-            notes=self._notes,
+            crash_log=self._crash_log,
             output=self._output,
-            moved=self._moved,
+            path_map=self._path_map,
             on_event=None if forwarder is None else forwarder.event,
             on_end=None if forwarder is None else forwarder.close,
-            apart=None if self._in_band else apart,
+            out_of_band=None if self._in_band else out_of_band,
         )
-        return [data, *apart] if apart else data
+        return [data, *out_of_band] if out_of_band else data
 
 
 class WarmWorker:
@@ -200,38 +220,38 @@ class WarmWorker:
         self._resources = checked_resources(num_cpus, num_gpus, memory, resources)
         self._jobs = jobs
         self._actor: Any = None
-        self._whereabouts: Whereabouts | None = None
-        self._last_words: LastWords | None = None
-        self._carries: tuple[str | None, bool] | None = None  # the key of the luggage that it was made with
-        self._abroad = False
-        self._mailbox: Mailbox | None = None
+        self._info: WorkerInfo | None = None
+        self._post_mortem: PostMortem | None = None
+        self._runtime_env_key: tuple[str | None, bool] | None = None  # of the runtime environment that it was made with
+        self._shares_filesystem = True
+        self._channel: EventChannel | None = None
         self._watched = itertools.count()
         self.cluster: Cluster | None = None  # as it was found
         self._cluster = ""  # its own address
         self._overdue_at = math.inf  # when the call that runs now will wait no longer
-        self._turn = Turn()  # of calls; a wait for it can be stopped
+        self._call_lock = InterruptibleLock()  # of calls; a wait for it can be stopped
         self._lock = threading.RLock()
 
     def close(self) -> None:
         """End the worker. The next call gets a new one."""
         with self._lock:
             actor, self._actor = self._actor, None
-            mailbox, self._mailbox = self._mailbox, None
-            if self._last_words is not None:
-                self._last_words.close()
-                self._last_words = None
+            channel, self._channel = self._channel, None
+            if self._post_mortem is not None:
+                self._post_mortem.close()
+                self._post_mortem = None
             if actor is not None and connected_address() == self._cluster and not has_ended(self._cluster):
                 import ray
 
                 ray.kill(actor)
-                if mailbox is not None:
-                    mailbox.close()
+                if channel is not None:
+                    channel.close()
 
     def run(
         self,
         call: ActionCall,
-        parcel: Parcel,
-        luggage: Luggage,
+        encoded: EncodedCall,
+        runtime_env: RuntimeEnvBuilder,
         on_event: OnEvent | None,
         on_output: OnOutput | None,
     ) -> ActionRun:
@@ -239,8 +259,8 @@ class WarmWorker:
 
         Args:
             call: The call.
-            parcel: The same, packed.
-            luggage: What a worker needs that does not see this disk.
+            encoded: The same, encoded.
+            runtime_env: Builds what a worker needs that does not share this file system.
             on_event: Called with each event as it happens.
             on_output: Called with what the worker prints, as it comes.
 
@@ -248,18 +268,18 @@ class WarmWorker:
             ClusterError: There is no cluster, or it failed.
             ConfigError: The plugin cannot be sent there.
         """
-        with self._turn.taken(), self._lock:
-            actor = self._warm_actor(call, luggage)
+        with self._call_lock.held(), self._lock:
+            actor = self._warm_actor(call, runtime_env)
             listener = None
             if on_event is not None or on_output is not None:
-                read = partial(unpack_said, import_root=call.import_root)
-                listener = Listener(next(self._watched), on_event, on_output, read)
+                read = partial(decode_batch, import_root=call.import_root)
+                listener = LiveEvents(next(self._watched), on_event, on_output, read)
             started = time.monotonic()
             self._overdue_at = started + (math.inf if call.timeout is None else call.timeout + _OVERDUE_SECONDS)
             try:
-                data, *buffers = self._answer(actor, parcel, listener)
+                data, *buffers = self._answer(actor, encoded, listener)
             except _WorkerLost as lost:
-                run = self._lost(call, lost, time.monotonic() - started)
+                run = self._crashed_run(call, lost, time.monotonic() - started)
                 if listener is not None:
                     run.events = listener.events
                     listener.finish(run)
@@ -268,19 +288,19 @@ class WarmWorker:
             except BaseException:  # Ctrl-C above all: the action must not go on without us
                 self.close()
                 raise
-            run = unpack_run(data, call, buffers=buffers)
+            run = decode_run(data, encoded.call, buffers=buffers)
             if listener is not None:
                 listener.finish(run)
             if isinstance(run.error, ExecutionTimeout):  # the action may have left anything behind, threads above all
                 self.close()
         return run
 
-    def _lost(self, call: ActionCall, lost: _WorkerLost, took: float) -> ActionRun:
+    def _crashed_run(self, call: ActionCall, lost: _WorkerLost, took: float) -> ActionRun:
         """Make the run of a call whose worker has died under it."""
-        assert self._last_words is not None
-        assert self._whereabouts is not None
-        host, pid, node, _ = self._whereabouts
-        captured, death = self._last_words.output(), self._last_words.death()
+        assert self._post_mortem is not None
+        assert self._info is not None
+        host, pid, node, _ = self._info
+        captured, death = self._post_mortem.output(), self._post_mortem.process_exit()
         error: ExecutionError
         if (death is not None and death.timed_out) or time.monotonic() > self._overdue_at:
             text = f"{call.name} did not end within {call.timeout:g} s, and did not notice: its worker was ended"
@@ -288,7 +308,7 @@ class WarmWorker:
         elif lost.out_of_memory:
             error = WorkerCrashed(f"the worker of {call.name} ran out of memory: Ray ended it")
         else:
-            how = f"died: {lost}" if death is None else death.in_words()
+            how = f"died: {lost}" if death is None else death.describe()
             error = WorkerCrashed(f"the worker of {call.name} {how}")
         error.__cause__ = lost.__cause__
         error.attach("It was here:", death.stack if death is not None else "")
@@ -305,8 +325,8 @@ class WarmWorker:
             node=node,
         )
 
-    def _answer(self, actor: Any, parcel: Parcel, listener: Listener | None) -> Sequence[Any]:
-        """Return the packed run, and its large buffers.
+    def _answer(self, actor: Any, encoded: EncodedCall, listener: LiveEvents | None) -> Sequence[Any]:
+        """Return the response, and its large buffers.
 
         Raises:
             _WorkerLost: The worker has died under the call.
@@ -314,22 +334,21 @@ class WarmWorker:
         """
         from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
-        buffers: list[pickle.PickleBuffer] = []
-        packed = pickle.dumps(parcel, protocol=5, buffer_callback=buffers.append)
+        request = encoded.message(shares_filesystem=self._shares_filesystem)
         try:
             if listener is None:
-                answer = self._get(actor.run.remote(packed, *buffers), partial(self._look_after, actor))
+                answer = self._get(actor.run.remote(request, *encoded.buffers), partial(self._check_worker, actor))
             else:
-                mailbox = self._open_mailbox(actor)
+                channel = self._open_channel(actor)
                 answer = self._watch(
-                    actor, actor.run_watched.remote(listener.call, packed, *buffers), mailbox, listener
+                    actor, actor.run_watched.remote(listener.call, request, *encoded.buffers), channel, listener
                 )
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):
                 raise self._lost_cluster(error) from error
-            if listener is not None and self._mailbox is not None:
-                listener.take(self._mailbox.rest())
+            if listener is not None and self._channel is not None:
+                listener.handle(self._channel.drain())
             raise _WorkerLost(error) from error
         except RayError as error:
             self._require_cluster(error)
@@ -362,13 +381,13 @@ class WarmWorker:
                 if left <= _LOOK_SECONDS:
                     raise
 
-    def _open_mailbox(self, actor: Any) -> Mailbox:
-        if self._mailbox is None or not self._mailbox.is_there:
-            self._mailbox = Mailbox()
-            actor.use.remote(self._mailbox.actor)
-        return self._mailbox
+    def _open_channel(self, actor: Any) -> EventChannel:
+        if self._channel is None or not self._channel.is_alive:
+            self._channel = EventChannel()
+            actor.use_channel.remote(self._channel.actor)
+        return self._channel
 
-    def _watch(self, actor: Any, answer: Any, mailbox: Mailbox, listener: Listener) -> Any:
+    def _watch(self, actor: Any, answer: Any, channel: EventChannel, listener: LiveEvents) -> Any:
         """Wait for an answer, and hand on what comes meanwhile."""
         import ray
         from ray.exceptions import GetTimeoutError
@@ -376,23 +395,23 @@ class WarmWorker:
         with contextlib.suppress(GetTimeoutError):
             return ray.get(answer, timeout=Forwarder.EVERY_SECONDS)  # before that there is nothing to be heard
         look_at = time.monotonic() + _LOOK_SECONDS
-        while (letters := mailbox.wait(answer, _LOOK_SECONDS)) is not None:
-            listener.take(letters)
+        while (batches := channel.wait(answer, _LOOK_SECONDS)) is not None:
+            listener.handle(batches)
             if time.monotonic() > look_at:
-                self._look_after(actor, None)
+                self._check_worker(actor, None)
                 look_at = time.monotonic() + _LOOK_SECONDS
-        return self._get(answer, partial(self._look_after, actor))
+        return self._get(answer, partial(self._check_worker, actor))
 
-    def _look_after(self, actor: Any, error: Exception | None) -> None:
+    def _check_worker(self, actor: Any, error: Exception | None) -> None:
         """Require that the cluster is there; end a worker that is silent long after its action's limit."""
         self._require_cluster(error)
         if time.monotonic() > self._overdue_at:
             import ray
 
-            assert self._whereabouts is not None
-            if self._whereabouts.host == socket.gethostname():  # Ray asks a worker to end, which this one may not hear
+            assert self._info is not None
+            if self._info.host == socket.gethostname():  # Ray asks a worker to end, which this one may not hear
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(self._whereabouts.pid, signal.SIGKILL)
+                    os.kill(self._info.pid, signal.SIGKILL)
             ray.kill(actor)
 
     def _require_cluster(self, error: Exception | None) -> None:
@@ -403,22 +422,22 @@ class WarmWorker:
     def _lost_cluster(self, reason: object) -> ClusterError:
         """Leave a cluster that is gone, and make the error that tells of it."""
         self._actor = None
-        departure.begin()
+        background_shutdown.start()
         return ClusterError(f"the cluster at {self._cluster} failed: {_first_line(reason)}")
 
-    def _warm_actor(self, call: ActionCall, luggage: Luggage) -> Any:
+    def _warm_actor(self, call: ActionCall, runtime_env: RuntimeEnvBuilder) -> Any:
         if self._actor is not None and connected_address() == self._cluster and not has_ended(self._cluster):
-            if not self._abroad or self._carries == luggage.key:
+            if self._shares_filesystem or self._runtime_env_key == runtime_env.key:
                 return self._actor
             self.close()
         cluster = self.cluster = find_cluster(self._address, jobs=self._jobs)
         self._cluster = connect(cluster)
-        self._abroad = not (cluster.is_ours or shares_disk(cluster, _node_addresses()))
-        self._carries = luggage.key
-        self._actor = self._new_actor(call, luggage)
+        self._shares_filesystem = cluster.is_managed or shares_disk(cluster, _node_addresses())
+        self._runtime_env_key = runtime_env.key
+        self._actor = self._new_actor(call, runtime_env)
         return self._actor
 
-    def _new_actor(self, call: ActionCall, luggage: Luggage) -> Any:
+    def _new_actor(self, call: ActionCall, runtime_env: RuntimeEnvBuilder) -> Any:
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
@@ -427,16 +446,21 @@ class WarmWorker:
         # By another rule of Ray's, an actor that asks for anything but CPUs holds one; a job does not.
         options: dict[str, Any] = {"num_cpus": 0} | self._resources if self._resources else {}
         within = self._resource_timeout
-        with quiet():
-            if self._abroad:
-                environment = luggage.environment(send_through_ray)
+        with suppress_ray_output():
+            if not self._shares_filesystem:
+                environment = runtime_env.build(upload_with_ray)
                 options["runtime_env"] = environment
                 within += setup_seconds(environment)
             actor_type = ray.remote(actor_class()).options(max_restarts=0, **options)
-            actor = actor_type.remote(call.import_root, self._abroad, connected_through_client())
+            through_client = connected_through_client()
+            actor = actor_type.remote(VERSION_LINE, call.import_root, self._shares_filesystem, through_client)
         try:
-            self._whereabouts = Whereabouts(*self._get(actor.ready.remote(), self._require_cluster, within))
-            self._last_words = LastWords(self._whereabouts)
+            answer = self._get(actor.ready.remote(), self._require_cluster, within)
+            if isinstance(answer, bytes):
+                ray.kill(actor)
+                raise version_error(VersionMismatch(answer))
+            self._info = WorkerInfo(*answer)
+            self._post_mortem = PostMortem(self._info)
         except GetTimeoutError as error:
             ray.kill(actor)
             raise no_room(self._cluster, needed, ray.available_resources(), within) from error
@@ -444,7 +468,7 @@ class WarmWorker:
             raise
         except RayError as error:
             self._require_cluster(error)
-            raise why_not_set_up(str(error)) or ClusterError(f"the worker did not start: {error}") from error
+            raise setup_error(str(error)) or ClusterError(f"the worker did not start: {error}") from error
         except BaseException:  # Ctrl-C: an actor that nobody waits for must not come up later
             ray.kill(actor)
             raise
@@ -458,7 +482,7 @@ def _node_addresses() -> list[str]:
     return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
 
 
-class LastWords:
+class PostMortem:
     """What a worker on this machine has printed in its current call, and noted at its end, readable after its death.
 
     Both go to files without a name, which vanish with the last process that has them open; so we have them open too,
@@ -468,7 +492,7 @@ class LastWords:
         worker: Where the worker is.
     """
 
-    def __init__(self, worker: Whereabouts) -> None:
+    def __init__(self, worker: WorkerInfo) -> None:
         self._files: list[int] = []
         self.close = weakref.finalize(self, _close_all, self._files)
         self._oom_kills = kernel_oom_kills()
@@ -484,12 +508,12 @@ class LastWords:
         stdout, stderr = (os.pread(file, _LAST_BYTES, 0).decode("utf-8", errors="replace") for file in self._files[:2])
         return Captured(stdout=stdout, stderr=stderr)
 
-    def death(self) -> Death | None:
+    def process_exit(self) -> ProcessExit | None:
         """Return how the worker ended; None where that is not known here."""
         if len(self._files) < 3:
             return None
         out_of_memory = kernel_oom_kills() > self._oom_kills
-        return death_of(read_notes(self._files[2]), out_of_memory=out_of_memory)
+        return parse_crash_log(read_crash_log(self._files[2]), out_of_memory=out_of_memory)
 
 
 class RayActorExecutor(Executor):
@@ -542,7 +566,7 @@ class RayActorExecutor(Executor):
         debug_sdk: bool = False,
     ) -> None:
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger, language=language)
-        self._luggage = Luggage(self._plugin, debug_sdk=debug_sdk)
+        self._runtime_env = RuntimeEnvBuilder(self._plugin, debug_sdk=debug_sdk)
         self._shared = worker is not None
         self._worker = worker or WarmWorker(
             ray_address,
@@ -566,11 +590,11 @@ class RayActorExecutor(Executor):
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         __tracebackhide__ = True
         try:
-            parcel = pack_call(call)
+            encoded = encode_call(call, out_of_band=True)
         except REFUSALS as error:
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
-        run = self._worker.run(call, parcel, self._luggage, on_event, on_output)
-        self._put_out(run, events=on_event is None, output=on_output is None)
+        run = self._worker.run(encoded.call, encoded, self._runtime_env, on_event, on_output)
+        self._replay(run, events=on_event is None, output=on_output is None)
         return run
 
 

@@ -1,0 +1,212 @@
+"""The runs of a test: told to hooks as they begin and end, and to reports, which bring them to whoever shows them.
+
+Reports travel from the workers of pytest-xdist to its controller one by one, so that a worker that crashes takes along
+the runs of one test only. What is in them is plain data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypedDict
+
+import pytest
+
+if TYPE_CHECKING:
+    from synapse_runtime.core.execution import ActionCall, ActionRun
+    from synapse_runtime.executors.base import Executor
+    from synapse_runtime.executors.ray.cluster.driver import Cluster
+
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+# So many runs, and nodes, of a test are named in its properties; the other runs are only counted.
+_NAMED = 20
+_PROPERTIES = ("synapse_mode", "synapse_runs", "synapse_job_id", "synapse_node")
+_MEASUREMENT = "synapse_runtime.core.coverage_support"
+# Lines that workers' coverage has brought into this process, by file, as far as reports have told of them.
+_reported_lines: pytest.StashKey[dict[str, set[int]]] = pytest.StashKey()
+
+
+class TestRuns(TypedDict):
+    """What a report tells, in its attribute `synapse_runs`, of its test's runs since the report before.
+
+    Attributes:
+        mode: The mode that they were in.
+        count: How many there were.
+        raised: How many of them ended in an error.
+        seconds: How long their actions took, together.
+        waited: How long they took from the call to the run, together.
+        slowest: Of the slowest, seconds and the action's name.
+        clusters: Of each cluster that they went to, its origin and address.
+        lines: Lines that workers' coverage has brought, by file.
+    """
+
+    mode: str
+    count: int
+    raised: int
+    seconds: float
+    waited: float
+    slowest: list[tuple[float, str]]
+    clusters: list[tuple[str, str]]
+    lines: dict[str, list[int]]
+
+
+class ItemRuns:
+    """Observes the executor of one test.
+
+    Args:
+        item: The test.
+        executor: Its executor.
+        slowest: How many of the slowest runs to tell of: 0 for all, None for none.
+    """
+
+    KEY: pytest.StashKey[ItemRuns] = pytest.StashKey()
+
+    def __init__(self, item: pytest.Item, executor: Executor, slowest: int | None) -> None:
+        self.mode = executor.mode
+        self._item = item
+        self._executor: Executor | None = executor
+        self._wanted = slowest
+        self._on_start = item.ihook.pytest_synapse_run_started
+        self._on_end = item.ihook.pytest_synapse_run_finished
+        self._lock = threading.RLock()  # runs may be made in several threads
+        self._began: dict[str, float] = {}
+        self._jobs: set[str] = set()
+        self._count = 0
+        self._job_ids: list[str] = []
+        self._nodes: list[str] = []
+        self._discard()
+
+    def started(self, call: ActionCall) -> None:
+        """Take a call that is about to be made."""
+        with self._lock:
+            if self._on_start.get_hookimpls():  # to find that there is none is cheaper than to call them all
+                with _blamed(self._on_start.name, call.name, self.mode):
+                    self._on_start(item=self._item, call=call)
+            self._began[call.job_id] = time.perf_counter()
+
+    def finished(self, run: ActionRun) -> None:
+        """Take a run, unless it is of a job that was asked for before."""
+        now = time.perf_counter()
+        with self._lock:
+            began = self._began.pop(run.job_id, None)
+            if run.mode == "job":
+                if run.job_id in self._jobs:
+                    return
+                self._jobs.add(run.job_id)
+            self._record(run, run.duration if began is None else now - began)
+            if self._on_end.get_hookimpls():
+                with _blamed(self._on_end.name, run.name, self.mode, run.error):
+                    self._on_end(item=self._item, run=run)
+
+    def name_properties(self) -> None:
+        """Write the runs into the test's properties, in place of what was there of them."""
+        if not self._count:
+            return
+        properties: list[tuple[str, object]] = [("synapse_mode", self.mode), ("synapse_runs", self._count)]
+        properties += [("synapse_job_id", job_id) for job_id in self._job_ids]
+        properties += [("synapse_node", node) for node in self._nodes]
+        others = [(name, value) for name, value in self._item.user_properties if name not in _PROPERTIES]
+        self._item.user_properties[:] = [*others, *properties]
+
+    def collect(self) -> TestRuns | None:
+        """Return what is to be told of the runs since this was called last; None where there were none."""
+        with self._lock:
+            if not self._new:
+                return None
+            told = TestRuns(
+                mode=self.mode,
+                count=self._new,
+                raised=self._raised,
+                seconds=self._seconds,
+                waited=self._waited,
+                slowest=self._slowest,
+                clusters=self._clusters,
+                lines=_new_lines(self._item.config),
+            )
+            self._discard()
+        return told
+
+    def close(self) -> None:
+        """Let go of the executor: the test has ended."""
+        self._executor = None
+        self._began.clear()
+        self._jobs.clear()
+
+    def _discard(self) -> None:
+        """Begin to count anew what the next report tells."""
+        self._new = self._raised = 0
+        self._seconds = self._waited = 0.0
+        self._slowest: list[tuple[float, str]] = []
+        self._clusters: list[tuple[str, str]] = []
+
+    def _record(self, run: ActionRun, waited: float) -> None:
+        self._new += 1
+        self._count += 1
+        self._seconds += run.duration
+        self._waited += waited
+        if run.error is not None:
+            self._raised += 1
+        if self._count <= _NAMED:
+            self._job_ids.append(run.job_id)
+        if self._wanted is not None:
+            self._rank(run.duration, run.name)
+        if self.mode != "local" and self._executor is not None:
+            self._record_place(run.node, self._executor.cluster)
+
+    def _rank(self, seconds: float, action: str) -> None:
+        """Keep a run if it is among the slowest."""
+        if self._wanted == 0 or len(self._slowest) < (self._wanted or 0):
+            heapq.heappush(self._slowest, (seconds, action))
+        else:
+            heapq.heappushpop(self._slowest, (seconds, action))
+
+    def _record_place(self, node: str, cluster: Cluster | None) -> None:
+        if node and node not in self._nodes and len(self._nodes) < _NAMED:
+            self._nodes.append(node)
+        if cluster is not None:
+            told = (cluster.origin, cluster.address or cluster.dashboard or "")
+            if told not in self._clusters:
+                self._clusters.append(told)
+
+
+@contextlib.contextmanager
+def observe(item: pytest.Item, executor: Executor, slowest: int | None) -> Iterator[None]:
+    """Observe an executor for a test inside the block. Arguments as for `ItemRuns`."""
+    runs = item.stash[ItemRuns.KEY] = ItemRuns(item, executor, slowest)
+    executor.observer = runs
+    try:
+        yield
+    finally:
+        executor.observer = None
+        runs.close()
+
+
+@contextlib.contextmanager
+def _blamed(hook: str, action: str, mode: str, lost: BaseException | None = None) -> Iterator[None]:
+    """Let what a hook raises say that a hook did; `lost` is the error that the test would have got."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"Raised by an implementation of the hook {hook}, for {action} in {mode} mode.")
+        if lost is not None:
+            error.add_note(f"The action had failed: {lost}")
+        raise
+
+
+def _new_lines(config: pytest.Config) -> dict[str, list[int]]:
+    """Return the lines that workers' coverage has brought since this was called last, by file."""
+    measurement = sys.modules.get(_MEASUREMENT)  # where there are workers, not in local mode
+    if measurement is None:
+        return {}
+    told = config.stash.setdefault(_reported_lines, {})
+    found: dict[str, list[int]] = {}
+    for file, lines in dict(measurement.received()).items():  # a thread of the test may still add to it
+        before = told.setdefault(file, set())
+        if len(before) != len(lines):
+            found[file] = sorted(lines - before)
+            before |= lines
+    return found

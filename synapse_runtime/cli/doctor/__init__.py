@@ -1,0 +1,1 @@
+"""`synapse doctor`: checks of the machine, the installation and the cluster."""

@@ -1,0 +1,69 @@
+"""Which plugin, and which action of it, a command line means."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_runtime.errors import ConfigError, ExecutionError
+
+if TYPE_CHECKING:
+    from synapse_runtime.plugins.plugin import Plugin
+
+
+def find_plugin(path: Path, name: str | None = None) -> Plugin:
+    """Load the plugin at a path, or the nearest one above where we stand; or the one that has this name.
+
+    Args:
+        path: The plugin's directory or config file; `.` is also what is below a plugin's directory.
+        name: The plugin's code, which it must have, or the name of a module that can be imported.
+
+    Raises:
+        ConfigError: There is no such plugin, or it cannot be read; names file and line.
+    """
+    from synapse_runtime.plugins.discovery import config_file_in, find_config_above
+    from synapse_runtime.plugins.plugin import Plugin
+
+    here = str(path) == "."
+    above = find_config_above(Path.cwd()) if here and config_file_in(path) is None else None
+    at_path = above or path
+    if name is None:
+        return Plugin.load(at_path)
+    if not here or above is not None or config_file_in(path) is not None:
+        found = Plugin.load(at_path)
+        if found.manifest.code == name:
+            return found
+        if not here:
+            raise ConfigError(f"this is plugin {found.manifest.code!r}, not {name!r}", path=found.config_path)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: a module beside us can be named
+    return Plugin.load(name)
+
+
+def import_action(plugin: Plugin, name: str, env: Mapping[str, Any] | None = None) -> Any:
+    """Import an action, in the environment and the directory that it has when it runs.
+
+    Args:
+        plugin: The plugin.
+        name: The name of one of its actions, or an entrypoint.
+        env: Variables of the environment, over those of the config file.
+
+    Returns:
+        The action's class or function.
+
+    Raises:
+        ActionNotFoundError: The plugin has no such action; lists those there are.
+        ConfigError: The entrypoint leads nowhere, or to something else; names file and line.
+        ExecutionError: The module failed while it was imported; the cause is what it raised.
+    """
+    from synapse_runtime.core.execution import process_state_for, resolve
+    from synapse_runtime.executors.local import LocalExecutor
+
+    call = LocalExecutor(env, plugin=plugin).call(name)
+    with process_state_for(call):
+        try:
+            return resolve(call)
+        except SystemExit as end:
+            raise ExecutionError(f"{name}: importing its module ended with sys.exit({end.code!r})") from end

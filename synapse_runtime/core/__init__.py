@@ -1,0 +1,1 @@
+"""One run of an action, in whichever process it takes place."""

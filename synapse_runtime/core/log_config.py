@@ -1,0 +1,148 @@
+"""What is heard of an action's logging and warnings: decided where the call comes from, in force where it runs."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# A filter of warnings as it travels: the class of warnings by the names of its module and its own, patterns as text.
+_Filter = tuple[str, str, str, str, str, int]
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What a process listens to: make one where a call comes from with `LoggingConfig.current`.
+
+    Attributes:
+        levels: The level of each logger that has one of its own; the root logger's name is empty.
+        disabled: The level up to which `logging.disable` has silenced all of them.
+        filters: The filters of warnings; plain data, as a worker may lack the class that one is about.
+    """
+
+    levels: tuple[tuple[str, int], ...] = (("", logging.WARNING),)
+    disabled: int = 0
+    filters: tuple[_Filter, ...] = ()
+
+    @classmethod
+    def current(cls) -> LoggingConfig:
+        """Return what this process listens to at the moment: the same object for as long as that does not change."""
+        return _cache.current()
+
+    @contextlib.contextmanager
+    def apply(self) -> Iterator[list[warnings.WarningMessage]]:
+        """Let this process listen to the same, inside the block; gives the list that warnings are put into."""
+        disabled = logging.root.manager.disable
+        changed = [(logger, logger.level, level) for logger, level in _loggers(self.levels) if logger.level != level]
+        for logger, _, level in changed:
+            logger.setLevel(level)
+        if self.disabled != disabled:  # it looks through all loggers
+            logging.disable(self.disabled)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.resetwarnings()
+                warnings.filters.extend(_decode_filters(self.filters))  # type: ignore[attr-defined]
+                yield caught
+        finally:
+            if logging.root.manager.disable != disabled:
+                logging.disable(disabled)
+            for logger, before, _ in changed:
+                logger.setLevel(before)
+
+
+class _ConfigCache:
+    """Knows what this process listens to, and gathers it anew only where it has changed.
+
+    A change of any level empties all loggers' caches, this one's too: `_cache` is private, a test watches it.
+    """
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger(__name__)
+        self._known = LoggingConfig()
+        self._loggers = -1
+        self._root_level = -1
+        self._filters: list[Any] = []
+
+    def current(self) -> LoggingConfig:
+        root, known = logging.root, self._known
+        manager, filters = root.manager, warnings.filters
+        levels = known.levels
+        if (
+            not self._logger._cache  # type: ignore[attr-defined]
+            or root.level != self._root_level
+            or len(manager.loggerDict) != self._loggers
+        ):
+            self._loggers, self._root_level = len(manager.loggerDict), root.level
+            self._logger.isEnabledFor(logging.CRITICAL)  # which fills the cache
+            levels = _levels()
+        told = known.filters
+        if filters != self._filters:
+            self._filters = list(filters)
+            told = tuple(map(_encode_filter, self._filters))
+        if levels is not known.levels or told is not known.filters or manager.disable != known.disabled:
+            self._known = LoggingConfig(levels, manager.disable, told)
+        return self._known
+
+
+_cache = _ConfigCache()
+
+
+def _levels() -> tuple[tuple[str, int], ...]:
+    levels = [("", logging.root.level)]
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and logger.level:
+            levels.append((name, logger.level))
+    return tuple(levels)
+
+
+@functools.lru_cache(maxsize=8)
+def _loggers(levels: tuple[tuple[str, int], ...]) -> tuple[tuple[logging.Logger, int], ...]:
+    return tuple((logging.getLogger(name), level) for name, level in levels)
+
+
+def _encode_filter(item: Any) -> _Filter:
+    action, message, category, module, line = item
+    return action, _pattern(message), category.__module__, category.__qualname__, _pattern(module), line
+
+
+def _pattern(matcher: re.Pattern[str] | str | None) -> str:
+    """Return what `filterwarnings` takes: it makes patterns, Python's own filters have plain names."""
+    if matcher is None:
+        return ""
+    return re.escape(matcher) + r"\Z" if isinstance(matcher, str) else matcher.pattern
+
+
+@functools.lru_cache(maxsize=8)
+def _decode_filters(filters: tuple[_Filter, ...]) -> list[Any]:
+    """Return filters in the form in which `warnings` keeps them."""
+    return [
+        (
+            action,
+            re.compile(message, re.IGNORECASE) if message else None,
+            _category(module_name, name),
+            re.compile(module) if module else None,
+            line,
+        )
+        for action, message, module_name, name, module, line in filters
+    ]
+
+
+def _category(module_name: str, name: str) -> type:
+    if module_name == builtins.__name__:
+        return getattr(builtins, name, Warning)
+    return _NamedCategory(name, (Warning,), {"__module__": module_name})
+
+
+class _NamedCategory(type):
+    """A class of warnings of this name, wherever it is and whenever it is imported: to import it may take long."""
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return any(
+            base.__module__ == cls.__module__ and base.__qualname__ == cls.__qualname__ for base in other.__mro__
+        )

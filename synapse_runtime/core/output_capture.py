@@ -1,0 +1,265 @@
+"""What an action prints, logs and warns in a worker: taken there, carried back, and put out again here."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+from synapse_runtime import serialization
+from synapse_runtime.core.log_config import LoggingConfig
+from synapse_runtime.errors import safe_str
+
+# How many events came before a piece of output, its stream, how many characters it has.
+OutputPosition = tuple[int, str, int]
+
+
+class CapturedWarning(NamedTuple):
+    """A Python warning, and the place that it points at."""
+
+    message: Warning
+    category: type[Warning]
+    filename: str
+    line: int
+
+
+@dataclass
+class Captured:
+    """What an action put out in a worker.
+
+    Attributes:
+        stdout: Everything that reached file descriptor 1, child processes included.
+        stderr: The same of file descriptor 2.
+        records: Records of `logging`, of any logger.
+        warnings: Python warnings.
+        printed: Positions of the records that a handler in the worker has printed; they are in its output.
+        interjections: Where the output came among the events, of a run that was watched.
+    """
+
+    stdout: str = ""
+    stderr: str = ""
+    records: list[logging.LogRecord] = field(default_factory=list)
+    warnings: list[CapturedWarning] = field(default_factory=list)
+    already_printed: set[int] = field(default_factory=set)
+    output_positions: list[OutputPosition] = field(default_factory=list, repr=False)
+
+    def replay(self, *, output: bool = True) -> None:
+        """Put it all out in this process: print, log and warn, as the action would have here.
+
+        Args:
+            output: Whether to print too; not where the output was shown while it came.
+        """
+        __tracebackhide__ = True
+        if output and self.stdout:
+            sys.stdout.write(self.stdout)
+            sys.stdout.flush()
+        if output and self.stderr:
+            sys.stderr.write(self.stderr)
+            sys.stderr.flush()
+        for index, record in enumerate(self.records):
+            _dispatch(record, printed=index in self.already_printed)
+        for warning in self.warnings:
+            # Past the filters, which the worker has applied: straight to whoever shows or records warnings here.
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.line)
+
+
+def last_lines(text: str, count: int = 50) -> str:
+    r"""Return the last lines of an output.
+
+    Example:
+        >>> last_lines("one\ntwo\nthree\n", 2)
+        'two\nthree'
+    """
+    return "\n".join(text.splitlines()[-count:])
+
+
+@contextlib.contextmanager
+def capture_logging(into: Captured, config: LoggingConfig | None = None) -> Iterator[None]:
+    """Collect log records and warnings of this process while the block runs.
+
+    Args:
+        into: What collects them.
+        config: Levels and filters to apply; those of this process by default.
+    """
+    handler = _idle_recorders.pop() if _idle_recorders else _Recorder()
+    handler.into = into
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with (config or LoggingConfig.current()).apply() as caught:
+            yield
+    finally:
+        root.removeHandler(handler)
+        handler.into = None
+        _idle_recorders.append(handler)
+    for item in caught:
+        into.warnings.append(CapturedWarning(_picklable_warning(item), item.category, item.filename, item.lineno))
+
+
+class OutputFiles:
+    """Takes over file descriptors 1 and 2 of a worker for good, into files whose content is read per call.
+
+    Files, not pipes: nothing has to read along, so that a call costs no thread, and nothing is lost or blocks
+    however much is printed.
+    """
+
+    def __init__(self) -> None:
+        self._streams = _RedirectedStream(1), _RedirectedStream(2)
+        # Ray's own streams pass on each piece at once.
+        self._unbuffered = [s if type(s).__name__ == "Unbuffered" else None for s in (sys.stdout, sys.stderr)]
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The descriptors of the two files, for whoever wants to read them from outside: stdout's and stderr's."""
+        stdout, stderr = (stream.reader for stream in self._streams)
+        return stdout, stderr
+
+    def start(self) -> None:
+        """Start a call: what was printed before does not belong to it."""
+        self._flush()
+        for stream in self._streams:
+            stream.reset()
+
+    def has_new_output(self) -> bool:
+        """Return whether anything was printed since the last `read_new` or `start`. Cheap: called for each event."""
+        self._flush()
+        stdout, stderr = self._streams
+        # Whoever writes to a descriptor moves the position that its file shares with it.
+        printed = _lseek(stdout.reader, 0, _CURRENT) != stdout.position
+        return printed or _lseek(stderr.reader, 0, _CURRENT) != stderr.position
+
+    def read_new(self) -> tuple[str, str]:
+        """Return what was printed since the last `read_new` or `start`, as (stdout, stderr)."""
+        self._flush()
+        stdout, stderr = (stream.read_new() for stream in self._streams)
+        return stdout, stderr
+
+    def read_all(self) -> tuple[str, str]:
+        """Return all that was printed since `start`, peeked at or not, as (stdout, stderr)."""
+        self._flush()
+        stdout, stderr = self._streams
+        return stdout.read_all(), stderr.read_all()
+
+    def _flush(self) -> None:
+        if sys.stdout is not self._unbuffered[0] or sys.stderr is not self._unbuffered[1]:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(
+                    ValueError, AttributeError, OSError
+                ):  # an action may have closed or removed it
+                    stream.flush()
+
+
+_lseek, _CURRENT = os.lseek, os.SEEK_CUR
+
+
+class _RedirectedStream:
+    """One descriptor, sent to a file of ours; what is taken is passed on to where it went before."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the worker
+        self.reader = self._file.fileno()
+        self.position = 0
+        # A character may be cut in two between two reads: the decoder keeps its first bytes for the next.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._parts: list[str] = []
+        self._returned = 0
+        self._original = os.dup(descriptor)
+        os.dup2(self.reader, descriptor)
+
+    def reset(self) -> None:
+        self._read()
+        self._returned = 0
+        if not self.position:
+            return
+        # The descriptor shares this file's position: back to the start, so that the file does not grow for ever.
+        os.ftruncate(self.reader, 0)
+        os.lseek(self.reader, 0, os.SEEK_SET)
+        self.position = 0
+        self._decoder.reset()
+        self._parts.clear()
+
+    def read_new(self) -> str:
+        self._read()
+        told, self._returned = self._returned, len(self._parts)
+        return "".join(self._parts[told:])
+
+    def read_all(self) -> str:
+        self._read()
+        if not self.position:
+            return ""
+        return "".join(self._parts) + self._decoder.decode(b"", final=True)
+
+    def _read(self) -> None:
+        size = os.fstat(self.reader).st_size
+        if size <= self.position:
+            return
+        data = os.pread(self.reader, size - self.position, self.position)
+        self.position += len(data)
+        with contextlib.suppress(OSError):
+            os.write(self._original, data)
+        self._parts.append(self._decoder.decode(data))
+
+
+class _Recorder(logging.Handler):
+    """Keeps records in a form that travels: text instead of arguments and tracebacks."""
+
+    into: Captured | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        into = self.into
+        if into is None:
+            return
+        if any(_writes_to_terminal(handler) and record.levelno >= handler.level for handler in _handlers_of(record)):
+            into.already_printed.add(len(into.records))
+        copy = logging.makeLogRecord(dict(record.__dict__))
+        copy.msg, copy.args = record.getMessage(), None
+        if record.exc_info:
+            copy.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
+            copy.exc_info = None
+        into.records.append(_picklable_record(copy))
+
+
+# Recorders that nobody uses now: to make one takes longer than all else that there is to do for a call.
+_idle_recorders: list[_Recorder] = []
+
+
+def _dispatch(record: logging.LogRecord, *, printed: bool) -> None:
+    """Give a worker's record to the handlers of this process, but not to those that would print it a second time."""
+    handlers = list(_handlers_of(record))
+    if not printed or not any(map(_writes_to_terminal, handlers)):
+        logging.getLogger(record.name).handle(record)
+        return
+    for handler in handlers:
+        if record.levelno >= handler.level and not _writes_to_terminal(handler):
+            handler.handle(record)
+
+
+def _handlers_of(record: logging.LogRecord) -> Iterator[logging.Handler]:
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
+
+
+def _writes_to_terminal(handler: logging.Handler) -> bool:
+    """Tell whether it is the plain handler that modules and `basicConfig` add, which writes to the terminal."""
+    return type(handler) is logging.StreamHandler and not isinstance(handler.stream, io.StringIO)
+
+
+def _picklable_record(record: logging.LogRecord) -> logging.LogRecord:
+    """Replace `extra` values that do not pickle by their text."""
+    values: dict[str, Any] = {name: serialization.snapshot(value) for name, value in record.__dict__.items()}
+    return logging.makeLogRecord(values)
+
+
+def _picklable_warning(item: warnings.WarningMessage) -> Warning:
+    message = serialization.snapshot(item.message)
+    return message if isinstance(message, Warning) else UserWarning(safe_str(item.message))

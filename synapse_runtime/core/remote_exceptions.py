@@ -1,0 +1,502 @@
+"""Exceptions across the process border: class, arguments, notes, chain and the frames of the traceback.
+
+A pickled exception loses its traceback, and many exceptions do not survive pickling at all: their constructors
+want other arguments, their attributes hold locks. So each exception is taken apart, every part is pickled for
+itself, and what cannot travel is replaced by its text, the rest stays. Frames come back as real traceback
+objects that know file, function, lines and columns, so that every renderer shows the source and Python marks the
+part of the line that failed. (tblib has no first line of a function, without which pytest shows a single line
+instead of the function.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from opcode import opmap
+from typing import Any
+
+from synapse_runtime import serialization
+from synapse_runtime.environment import HiddenValues
+from synapse_runtime.errors import safe_str
+
+# Longer chains than this cannot be pickled, being nested; the far end of one is left out.
+_MAX_CHAIN = 100
+# Of how many frames, from either end of a traceback, the arguments are kept, and how long it may take to show them.
+_MAX_SHOWN = 20
+_SHOW_SECONDS = 1.0
+_MAX_TEXT = 4000
+# What may come of a user's code where nothing but an answer is wanted.
+_FAILURES = (Exception, *serialization.EXITS)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSummary:
+    """One frame of a traceback: where it was, and whether pytest is asked to hide it.
+
+    `span` tells which part of the line failed: last line, first and last column in bytes; None where not known.
+    """
+
+    filename: str
+    name: str
+    qualname: str
+    first_line: int
+    line: int
+    module: str
+    hidden: bool
+    span: tuple[int, int, int] | None = None
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReprText:
+    """Stands for an argument of a function where only its `repr` is wanted."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """An argument of a group's: a list or tuple of its members, by their places in it."""
+
+    kind: type[list[Any]] | type[tuple[Any, ...]]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedException:
+    """An exception in parts that pickle. Exceptions that two others share are shared here too."""
+
+    type_name: str
+    module: str
+    text: str
+    whole: bytes | None
+    cls: bytes | None
+    args: tuple[bytes | str | Members | EncodedException, ...]
+    state: dict[str, bytes | str]
+    members: dict[str, bytes | str]
+    frames: tuple[FrameSummary, ...]
+    cause: EncodedException | None
+    context: EncodedException | None
+    suppress_context: bool
+    message: str
+    group: tuple[EncodedException, ...] | None
+
+
+def encode_exception(error: BaseException, told: Callable[[str], str] = str) -> EncodedException:
+    """Take an exception apart, with its chain.
+
+    Args:
+        error: The exception.
+        told: Turns the name of a file into the one that it has where the exception goes to.
+    """
+    return _pack(error, {}, 0, told)
+
+
+def decode_exception(packed: EncodedException) -> BaseException:
+    """Put an exception together again: of its own class wherever that can be imported here."""
+    return _unpack(packed, {})
+
+
+def frames_of(tb: types.TracebackType | None, told: Callable[[str], str] = str) -> tuple[FrameSummary, ...]:
+    """Return the frames of a traceback, outermost first; `told` as for `encode_exception`."""
+    frames = []
+    entries = list(_entries(tb))
+    until = time.monotonic() + _SHOW_SECONDS
+    for index, tb in enumerate(entries):
+        frame = tb.tb_frame
+        code = frame.f_code
+        near = index < _MAX_SHOWN or index >= len(entries) - _MAX_SHOWN
+        hidden = bool(frame.f_locals.get("__tracebackhide__") or frame.f_globals.get("__tracebackhide__"))
+        frames.append(
+            FrameSummary(
+                told(code.co_filename),
+                code.co_name,
+                code.co_qualname,
+                code.co_firstlineno,
+                tb.tb_lineno,
+                frame.f_globals.get("__name__", "?"),
+                hidden,
+                _span(tb),
+                _arguments(frame) if near and not hidden and time.monotonic() < until else (),
+            )
+        )
+    return tuple(frames)
+
+
+def _entries(tb: types.TracebackType | None) -> Iterator[types.TracebackType]:
+    while tb is not None:
+        yield tb
+        tb = tb.tb_next
+
+
+# Values that are not shown among a function's arguments, each with the name to show in its place; the longest first.
+_hidden: ContextVar[HiddenValues] = ContextVar("_hidden", default=HiddenValues({}))  # noqa: B039 - it never changes
+
+
+@contextlib.contextmanager
+def redact_values(variables: Mapping[str, str]) -> Iterator[None]:
+    """Show no values of these variables among the arguments of functions, in exceptions that are packed meanwhile.
+
+    A report goes into a job's log, which others can read. Short values stay: those are no secrets.
+    """
+    token = _hidden.set(HiddenValues(variables))
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
+def _arguments(frame: types.FrameType) -> tuple[tuple[str, Any], ...]:
+    """Return a function's arguments for display, by the names that pytest shows them under."""
+    code = frame.f_code
+    starred = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    count = code.co_argcount + code.co_kwonlyargcount + starred
+    values = frame.f_locals
+    return tuple((name, _shown(values[name])) for name in code.co_varnames[:count] if name in values)
+
+
+def _shown(value: Any, depth: int = 0) -> Any:
+    """Return what has the same `repr` as a value, and travels."""
+    kind = type(value)
+    if value is None or kind in (bool, int, float, complex):
+        return value
+    if kind is str:
+        value = _hidden.get().out_of(value)
+        return value if len(value) <= _MAX_TEXT else f"{value[: _MAX_TEXT // 2]}...{value[-_MAX_TEXT // 2 :]}"
+    if depth < 4 and kind in (list, tuple, dict) and len(value) <= 100:
+        if kind is dict:
+            return {_key(key): _shown(item, depth + 1) for key, item in value.items()}
+        return kind(_shown(item, depth + 1) for item in value)
+    text = _hidden.get().out_of(serialization.safe_repr(value))
+    return ReprText(text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT // 2]}...{text[-_MAX_TEXT // 2 :]}")
+
+
+def _key(key: Any) -> Any:
+    if type(key) is str:
+        return _hidden.get().out_of(key)
+    return key if type(key) in (int, float, bool) else ReprText(_hidden.get().out_of(serialization.safe_repr(key)))
+
+
+def _span(tb: types.TracebackType) -> tuple[int, int, int] | None:
+    if tb.tb_lasti < 0:
+        return None
+    # An instruction takes two bytes. Python leaves positions out where it was told to (`-X no_debug_ranges`).
+    positions = itertools.islice(tb.tb_frame.f_code.co_positions(), tb.tb_lasti // 2, None)
+    line, end_line, column, end_column = next(positions, (None, None, None, None))
+    if line != tb.tb_lineno or end_line is None or column is None or end_column is None or end_line < line:
+        return None
+    return end_line, column, end_column
+
+
+def _pack(
+    error: BaseException, seen: dict[int, EncodedException | None], depth: int, told: Callable[[str], str]
+) -> EncodedException:
+    """Pack an exception. `seen` has those before it by id: None for those that are not finished, the ones above."""
+    seen[id(error)] = None
+    cls = type(error)
+    group = error.exceptions if isinstance(error, BaseExceptionGroup) and depth < _MAX_CHAIN else None
+
+    def linked(other: BaseException | None) -> EncodedException | None:
+        if other is None:
+            return None
+        if id(other) in seen:
+            return seen[id(other)]
+        return _pack(other, seen, depth + 1, told) if depth < _MAX_CHAIN else None
+
+    packed = EncodedException(
+        type_name=cls.__qualname__,
+        module=cls.__module__,
+        text=safe_str(error),
+        whole=None if group is not None else _pack_whole(error),
+        cls=_try_dumps(cls),
+        args=tuple(_pack_argument(value, group or (), linked) for value in error.args),
+        state={name: _pack_part(value) for name, value in getattr(error, "__dict__", {}).items()},
+        members=dict(_pack_members(error)),
+        frames=frames_of(error.__traceback__, told),
+        cause=linked(error.__cause__),
+        context=linked(error.__context__),
+        suppress_context=error.__suppress_context__,
+        message=error.message if isinstance(error, BaseExceptionGroup) else "",
+        # A member that is one of those above is packed again.
+        group=None if group is None else tuple(seen.get(id(m)) or _pack(m, seen, depth + 1, told) for m in group),
+    )
+    seen[id(error)] = packed
+    return packed
+
+
+def _pack_whole(error: BaseException) -> bytes | None:
+    """Pickle the exception as its author meant it, if it comes back as itself."""
+    data = _try_dumps(error)
+    if data is None:
+        return None
+    try:
+        copy = serialization.round_trip(error)
+        same = type(copy).__qualname__ == type(error).__qualname__ and safe_str(copy) == safe_str(error)
+        if type(error).__reduce__ is BaseException.__reduce__:  # another one knows what makes up the exception
+            same = same and repr(copy.args) == repr(error.args)
+    except _FAILURES:  # the author's __reduce__, __init__ or __repr__ runs here and may do anything
+        return None
+    return data if same else None
+
+
+def _try_dumps(value: Any) -> bytes | None:
+    try:
+        return serialization.dumps(value)
+    except Exception:  # noqa: BLE001 - the author's own pickling hooks run here
+        return None
+
+
+def _pack_part(value: Any) -> bytes | str:
+    data = _try_dumps(value)
+    if data is not None:
+        try:
+            serialization.round_trip(value)
+        except Exception:  # noqa: BLE001 - as above
+            data = None
+    return serialization.safe_repr(value) if data is None else data
+
+
+def _pack_argument(
+    value: Any, group: tuple[BaseException, ...], linked: Callable[[BaseException], EncodedException | None]
+) -> bytes | str | Members | EncodedException:
+    if group and type(value) in (list, tuple):
+        places = {id(member): place for place, member in enumerate(group)}
+        if all(id(item) in places for item in value):
+            return Members(type(value), tuple(places[id(item)] for item in value))
+    # An exception's own pickling may lose its text, as that of urllib3's in requests' does.
+    packed = linked(value) if isinstance(value, BaseException) else None
+    return _pack_part(value) if packed is None else packed
+
+
+def _pack_members(error: BaseException) -> Iterator[tuple[str, bytes | str]]:
+    for name, member in _members_of(type(error)).items():
+        with contextlib.suppress(AttributeError):  # a slot that was never set
+            value = member.__get__(error)
+            # Python's own read as None where they are not set, and are another thing once they are set to None.
+            if value is not None or "__slots__" in vars(member.__objclass__):
+                yield name, _pack_part(value)
+
+
+def _members_of(cls: type[BaseException]) -> dict[str, types.MemberDescriptorType]:
+    """Return what exceptions of a class hold beside `__dict__`: slots, and what Python's own have, as `filename`.
+
+    But for the object of an `AttributeError`: that may be anything, of any size. Python leaves it at home as well.
+    """
+    return {
+        name: member
+        for base in reversed(cls.__mro__)
+        for name, member in vars(base).items()
+        if isinstance(member, types.MemberDescriptorType)
+        if not name.startswith("__") and member is not vars(AttributeError).get("obj")
+    }
+
+
+def _unpack_part(part: bytes | str) -> Any:
+    if isinstance(part, str):
+        return part
+    try:
+        return serialization.loads_in_caller(part)
+    except Exception as error:  # noqa: BLE001 - a class that this process cannot import
+        return f"<cannot be read here: {type(error).__name__}: {safe_str(error)}>"
+
+
+def _set(error: BaseException, name: str, value: Any) -> None:
+    """Set an attribute past a `__setattr__` that refuses, as that of a frozen dataclass."""
+    BaseException.__setattr__(error, name, value)
+
+
+def _unpack(packed: EncodedException, made: dict[int, BaseException]) -> BaseException:
+    """Unpack an exception, unless it is among those `made` already, by the id of what they were packed in."""
+    if id(packed) in made:
+        return made[id(packed)]
+    error = made[id(packed)] = _rebuild(packed, made)
+    _set(error, "__traceback__", _traceback(packed.frames))
+    if packed.context is not None:
+        _set(error, "__context__", _unpack(packed.context, made))
+    if packed.cause is not None:
+        _set(error, "__cause__", _unpack(packed.cause, made))
+    _set(error, "__suppress_context__", packed.suppress_context)
+    return error
+
+
+def _rebuild(packed: EncodedException, made: dict[int, BaseException]) -> BaseException:
+    members = [_unpack(member, made) for member in packed.group or ()]
+    args = tuple(_unpack_argument(part, members, made) for part in packed.args)
+    error = _read_whole(packed)
+    if error is not None:
+        # What the author's __reduce__ knows may be better than a text.
+        if not any(isinstance(part, str) for part in packed.args):
+            with contextlib.suppress(Exception):  # a class may make them read-only
+                _set(error, "args", args)
+        knows_attributes = type(error).__reduce__ is BaseException.__reduce__
+    else:
+        makings = args if packed.group is None else (packed.message, members)
+        error = _bare(_class_of(packed), makings)
+        if error is None:
+            error = _stand_in(packed)(packed.text)
+        if packed.group is not None:
+            _set(error, "args", args)
+        knows_attributes = False
+    _restore_attributes(error, packed, keep=knows_attributes)
+    return error
+
+
+def _unpack_argument(
+    part: bytes | str | Members | EncodedException, members: list[BaseException], made: dict[int, BaseException]
+) -> Any:
+    if isinstance(part, Members):
+        return part.kind(members[place] for place in part.places)
+    return _unpack(part, made) if isinstance(part, EncodedException) else _unpack_part(part)
+
+
+def _read_whole(packed: EncodedException) -> BaseException | None:
+    if packed.whole is None:
+        return None
+    try:
+        error = serialization.loads_in_caller(packed.whole)
+    except Exception:  # noqa: BLE001 - the class may be importable only where the action ran
+        return None
+    return error if isinstance(error, BaseException) else None
+
+
+def _restore_attributes(error: BaseException, packed: EncodedException, *, keep: bool) -> None:
+    """Give an exception the attributes that the original had, and no others; `keep` those that it has already."""
+    attributes: dict[str, Any] = getattr(error, "__dict__", {})
+    for name in attributes.keys() - packed.state.keys():
+        del attributes[name]
+    for name, part in packed.state.items():
+        # Its constructor may have made anew what cannot travel.
+        if name not in attributes or not (keep or isinstance(part, str)):
+            attributes[name] = _unpack_part(part)
+    known = _members_of(type(error))
+    for name, part in packed.members.items():
+        with contextlib.suppress(Exception):  # some can only be read, or take numbers only
+            if name in known:
+                known[name].__set__(error, _unpack_part(part))
+            else:
+                attributes[name] = _unpack_part(part)
+
+
+def _bare(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | None:
+    """Make an exception past its constructors: the author's may want what cannot be known here."""
+    makers: tuple[Any, ...] = (BaseException, BaseExceptionGroup, cls)
+    for maker in makers:
+        try:
+            error: BaseException = maker.__new__(cls, *args)
+        except _FAILURES:  # a class that only one of the others can make
+            continue
+        with contextlib.suppress(*_FAILURES):
+            _builtin_init(cls)(error, *args)
+        return error
+    return None
+
+
+def _builtin_init(cls: type[BaseException]) -> Callable[..., None]:
+    """Return the nearest `__init__` that is Python's own: it sets `args`, and `errno`, `code` and their like."""
+    found: Callable[..., None] = next(
+        vars(base)["__init__"]
+        for base in cls.__mro__
+        if isinstance(vars(base).get("__init__"), types.WrapperDescriptorType)
+    )
+    return found
+
+
+def _class_of(packed: EncodedException) -> type[BaseException]:
+    if packed.cls is not None:
+        try:
+            cls = serialization.loads_in_caller(packed.cls)
+        except Exception:  # noqa: BLE001 - as in _rebuild
+            cls = None
+        if isinstance(cls, type) and issubclass(cls, BaseException):
+            return cls
+    if packed.group is not None:
+        return BaseExceptionGroup  # which makes an `ExceptionGroup` of plain exceptions
+    return _stand_in(packed)
+
+
+def _stand_in(packed: EncodedException) -> type[BaseException]:
+    """Make a class of the same name for an exception whose own class this process cannot have."""
+    name = packed.type_name.rpartition(".")[2]
+    return type(name, (Exception,), {"__module__": packed.module, "__qualname__": packed.type_name})
+
+
+def _traceback(frames: tuple[FrameSummary, ...]) -> types.TracebackType | None:
+    tb: types.TracebackType | None = None
+    codes: dict[Any, types.CodeType] = {}  # frames of one place share their code, by which pytest detects recursion
+    for summary in reversed(frames):
+        place = (replace(summary, arguments=()), tuple(name for name, _ in summary.arguments))
+        if place not in codes:
+            codes[place] = _code_of(summary)
+        code = codes[place]
+        frame = _frame_of(code, summary)
+        # Without a position no instruction (-1): renderers then take the line from the traceback, not from the stub.
+        instruction = -1 if summary.span is None else len(code.co_code) - 2
+        tb = types.TracebackType(tb, frame, instruction, summary.line)
+    return tb
+
+
+def _code_of(summary: FrameSummary) -> types.CodeType:
+    stub = _stub(len(summary.arguments))
+    return stub.replace(
+        co_code=stub.co_code + bytes([opmap["NOP"], 0]),
+        co_varnames=tuple(name for name, _ in summary.arguments),
+        co_filename=summary.filename,
+        co_name=summary.name,
+        co_qualname=summary.qualname,
+        co_firstlineno=summary.first_line,
+        co_linetable=stub.co_linetable + _location(summary),
+    )
+
+
+def _location(summary: FrameSummary) -> bytes:
+    """Return the entry of the stub's last instruction in its line table: CPython's `Objects/locations.md`."""
+    if summary.span is None:
+        return bytes([0x80 | 15 << 3])  # no location
+    end_line, column, end_column = summary.span
+    lines = summary.line - summary.first_line  # the entries before have come back to the first line
+    numbers = (-lines << 1 | 1 if lines < 0 else lines << 1, end_line - summary.line, column + 1, end_column + 1)
+    return bytes([0x80 | 14 << 3]) + b"".join(map(_varint, numbers))
+
+
+def _varint(number: int) -> bytes:
+    chunks = bytearray()
+    while number >= 64:
+        chunks.append(0x40 | number & 63)
+        number >>= 6
+    return bytes(chunks) + bytes([number])
+
+
+@functools.cache
+def _stub(arguments: int) -> types.CodeType:
+    """Return the code that a frame that came back has run: a function with so many arguments.
+
+    An instruction is added to it that is never reached. It is there to have a position: no tracer may take the lines of
+    others for lines that ran here.
+    """
+    namespace: dict[str, Any] = {}
+    exec(f"def stub({', '.join(f'a{number}' for number in range(arguments))}): raise __error__", namespace)
+    code: types.CodeType = namespace["stub"].__code__
+    return code
+
+
+def _frame_of(code: types.CodeType, summary: FrameSummary) -> types.FrameType:
+    around: dict[str, Any] = {"__name__": summary.module, "__file__": summary.filename, "__error__": RuntimeError()}
+    if summary.hidden:
+        around["__tracebackhide__"] = True
+    try:
+        types.FunctionType(code, around)(*(value for _, value in summary.arguments))
+    except RuntimeError as raised:
+        tb = raised.__traceback__
+    assert tb is not None
+    assert tb.tb_next is not None
+    return tb.tb_next.tb_frame

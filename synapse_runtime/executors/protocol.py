@@ -1,0 +1,508 @@
+"""The message between a caller and a worker: a `CallRequest` there, a `RunResponse` back.
+
+A message has four parts:
+
+    synapse 1 0.1.0 LF    the number of the protocol and the sender's version of this package, in ASCII
+    a pickled dict        the header: named fields of builtin types, and the sizes of the two parts that follow
+    two pickles           what may contain objects of any class
+
+The line is the same in all protocols, so sender and receiver of different versions can always name both. The header is
+readable before the plugin's modules can be imported; the two pickles are read once they can. Large buffers, those of
+arrays, may be sent beside the message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from synapse_runtime import __version__, serialization
+from synapse_runtime.core import assertions, coverage_support, remote_exceptions
+from synapse_runtime.core.execution import ActionCall, ActionRun, check_params, require_picklable
+from synapse_runtime.core.log_config import LoggingConfig
+from synapse_runtime.core.output_capture import Captured
+from synapse_runtime.core.threads import SharedContext
+from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.errors import (
+    ClusterError,
+    ConfigError,
+    ExecutionError,
+    PluginError,
+    ResultNotSerializable,
+    ValidationError,
+    safe_str,
+)
+from synapse_runtime.events import Event
+from synapse_runtime.executors.path_mapping import PathMap
+from synapse_runtime.plugins.module_scopes import activate_modules, is_installed_path, top_level_names
+from synapse_runtime.sdk_compat import import_hook
+
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
+PROTOCOL: Final = 1
+_NAME: Final = b"synapse"
+# What a message of ours begins with. Alone, it is a worker's answer to a request of another version.
+VERSION_LINE: Final = b"%s %d %s\n" % (_NAME, PROTOCOL, __version__.encode())
+# Errors of `encode_call`: the call is not sent, and they are the error of its run.
+REFUSALS: Final = (ValidationError, ResultNotSerializable, ConfigError)
+
+# One thread at a time reads or writes messages with objects of a plugin: meanwhile its modules are the active ones.
+_module_lock = threading.RLock()
+
+
+class VersionMismatch(Exception):
+    """A message comes from another version of this package.
+
+    Args:
+        line: The first line of the message.
+    """
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__(line)
+        words = line.split()
+        is_known = len(words) == 3 and words[0] == _NAME
+        self.protocol = words[1].decode("ascii", "replace") if is_known else "unknown"
+        self.version = words[2].decode("ascii", "replace") if is_known else "unknown"
+
+
+@dataclass(frozen=True)
+class CallerSettings:
+    """Settings of the caller's process that apply to all its calls, until they change.
+
+    Attributes:
+        import_paths: The caller's own additions to `sys.path`, for workers that share its file system.
+        logging: Levels of loggers and filters of warnings.
+        rewritten_modules: The plugin's modules whose assertions pytest rewrites in the caller.
+        coverage: How the caller measures coverage, if it does.
+        sdk_names: Whether `synapse_sdk` is our stand-in in the caller.
+    """
+
+    import_paths: tuple[str, ...]
+    logging: LoggingConfig
+    rewritten_modules: tuple[str, ...] = ()
+    coverage: coverage_support.CoverageSettings | None = None
+    sdk_names: bool = True
+
+
+@dataclass(frozen=True)
+class CallRequest:
+    """A call as a worker receives it.
+
+    Attributes:
+        name: The action's name.
+        job_id: The id of the run.
+        timeout: The time limit of the action in seconds, or None.
+        import_root: The directory of the plugin's modules, if there is a plugin.
+        shares_filesystem: Whether the worker sees the caller's file system; if not, the plugin was sent along.
+        settings: Settings of the caller's process.
+    """
+
+    name: str
+    job_id: str
+    timeout: float | None
+    import_root: str | None
+    shares_filesystem: bool
+    settings: CallerSettings
+    _call: memoryview = field(repr=False)
+    _buffers: Sequence[Any] = field(default=(), repr=False)
+
+    def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
+        """Return the call; this imports the modules that its params and its action come from."""
+        # Params are the action's own: it may write to them.
+        fields = loads(self._call, map(bytearray, self._buffers))
+        return ActionCall(
+            name=self.name, job_id=self.job_id, timeout=self.timeout, import_root=self.import_root, **fields
+        )
+
+
+@dataclass(frozen=True)
+class EncodedCall:
+    """A call that is ready to be sent.
+
+    Attributes:
+        call: The call, its params validated where the action can be imported here.
+        buffers: Large buffers of its params, which are not in the message.
+    """
+
+    call: ActionCall
+    buffers: serialization.Buffers
+    _settings: bytes = field(repr=False)
+    _fields: bytes = field(repr=False)
+
+    def message(self, *, shares_filesystem: bool = True) -> bytes:
+        """Return the message for a worker.
+
+        Args:
+            shares_filesystem: As in `CallRequest`.
+        """
+        call = self.call
+        header = {
+            "name": call.name,
+            "job_id": call.job_id,
+            "timeout": call.timeout,
+            "import_root": call.import_root,
+            "shares_filesystem": shares_filesystem,
+        }
+        return _message(header, self._settings, self._fields)
+
+
+def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
+    """Validate the params of a call, where its action can be imported here, and encode it.
+
+    Args:
+        call: The call.
+        out_of_band: Whether large buffers of the params may be sent beside the message.
+
+    Raises:
+        ValidationError: The params do not fit; nothing has been sent.
+        ConfigError: What was to be run is not an action.
+        ResultNotSerializable: The params or the action cannot be sent.
+    """
+    with _no_bytecode():
+        params = check_params(call)
+    if params is not call.params:
+        call = replace(call, params=params)
+    buffers: serialization.Buffers = []
+    fields = {
+        "action": call.action,
+        "params": params,
+        "env": call.env,
+        "cwd": call.cwd,
+        "config_path": call.config_path,
+        "category": call.category,
+        "language": call.language,
+    }
+    if serialization.is_plain(fields):
+        data = serialization.dumps(fields)
+    else:
+        with _plugin_modules(call.import_root):
+            try:
+                data = serialization.dumps(fields, buffers if out_of_band else None)
+            except Exception:
+                require_picklable(call.name, call.action, params)
+                raise
+    return EncodedCall(call, buffers, _settings.encoded(call.import_root), data)
+
+
+def decode_request(data: bytes, buffers: Sequence[Any] = ()) -> CallRequest:
+    """Read a message that `encode_call` made.
+
+    Args:
+        data: The message.
+        buffers: The large buffers that came with it.
+
+    Raises:
+        VersionMismatch: Its sender has another version.
+    """
+    header, settings, fields = _parts(data)
+    return CallRequest(**header, settings=_decode_settings(bytes(settings)), _call=fields, _buffers=buffers)
+
+
+@dataclass(frozen=True)
+class RunResponse:
+    """A run as its caller receives it, beside what of it may be of any class.
+
+    Attributes:
+        name: The action's name.
+        duration: Seconds that the action took.
+        mode: The mode that it ran in.
+        job_id: The id of the run.
+        pid: The worker's process.
+        host: The worker's machine.
+        node: Ray's id of that machine.
+        stdout: What the action printed; None if the worker did not capture its output.
+        stderr: The same for standard error.
+    """
+
+    name: str
+    duration: float
+    mode: str
+    job_id: str
+    pid: int
+    host: str
+    node: str
+    stdout: str | None = field(repr=False)
+    stderr: str | None = field(repr=False)
+
+
+def encode_run(
+    run: ActionRun,
+    *,
+    env: Mapping[str, Any] | None,
+    recorder: assertions.FailureRecorder,
+    collector: coverage_support.CoverageCollector,
+    path_map: PathMap | None = None,
+    out_of_band: serialization.Buffers | None = None,
+) -> bytes:
+    """Encode a run in the worker.
+
+    Args:
+        run: The run.
+        env: The variables of the call, whose values must not appear in tracebacks.
+        recorder: What this worker has recorded of failed assertions.
+        collector: What it has measured of coverage.
+        path_map: Which path of the worker is which of the caller's, if they do not share a file system.
+        out_of_band: Takes large buffers of the result, which are not in the message then.
+    """
+    result = b""
+    buffers: serialization.Buffers = []
+    error = run.error
+    if error is None and run.result is not None:
+        try:
+            result = serialization.dumps_named(run.result, "result", buffers)
+        except ResultNotSerializable as problem:
+            error = problem
+    encoded_error = None
+    if error is not None:
+        if path_map is not None:
+            path_map.rewrite_error(error)
+        with remote_exceptions.redact_values(PluginEnvironment(env).as_strings()):
+            to_caller = str if path_map is None else path_map.to_caller
+            encoded_error = remote_exceptions.encode_exception(error, to_caller)
+    captured = Captured() if run.captured is None else run.captured
+    details = {
+        "events": [row_of(event) for event in run.events],
+        "records": captured.records,
+        "warnings": captured.warnings,
+        "already_printed": captured.already_printed,
+        "output_positions": captured.output_positions,
+        "error": encoded_error,
+        "failed_assertions": recorder.collect(error),
+        "coverage": collector.collect(str if path_map is None else path_map.file_to_caller),
+    }
+    header = {
+        "name": run.name,
+        "duration": run.duration,
+        "mode": run.mode,
+        "job_id": run.job_id,
+        "pid": run.pid,
+        "host": run.host,
+        "node": run.node,
+        "stdout": None if run.captured is None else captured.stdout,
+        "stderr": None if run.captured is None else captured.stderr,
+    }
+    encoded_details = serialization.dumps(details) if any(details.values()) else b""
+    if error is not None:
+        return _message(header, encoded_details, b"")
+    if out_of_band is None:
+        return _message(header, encoded_details, result, *(buffer.raw() for buffer in buffers))
+    if len(result) >= serialization.OUT_OF_BAND_BYTES:
+        out_of_band.append(pickle.PickleBuffer(result))
+        result = b""
+    out_of_band.extend(buffers)
+    return _message(header, encoded_details, result)
+
+
+def decode_run(
+    data: bytes, call: ActionCall | None = None, *, import_root: str | None = None, buffers: Iterable[Any] = ()
+) -> ActionRun:
+    """Read a run in the caller's process.
+
+    Args:
+        data: What `encode_run` returned.
+        call: The call that it answers, with its validated params.
+        import_root: The directory of the plugin's modules, if the call is not known: another process made it.
+        buffers: What `encode_run` put beside it.
+
+    Raises:
+        ClusterError: The worker has another version of this package; names both.
+    """
+    try:
+        header, details, result, *in_band = _parts(data)
+    except VersionMismatch as error:
+        raise version_error(error) from None
+    response = RunResponse(**header)
+    result_buffers = serialization.read_only(in_band or buffers)
+    if not result and result_buffers and not in_band:
+        result = result_buffers.pop(0)
+    run = ActionRun(
+        response.name,
+        duration=response.duration,
+        mode=response.mode,
+        job_id=response.job_id,
+        pid=response.pid,
+        host=response.host,
+        node=response.node,
+    )
+    captured = Captured(response.stdout or "", response.stderr or "")
+    if response.stdout is not None:
+        run.captured = captured
+    if not details and (not result or is_builtin_data(result)):  # the common case needs no modules
+        run.result = serialization.loads(result) if result else None
+        return run
+    with _module_lock, _no_bytecode(), _plugin_modules(import_root if call is None else call.import_root):
+        if details:
+            _read_details(run, captured, serialization.loads_in_caller(details))
+        if run.error is None and result:
+            try:
+                run.result = serialization.loads_in_caller(result, result_buffers)
+            except Exception as problem:  # noqa: BLE001 - reading runs any code of the result's classes
+                run.error = ResultNotSerializable(
+                    f"the result of {run.name} cannot be read here: {type(problem).__name__}: {safe_str(problem)}"
+                )
+                run.error.__cause__ = problem
+    if call is not None and run.error is not None and not run.duration:
+        run.error = _call_problem(call, run.error)
+    return run
+
+
+def version_error(mismatch: VersionMismatch) -> ClusterError:
+    """Return the error for a worker that has another version of this package than its caller."""
+    return ClusterError(
+        f"the worker has version {mismatch.version} of pytest-synapse-harness (protocol {mismatch.protocol}), this "
+        f"process has {__version__} (protocol {PROTOCOL}): install the same version on both. On a cluster that does "
+        "not share your file system, --debug-sdk (pytest: --synapse-debug-sdk) sends this one with the plugin"
+    )
+
+
+def row_of(event: Event) -> tuple[Any, ...]:
+    """Return an event as plain data, which is many times cheaper to pickle."""
+    return event.kind, event.name, event.data, event.level, event.step, event.file, event.time
+
+
+def is_builtin_data(data: bytes | memoryview) -> bool:
+    """Tell whether a pickle surely consists of builtin types: no instruction in it looks up a name in a module."""
+    return isinstance(data, bytes) and len(data) < serialization.OUT_OF_BAND_BYTES and pickle.STACK_GLOBAL not in data
+
+
+def loads_in_plugin(data: bytes, import_root: str | None) -> Any:
+    """Read a pickle that may contain objects of a plugin, in the caller's process.
+
+    Args:
+        data: The pickle.
+        import_root: The directory of the plugin's modules.
+    """
+    with _module_lock, _plugin_modules(import_root):
+        return serialization.loads_in_caller(data)
+
+
+def _message(header: dict[str, Any], *parts: bytes | memoryview) -> bytes:
+    header["sizes"] = [*map(len, parts)]
+    return b"".join((VERSION_LINE, pickle.dumps(header, protocol=5), *parts))
+
+
+def _parts(data: bytes) -> tuple[Any, ...]:
+    """Return a message's header and its parts; small ones as bytes.
+
+    Raises:
+        VersionMismatch: Its sender has another version.
+    """
+    if not data.startswith(VERSION_LINE) or len(data) == len(VERSION_LINE):
+        raise VersionMismatch(data[:100].partition(b"\n")[0])
+    whole = memoryview(data)
+    header: dict[str, Any] = pickle.loads(whole[len(VERSION_LINE) :])  # which ignores what follows
+    sizes = header.pop("sizes")
+    parts: list[Any] = [header]
+    start = len(data) - sum(sizes)
+    for size in sizes:
+        part = whole[start : start + size]
+        parts.append(part if size >= serialization.OUT_OF_BAND_BYTES else bytes(part))
+        start += size
+    return tuple(parts)
+
+
+def _read_details(run: ActionRun, captured: Captured, details: dict[str, Any]) -> None:
+    run.events = [Event(*row) for row in details["events"]]
+    captured.records = details["records"]
+    captured.warnings = details["warnings"]
+    captured.already_printed = details["already_printed"]
+    captured.output_positions = details["output_positions"]
+    coverage_support.merge(details["coverage"])
+    if details["error"] is not None:
+        run.error = _without_traceback(remote_exceptions.decode_exception(details["error"]))
+        assertions.explain(run.error, details["failed_assertions"])
+
+
+def _call_problem(call: ActionCall, error: PluginError) -> PluginError:
+    """Return why an action did not start: the worker's error, unless it turns out here that the call cannot be sent.
+
+    Some params can be pickled but not unpickled, which is too expensive to find out before each call.
+    """
+    try:
+        require_picklable(call.name, call.action, call.params)
+    except PluginError as problem:
+        return problem
+    return error
+
+
+def _without_traceback(error: BaseException) -> PluginError:
+    error.__traceback__ = None  # the frames of its cause say where; its own are this package's
+    if isinstance(error, PluginError):
+        return error
+    return ExecutionError(safe_str(error))
+
+
+class _SettingsCache:
+    """The settings of this process, pickled again only when they have changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[str | None, tuple[tuple[Any, ...], bytes]] = {}
+        self._path: list[str] = []
+        self._directory: str | None = None  # the working directory, where it matters
+        self._absent: list[str] = []
+        self._import_paths: tuple[str, ...] = ()
+
+    def encoded(self, root: str | None) -> bytes:
+        """Return the pickled `CallerSettings` for a plugin whose modules are in this directory."""
+        rewritten: tuple[str, ...] = ()
+        if root is not None and assertions.is_rewriting():
+            rewritten = assertions.rewritten_modules(top_level_names(root))
+        settings = (
+            self._additions(),
+            LoggingConfig.current(),
+            rewritten,
+            coverage_support.current_settings(),
+            import_hook.is_installed(),
+        )
+        known = self._known.get(root)
+        if known is None or known[0] != settings:
+            known = self._known[root] = (settings, pickle.dumps(CallerSettings(*settings), protocol=5))
+        return known[1]
+
+    def _additions(self) -> tuple[str, ...]:
+        """Return what is on `sys.path` beside Python's own directories and installed packages."""
+        if (
+            sys.path != self._path
+            or (self._directory is not None and self._directory != os.getcwd())
+            or any(map(os.path.isdir, self._absent))
+        ):
+            self._path = list(sys.path)
+            self._directory = None if all(map(os.path.isabs, self._path)) else os.getcwd()
+            paths = [os.path.abspath(path) for path in self._path]
+            self._absent = [path for path in paths if not os.path.isdir(path)]
+            self._import_paths = tuple(path for path in paths if not is_installed_path(path))
+        return self._import_paths
+
+
+_settings = _SettingsCache()
+
+
+@functools.lru_cache(maxsize=4)
+def _decode_settings(data: bytes) -> CallerSettings:
+    settings: CallerSettings = pickle.loads(data)
+    return settings
+
+
+@contextlib.contextmanager
+def _writes_no_bytecode() -> Iterator[None]:
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+# Keeps Python from writing `__pycache__` into a plugin's directory: a call to a worker leaves no trace there.
+_no_bytecode = SharedContext(_writes_no_bytecode)
+
+
+def _plugin_modules(root: str | None) -> contextlib.AbstractContextManager[None]:
+    return activate_modules(root) if root is not None and os.path.isdir(root) else contextlib.nullcontext()

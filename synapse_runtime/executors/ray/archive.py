@@ -1,0 +1,289 @@
+"""A directory as a package that travels: what goes into it, and one zip file that is the same for the same content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from synapse_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
+# The dashboard takes no more at once; nor is it wanted that every run sends more.
+LIMIT_BYTES: Final = 100_000_000
+IGNORE_FILES: Final = (".gitignore", ".synapseignore", ".rayignore")  # what a later one says holds
+# Of no use to a worker, whatever the ignore files say.
+_LEFT_OUT: Final = {
+    *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", ".tox", ".nox", ".ipynb_checkpoints", ".DS_Store"),
+    *("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".coverage"),
+}
+_LEFT_OUT_SUFFIXES: Final = (".pyc", ".pyo")
+_OF_A_VIRTUAL_ENVIRONMENT: Final = "pyvenv.cfg"
+# The earliest that a zip file can tell: when a file was written is no part of its content.
+_NO_TIME: Final = (1980, 1, 1, 0, 0, 0)
+_SHOWN_FILES: Final = 5
+_READ_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Package:
+    """A zip file in memory.
+
+    Attributes:
+        data: Its bytes.
+        uri: The name that a cluster keeps it under, made of its content.
+    """
+
+    data: bytes
+    uri: str
+
+
+def package_of_one_file(name: str, content: bytes) -> Package:
+    """Return a package of a file that is nowhere on a disk."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(name, _NO_TIME), content)
+    return _named(buffer.getvalue())
+
+
+class Entry(NamedTuple):
+    """A file to be packed, or an empty directory: size and time are then 0.
+
+    Attributes:
+        name: Its path from the packed directory, with slashes; that of a directory ends with one.
+        path: Where it is.
+        size: Bytes.
+        changed: When it was written last, in nanoseconds.
+        mode: Permissions.
+    """
+
+    name: str
+    path: str
+    size: int
+    changed: int
+    mode: int
+
+
+class PackageBuilder:
+    """Packs one directory, anew only when a file in it has changed.
+
+    Args:
+        root: The directory.
+        prefix: What the names in the package start with, such as `synapse_runtime/`.
+        always: Paths from `root` of files and directories that are packed whatever ignore files say.
+        excludes: Patterns of what is left out beside what the ignore files name, in their syntax.
+    """
+
+    def __init__(
+        self, root: Path | str, *, prefix: str = "", always: Iterable[str] = (), excludes: Iterable[str] = ()
+    ) -> None:
+        self._root = os.path.abspath(root)
+        self._prefix = prefix
+        self._always = tuple(name.strip("/") for name in always)
+        self._excludes = tuple(excludes)
+        self._packed: tuple[list[Entry], Package] | None = None
+
+    def entries(self) -> list[Entry]:
+        """Return what is packed, in order.
+
+        Links are followed, so that a worker finds what the action finds here; one that leads back up is left out, as
+        are links that lead nowhere, sockets and devices.
+
+        Raises:
+            ConfigError: A directory cannot be read.
+        """
+        return sorted(_walk(self._root, "", _rules_above(self._root), (), self._always, self._excludes))
+
+    def package(self) -> Package:
+        """Return the package of the directory as it is now.
+
+        Raises:
+            ConfigError: It is too large; lists the largest files. Or a file cannot be read.
+        """
+        entries = self.entries()
+        if self._packed is None or self._packed[0] != entries:
+            self._packed = (entries, _package(self._root, self._prefix, entries))
+        return self._packed[1]
+
+
+class _Rules(NamedTuple):
+    """What an ignore file says of the names below its directory."""
+
+    directory: str
+    patterns: GitIgnoreSpec
+
+
+def _walk(
+    directory: str,
+    inside: str,
+    rules: tuple[_Rules, ...],
+    above: tuple[str, ...],
+    always: tuple[str, ...],
+    excludes: tuple[str, ...],
+) -> Iterator[Entry]:
+    """Yield what is packed of a directory.
+
+    Args:
+        directory: Its path.
+        inside: Its path from the root, with a slash at its end; empty for the root.
+        rules: Those of the directories above it, outermost first.
+        above: Where the directories above it really are.
+        always: What is packed whatever the rules say.
+        excludes: Patterns for the root alone.
+    """
+    real = os.path.realpath(directory)
+    if real in above:
+        return
+    try:
+        found = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+    rules = (*rules, *_rules_of(directory))
+    if excludes and not inside:
+        rules = (*rules, _Rules(directory, _patterns(excludes)))
+    empty = True
+    for entry in found:
+        name = inside + entry.name
+        try:
+            status, is_directory = entry.stat(), entry.is_dir()
+        except OSError:  # a link that leads nowhere
+            continue
+        wanted = any(name == item or name.startswith(item + "/") for item in always)
+        passed = is_directory and any(item.startswith(name + "/") for item in always)
+        if not (wanted or passed) and (_is_left_out(entry, is_directory) or _ignored(entry.path, is_directory, rules)):
+            continue
+        empty = False
+        if is_directory:
+            deeper = rules
+            if passed and not wanted and _ignored(entry.path, True, rules):
+                deeper = (*rules, _Rules(entry.path, _patterns(["*"])))  # only on the way to what is packed always
+            yield from _walk(entry.path, name + "/", deeper, (*above, real), always, excludes)
+        elif stat.S_ISREG(status.st_mode):
+            yield Entry(
+                name, entry.path, status.st_size, status.st_mtime_ns, 0o755 if status.st_mode & 0o111 else 0o644
+            )
+    if empty and inside:
+        yield Entry(inside, directory, 0, 0, 0o755)
+
+
+def _is_left_out(entry: os.DirEntry[str], is_directory: bool) -> bool:
+    if is_directory and os.path.exists(os.path.join(entry.path, _OF_A_VIRTUAL_ENVIRONMENT)):
+        return True
+    return entry.name in _LEFT_OUT or (not is_directory and entry.name.endswith(_LEFT_OUT_SUFFIXES))
+
+
+def _ignored(path: str, is_directory: bool, rules: tuple[_Rules, ...]) -> bool:
+    """Tell whether the rules leave a path out: as with git, the last pattern that matches decides."""
+    for directory, patterns in reversed(rules):
+        name = os.path.relpath(path, directory) + ("/" if is_directory else "")
+        decided = patterns.check_file(name).include
+        if decided is not None:
+            return decided
+    return False
+
+
+def _rules_of(directory: str) -> Iterator[_Rules]:
+    for name in IGNORE_FILES:
+        path = os.path.join(directory, name)
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                yield _Rules(directory, _patterns(file))
+
+
+def _rules_above(root: str) -> tuple[_Rules, ...]:
+    """Return what `.gitignore` files above the root say, up to the repository's top; but not of the root itself."""
+    parents = [os.fspath(parent) for parent in Path(root).parents]
+    top = next((place for place, parent in enumerate(parents) if os.path.exists(os.path.join(parent, ".git"))), None)
+    if top is None or os.path.exists(os.path.join(root, ".git")):
+        return ()
+    rules = tuple(rule for parent in reversed(parents[: top + 1]) for rule in _rules_of(parent))
+    return tuple(rule for rule in rules if not _ignored(root, True, (rule,)))
+
+
+def _patterns(lines: Iterable[str]) -> GitIgnoreSpec:
+    from pathspec import GitIgnoreSpec
+
+    return GitIgnoreSpec.from_lines(lines)
+
+
+def _package(root: str, prefix: str, entries: list[Entry]) -> Package:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in entries:
+            info = zipfile.ZipInfo(prefix + entry.name, _NO_TIME)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system = 3  # Unix: there are permissions
+            info.external_attr = entry.mode << 16
+            info.file_size = entry.size
+            if entry.name.endswith("/"):
+                archive.writestr(info, b"")
+                continue
+            try:
+                with open(entry.path, "rb") as source, archive.open(info, "w") as target:
+                    for piece in iter(partial(source.read, _READ_BYTES), b""):
+                        target.write(piece)
+                        if buffer.tell() > LIMIT_BYTES:
+                            raise _TooLarge
+            except OSError as error:
+                raise _unreadable(entry.path, error) from error
+            except _TooLarge:
+                break
+        else:
+            archive.close()
+            data = buffer.getvalue()
+            if len(data) <= LIMIT_BYTES:
+                return _named(data)
+    raise _too_large(root, entries)
+
+
+def _named(data: bytes) -> Package:
+    return Package(data, f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip")
+
+
+class _TooLarge(Exception):
+    """The zip file has grown past the limit."""
+
+
+def _too_large(root: str, entries: list[Entry]) -> ConfigError:
+    largest = sorted(entries, key=lambda entry: -entry.size)[:_SHOWN_FILES]
+    width = max(len(readable_size(entry.size)) for entry in largest)
+    listed = "\n".join(f"  {readable_size(entry.size):>{width}}  {entry.name}" for entry in largest)
+    whole = readable_size(sum(entry.size for entry in entries))
+    return ConfigError(
+        f"the plugin is too large to be sent to a cluster: {whole} in {len(entries)} files, more than "
+        f"{readable_size(LIMIT_BYTES)} when compressed. Leave out what the action does not need, in .rayignore or "
+        f".gitignore, or let it read large files from shared storage. The largest:\n{listed}",
+        path=root,
+    )
+
+
+def _unreadable(path: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot be read, so the plugin cannot be sent to the cluster: {error.strerror}; .rayignore can leave it out",
+        path=path,
+    )
+
+
+def readable_size(size: float) -> str:
+    """Return a number of bytes for people.
+
+    Example:
+        >>> readable_size(987), readable_size(1_234_567)
+        ('987 B', '1.2 MB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,219 @@
+"""The process that a Ray job starts: a supervisor, with the action in a child process.
+
+The supervisor alone writes the job's log (see `job_log`). It outlives whatever the action does to its own process,
+so that output is complete and the way it ended is known even after a crash.
+
+Started as `python -m synapse_runtime.executors.ray.job_supervisor FILE`; the file holds the request. It is
+below the working directory, or below one that modules are imported from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from synapse_runtime.executors.path_mapping import PathMap, create_worker_copy, remove_import_path
+from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
+from synapse_runtime.executors.protocol import VERSION_LINE, CallRequest, VersionMismatch, decode_request
+from synapse_runtime.executors.ray import job_log
+from synapse_runtime.executors.worker import restore_temp_dir, serve
+
+_READ_BYTES = 65536
+# After the action's process has ended, something it started may still hold its output open: not for longer.
+_OUTPUT_SECONDS = 1.0
+# After the run is in, how long the interpreter may take to end: threads that the action left go on until then.
+_END_SECONDS = 5.0
+# Beyond the worker's own grace for an action that is past its time limit.
+_TIMEOUT_SECONDS = 2.0
+
+
+def main() -> None:
+    """Serve the request in the file that the command line names."""
+    places = [os.path.abspath(path) for path in ("", *sys.path)]
+    root = next((path for path in places if os.path.isfile(os.path.join(path, sys.argv[1]))), None)
+    if root is None:
+        sys.exit(f"the call, {sys.argv[1]}, did not arrive: it is in none of {', '.join(dict.fromkeys(places))}")
+    try:
+        request = _read_request(Path(root, sys.argv[1]))
+    except VersionMismatch:  # the caller finds both versions in the answer
+        sys.stdout.buffer.write(job_log.frame(job_log.RUN, VERSION_LINE))
+        return
+    remove_import_path(root)
+    path_map = None
+    if not request.shares_filesystem:
+        restore_temp_dir()
+        path_map = create_worker_copy(request.import_root, None if request.import_root is None else os.getcwd())
+    receive, send = Pipe(duplex=False)
+    stdout, stderr = os.pipe(), os.pipe()
+    crash_log, oom_kills = CrashLog(), kernel_oom_kills()
+    gc.freeze()  # what is imported by now stays to the end: the child need not go through it, and so copy it
+    # A stop that comes now waits until the supervisor can pass it on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        receive.close()
+        os.dup2(stdout[1], 1)
+        os.dup2(stderr[1], 2)
+        for descriptor in (*stdout, *stderr):
+            os.close(descriptor)
+        _run_child(request, send, crash_log, path_map)
+    send.close()
+    os.close(stdout[1])
+    os.close(stderr[1])
+    supervisor = _Supervisor(child, receive, stdout[0], stderr[0], request.timeout)
+    status = supervisor.run()
+    if status is None:
+        sys.exit(0)
+    death = parse_crash_log(crash_log.read(), status, out_of_memory=kernel_oom_kills() > oom_kills)
+    death = replace(death, timed_out=death.timed_out or supervisor.timed_out)
+    if path_map is not None:
+        death = replace(death, stack=path_map.to_caller(death.stack))
+    told = {"death": asdict(death), "duration": supervisor.duration}
+    supervisor.write(job_log.frame(job_log.EXIT, json.dumps(told).encode()))
+    sys.exit(1)
+
+
+def _read_request(file: Path) -> CallRequest:
+    """Read the request and delete its file: on the node's disk it would stay for long, and it may hold secrets."""
+    data = file.read_bytes()
+    with contextlib.suppress(PermissionError):  # of another user's than unpacked it: Ray deletes it in time
+        file.unlink()
+    return decode_request(data)
+
+
+def _run_child(request: CallRequest, send: Connection, crash_log: CrashLog, path_map: PathMap | None) -> NoReturn:
+    """Run the call and send its run to the supervisor; then end as any Python program does."""
+    restore_temp_dir()
+    crash_log.install()
+    for stream in (sys.stdout, sys.stderr):  # pipes now: lines must not wait for a full buffer
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    def say(kind: str, payload: bytes = b"") -> None:
+        send.send_bytes(kind.encode() + b" " + payload)
+
+    data = serve(
+        request,
+        mode="job",
+        crash_log=crash_log,
+        path_map=path_map,
+        on_event=lambda event: say(job_log.EVENTS, _encode_message(event)),
+        on_start=lambda: say("begin"),
+    )
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    say(job_log.RUN, data)
+    sys.exit(0)
+
+
+def _encode_message(value: Any) -> bytes:
+    from synapse_runtime import serialization
+
+    return serialization.dumps(value)
+
+
+class _Supervisor:
+    """Writes the log, and watches over the action's process."""
+
+    def __init__(self, child: int, channel: Connection, stdout: int, stderr: int, timeout: float | None) -> None:
+        self._child = child
+        self._timeout = timeout
+        self._kill_at = float("inf")
+        self._began = time.monotonic()
+        self.duration = 0.0
+        self.timed_out = False
+        self._run: bytes | None = None
+        self._writer = job_log.LogWriter()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(stdout, selectors.EVENT_READ, self._copier(stdout, job_log.STDOUT))
+        self._selector.register(stderr, selectors.EVENT_READ, self._copier(stderr, job_log.STDERR))
+        self._selector.register(channel, selectors.EVENT_READ, lambda: self._message(channel))
+
+    def run(self) -> int | None:
+        """Follow the action to its end; return None if it brought a run, else how its process ended."""
+        signal.signal(signal.SIGTERM, self._forward_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        where = {"host": socket.gethostname(), "pid": self._child}
+        self.write(job_log.frame(job_log.START, json.dumps(where).encode()))
+        status = self._follow()
+        if self._run is None:
+            self.duration = time.monotonic() - self._began
+            return status
+        self.write(job_log.frame(job_log.RUN, self._run))
+        return None
+
+    def write(self, data: bytes) -> None:
+        """Add to the log."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
+
+    def _follow(self) -> int:
+        """Copy output and messages until the process has ended and all is read; return its exit code."""
+        status: int | None = None
+        until = float("inf")
+        while self._selector.get_map() and time.monotonic() < until:
+            for key, _ in self._selector.select(timeout=0.2 if status is None else 0.05):
+                key.data()
+            if status is None and time.monotonic() > self._kill_at:
+                self.timed_out = self._run is None
+                self._signal(signal.SIGKILL)
+            if status is None:
+                pid, raw = os.waitpid(self._child, os.WNOHANG)
+                if pid:
+                    status = os.waitstatus_to_exitcode(raw)
+                    until = time.monotonic() + _OUTPUT_SECONDS
+        if status is None:
+            _, raw = os.waitpid(self._child, 0)
+            status = os.waitstatus_to_exitcode(raw)
+        return status
+
+    def _copier(self, descriptor: int, stream: str) -> Callable[[], None]:
+        def copy() -> None:
+            data = os.read(descriptor, _READ_BYTES)
+            if data:
+                self.write(self._writer.output(stream, data))
+            else:
+                self._selector.unregister(descriptor)
+
+        return copy
+
+    def _message(self, channel: Connection) -> None:
+        try:
+            kind, _, payload = channel.recv_bytes().partition(b" ")
+        except (EOFError, OSError):
+            self._selector.unregister(channel)
+            return
+        if kind == b"begin":
+            self._began = time.monotonic()
+            if self._timeout is not None:
+                self._kill_at = self._began + self._timeout + _TIMEOUT_SECONDS
+        elif kind == job_log.RUN.encode():
+            self._run = payload
+            self._kill_at = time.monotonic() + _END_SECONDS
+        elif kind == job_log.EVENTS.encode():
+            self.write(job_log.frame(job_log.EVENTS, payload))
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, number)
+
+    def _forward_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal(number)
+
+
+if __name__ == "__main__":
+    main()

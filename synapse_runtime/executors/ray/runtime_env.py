@@ -1,0 +1,301 @@
+"""What goes along with calls to a cluster that does not see our disk: the plugin, what it requires, this runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import importlib.metadata
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import synapse_runtime
+from synapse_runtime.errors import ClusterError, ConfigError
+from synapse_runtime.executors.ray.archive import Package, PackageBuilder, readable_size
+from synapse_runtime.executors.ray.cluster.driver import connected_through_client
+from synapse_runtime.plugins.manifest import Manifest, line_of
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from synapse_runtime.plugins.plugin import Plugin
+
+__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+
+_DISTRIBUTION: Final = "pytest-synapse-harness"
+_REQUIREMENTS: Final = "requirements.txt"
+# Where Ray has put the plugin when it installs what that requires; the installers read it in their own ways.
+_NODE_DIRECTORY: Final = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+_REFERENCE: Final = re.compile(r"^(?:-r|-c|--requirement|--constraint)[ =]*(?P<path>\S+)", re.MULTILINE)
+_INSTALLERS: Final = ("pip", "uv", "conda")
+# Ray's own limit for making a worker's surroundings, unless the config file's `runtime_env` sets another.
+_SETUP_SECONDS: Final = 600.0
+_TRANSFER_SECONDS: Final = 60.0
+_SHOWN_LINES: Final = 12
+
+
+class RuntimeEnvBuilder:
+    """Makes what a worker on such a cluster needs, for the calls of one plugin.
+
+    Args:
+        plugin: The plugin; None where actions are classes and functions alone.
+        debug_sdk: Whether this runtime goes along too, instead of the one that the cluster's nodes have.
+    """
+
+    def __init__(self, plugin: Plugin | None, *, debug_sdk: bool = False) -> None:
+        self._plugin = plugin if plugin is not None and plugin.config_path is not None else None
+        self._debug_sdk = debug_sdk
+
+    @property
+    def key(self) -> tuple[str | None, bool]:
+        """Identifies the runtime environment: calls with another one cannot share a worker."""
+        return (None if self._plugin is None else str(self._plugin.config_path), self._debug_sdk)
+
+    def build(self, send: Callable[[Package], str]) -> dict[str, Any]:
+        """Return Ray's `runtime_env` for a worker, once what it names is on the cluster.
+
+        Args:
+            send: Sends a package unless the cluster has it; returns its address there.
+
+        Raises:
+            ConfigError: The plugin is too large, or what its config file asks for cannot be had; names file and line.
+        """
+        manifest = Manifest() if self._plugin is None else self._plugin.manifest
+        environment = copy.deepcopy(manifest.runtime_env)
+        excludes = environment.pop("excludes", None) or []
+        self._check(environment)
+        lines = _runtimes_own_requirements() if self._debug_sdk else []
+        if self._plugin is not None:
+            root, wheels = self._plugin.root, self._wheels(manifest)
+            always = [*_requirement_files(root), self._plugin.config_path.name, *wheels]  # type: ignore[union-attr]
+            environment["working_dir"] = send(_package_builder(root, tuple(always), tuple(excludes)).package())
+            lines = [*self._required(root, wheels), *lines]
+        if self._debug_sdk:
+            environment["py_modules"] = [
+                send(_runtime_package_builder().package()),
+                *(environment.get("py_modules") or ()),
+            ]
+        self._install(environment, manifest, lines)
+        self._validate(environment)
+        return environment
+
+    def _check(self, environment: dict[str, Any]) -> None:
+        if environment.get("working_dir"):
+            raise self._config_error(
+                "the working directory is the plugin's own: remove working_dir", "runtime_env", "working_dir"
+            )
+        for module in environment.get("py_modules") or ():
+            if "://" not in str(module):
+                raise self._config_error(
+                    f"py_modules: {str(module)!r} is no URI; what is in the plugin's directory travels with it",
+                    *("runtime_env", "py_modules"),
+                )
+
+    def _wheels(self, manifest: Manifest) -> list[str]:
+        """Return the wheels to install, as paths from the plugin's directory."""
+        assert self._plugin is not None
+        root = self._plugin.root
+        directory = Path(os.path.normpath(root / manifest.wheels_dir))
+        if root not in directory.parents and "wheels_dir" in manifest.model_fields_set:
+            raise self._config_error(f"{manifest.wheels_dir!r} is not below the plugin's directory", "wheels_dir")
+        return sorted(path.relative_to(root).as_posix() for path in directory.glob("*.whl"))
+
+    def _required(self, root: Path, wheels: list[str]) -> list[str]:
+        """Return lines for the installer: what `requirements.txt` says and the wheels, read where they have come to.
+
+        Ray makes an installation for these lines once; so one line, a comment, changes with what is read.
+        """
+        files = _requirement_files(root)
+        lines = [f"--find-links {_NODE_DIRECTORY}/{wheels[0].rpartition('/')[0]}"] if wheels else []
+        projects: dict[str, list[str]] = {}
+        for wheel in wheels:
+            projects.setdefault(wheel.rpartition("/")[2].partition("-")[0], []).append(wheel)
+        for name, variants in projects.items():
+            # Of several, for as many platforms or versions, the installer knows which one fits.
+            lines.append(f"{_NODE_DIRECTORY}/{variants[0]}" if len(variants) == 1 else name)
+        if _REQUIREMENTS in files:
+            lines.append(f"-r {_NODE_DIRECTORY}/{_REQUIREMENTS}")
+        if lines:
+            digest = hashlib.sha256()
+            for name in (*files, *wheels):
+                digest.update(name.encode() + b"\0" + (root / name).read_bytes() + b"\0")
+            lines.append(f"# {digest.hexdigest()[:16]}")
+        return lines
+
+    def _install(self, environment: dict[str, Any], manifest: Manifest, lines: list[str]) -> None:
+        manager = manifest.package_manager
+        given = environment.get(manager)
+        if isinstance(given, str):
+            given = [f"-r {_NODE_DIRECTORY}/{given}"]
+        if not isinstance(given, list | dict | None):
+            raise self._config_error(f"{manager} must be a list of requirements, not {given!r}", "runtime_env", manager)
+        settings = dict(given) if isinstance(given, dict) else {"packages": list(given or ())}
+        settings["packages"] = [*settings.get("packages", ()), *lines]
+        if not settings["packages"]:
+            environment.pop(manager, None)
+            return
+        other = next((name for name in _INSTALLERS if name != manager and environment.get(name)), None)
+        if other is not None and lines:
+            raise self._config_error(
+                f"{other} and {manager} cannot both install; requirements.txt, wheels and what this runtime needs are "
+                f"installed by {manager}, the package_manager",
+                *("runtime_env", other),
+            )
+        if manifest.package_manager_options:
+            name = "pip_install_options" if manager == "pip" else "uv_pip_install_options"
+            usual = ["--disable-pip-version-check", "--no-cache-dir"] if manager == "pip" else ["--no-cache"]
+            settings[name] = [*settings.get(name, usual), *manifest.package_manager_options]
+        environment[manager] = settings
+
+    def _validate(self, environment: dict[str, Any]) -> None:
+        from ray.runtime_env import RuntimeEnv
+
+        try:
+            RuntimeEnv(**environment)
+        except (TypeError, ValueError) as error:
+            raise self._config_error(str(error).strip().partition("\n")[0], "runtime_env") from error
+
+    def _config_error(self, problem: str, *keys: str) -> ConfigError:
+        """Return the error of what the config file says at these keys, the first of which it names."""
+        path = None if self._plugin is None else self._plugin.config_path
+        line = None if path is None else line_of(path.read_text(encoding="utf-8"), keys)
+        return ConfigError(f"{keys[0]}: {problem}", path=path, line=line)
+
+
+def setup_seconds(environment: dict[str, Any]) -> float:
+    """Return how long a cluster may take to make a worker in such surroundings, packages installed."""
+    if not any(environment.get(name) for name in (*_INSTALLERS, "image_uri", "container")):
+        return _TRANSFER_SECONDS
+    limit = float((environment.get("config") or {}).get("setup_timeout_seconds", _SETUP_SECONDS))
+    return math.inf if limit < 0 else limit + _TRANSFER_SECONDS
+
+
+def setup_error(said: str) -> ClusterError | None:
+    """Return the error of a worker whose surroundings could not be made, from Ray's pages of text.
+
+    Args:
+        said: All that Ray tells of a worker or job that did not start.
+
+    Returns:
+        The error, with the installer's last lines; None where the surroundings are not what is at fault.
+    """
+    if re.search(r"No module named '?synapse_runtime\b", said):
+        return ClusterError(
+            f"the cluster's nodes do not have this runtime: install {_DISTRIBUTION} in their image, or let it travel "
+            "with the plugin: --debug-sdk, pytest --synapse-debug-sdk, or debug_sdk=True in code"
+        )
+    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", said)
+    if missing and "runtime_env setup failed" not in said and "Failed to set up runtime environment" not in said:
+        return ClusterError(
+            f"the cluster's nodes lack {missing[1]!r}, which this runtime needs: install it in their image"
+        )
+    if "runtime environment" not in said and "runtime_env" not in said:
+        return None
+    lines = said.splitlines()
+    starts = [number for number, line in enumerate(lines) if re.match(r"Last \d+ lines of std(out|err):", line.strip())]
+    if not starts:
+        told = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|Exception|Timeout)\w*: ", line)]
+        return ClusterError(f"the cluster could not prepare a worker: {told[-1] if told else lines[0].strip()}")
+    output = []
+    for line in lines[starts[-1] + 1 :]:
+        if line.strip() and not line.startswith("    "):
+            break
+        output.append(line[4:])
+    shown = "\n  ".join([line for line in output if line.strip()][-_SHOWN_LINES:])
+    command = re.findall(r"Command '?(\[.*?\]|.*?)'? returned non-zero exit status", said)
+    installer = "uv" if command and "'uv'" in command[-1] else "pip"
+    return ClusterError(
+        f"what the plugin requires could not be installed on the cluster; {installer}'s last lines:\n  {shown}"
+    )
+
+
+def upload_with_ray(package: Package) -> str:
+    """Send a package over this process's connection as a Ray driver, unless the cluster has it; return its URI.
+
+    Ray does this in `ray.init` for the whole connection, which serves workers of many plugins here; for one actor it
+    takes nothing but the URI, and has no public way to get the package there. tests/ray/test_runtime_env.py watches it.
+    """
+    import ray
+    from ray._private.runtime_env.packaging import package_exists, pin_runtime_env_uri, upload_package_to_gcs
+    from ray.exceptions import RayError
+
+    def pin(uri: str) -> None:
+        from ray._private.runtime_env.packaging import pin_runtime_env_uri
+
+        pin_runtime_env_uri(uri)
+
+    try:
+        # Ray deletes a package that nobody refers to any more: not before the worker does.
+        if connected_through_client():  # its server does not answer to this; the cluster's own processes can do it
+            ray.get(ray.remote(pin).options(num_cpus=0).remote(package.uri), timeout=_TRANSFER_SECONDS)
+        else:
+            pin_runtime_env_uri(package.uri)
+        if not package_exists(package.uri):
+            upload_package_to_gcs(package.uri, package.data)
+    except (RayError, RuntimeError, OSError) as error:
+        size = readable_size(len(package.data))
+        raise ClusterError(f"a package of {size} could not be sent to the cluster: {error}") from error
+    return package.uri
+
+
+def upload_over_http(client: JobSubmissionClient, package: Package) -> str:
+    """Send a package to a cluster's dashboard, unless the cluster has it; return its URI.
+
+    The client does this by itself for directories, which it packs anew, by its own rules, for each job; not, before Ray
+    2.60, for zip files. tests/ray/test_runtime_env.py watches the name that is used here.
+    """
+    address = "/api/packages/" + package.uri.replace("://", "/")
+    answer = client._do_request("GET", address)
+    if answer.status_code == 404:
+        answer = client._do_request("PUT", address, data=package.data)
+    if answer.status_code != 200:
+        raise RuntimeError(f"Request failed with status code {answer.status_code}: {answer.text}")
+    return package.uri
+
+
+def _requirement_files(root: Path) -> list[str]:
+    """Return `requirements.txt` and the files that it refers to, as paths from the plugin's directory."""
+    found: list[str] = []
+    waiting = [_REQUIREMENTS]
+    while waiting:
+        name = os.path.normpath(waiting.pop())
+        path = root / name
+        if name in found or name.startswith("..") or os.path.isabs(name) or not path.is_file():
+            continue
+        found.append(name)
+        with contextlib.suppress(UnicodeDecodeError):  # the installer tells better
+            for match in _REFERENCE.finditer(path.read_text(encoding="utf-8")):
+                waiting.append(os.path.join(os.path.dirname(name), match["path"]))
+    return found
+
+
+def _runtimes_own_requirements() -> list[str]:
+    """Return what this runtime requires, for nodes that do not have it."""
+    from packaging.requirements import Requirement
+
+    def plain(lines: list[str]) -> Iterator[str]:
+        for line in lines:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                yield str(requirement)
+
+    try:
+        return list(plain(importlib.metadata.requires(_DISTRIBUTION) or []))
+    except importlib.metadata.PackageNotFoundError:
+        return []  # it is not installed here but found on `sys.path`: nobody knows what it requires
+
+
+# Packers keep what they have packed, of one directory while it is unchanged.
+@functools.lru_cache(maxsize=4)
+def _package_builder(root: Path, always: tuple[str, ...], excludes: tuple[str, ...]) -> PackageBuilder:
+    return PackageBuilder(root, always=always, excludes=excludes)
+
+
+@functools.cache
+def _runtime_package_builder() -> PackageBuilder:
+    return PackageBuilder(Path(synapse_runtime.__file__).parent, prefix="synapse_runtime/")

@@ -1,0 +1,1 @@
+"""A plugin on disk: its config file, its modules, its requirements."""

@@ -1,0 +1,446 @@
+"""A plugin's config file: read, checked, and every problem told with file and line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from pydantic_core import ValidationError as PydanticValidationError
+from pydantic_core import core_schema as kinds
+
+from synapse_runtime.enums import (
+    AnnotationCategory,
+    AnnotationTool,
+    AnnotationType,
+    DataType,
+    PluginCategory,
+    RunMethod,
+    SmartToolType,
+)
+from synapse_runtime.errors import ConfigError, ConfigWarning, Problem, nearest
+from synapse_runtime.plugins import yaml_reader
+from synapse_runtime.plugins.discovery import CONFIG_NAMES, config_file_in
+from synapse_runtime.plugins.sections import (
+    ANYTHING,
+    MAPPING,
+    TEXT,
+    TEXT_OR_NONE,
+    TEXTS,
+    Field,
+    Section,
+    changed_before,
+    checked_after,
+)
+from synapse_runtime.plugins.yaml_reader import Document
+
+SERVED = (RunMethod.SERVE, RunMethod.RESTAPI)  # classes of Ray Serve and web applications, which nothing here can call
+
+# Fields whose values are from a list, which a newer backend may know more of: another value is warned about.
+_KNOWN_VALUES: dict[str, type[StrEnum]] = {
+    "category": PluginCategory,
+    "data_type": DataType,
+    "supported_data_types": DataType,
+    "annotation_category": AnnotationCategory,
+    "annotation_type": AnnotationType,
+    "smart_tool": SmartToolType,
+    "smart_tool_type": SmartToolType,
+}
+
+_ALSO = {"supported_data_types": "supported_data_type"}
+
+# Where `3.10` is a text, not the number 3.1.
+_TEXT_AT = (
+    *((name,) for name in ("code", "name", "version", "variant", "description", "readme")),
+    *((name, "*") for name in ("requires", "dependencies", "tags")),
+    *(("actions", "*", name) for name in ("name", "description", "input_type", "output_type")),
+)
+
+
+def _is_entrypoint(value: str) -> str:
+    parts = value.replace(":", ".", 1).split(".")
+    if value and (len(parts) < 2 or not all(part.isidentifier() for part in parts)):
+        raise ValueError(f"must be 'module:Name' or 'module.Name', not {value!r}")
+    return value
+
+
+class ActionSpec(Section):
+    """One action of the config file.
+
+    Attributes:
+        name: The action's name; where actions are a mapping, its key.
+        entrypoint: `module:Name` or `module.Name`, seen from the plugin's directory. Empty: cannot be run.
+        method: How the action runs in production: `job`, `task`, `serve` or `restapi`.
+        description: One line for people.
+        input_type: What the action takes, by the name of a data type of the SDK, such as `yolo_dataset`.
+        output_type: What the action gives, likewise.
+        serve_options: Options of a `serve` action.
+        params_schema: The SDK's; not used here, where the params model is taken from the code.
+        ui_schema: The form for the params, as the SDK's `update-config` writes it.
+        hyperparameters: The form for training params, likewise.
+    """
+
+    name: str
+    entrypoint: str
+    method: str
+    description: str
+    input_type: str | None
+    output_type: str | None
+    serve_options: dict[str, Any] | None
+    params_schema: Any
+    ui_schema: Any
+    hyperparameters: Any
+
+    model_fields: ClassVar[Mapping[str, Field]] = {
+        "name": Field(TEXT),
+        "entrypoint": Field(checked_after(_is_entrypoint, TEXT), ""),
+        "method": Field(TEXT, "task"),
+        "description": Field(TEXT, ""),
+        "input_type": Field(TEXT_OR_NONE, None),
+        "output_type": Field(TEXT_OR_NONE, None),
+        "serve_options": Field(kinds.nullable_schema(MAPPING), None),
+        "params_schema": Field(ANYTHING, None),
+        "ui_schema": Field(ANYTHING, None),
+        "hyperparameters": Field(ANYTHING, None),
+    }
+
+
+class Requires(Section):
+    """What a plugin needs around it, as version specifiers such as `>=3.10,<3.13`.
+
+    Attributes:
+        sdk: Versions of `synapse-sdk`.
+        python: Versions of Python.
+        cuda: Versions of CUDA.
+    """
+
+    sdk: str | None
+    python: str | None
+    cuda: str | None
+
+    model_fields: ClassVar[Mapping[str, Field]] = {
+        name: Field(TEXT_OR_NONE, None) for name in ("sdk", "python", "cuda")
+    }
+
+
+def _variables_are_a_mapping(value: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(value.get("env_vars") or {}, dict):
+        raise ValueError("env_vars must be a mapping of names to values")
+    return value
+
+
+def _by_name(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {str(key): _action(key, spec) for key, spec in value.items()}
+
+
+def _action(key: object, spec: Any) -> Any:
+    if isinstance(spec, str):
+        spec = {"entrypoint": spec}
+    if spec is None:
+        spec = {}
+    return {**spec, "name": spec.get("name") or str(key)} if isinstance(spec, dict) else spec
+
+
+class Manifest(Section):
+    """A plugin's config file.
+
+    Attributes:
+        code: The plugin's unique id.
+        name: The plugin's name for people; the code by default.
+        version: `X.Y.Z`.
+        variant: Which of several plugins of this code it is.
+        category: What the plugin is for, one of `synapse_runtime.enums.PluginCategory`.
+        description: One line for people.
+        readme: The plugin's page for people, from its directory.
+        env: Variables of the action's environment, under those given in code; those of `runtime_env` under them.
+        runtime_env: What a worker needs that does not share this disk, as Ray takes it; but for `env_vars`, which are
+            in `env`: they travel with each call, and no cluster lists them.
+        package_manager: What installs `requirements.txt` and wheels there: `pip` or `uv`.
+        package_manager_options: Options of its `install` command.
+        wheels_dir: Directory of wheels to install there, from the plugin's.
+        requires: Versions of what is around the plugin.
+        dependencies: Other plugins that it needs, by code, with their versions.
+        tags: Words to find it by.
+        data_type: What kind of data it works on, such as `image`.
+        tasks: What it does with them, such as `image.object_detection`.
+        supported_data_types: What an upload plugin takes. In the file also `supported_data_type`.
+        supported_annotation_tools: Tools by annotation category.
+        annotation_category: What a smart tool works on.
+        annotation_type: What a smart tool makes, such as `bbox`.
+        smart_tool: How a smart tool works, such as `interactive`.
+        smart_tool_type: The same, as the SDK's templates write it.
+        actions: The actions by name, in the order of the file.
+    """
+
+    code: str
+    name: str
+    version: str
+    variant: str | None
+    category: str | None
+    description: str
+    readme: str
+    env: dict[str, Any]
+    runtime_env: dict[str, Any]
+    package_manager: Literal["pip", "uv"]
+    package_manager_options: list[str]
+    wheels_dir: str
+    requires: Requires
+    dependencies: dict[str, str]
+    tags: list[str]
+    data_type: str | None
+    tasks: list[str]
+    supported_data_types: list[str]
+    supported_annotation_tools: dict[str, list[str]]
+    annotation_category: str | None
+    annotation_type: str | None
+    smart_tool: str | None
+    smart_tool_type: str | None
+    actions: dict[str, ActionSpec]
+
+    model_fields: ClassVar[Mapping[str, Field]] = {
+        "code": Field(TEXT, ""),
+        "name": Field(TEXT, ""),
+        "version": Field(TEXT, "0.1.0"),
+        "variant": Field(TEXT_OR_NONE, None),
+        "category": Field(TEXT_OR_NONE, None),
+        "description": Field(TEXT, ""),
+        "readme": Field(TEXT, "README.md"),
+        "env": Field(MAPPING, dict, is_secret=True),
+        "runtime_env": Field(checked_after(_variables_are_a_mapping, MAPPING), dict),
+        "package_manager": Field(kinds.literal_schema(["pip", "uv"]), "pip"),
+        "package_manager_options": Field(TEXTS, list),
+        "wheels_dir": Field(TEXT, "wheels"),
+        "requires": Field(Requires.kind(), Requires),
+        "dependencies": Field(kinds.dict_schema(TEXT, TEXT), dict),
+        "tags": Field(TEXTS, list),
+        "data_type": Field(TEXT_OR_NONE, None),
+        "tasks": Field(TEXTS, list),
+        "supported_data_types": Field(TEXTS, list, also=_ALSO["supported_data_types"]),
+        "supported_annotation_tools": Field(kinds.dict_schema(TEXT, TEXTS), dict),
+        "annotation_category": Field(TEXT_OR_NONE, None),
+        "annotation_type": Field(TEXT_OR_NONE, None),
+        "smart_tool": Field(TEXT_OR_NONE, None),
+        "smart_tool_type": Field(TEXT_OR_NONE, None),
+        "actions": Field(changed_before(_by_name, kinds.dict_schema(TEXT, ActionSpec.kind())), dict),
+    }
+
+    def __init__(self, /, **values: Any) -> None:
+        super().__init__(**values)
+        self.name = self.name or self.code
+        # These travel with each call, and no cluster lists them.
+        self.env = {**(self.runtime_env.pop("env_vars", None) or {}), **self.env}
+        self._problems: tuple[Problem, ...] = ()
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is unknown in the file: fields and values, each with file and line. The plugin works nevertheless."""
+        return self._problems
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a config file.
+
+    Args:
+        path: The file, or the directory that it is in.
+
+    Returns:
+        What the file says; `problems` tells what is unknown in it.
+
+    Raises:
+        ConfigError: No file there, broken YAML, or fields that do not fit; names file and line. Its `problems` are all
+            that is wrong.
+    """
+    manifest = examine(path)
+    errors = [problem for problem in manifest.problems if problem.level == "error"]
+    if errors:
+        raise ConfigError.of(errors)
+    return manifest
+
+
+def examine(path: Path) -> Manifest:
+    """Read of a config file what fits; fields that do not are left out, and told by `problems`, too.
+
+    Args:
+        path: The file, or the directory that it is in.
+
+    Raises:
+        ConfigError: There is no file, or it is no YAML mapping.
+    """
+    path = config_file(path)
+    return examine_text(yaml_reader.read_text(path), path)
+
+
+def examine_text(text: str, path: Path) -> Manifest:
+    """Do the same with a text.
+
+    Args:
+        text: What a config file says.
+        path: The file, for problems and errors.
+
+    Raises:
+        ConfigError: It is no YAML mapping.
+    """
+    document = yaml_reader.parse(text, path, text_at=_TEXT_AT)
+    if document.data is None:
+        raise ConfigError("is empty; a plugin has at least 'code' and 'actions'", path=path)
+    if not isinstance(document.data, dict):
+        kind = type(document.data).__name__
+        raise ConfigError(f"must be a mapping of keys to values, not a {kind}", path=path, line=1)
+    faults = _Faults(path, document)
+    manifest = _what_fits(_with_named_actions(document.data, faults), faults)
+    for keys, text in _unknown(manifest):
+        faults.add(keys, text, "warning")
+    manifest._problems = tuple(sorted(faults.found, key=lambda problem: problem.line or 0))
+    return manifest
+
+
+def config_file(path: Path) -> Path:
+    """Return the config file that a path stands for: itself, or the one in this directory.
+
+    Raises:
+        ConfigError: It is a directory without one.
+    """
+    if not path.is_dir():
+        return path
+    found = config_file_in(path)
+    if found is None:
+        raise ConfigError(f"there is no {' or '.join(CONFIG_NAMES[::2])} in this directory", path=path)
+    return found
+
+
+def warn_about_problems(manifest: Manifest) -> None:
+    """Show what is unknown in a config file as Python warnings, of the category `ConfigWarning`."""
+    for problem in manifest.problems:
+        # The line is part of the file's name here: where Python can find it, it shows the line's text, which may hold
+        # a secret.
+        place = f"{problem.path}:{problem.line}"
+        warnings.warn_explicit(problem.text, ConfigWarning, place, 1, module=__name__)
+
+
+def line_of(text: str, keys: Sequence[str | int]) -> int | None:
+    r"""Return the line, counted from 1, of the deepest key of this path that the YAML text has.
+
+    Example:
+        >>> line_of("code: x\nactions:\n  train:\n    entrypoint: 3\n", ("actions", "train", "entrypoint"))
+        4
+    """
+    try:
+        return yaml_reader.parse(text).line(keys)
+    except ConfigError:  # changed since it was read
+        return None
+
+
+class _Faults:
+    """The problems of one file, as they are found."""
+
+    def __init__(self, path: Path, document: Document) -> None:
+        self.found: list[Problem] = []
+        self._path = path
+        self._document = document
+
+    def add(self, keys: Sequence[str | int], text: str, level: Literal["error", "warning"] = "error") -> None:
+        line = self._document.line(keys) or self._document.line([_ALSO.get(str(keys[0]), "")])
+        self.found.append(Problem(text, self._path, line, level))
+
+
+def _with_named_actions(data: dict[str, Any], faults: _Faults) -> dict[str, Any]:
+    """Return the data with its actions by name, where they are a list."""
+    entries = data.get("actions")
+    if not isinstance(entries, list):
+        return data
+    named: dict[str, Any] = {}
+    for place, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            text = f"must be a mapping with a name and an entrypoint, not a {type(entry).__name__}"
+        elif not name or not isinstance(name, str):
+            text = "has no name; add `name: …`"
+        elif name in named:
+            text = f"is a second one with the name {name!r}; give it another"
+        else:
+            named[name] = entry
+            continue
+        faults.add(("actions", place), f"actions: entry {place + 1} {text}")
+    return {**data, "actions": named}
+
+
+def _what_fits(data: dict[str, Any], faults: _Faults) -> Manifest:
+    """Validate the data; leave out what does not fit, and take down why."""
+    validator = Manifest.validator()
+    while True:
+        try:
+            manifest: Manifest = validator.validate_python(data)
+            return manifest
+        except PydanticValidationError as error:
+            problems = error.errors(include_input=False, include_url=False)
+        rest = data
+        for problem in problems:
+            where = ".".join(str(part) for part in problem["loc"])
+            what = problem["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+            faults.add(problem["loc"], f"{where}: {what}")
+            rest = _without(rest, problem["loc"])
+        if rest == data:
+            return Manifest()
+        data = rest
+
+
+def _without(data: Any, keys: Sequence[str | int]) -> Any:
+    """Return a copy of nested mappings without what is at these keys, or as deep as they lead."""
+    if not keys or not isinstance(data, Mapping) or keys[0] not in data:
+        return data
+    rest = _without(data[keys[0]], keys[1:])
+    copy = dict(data)
+    if len(keys) == 1 or rest is data[keys[0]]:
+        del copy[keys[0]]
+    else:
+        copy[keys[0]] = rest
+    return copy
+
+
+_ReportedProblems: TypeAlias = tuple[tuple[str, ...], str]
+
+
+def _unknown(manifest: Manifest) -> Iterator[_ReportedProblems]:
+    """Yield each field and value that nobody knows, by its keys."""
+    fields = {*Manifest.model_fields, *_ALSO.values()}
+    yield from _unknown_fields(manifest, (), fields, ActionSpec.model_fields, "it belongs into an action")
+    yield from _unknown_fields(manifest.requires, ("requires",), Requires.model_fields, (), "")
+    for field, words in _KNOWN_VALUES.items():
+        value = getattr(manifest, field)
+        yield from _unknown_values((field,), value if isinstance(value, list) else [value], words)
+    tools = "supported_annotation_tools"
+    for category, named in manifest.supported_annotation_tools.items():
+        yield from _unknown_values((tools,), [category], AnnotationCategory, (tools, category))
+        yield from _unknown_values((tools, category), named, AnnotationTool)
+    for name, action in manifest.actions.items():
+        place = ("actions", name)
+        yield from _unknown_fields(action, place, ActionSpec.model_fields, fields, "it belongs to the top level")
+        yield from _unknown_values((*place, "method"), [action.method], RunMethod)
+
+
+def _unknown_fields(
+    section: Section, place: tuple[str, ...], known: Iterable[str], elsewhere: Iterable[str], hint: str
+) -> Iterator[_ReportedProblems]:
+    for field in section.model_extra:
+        if field in known or field.startswith(("x-", "_", ".")):  # the latter are where people keep anchors
+            continue
+        guess = nearest(field, known)
+        advice = hint if field in elsewhere else f"did you mean {guess!r}?" if guess else "it has no effect"
+        where = f" in {'.'.join(place)}" if place else ""
+        yield (*place, field), f"unknown field {field!r}{where}; {advice}"
+
+
+def _unknown_values(
+    field: tuple[str, ...], values: Iterable[str | None], words: type[StrEnum], place: tuple[str, ...] = ()
+) -> Iterator[_ReportedProblems]:
+    known = [word.value for word in words]
+    for value in values:
+        if value is None or value in known:
+            continue
+        guess = nearest(value, known)
+        advice = f"did you mean {guess!r}?" if guess else f"known are {', '.join(known)}"
+        yield place or field, f"{'.'.join(field)}: unknown value {value!r}; {advice}"

@@ -1,0 +1,1 @@
+"""Plugins written for synapse-sdk: its module names, and its actions."""

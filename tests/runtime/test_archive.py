@@ -1,0 +1,188 @@
+"""What of a plugin's directory travels, and that the same content makes the same package."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime.errors import ConfigError
+from synapse_runtime.executors.ray import archive
+from synapse_runtime.executors.ray.archive import PackageBuilder
+
+
+def make(root: Path, *files: str) -> Path:
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"content of {name}")
+    return root
+
+
+def names(root: Path, **options: tuple[str, ...]) -> list[str]:
+    return [entry.name for entry in PackageBuilder(root, **options).entries()]
+
+
+def test_caches_virtual_environments_and_repositories_stay_at_home(tmp_path):
+    make(
+        tmp_path,
+        "config.yaml",
+        "plugin/train.py",
+        "plugin/train.pyc",
+        "plugin/__pycache__/train.cpython-311.pyc",
+        ".git/HEAD",
+        ".hg/store",
+        ".svn/entries",
+        ".venv/lib/x.py",
+        "venv/lib/x.py",
+        "my-own-env/pyvenv.cfg",
+        "my-own-env/lib/x.py",
+        "node_modules/left-pad/index.js",
+        ".tox/x",
+        ".nox/x",
+        ".pytest_cache/x",
+        ".mypy_cache/x",
+        ".ruff_cache/x",
+        ".ipynb_checkpoints/x",
+        "data/.DS_Store",
+        "data/table.csv",
+    )
+    assert names(tmp_path) == ["config.yaml", "data/table.csv", "plugin/train.py"]
+
+
+def test_gitignore_holds_with_the_rules_of_git(tmp_path):
+    make(
+        tmp_path,
+        "a.log",
+        "kept.log",
+        "logs/b.log",
+        "logs/kept.log",
+        "build/x.py",
+        "lib/build/y.py",
+        "weights/big.npz",
+        "lib/weights/small.npz",
+    )
+    (tmp_path / ".gitignore").write_text("# a comment\n*.log\n!kept.log\n/weights/\nbuild/\n")
+    (tmp_path / "logs" / ".gitignore").write_text("kept.log\n!b.log\n")
+    assert names(tmp_path) == [".gitignore", "kept.log", "lib/weights/small.npz", "logs/.gitignore", "logs/b.log"]
+
+
+def test_synapseignore_is_heard_after_gitignore_and_before_rayignore(tmp_path):
+    make(tmp_path, "a.bin", "b.bin", "c.bin", "config.yaml")
+    (tmp_path / ".gitignore").write_text("*.bin\n")
+    (tmp_path / ".synapseignore").write_text("!a.bin\n!b.bin\n.*ignore\n")
+    (tmp_path / ".rayignore").write_text("b.bin\n")
+    assert names(tmp_path) == ["a.bin", "config.yaml"]
+
+
+def test_rayignore_leaves_out_more_and_can_take_back_what_gitignore_left_out(tmp_path):
+    make(tmp_path, "weights/trained.npz", "videos/a.mp4", "config.yaml")
+    (tmp_path / ".gitignore").write_text("weights/\n")
+    (tmp_path / ".rayignore").write_text("videos/\n!weights/\n")
+    assert names(tmp_path) == [".gitignore", ".rayignore", "config.yaml", "weights/trained.npz"]
+
+
+def test_ignore_files_above_the_plugin_hold_up_to_the_repositorys_top(tmp_path):
+    make(tmp_path, "repo/.git/HEAD", "repo/plugins/mine/a.tmp", "repo/plugins/mine/b.py", "repo/plugins/mine/c.txt")
+    (tmp_path / ".gitignore").write_text("*.py\n")  # of another repository, or of none
+    (tmp_path / "repo" / ".gitignore").write_text("*.tmp\n/plugins/mine/c.txt\n")
+    assert names(tmp_path / "repo" / "plugins" / "mine") == ["b.py"]
+
+
+def test_a_plugin_that_its_repository_ignores_as_a_whole_travels_all_the_same(tmp_path):
+    make(tmp_path, ".git/HEAD", "generated/config.yaml", "generated/a.tmp")
+    (tmp_path / ".gitignore").write_text("generated/\n")
+    (tmp_path / "generated" / ".gitignore").write_text("*.tmp\n")
+    assert names(tmp_path / "generated") == [".gitignore", "config.yaml"]
+
+
+def test_what_is_needed_travels_whatever_ignore_files_say(tmp_path):
+    make(tmp_path, "wheels/a.whl", "wheels/b.txt", "requirements.txt", "deep/down/c.whl", "deep/other.txt")
+    (tmp_path / ".gitignore").write_text("*\n")
+    always = ("requirements.txt", "wheels/a.whl", "deep/down")
+    assert names(tmp_path, always=always) == ["deep/down/c.whl", "requirements.txt", "wheels/a.whl"]
+
+
+def test_excludes_are_patterns_of_the_plugins_directory(tmp_path):
+    make(tmp_path, "a.bin", "lib/b.bin", "lib/c.py")
+    assert names(tmp_path, excludes=("/a.bin", "lib/*.bin")) == ["lib/c.py"]
+
+
+def test_links_are_followed_but_for_those_that_lead_back_up_or_nowhere(tmp_path):
+    make(tmp_path, "elsewhere/shared.py", "plugin/own.py", "plugin/sub/x.py")
+    plugin = tmp_path / "plugin"
+    (plugin / "shared.py").symlink_to(tmp_path / "elsewhere" / "shared.py")
+    (plugin / "everything").symlink_to(tmp_path / "elsewhere")
+    (plugin / "sub" / "up").symlink_to(plugin)
+    (plugin / "nowhere").symlink_to(tmp_path / "nothing")
+    os.mkfifo(plugin / "pipe")
+    assert names(plugin) == ["everything/shared.py", "own.py", "shared.py", "sub/x.py"]
+    with zipfile.ZipFile(io.BytesIO(PackageBuilder(plugin).package().data)) as archive:
+        assert archive.read("shared.py") == b"content of elsewhere/shared.py"
+
+
+def test_empty_directories_and_permissions_travel(tmp_path):
+    make(tmp_path, "run.sh", "plain.txt")
+    (tmp_path / "run.sh").chmod(0o700)
+    (tmp_path / "weights").mkdir()
+    with zipfile.ZipFile(io.BytesIO(PackageBuilder(tmp_path).package().data)) as archive:
+        modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
+    assert modes == {"plain.txt": 0o644, "run.sh": 0o755, "weights/": 0o755}
+
+
+def test_the_same_content_makes_the_same_package_wherever_and_whenever_it_was_written(tmp_path):
+    one, other = make(tmp_path / "one", "b.py", "a/c.py"), make(tmp_path / "other", "a/c.py", "b.py")
+    os.utime(other / "b.py", (1, 1))
+    assert PackageBuilder(one).package() == PackageBuilder(other).package()
+    (other / "b.py").write_text("content of b.PY")
+    assert PackageBuilder(one).package().uri != PackageBuilder(other).package().uri
+
+
+def test_a_package_is_made_anew_only_when_a_file_has_changed(tmp_path):
+    packer = PackageBuilder(make(tmp_path, "a.py"))
+    first = packer.package()
+    assert packer.package() is first
+    (tmp_path / "a.py").write_text("changed")
+    second = packer.package()
+    assert second.uri != first.uri
+    make(tmp_path, "b.py")
+    assert packer.package().uri != second.uri
+    (tmp_path / ".rayignore").write_text("b.py\n.rayignore\n")
+    assert packer.package() == second
+
+
+def test_a_plugin_that_is_too_large_is_refused_with_its_largest_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "LIMIT_BYTES", 1_000_000)
+    make(tmp_path, "config.yaml", "plugin/a.py")
+    (tmp_path / "weights").mkdir()
+    for number in range(7):
+        (tmp_path / "weights" / f"{number}.npz").write_bytes(random.Random(number).randbytes(100_000 * (number + 1)))
+    with pytest.raises(ConfigError) as caught:
+        PackageBuilder(tmp_path).package()
+    first, *listed = str(caught.value).splitlines()
+    assert first.startswith(
+        f"{tmp_path}: the plugin is too large to be sent to a cluster: 2.8 MB in 9 files, more than 1.0 MB"
+    )
+    assert ".rayignore" in first
+    assert [line.split() for line in listed] == [
+        [f"{size}.0", "kB", f"weights/{number}.npz"]
+        for number, size in ((6, 700), (5, 600), (4, 500), (3, 400), (2, 300))
+    ]
+
+
+def test_what_compresses_well_may_be_larger(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "LIMIT_BYTES", 1_000_000)
+    (tmp_path / "zeros.bin").write_bytes(bytes(10_000_000))
+    assert len(PackageBuilder(tmp_path).package().data) < 20_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that not even root can read is Linux's")
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "memory").symlink_to("/proc/self/mem")
+    with pytest.raises(ConfigError, match="memory: cannot be read"):
+        PackageBuilder(tmp_path).package()

@@ -1,0 +1,338 @@
+"""The actions of a plugin's code, brought into its config file; all else in that stays as it is."""
+
+from __future__ import annotations
+
+import os
+import stat
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime.errors import ConfigError
+from synapse_runtime.plugins.config_sync import Update, plan_update
+from synapse_runtime.plugins.manifest import read_manifest
+
+CONFIG = """\
+# The lab's plugin.
+code:   lab   # its id
+variant: null
+
+actions:
+  train:   # learns
+    entrypoint: plugin.old:TrainAction  # moved since
+    method: "job"
+    description: 'As it was.'
+
+  # Reads.
+  read: plugin.infer:InferAction
+
+  gone:
+    entrypoint: plugin.gone:GoneAction
+    method: task
+
+# The end.
+"""
+
+FILES = {
+    "plugin/__init__.py": "",
+    "plugin/train.py": '''\
+        from synapse_runtime.action import BaseAction
+
+
+        class Weights:
+            name = "model_weights"
+
+
+        class TrainAction(BaseAction):
+            """Trains."""
+
+            input_type = "yolo_dataset"
+            output_type = Weights
+
+            def execute(self):
+                return 1
+        ''',
+    "plugin/infer.py": '''\
+        from synapse_runtime.action import BaseAction
+        from synapse_runtime.decorators import action
+
+
+        class InferAction(BaseAction):
+            def execute(self):
+                return 1
+
+
+        @action(description="Exports: all of it.")
+        def export(params, context):
+            return 1
+
+
+        class Tune:
+            """Tunes."""
+
+            action_name = "tune"
+            method = "job"
+
+            def dispatch(self, params, context):
+                return 1
+        ''',
+    "tests/test_it.py": "raise AssertionError('tests are no part of a plugin')\n",
+}
+
+AFTER = """\
+# The lab's plugin.
+code:   lab   # its id
+variant: null
+
+actions:
+  train:   # learns
+    entrypoint: plugin.train:TrainAction  # moved since
+    method: "job"
+    description: 'As it was.'
+    input_type: yolo_dataset
+    output_type: model_weights
+
+  # Reads.
+  read: plugin.infer:InferAction
+
+  gone:
+    entrypoint: plugin.gone:GoneAction
+    method: task
+
+  export:
+    entrypoint: plugin.infer:export
+    method: task
+    description: 'Exports: all of it.'
+
+  tune:
+    entrypoint: plugin.infer:Tune
+    method: job
+    description: Tunes.
+
+# The end.
+"""
+
+
+@pytest.fixture
+def lab(write_plugin):
+    """Write the plugin, with some of its files changed."""
+
+    def write(config: str = CONFIG, **changed: str) -> Path:
+        files = FILES | {f"plugin/{name}.py": text for name, text in changed.items()}
+        return write_plugin(config=config, files=files)
+
+    return write
+
+
+def kinds(update: Update) -> list[tuple[str, str]]:
+    return [(change.kind, change.action) for change in update.changes]
+
+
+def test_only_the_lines_of_what_changed_are_touched(lab):
+    root = lab()
+    update = plan_update(root)
+    assert kinds(update) == [
+        ("moved", "train"),
+        ("gone", "gone"),
+        ("typed", "train"),
+        ("added", "export"),
+        ("added", "tune"),
+    ]
+    assert update.problems == ()
+    assert update.after == AFTER
+    assert (root / "config.yaml").read_text() == CONFIG
+    update.write()
+    assert (root / "config.yaml").read_text() == AFTER
+    assert read_manifest(root).actions["train"].output_type == "model_weights"
+
+
+def test_a_second_time_changes_nothing_and_writes_nothing(lab):
+    root = lab(AFTER)
+    path = root / "config.yaml"
+    before = path.stat()
+    update = plan_update(root)
+    update.write()
+    assert (kinds(update), update.diff) == ([("gone", "gone")], "")
+    assert path.stat() == before
+
+
+def test_actions_that_are_gone_are_removed_when_that_is_asked_for(lab):
+    update = plan_update(lab(AFTER), prune=True)
+    assert kinds(update) == [("removed", "gone")]
+    gone = "  gone:\n    entrypoint: plugin.gone:GoneAction\n    method: task\n"
+    assert update.after == AFTER.replace(gone, "")
+
+
+def test_what_is_there_and_no_action_yet_is_not_gone(lab):
+    config = "code: lab\nactions:\n  later: plugin.later:Later\n"
+    update = plan_update(lab(config, later="class Later:\n    pass\n"), prune=True)
+    assert {kind for kind, _ in kinds(update)} == {"added"}
+    assert update.after.startswith(config)
+
+
+def test_the_diff_is_one_that_patch_reads(lab):
+    assert plan_update(lab(AFTER), prune=True).diff == textwrap.dedent("""\
+        --- config.yaml
+        +++ config.yaml
+        @@ -13,9 +13,6 @@
+           # Reads.
+           read: plugin.infer:InferAction
+        {0}
+        -  gone:
+        -    entrypoint: plugin.gone:GoneAction
+        -    method: task
+        {0}
+           export:
+             entrypoint: plugin.infer:export
+        """).replace("{0}", " ")
+
+
+def test_a_file_without_actions_gets_those_of_the_code(lab):
+    update = plan_update(lab("code: lab\r\nname: Lab"))
+    assert kinds(update) == [("added", name) for name in ("infer", "export", "tune", "train")]
+    assert update.after.startswith("code: lab\r\nname: Lab\r\nactions:\r\n  infer:\r\n    entrypoint: plugin.infer:")
+    assert "\n" not in update.after.replace("\r\n", "")
+
+
+def test_entrypoints_are_written_as_the_others_are(lab):
+    root = lab("code: lab\nactions:\n  train: {entrypoint: plugin.old.TrainAction}\n")
+    actions = plan_update(root).after
+    assert '  train: {entrypoint: "plugin.train.TrainAction", input_type: "yolo_dataset", ' in actions
+    assert "entrypoint: plugin.infer.export\n" in actions
+    assert ":TrainAction" not in actions
+
+
+def test_an_action_that_a_package_gives_on_stays_where_it_is(lab):
+    config = "code: lab\nactions:\n  train:\n    entrypoint: plugin.all:TrainAction\n    input_type: yolo_dataset\n"
+    update = plan_update(lab(config, all="from plugin.train import TrainAction\n"))
+    assert kinds(update) == [("typed", "train")] + [("added", name) for name in ("infer", "export", "tune")]
+    assert update.after.startswith(config + "    output_type: model_weights\n")
+
+
+def test_an_action_is_known_by_its_class_where_the_file_calls_it_otherwise(lab):
+    update = plan_update(lab("code: lab\nactions:\n  learn:\n    entrypoint: plugin.old:TrainAction\n"))
+    assert kinds(update)[:2] == [("moved", "learn"), ("typed", "learn")]
+    assert "plugin.train:TrainAction" in update.after
+    assert ("added", "train") not in kinds(update)
+
+
+def test_an_action_without_an_entrypoint_gets_that_of_its_name(lab):
+    update = plan_update(lab("code: lab\nactions:\n  export:\n  later:\n"))
+    assert kinds(update)[0] == ("moved", "export")
+    assert '  export: {entrypoint: "plugin.infer:export"}\n  later:\n' in update.after
+
+
+def test_actions_in_a_list_stay_in_a_list(lab):
+    config = "code: lab\nactions:\n- name: train\n  entrypoint: plugin.train:TrainAction\n"
+    update = plan_update(lab(config))
+    assert update.after == (
+        config
+        + "  input_type: yolo_dataset\n  output_type: model_weights\n"
+        + "- name: infer\n  entrypoint: plugin.infer:InferAction\n  method: task\n"
+        + "- name: export\n  entrypoint: plugin.infer:export\n  method: task\n  description: 'Exports: all of it.'\n"
+        + "- name: tune\n  entrypoint: plugin.infer:Tune\n  method: job\n  description: Tunes.\n"
+    )
+
+
+def test_actions_of_a_module_that_cannot_be_imported_are_left_alone(lab):
+    config = "code: lab\nactions:\n  train:\n    entrypoint: plugin.train:TrainAction\n"
+    root = lab(config, train="import no_such_module\n")
+    update = plan_update(root, prune=True)
+    assert kinds(update) == [("added", name) for name in ("infer", "export", "tune")]
+    (problem,) = update.problems
+    assert (problem.path, problem.line) == (root / "plugin/train.py", 1)
+    assert problem.text == "plugin.train was not looked at: ModuleNotFoundError: No module named 'no_such_module'"
+
+
+def test_a_name_that_is_taken_is_told(lab):
+    second = "from synapse_runtime.decorators import action\n\n\n@action\ndef export(params, context): ...\n"
+    root = lab(AFTER, second=second)
+    (problem,) = plan_update(root).problems
+    assert (problem.path, problem.line) == (root / "plugin/second.py", 4)
+    assert problem.text == (
+        "plugin.second:export was not added: there is an action 'export'; give it another action_name"
+    )
+
+
+BY_HAND = """\
+code: lab
+x-old: &old {entrypoint: plugin.old:TrainAction}
+actions:
+  train: *old
+  gone: &gone {entrypoint: plugin.gone:A, method: job}
+  infer: {<<: *gone, entrypoint: plugin.infer:InferAction}
+"""
+
+
+def test_what_only_a_person_can_change_is_told_and_all_else_done(lab):
+    root = lab(BY_HAND)
+    update = plan_update(root, prune=True)
+    assert [(problem.path, problem.line, problem.text) for problem in update.problems] == [
+        (
+            root / "config.yaml",
+            4,
+            "action 'train' must be changed by hand: entrypoint: plugin.train:TrainAction",
+        ),
+        (root / "config.yaml", 5, "action 'gone' must be changed by hand: remove it"),
+        (
+            root / "config.yaml",
+            4,
+            "action 'train' must be changed by hand: input_type: yolo_dataset, output_type: model_weights",
+        ),
+    ]
+    assert kinds(update) == [("added", "export"), ("added", "tune")]
+    assert update.after.startswith(BY_HAND)
+
+
+def test_a_change_that_would_change_other_actions_too_is_left_to_a_person(lab):
+    config = """\
+code: lab
+actions:
+  train: &train
+    entrypoint: plugin.train:TrainAction
+  infer:
+    <<: *train
+    entrypoint: plugin.infer:InferAction
+"""
+    update = plan_update(lab(config))
+    assert [problem.line for problem in update.problems] == [3]
+    assert update.after.startswith(config)
+
+
+def test_a_file_that_is_all_in_brackets_is_left_to_people(lab):
+    update = plan_update(lab("{code: lab}\n"))
+    assert len(update.problems) == 4
+    assert (update.changes, update.diff) == ((), "")
+
+
+def test_a_file_at_fault_is_told_and_not_touched(lab):
+    with pytest.raises(ConfigError, match="there twice"):
+        plan_update(lab("code: x\ncode: y\n"))
+
+
+def test_the_file_is_replaced_whole_with_its_mode_through_links(lab, tmp_path):
+    root = lab()
+    real = tmp_path / "real.yaml"
+    (root / "config.yaml").rename(real)
+    real.chmod(0o640)
+    (root / "config.yaml").symlink_to(real)
+    plan_update(root).write()
+    assert (root / "config.yaml").is_symlink()
+    assert real.read_text() == AFTER
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert set(os.listdir(tmp_path)) == {"a_plugin", "real.yaml"}
+
+
+def test_a_file_that_cannot_be_written_stays_whole(lab, monkeypatch):
+    root = lab()
+    update = plan_update(root)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be written: No space left on device"):
+        update.write()
+    assert (root / "config.yaml").read_text() == CONFIG
+    assert sorted(path.name for path in root.iterdir()) == ["config.yaml", "plugin", "tests"]

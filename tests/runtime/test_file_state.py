@@ -1,0 +1,194 @@
+"""Whether a file is still as it was."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from synapse_runtime.errors import ActionNotFoundError, ConfigError
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.loggers import NullLogger
+from synapse_runtime.plugins import plugin as plugins
+from synapse_runtime.plugins.file_state import FileSnapshot
+from synapse_runtime.plugins.plugin import Plugin
+from synapse_runtime.runner import run_plugin
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("one")
+    return path
+
+
+def old(path):
+    """Let a file be so old that its time tells of each change."""
+    os.utime(path, ns=(10**18, 10**18))
+
+
+def test_a_file_that_nobody_touched_is_current_at_a_glance(file):
+    old(file)
+    seen = FileSnapshot.read(str(file))
+    assert seen.is_surely_current()
+    assert seen.is_current()
+
+
+def test_a_young_file_is_looked_at(file):
+    seen = FileSnapshot.read(str(file))
+    assert not seen.is_surely_current()
+    assert seen.is_current()
+    status = file.stat()
+    file.write_text("two")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not seen.is_current()
+
+
+def test_a_file_with_another_time_and_the_same_content_is_current(file):
+    old(file)
+    seen = FileSnapshot.read(str(file))
+    file.touch()
+    assert not seen.is_surely_current()
+    assert seen.is_current()
+
+
+def test_a_file_that_was_replaced_by_one_of_the_same_time_and_size_is_not(file, tmp_path):
+    old(file)
+    seen = FileSnapshot.read(str(file))
+    (tmp_path / "other").write_text("two")
+    old(tmp_path / "other")
+    (tmp_path / "other").replace(file)
+    assert not seen.is_current()
+
+
+def test_a_file_that_is_gone_is_not(file):
+    seen = FileSnapshot.read(str(file))
+    file.unlink()
+    assert not seen.is_current()
+    with pytest.raises(FileNotFoundError):
+        FileSnapshot.read(str(file))
+
+
+ACTIONS = """\
+from synapse_runtime.decorators import action
+
+@action
+def one(params, context):
+    return ["one", context.env.get("LEVEL")]
+
+@action
+def two(params, context):
+    return ["two", context.env.get("LEVEL")]
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    (tmp_path / "plugin").mkdir()
+    (tmp_path / "plugin" / "actions.py").write_text(ACTIONS)
+    write(tmp_path, "one", 1)
+    return tmp_path
+
+
+def write(plugin, name, level):
+    text = f"code: demo\nenv: {{LEVEL: {level}}}\nactions:\n  {name}: {{entrypoint: 'plugin.actions:{name}'}}\n"
+    (plugin / "config.yaml").write_text(text)
+
+
+def test_an_executor_sees_an_edit_of_the_config_file(plugin):
+    executor = LocalExecutor(plugin=plugin, logger=NullLogger())
+    assert executor.execute("one") == ["one", 1]
+    with pytest.raises(ActionNotFoundError):
+        executor.execute("two")
+    write(plugin, "two", 2)
+    assert executor.execute("two") == ["two", 2]
+    with pytest.raises(ActionNotFoundError):
+        executor.execute("one")
+
+
+def test_a_fault_in_an_edited_config_file_is_told_until_it_is_mended(plugin):
+    loaded = Plugin.load(plugin)
+    (plugin / "config.yaml").write_text("code: demo\nactions: [")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"config\.yaml:"):
+            loaded.entrypoint("one")
+    write(plugin, "one", 1)
+    assert loaded.entrypoint("one") == "plugin.actions:one"
+
+
+def test_a_config_file_that_is_gone_leaves_what_was_read(plugin):
+    loaded = Plugin.load(plugin)
+    (plugin / "config.yaml").unlink()
+    assert loaded.action_names == ("one",)
+
+
+def test_a_config_file_that_did_not_change_is_not_read_again(plugin):
+    loaded = Plugin.load(plugin)
+    threading.Event().wait(0.06)  # longer than a file counts as young
+    before = loaded.manifest
+    (plugin / "config.yaml").touch()
+    assert loaded.manifest is before
+
+
+def grow_old():
+    threading.Event().wait(0.06)  # longer than a file counts as young
+
+
+def test_a_plugin_is_recalled_while_nothing_has_changed(plugin, monkeypatch):
+    grow_old()
+    first = Plugin.load_cached(plugin)
+    monkeypatch.chdir(plugin)
+    assert Plugin.load_cached(str(plugin)) is first
+    assert Plugin.load_cached(".") is first
+    assert Plugin.load_cached(plugin / "config.yaml") is not first
+    assert Plugin.load_cached(plugin / "config.yaml") is Plugin.load_cached("config.yaml")
+
+
+def test_run_plugin_sees_an_edit_of_the_config_file(plugin):
+    for name, level in (("one", 1), ("two", 2), ("two", 3)):
+        write(plugin, name, level)
+        for _ in range(2):
+            assert run_plugin(str(plugin), name) == [name, level]
+            grow_old()
+
+
+def test_run_plugin_sees_another_config_file_that_is_a_plugins(plugin):
+    (plugin / "config.yaml").rename(plugin / "synapse.yaml")
+    grow_old()
+    assert run_plugin(str(plugin), "one") == ["one", 1]
+    write(plugin, "one", 2)
+    assert run_plugin(str(plugin), "one") == ["one", 2]
+    (plugin / "config.yaml").write_text("this: is no plugin's")
+    assert run_plugin(str(plugin), "one") == ["one", 1]
+    grow_old()
+    assert run_plugin(str(plugin), "one") == ["one", 1]
+    write(plugin, "one", 3)
+    assert run_plugin(str(plugin), "one") == ["one", 3]
+
+
+def test_run_plugin_tells_of_a_plugin_that_is_gone(plugin, tmp_path):
+    grow_old()
+    run_plugin(str(plugin), "one")
+    (plugin / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"there is no config\.yaml"):
+        run_plugin(str(plugin), "one")
+
+
+def test_the_same_relative_path_elsewhere_is_another_plugin(plugin, tmp_path_factory, monkeypatch):
+    other = tmp_path_factory.mktemp("other")
+    (other / "plugin").mkdir()
+    (other / "plugin" / "actions.py").write_text(ACTIONS)
+    write(other, "one", 5)
+    grow_old()
+    for directory, level in ((plugin, 1), (other, 5), (plugin, 1)):
+        monkeypatch.chdir(directory)
+        assert run_plugin(".", "one") == ["one", level]
+
+
+def test_plugins_that_were_recalled_long_ago_are_forgotten(tmp_path):
+    for number in range(120):
+        (tmp_path / str(number)).mkdir()
+        write(tmp_path / str(number), "one", number)
+        Plugin.load_cached(tmp_path / str(number))
+    assert len(plugins._cached_plugins) <= 100

@@ -1,0 +1,184 @@
+"""The names of `synapse-sdk`, where that is not installed: they mean ours, and what we do not offer says so."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime.sdk_compat import import_hook
+
+MEANT = {
+    "plugins.action:BaseAction": "action:BaseAction",
+    "plugins.action:NoResult": "action:NoResult",
+    "plugins.action:validate_result": "action:validate_result",
+    "plugins.context:PluginEnvironment": "environment:PluginEnvironment",
+    "plugins.context:RuntimeContext": "context:RuntimeContext",
+    "plugins.context.env:PluginEnvironment": "environment:PluginEnvironment",
+    "plugins.decorators:action": "decorators:action",
+    "plugins.enums:PluginCategory": "enums:PluginCategory",
+    "plugins.enums:ACTION_DEFAULT_METHODS": "enums:ACTION_DEFAULT_METHODS",
+    "plugins.errors:ActionNotFoundError": "errors:ActionNotFoundError",
+    "plugins.errors:ExecutionError": "errors:ExecutionError",
+    "plugins.errors:PluginError": "errors:PluginError",
+    "plugins.errors:ValidationError": "errors:ValidationError",
+    "plugins.executors.local:LocalExecutor": "executors.local:LocalExecutor",
+    "plugins.executors.ray:RayActorExecutor": "executors.ray.task:RayActorExecutor",
+    "plugins.executors.ray:RayJobsApiExecutor": "executors.ray.job:RayJobsApiExecutor",
+    "plugins.executors.ray.task:RayActorExecutor": "executors.ray.task:RayActorExecutor",
+    "plugins.executors.ray.jobs_api:RayJobsApiExecutor": "executors.ray.job:RayJobsApiExecutor",
+    "plugins.log_messages:LogMessageCode": "messages:LogMessageCode",
+    "plugins.models.logger:LogLevel": "messages:LogLevel",
+    "plugins.runner:ExecutionMode": "enums:ExecutionMode",
+    "plugins.runner:run_plugin": "runner:run_plugin",
+    "plugins.types:YOLODataset": "types:YOLODataset",
+    "plugins:BaseAction": "action:BaseAction",
+    "plugins:ExecutionError": "errors:ExecutionError",
+    "plugins:PluginCategory": "enums:PluginCategory",
+    "plugins:RuntimeContext": "context:RuntimeContext",
+    "plugins:run_plugin": "runner:run_plugin",
+    "i18n:LocalizedMessage": "messages:LocalizedMessage",
+    "loggers:BaseLogger": "loggers:BaseLogger",
+    "loggers:ConsoleLogger": "loggers:ConsoleLogger",
+    "loggers:ProgressData": "loggers:ProgressData",
+    "loggers:NoOpLogger": "loggers:NullLogger",
+}
+
+
+def named(package: str, place: str) -> object:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"{package}.{module}"), name)
+
+
+def python(code: str, *, path: Path | None = None) -> str:
+    environment = {} if path is None else {"PYTHONPATH": str(path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(("theirs", "ours"), MEANT.items())
+def test_a_name_of_the_sdk_means_ours(theirs, ours):
+    assert named("synapse_sdk", theirs) is named("synapse_runtime", ours)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import synapse_sdk.plugins.steps",
+        "from synapse_sdk.plugins import steps",
+        "from synapse_sdk.plugins.actions.train import BaseTrainAction",
+        "from synapse_sdk.plugins.pipelines import ActionPipeline",
+        "from synapse_sdk.clients.backend import BackendClient",
+        "from synapse_sdk.plugins import BaseTrainAction",
+        "from synapse_sdk.plugins.errors import ModelLoadError",
+        "from synapse_sdk.loggers import JobLogger",
+        "from synapse_sdk.plugins.action import inspect",
+        "from synapse_sdk import nothing",
+    ],
+)
+def test_what_is_not_offered_says_so_and_what_gives_it(statement):
+    with pytest.raises(ImportError, match=r"synapse_sdk\S+ is not here: .*`pip install synapse-sdk`.* gives it"):
+        exec(statement)
+
+
+def test_the_decorator_and_the_module_have_the_same_name():
+    from synapse_sdk.plugins import action
+    from synapse_sdk.plugins.decorators import action as decorate
+
+    @action
+    def one(params, context): ...
+
+    @action(name="two")
+    def other(params, context): ...
+
+    import synapse_sdk.plugins.action
+
+    assert (one._action_name, other._action_name) == ("one", "two")
+    assert decorate is named("synapse_runtime", "decorators:action")
+    assert synapse_sdk.plugins.action.BaseAction is named("synapse_runtime", "action:BaseAction")
+
+
+def test_a_module_lists_what_it_offers():
+    from synapse_sdk.plugins import errors, types
+
+    assert "ExecutionError" in dir(errors)
+    assert {"DataType", "Dataset", "ModelWeights"} <= set(types.__all__)
+    assert not {"Any", "annotations", "difflib"} & set(dir(errors))
+    names: dict[str, object] = {}
+    exec("from synapse_sdk.plugins.enums import *", names)
+    assert names["RunMethod"] is named("synapse_runtime", "enums:RunMethod")
+
+
+def test_the_modules_bear_what_tools_ask_of_modules():
+    module = importlib.import_module("synapse_sdk.plugins.runner")
+    assert repr(module) == "<module 'synapse_sdk.plugins.runner', in place of synapse-sdk's>"
+    assert module.__name__ == "synapse_sdk.plugins.runner"
+    assert module.__spec__ is not None
+    assert module.__spec__.origin == import_hook.__file__
+    assert not hasattr(module, "__wrapped__")
+    assert importlib.util.find_spec("synapse_sdk") is not None
+
+
+def test_an_attribute_can_be_replaced_as_in_any_module(monkeypatch):
+    monkeypatch.setattr("synapse_sdk.plugins.runner.run_plugin", print)
+    from synapse_sdk.plugins.runner import run_plugin
+
+    assert run_plugin is print
+
+
+def test_a_class_pickles_under_the_name_that_it_has_here():
+    from synapse_sdk.plugins.action import BaseAction
+
+    assert b"synapse_sdk" not in pickle.dumps(BaseAction)
+    assert pickle.loads(pickle.dumps(BaseAction)) is BaseAction
+
+
+@pytest.mark.parametrize("first", ["import synapse_runtime", "import pytest_synapse.plugin"])
+def test_the_real_package_is_taken_where_there_is_one(tmp_path, first):
+    (tmp_path / "synapse_sdk" / "plugins").mkdir(parents=True)
+    (tmp_path / "synapse_sdk" / "__init__.py").touch()
+    (tmp_path / "synapse_sdk" / "plugins" / "__init__.py").touch()
+    (tmp_path / "synapse_sdk" / "plugins" / "action.py").write_text("BaseAction = 'the real one'")
+    code = f"""
+{first}
+from synapse_sdk.plugins.action import BaseAction
+print(BaseAction)
+try:
+    import synapse_sdk.plugins.runner
+except ImportError as error:
+    print(error)
+"""
+    root = Path(import_hook.__file__).parents[2]
+    real = python(f"import sys; sys.path.append({str(root)!r})\n{code}", path=tmp_path)
+    assert real.splitlines() == ["the real one", "No module named 'synapse_sdk.plugins.runner'"]
+
+
+def test_turned_off_the_names_mean_nothing():
+    code = """
+import synapse_runtime
+from synapse_runtime.sdk_compat import import_hook
+import synapse_sdk.plugins.action
+import_hook.uninstall()
+assert not import_hook.is_installed()
+for name in ("synapse_sdk", "synapse_sdk.plugins.action"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError as error:
+        print(error)
+import_hook.install()
+import_hook.install()
+import synapse_sdk.plugins.action
+"""
+    assert python(code).splitlines() == ["No module named 'synapse_sdk'"] * 2
+
+
+def test_importing_the_package_alone_imports_nothing_heavy():
+    assert python("import sys, synapse_runtime, synapse_sdk; print('pydantic' in sys.modules)") == "False"

@@ -1,0 +1,306 @@
+"""A check of a plugin: every problem in one go, each with its file and line."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from synapse_runtime.errors import ConfigError
+from synapse_runtime.plugins import requirements
+from synapse_runtime.plugins.lint import check_plugin
+
+GOOD = {
+    "config.yaml": """\
+        code: lab
+        name: Lab
+        requires: {python: '>=3.11', sdk: '>=2026.1', cuda: '>=11.8'}
+        readme: README.md
+        wheels_dir: wheels
+        env: {LEVEL: high}
+        runtime_env: {pip: [pytest, "--no-deps"]}
+        actions:
+          train: {entrypoint: "plugin.train:Train", method: job}
+          infer: plugin.train.infer
+          serve: {entrypoint: "plugin.train:Params", method: serve}
+        """,
+    "plugin/__init__.py": "",
+    "plugin/train.py": """\
+        import os
+
+        from pydantic import BaseModel
+
+        from synapse_runtime.action import BaseAction
+        from synapse_runtime.decorators import action
+
+        LEVEL = os.environ["LEVEL"]
+
+
+        class Params(BaseModel):
+            epochs: int = 1
+
+
+        class Train(BaseAction[Params]):
+            def execute(self):
+                return 1
+
+
+        @action(params=Params)
+        def infer(params, context):
+            return 1
+        """,
+    "requirements.txt": "pydantic>=2  # models\n\n-r more.txt\n--extra-index-url https://example.org\n",
+    "more.txt": "pytest>=8 ; python_version >= '3'\nno-such ; python_version < '3'\n-r requirements.txt\n",
+    "README.md": "",
+    "wheels/lab-1.0-py3-none-any.whl": "",
+}
+
+
+def said(root: Path) -> list[tuple[str, int | None, str, str]]:
+    problems = check_plugin(root).problems
+    return [(str(one.path.relative_to(root)) if one.path else "", one.line, one.level, one.text) for one in problems]
+
+
+def test_a_plugin_with_nothing_wrong(write_plugin):
+    checked = check_plugin(write_plugin(config=GOOD["config.yaml"], files=GOOD))
+    assert checked.problems == ()
+    assert checked.checked == "config.yaml, 3 actions, 2 params models, 1 wheel, 3 requirements"
+
+
+BAD = {
+    "config.yaml": """\
+        category: neural_net
+        colur: blue
+        env: {A=B: s3cret}
+        requires: {python: '<3.11', sdk: later, cuda: new}
+        readme: docs.md
+        wheels_dir: ../wheels
+        runtime_env: {uv: {packages: ["no-such-project", "a b"]}}
+        package_manager: conda
+        actions:
+          one: {entrypoint: "plugin.trian:Train"}
+          two: {entrypoint: "plugin.train:Trian"}
+          three: {entrypoint: "plugin.train:helper"}
+          four: {entrypoint: "plugin.needs:Four"}
+          five: {entrypoint: "plugin.again:Five"}
+          six:
+          seven: {entrypoint: "plugin.crash:Seven", methd: job}
+          eight: {entrypoint: nonsense}
+          nine: {entrypoint: "plugin.train:CONSTANT"}
+          ten: {entrypoint: "plugin.train:Params", method: job}
+          eleven: {entrypoint: "elsewhere.actions:Eleven"}
+        """,
+    "plugin/__init__.py": "",
+    "plugin/train.py": """\
+        from pydantic import BaseModel
+
+        from synapse_runtime.action import BaseAction
+
+        CONSTANT = 1
+
+
+        class Params(BaseModel):
+            json: str = ""
+
+
+        class Train(BaseAction[Params]):
+            def execute(self):
+                return 1
+
+
+        def helper():
+            return 1
+        """,
+    "plugin/needs.py": "import no_such_module\n",
+    "plugin/again.py": "from plugin import needs\n",
+    "plugin/crash.py": "import os\n\nos.abort()\n",
+    "requirements.txt": """\
+        pydantic<1
+        no-such-project>=1 \\
+            --hash=sha256:00
+        a b
+        ./missing.whl
+        https://user:s3cret@example.org/x.whl
+        -r missing.txt
+        """,
+}
+
+
+def test_every_problem_is_told_in_one_go(write_plugin):
+    root = write_plugin(config=BAD["config.yaml"], files=BAD)
+    problems = said(root)
+    assert [(file, line, level) for file, line, level, _ in problems if file == "config.yaml"] == [
+        ("config.yaml", None, "warning"),
+        ("config.yaml", 1, "warning"),
+        ("config.yaml", 2, "warning"),
+        ("config.yaml", 3, "error"),
+        ("config.yaml", 4, "error"),
+        ("config.yaml", 4, "error"),
+        ("config.yaml", 4, "warning"),
+        ("config.yaml", 5, "warning"),
+        ("config.yaml", 6, "error"),
+        ("config.yaml", 7, "error"),
+        ("config.yaml", 7, "warning"),
+        ("config.yaml", 8, "error"),
+        *(("config.yaml", line, "error") for line in (10, 11, 12, 15)),
+        ("config.yaml", 16, "warning"),
+        *(("config.yaml", line, "error") for line in (17, 18, 19, 20)),
+    ]
+    texts = {text for _, _, _, text in problems}
+    python = platform.python_version()
+    assert texts >= {
+        "there is no code; add `code: …`, the plugin's unique id",
+        "a neural_net plugin needs a data_type; add `data_type: image`, or text, video, pcd, audio",
+        "unknown field 'colur'; it has no effect",
+        "no process environment can hold the variable 'A=B': NUL or '=' in it",
+        "requires.sdk: 'later' says no versions; write it like '>=3.11'",
+        f"this is Python {python}; the plugin requires <3.11",
+        "readme: there is no file 'docs.md'; write it",
+        "wheels_dir: '../wheels' is not below the plugin's directory",
+        "no-such-project is not installed here; install this file",
+        "package_manager: Input should be 'pip' or 'uv'",
+        "action 'one': there is no module 'plugin.trian'; did you mean 'plugin.train'?",
+        "action 'two': module 'plugin.train' has no 'Trian'; did you mean 'Train'?",
+        "action 'three': plugin.train:helper is a function, and no action: derive the class from BaseAction, or "
+        "decorate the function with @action",
+        "action 'six' has no entrypoint; add `entrypoint: module:Name`",
+        "unknown field 'methd' in actions.seven; did you mean 'method'?",
+        "actions.eight.entrypoint: must be 'module:Name' or 'module.Name', not 'nonsense'",
+        "action 'nine': plugin.train:CONSTANT is an int, and no action: derive the class from BaseAction, or decorate "
+        "the function with @action",
+        "action 'eleven': there is no module 'elsewhere.actions'; add elsewhere/actions.py",
+    }
+    others = [one for one in problems if one[0] != "config.yaml"]
+    (wrong_version,) = (text for _, _, _, text in others if text.startswith("pydantic "))
+    (no_requirement,) = (text for _, _, _, text in others if text.startswith("'a b' is no requirement: "))
+    assert others == [
+        (
+            "plugin/crash.py",
+            3,
+            "error",
+            "plugin.crash cannot be imported, for action 'seven': its import crashed Python: SIGABRT",
+        ),
+        (
+            "plugin/needs.py",
+            1,
+            "error",
+            "plugin.needs, plugin.again cannot be imported, for actions 'four', 'five': ModuleNotFoundError: "
+            "No module named 'no_such_module'; install it, and name it in requirements.txt",
+        ),
+        ("requirements.txt", 1, "warning", wrong_version),  # names versions
+        ("requirements.txt", 2, "warning", "no-such-project is not installed here; install this file"),
+        ("requirements.txt", 4, "error", no_requirement),
+        ("requirements.txt", 5, "error", "there is no file './missing.whl'; add it, or remove this line"),
+        ("requirements.txt", 7, "error", "there is no file 'missing.txt'; add it"),
+    ]
+    assert wrong_version.endswith("is installed here, and <1 is wanted; install this file")
+    assert "s3cret" not in str(problems)
+
+
+def test_a_broken_config_file_is_told_beside_the_requirements(write_plugin):
+    root = write_plugin(config="code: x\ncode: y\nname: !x y\n", files={"requirements.txt": "a b\n"})
+    assert [(file, line) for file, line, _, _ in said(root)] == [
+        ("config.yaml", 2),
+        ("config.yaml", 3),
+        ("requirements.txt", 1),
+    ]
+
+
+def test_a_problem_of_a_params_model_that_two_actions_have_is_told_for_each(write_plugin):
+    files = {
+        "a.py": """\
+            from pydantic import BaseModel
+
+            from synapse_runtime.decorators import action
+
+
+            class Params(BaseModel):
+                schema: str = ""
+
+
+            @action(params=Params)
+            def one(params, context): ...
+
+
+            @action(params=Params)
+            def two(params, context): ...
+            """
+    }
+    root = write_plugin(config="code: x\nname: x\nactions: {one: a.one, two: a.two}\n", files=files)
+    text = "action {!r}: the param 'schema' hides what pydantic models have by this name; call it otherwise"
+    assert said(root) == [("a.py", 7, "warning", text.format(name)) for name in ("one", "two")]
+
+
+def test_a_params_model_of_another_package_is_only_told_where_it_does_harm(write_plugin, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere.py").write_text(
+        "from pydantic import BaseModel\n\n"
+        "class Hiding(BaseModel):\n    copy: bool = True\n\n"
+        "class Undefined(BaseModel):\n    other: 'Nowhere'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    files = {
+        "a.py": """\
+            import elsewhere
+
+            from synapse_runtime.decorators import action
+
+
+            @action(params=elsewhere.Hiding)
+            def one(params, context): ...
+
+
+            @action(params=elsewhere.Undefined)
+            def two(params, context): ...
+            """
+    }
+    root = write_plugin(config="code: x\nname: x\nactions: {one: a.one, two: a.two}\n", files=files)
+    ((file, line, level, text),) = said(root)
+    assert (file, line, level) == ("a.py", 10, "error")
+    assert text.startswith("action 'two': Undefined cannot be used: ")
+
+
+def test_a_directory_without_a_config_file_is_no_plugin(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no config\.yaml"):
+        check_plugin(tmp_path)
+
+
+def test_a_plugin_without_actions_is_told(write_plugin):
+    assert said(write_plugin(config="code: x\nname: x\n")) == [
+        (
+            "config.yaml",
+            None,
+            "warning",
+            "there are no actions; add some, or let `synapse plugin update-config` do so",
+        )
+    ]
+
+
+def test_wheels_are_checked_by_their_names(tmp_path):
+    for name in (
+        "good-1.0-py3-none-any.whl",
+        "many-1.0-cp39-cp39-win32.whl",
+        "many-1.0-py3-none-any.whl",
+        "other-1.0-cp39-cp39-win32.whl",
+        "bad.whl",
+        "no_wheel.txt",
+    ):
+        (tmp_path / name).touch()
+    count, problems = requirements.check_wheels(tmp_path)
+    assert count == 5
+    assert [(one.path, one.level) for one in problems] == [(tmp_path / "bad.whl", "error"), (tmp_path, "warning")]
+    assert problems[1].text == "no wheel of other is for this Python and platform; it cannot be installed here"
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "fits"),
+    [(">=3.11", "3.12", True), ("3.11", "3.11.4", True), ("3.11", "3.12", False), ("==1.0", "1.0", True)],
+)
+def test_versions_are_written_as_specifiers_or_alone(text, version, fits):
+    versions = requirements.specifier(text)
+    assert versions is not None
+    assert versions.contains(version) is fits
+
+
+def test_what_says_no_versions_is_none():
+    assert requirements.specifier("new") is None

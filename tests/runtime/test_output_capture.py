@@ -1,0 +1,425 @@
+"""What an action puts out in a worker: taken at the descriptors, per call, and put out again elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+from typing import Any
+
+import pytest
+
+from synapse_runtime.core.log_config import LoggingConfig
+from synapse_runtime.core.output_capture import Captured, CapturedWarning, capture_logging, last_lines
+from tests.patience import patience
+
+PRELUDE = """\
+import json, os, subprocess, sys
+from pathlib import Path
+from synapse_runtime.core.output_capture import OutputFiles
+
+files = OutputFiles()
+seen = []
+"""
+
+
+def in_a_worker(tmp_path, code: str) -> tuple[list[Any], subprocess.CompletedProcess[str]]:
+    """Run code in a child process, whose descriptors it takes over; return what it has put into `seen`."""
+    report = tmp_path / "seen.json"
+    program = PRELUDE + textwrap.dedent(code) + "\nPath(sys.argv[1]).write_text(json.dumps(seen))\n"
+    # Buffered, as a worker's streams are, whatever the environment of this session says.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", program, str(report)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=patience(30), env=environment
+    )
+    assert report.exists(), done.stderr
+    return json.loads(report.read_text()), done
+
+
+def test_everything_that_reaches_the_descriptors_is_taken_in_order(tmp_path):
+    seen, _ = in_a_worker(
+        tmp_path,
+        """
+        files.start()
+        print("print", flush=True)
+        os.write(1, b"descriptor\\n")
+        subprocess.run([sys.executable, "-c", "print('child')"])
+        sys.stderr.write("error\\n")
+        os.write(2, b"low error\\n")
+        seen.append(files.read_all())
+        """,
+    )
+    assert seen == [["print\ndescriptor\nchild\n", "error\nlow error\n"]]
+
+
+def test_what_was_printed_before_a_call_does_not_belong_to_it_even_if_it_was_not_flushed(tmp_path):
+    seen, _ = in_a_worker(
+        tmp_path,
+        """
+        sys.stdout.write("before, in the buffer")
+        files.start()
+        print("mine")
+        seen.append(files.read_all())
+        sys.stdout.write("between")
+        files.start()
+        seen.append(files.read_all())
+        """,
+    )
+    assert seen == [["mine\n", ""], ["", ""]]
+
+
+def test_peek_gives_the_news_and_take_gives_all(tmp_path):
+    seen, _ = in_a_worker(
+        tmp_path,
+        """
+        files.start()
+        print("one")
+        seen.append(files.read_new())
+        seen.append(files.read_new())
+        print("two", file=sys.stderr)
+        seen.append(files.read_new())
+        print("three")
+        seen.append(files.read_all())
+        """,
+    )
+    assert seen == [["one\n", ""], ["", ""], ["", "two\n"], ["one\nthree\n", "two\n"]]
+
+
+def test_a_character_that_is_cut_in_two_by_a_peek_comes_whole_and_one_without_end_is_marked(tmp_path):
+    seen, _ = in_a_worker(
+        tmp_path,
+        """
+        files.start()
+        os.write(1, "☃".encode()[:1])
+        seen.append(files.read_new()[0])
+        os.write(1, "☃".encode()[1:] + b"\\xff")
+        seen.append(files.read_new()[0])
+        os.write(1, "é".encode()[:1])
+        seen.append(files.read_all()[0])
+        files.start()
+        os.write(1, b"a")
+        seen.append(files.read_all()[0])
+        """,
+    )
+    assert seen == ["", "☃\ufffd", "☃\ufffd\ufffd", "a"]
+
+
+def test_what_is_taken_goes_on_to_where_it_went_before(tmp_path):
+    _, done = in_a_worker(
+        tmp_path,
+        """
+        print("before the first call")
+        files.start()
+        print("one")
+        print("error", file=sys.stderr)
+        files.read_new()
+        files.read_all()
+        files.start()
+        print("two")
+        files.read_all()
+        """,
+    )
+    assert done.stdout == "before the first call\none\ntwo\n"
+    assert done.stderr == "error\n"
+
+
+def test_megabytes_do_not_block_and_the_file_does_not_grow_from_call_to_call(tmp_path):
+    seen, _ = in_a_worker(
+        tmp_path,
+        """
+        for _ in range(5):
+            files.start()
+            sys.stdout.write("x" * 1_000_000)
+            seen.append(len(files.read_all()[0]))
+        seen.append(os.fstat(files.descriptors[0]).st_size)
+        """,
+    )
+    assert seen == [1_000_000] * 6
+
+
+def test_the_files_can_be_read_from_outside_by_their_descriptors(tmp_path):
+    seen, _ = in_a_worker(
+        tmp_path,
+        """
+        files.start()
+        os.write(1, b"out")
+        os.write(2, b"err")
+        seen.extend(os.pread(descriptor, 100, 0).decode() for descriptor in files.descriptors)
+        """,
+    )
+    assert seen == ["out", "err"]
+
+
+def test_a_worker_whose_own_output_is_gone_captures_all_the_same(tmp_path):
+    report = tmp_path / "seen.json"
+    program = PRELUDE + "files.start(); print('kept'); Path(sys.argv[1]).write_text(json.dumps(files.read_all()))"
+    with subprocess.Popen([sys.executable, "-c", program, str(report)], stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+    assert json.loads(report.read_text()) == ["kept\n", ""]
+
+
+def test_log_records_of_all_loggers_are_taken_and_travel():
+    captured = Captured()
+    root_level = logging.getLogger().level
+    with capture_logging(captured, LoggingConfig(levels=(("", logging.INFO),))):
+        logging.getLogger("some.where").info("n=%d", 3, extra={"lock": threading.Lock(), "epoch": 2})
+        logging.getLogger("some.where").debug("too low")
+    logging.getLogger("some.where").warning("after the block")
+    (record,) = pickle.loads(pickle.dumps(captured.records))
+    assert (record.name, record.levelname, record.getMessage()) == ("some.where", "INFO", "n=3")
+    assert record.epoch == 2
+    assert record.lock.startswith("<unlocked _thread.lock")
+    assert logging.getLogger().level == root_level
+
+
+def test_a_logger_that_is_set_to_debug_is_heard_down_to_debug():
+    captured = Captured()
+    logger = logging.getLogger("chatty.for.test_capture")
+    logger.setLevel(logging.DEBUG)
+    with capture_logging(captured):
+        logger.debug("detail")
+    assert [record.getMessage() for record in captured.records] == ["detail"]
+
+
+def test_the_traceback_of_a_record_travels_as_text():
+    captured = Captured()
+    with capture_logging(captured):
+        try:
+            raise KeyError("epochs")
+        except KeyError:
+            logging.getLogger("some.where").exception("it broke")
+    (record,) = pickle.loads(pickle.dumps(captured.records))
+    assert record.exc_info is None
+    assert record.exc_text.startswith("Traceback (most recent call last):\n")
+    assert record.exc_text.endswith("KeyError: 'epochs'")
+
+
+def test_handlers_and_level_are_put_back_after_a_failure():
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    with pytest.raises(KeyError), capture_logging(Captured()):
+        raise KeyError
+    assert (list(root.handlers), root.level) == before
+
+
+def test_warnings_are_taken_with_their_place_and_travel():
+    captured = Captured()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        audience = LoggingConfig.current()
+    with capture_logging(captured, audience):
+        for _ in range(2):
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+    first, second = pickle.loads(pickle.dumps(captured.warnings))
+    assert first[1:] == second[1:]
+    assert (str(first.message), first.category, first.filename) == ("old", DeprecationWarning, __file__)
+    assert first.line > 1
+
+
+class Awkward(UserWarning):
+    """A warning whose constructor wants more than its text."""
+
+    def __init__(self, code, *, lock=None):
+        super().__init__(f"code {code}")
+        self.code = code
+        self.lock = lock
+
+
+def test_a_warning_comes_as_the_object_that_it_is_or_else_as_its_text():
+    captured = Captured()
+    with capture_logging(captured, LoggingConfig()):
+        warnings.warn(Plain("kept"), stacklevel=1)
+        warnings.warn(Awkward(7, lock=threading.Lock()), stacklevel=1)
+    kept, replaced = captured.warnings
+    assert (type(kept.message), kept.message.extra) == (Plain, "extra of kept")
+    assert (type(replaced.message), str(replaced.message), replaced.category) == (UserWarning, "code 7", Awkward)
+
+
+class Plain(UserWarning):
+    """A warning with an attribute."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.extra = f"extra of {text}"
+
+
+def test_filters_of_warnings_and_levels_of_loggers_are_those_of_the_audience():
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.filterwarnings("ignore", "not this", UserWarning)
+        warnings.filterwarnings("error", category=RuntimeWarning, module=r"tests\.runtime\.test_output_capture")
+        logging.getLogger("loud.for.test_capture").setLevel(logging.DEBUG)
+        try:
+            audience = pickle.loads(pickle.dumps(LoggingConfig.current()))
+        finally:
+            logging.getLogger("loud.for.test_capture").setLevel(logging.NOTSET)
+    filters, captured = list(warnings.filters), Captured()
+    with capture_logging(captured, audience):
+        warnings.warn("not this one", UserWarning, stacklevel=1)
+        warnings.warn("but this", UserWarning, stacklevel=1)
+        with pytest.raises(RuntimeWarning, match="an error here"):
+            warnings.warn("an error here", RuntimeWarning, stacklevel=1)
+        logging.getLogger("loud.for.test_capture").debug("heard")
+        logging.getLogger("other.for.test_capture").debug("not heard")
+    assert [str(warning.message) for warning in captured.warnings] == ["but this"]
+    assert [record.getMessage() for record in captured.records] == ["heard"]
+    assert warnings.filters == filters
+    assert logging.getLogger("loud.for.test_capture").level == logging.NOTSET
+
+
+def test_logging_that_is_disabled_here_is_not_heard_there():
+    logging.disable(logging.WARNING)
+    try:
+        audience = LoggingConfig.current()
+    finally:
+        logging.disable(logging.NOTSET)
+    captured = Captured()
+    with capture_logging(captured, audience):
+        logging.getLogger("some.where").warning("silenced")
+        logging.getLogger("some.where").error("heard")
+    assert [record.getMessage() for record in captured.records] == ["heard"]
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_a_filter_about_a_class_that_is_not_there_does_no_harm(tmp_path):
+    (tmp_path / "only_there.py").write_text("class Odd(Warning): pass")
+    program = (
+        "import sys, pickle, warnings; from only_there import Odd; "
+        "from synapse_runtime.core.log_config import LoggingConfig; warnings.filterwarnings('ignore', category=Odd); "
+        "sys.stdout.buffer.write(pickle.dumps(LoggingConfig.current()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=tmp_path, check=True, timeout=patience(30)
+    )
+    captured = Captured()
+    with capture_logging(captured, pickle.loads(done.stdout)):
+        warnings.warn("heard", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in captured.warnings] == ["heard"]
+
+
+def test_a_filter_holds_for_a_class_that_is_imported_later(tmp_path, monkeypatch):
+    (tmp_path / "imported_later.py").write_text("class Odd(Warning): pass\nclass Odder(Odd): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    audience = LoggingConfig(filters=(("error", "", "imported_later", "Odd", "", 0),))
+    with capture_logging(Captured(), audience):
+        module = importlib.import_module("imported_later")
+        for category in (module.Odd, module.Odder):
+            with pytest.raises(category, match="an error here"):
+                warnings.warn("an error here", category, stacklevel=1)
+        warnings.warn("none", UserWarning, stacklevel=1)
+    del sys.modules["imported_later"]
+
+
+def test_what_is_heard_is_gathered_anew_when_it_has_changed_and_only_then():
+    logger = logging.getLogger("changing.for.test_capture")
+    before = LoggingConfig.current()
+    assert LoggingConfig.current() is before
+    assert LoggingConfig.current() is LoggingConfig.current()
+    logger.setLevel(logging.DEBUG)
+    try:
+        assert ("changing.for.test_capture", logging.DEBUG) in LoggingConfig.current().levels
+        logger.setLevel(logging.ERROR)
+        assert ("changing.for.test_capture", logging.ERROR) in LoggingConfig.current().levels
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert "changing.for.test_capture" not in dict(LoggingConfig.current().levels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a new one", FutureWarning)
+        assert LoggingConfig.current().filters[0] == ("ignore", "a new one", "builtins", "FutureWarning", "", 0)
+    assert LoggingConfig.current().filters[:1] != (("ignore", "a new one", "builtins", "FutureWarning", "", 0),)
+    assert hasattr(logging.getLogger("synapse_runtime.core.log_config"), "_cache")
+
+
+def test_replay_puts_everything_out_here(capsys, caplog):
+    caplog.set_level(logging.DEBUG)
+    record = logging.makeLogRecord({"name": "a.worker", "levelno": logging.INFO, "levelname": "INFO", "msg": "logged"})
+    captured = Captured(
+        "out\n", "err\n", [record], [CapturedWarning(UserWarning("careful"), UserWarning, "there.py", 7)]
+    )
+    with pytest.warns(UserWarning, match="careful") as caught:
+        captured.replay()
+    assert capsys.readouterr() == ("out\n", "err\n")
+    assert caplog.messages == ["logged"]
+    assert (caught[0].filename, caught[0].lineno) == ("there.py", 7)
+
+
+def test_replay_does_not_print_what_was_shown_while_it_came(capsys, caplog):
+    caplog.set_level(logging.DEBUG)
+    record = logging.makeLogRecord({"name": "a.worker", "levelno": logging.INFO, "msg": "logged"})
+    Captured("out\n", "err\n", [record]).replay(output=False)
+    assert capsys.readouterr() == ("", "")
+    assert caplog.messages == ["logged"]
+
+
+def test_what_a_handler_in_the_worker_has_printed_is_not_printed_again():
+    logger = logging.getLogger("printing.for.test_capture")
+    printer, other = logging.StreamHandler(), logging.Handler()
+    seen = []
+    other.emit = lambda record: seen.append(record.getMessage())
+    printer.emit = lambda record: seen.append("printed again")
+    logger.addHandler(printer)
+    logger.addHandler(other)
+    captured = Captured()
+    try:
+        with capture_logging(captured, LoggingConfig()):
+            logger.warning("once")
+        assert captured.already_printed == {0}
+        seen.clear()
+        captured.replay()
+    finally:
+        logger.removeHandler(printer)
+        logger.removeHandler(other)
+    assert seen == ["once"]
+
+
+def test_what_no_handler_in_the_worker_has_printed_is_printed_here():
+    logger = logging.getLogger("printing.heard.for.test_capture")
+    captured = Captured()
+    with capture_logging(captured, LoggingConfig()):
+        logger.warning("once")
+    stream = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    printer = logging.StreamHandler(stream)
+    logger.addHandler(printer)
+    try:
+        captured.replay()
+    finally:
+        logger.removeHandler(printer)
+    assert stream.buffer.getvalue() == b"once\n"
+
+
+def test_a_replayed_warning_does_not_meet_the_filters_a_second_time():
+    captured = Captured(warnings=[CapturedWarning(UserWarning("heard there"), UserWarning, "there.py", 7)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error")
+        captured.replay()
+    assert [str(item.message) for item in caught] == ["heard there"]
+
+
+def test_an_actions_own_logger_is_always_replayed(caplog):
+    caplog.set_level(logging.ERROR)
+    handler = logging.getLogger("synapse")
+    seen = []
+    sink = logging.Handler()
+    sink.emit = lambda record: seen.append(record.getMessage())
+    handler.addHandler(sink)
+    try:
+        Captured(records=[logging.makeLogRecord({"name": "synapse.train", "levelno": 10, "msg": "detail"})]).replay()
+    finally:
+        handler.removeHandler(sink)
+    assert seen == ["detail"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "last"), [("", 3, ""), ("a\nb\nc", 2, "b\nc"), ("a\nb\n", 5, "a\nb"), ("a\n\n", 1, "")]
+)
+def test_the_last_lines_of_an_output(text, count, last):
+    assert last_lines(text, count) == last

@@ -1,0 +1,532 @@
+"""The kernel further, in local mode: what surrounds an action while it runs, and that all of it is put back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from synapse_runtime.action import BaseAction
+from synapse_runtime.core.execution import ActionCall, run_call
+from synapse_runtime.decorators import action
+from synapse_runtime.errors import (
+    ActionNotFoundError,
+    ConfigError,
+    EnvironmentValueError,
+    ExecutionError,
+    ExecutionTimeout,
+)
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.loggers import NullLogger
+from tests.patience import patience
+
+CONFIG = """\
+code: layers
+env: {LAYER: config, CONFIG_ONLY: 32, FLAG: true}
+actions:
+  look: {entrypoint: "plugin.look:look"}
+  fail: {entrypoint: "plugin.look:fail"}
+  wait: {entrypoint: "plugin.look:wait"}
+"""
+
+LOOK = """\
+import os
+import time
+from pathlib import Path
+
+from synapse_runtime.decorators import action
+
+@action
+def look(params, context):
+    names = ("LAYER", "CONFIG_ONLY", "FLAG", "PROCESS_ONLY", "CODE_ONLY")
+    return {
+        "ctx": {name: context.env.get(name) for name in names},
+        "os": {name: os.environ.get(name) for name in names},
+        "cwd": Path.cwd(),
+        "data": Path("data.txt").read_text(),
+    }
+
+@action
+def fail(params, context):
+    os.environ["LEFT_BEHIND"] = "x"
+    os.environ.pop("PROCESS_ONLY", None)
+    os.chdir("/")
+    raise ValueError("on purpose")
+
+@action
+def wait(params, context):
+    os.environ["LEFT_BEHIND"] = "x"
+    os.chdir("/")
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def root(write_plugin) -> Path:
+    files = {"plugin/__init__.py": "", "plugin/look.py": LOOK, "data.txt": "from the plugin's directory"}
+    return write_plugin(config=CONFIG, files=files)
+
+
+@pytest.fixture
+def in_plugin(root) -> LocalExecutor:
+    return LocalExecutor({"LAYER": "code", "CODE_ONLY": ["a", "b"]}, plugin=root, logger=NullLogger())
+
+
+def surroundings() -> tuple[dict[str, str], str, list[str]]:
+    return dict(os.environ), os.getcwd(), list(sys.path)
+
+
+@action
+def waits(params, context):
+    while True:
+        time.sleep(0.01)
+
+
+def test_the_process_lies_under_the_config_file_and_that_under_what_was_given_in_code(in_plugin, monkeypatch):
+    monkeypatch.setenv("LAYER", "process")
+    monkeypatch.setenv("CONFIG_ONLY", "process")
+    monkeypatch.setenv("PROCESS_ONLY", "process")
+    seen = in_plugin.execute("look")
+    assert seen["ctx"] == {
+        "LAYER": "code",
+        "CONFIG_ONLY": 32,
+        "FLAG": True,
+        "PROCESS_ONLY": "process",
+        "CODE_ONLY": ["a", "b"],
+    }
+
+
+def test_while_an_action_runs_the_process_environment_holds_the_same_as_text(in_plugin, monkeypatch):
+    monkeypatch.setenv("PROCESS_ONLY", "process")
+    assert in_plugin.execute("look")["os"] == {
+        "LAYER": "code",
+        "CONFIG_ONLY": "32",
+        "FLAG": "true",
+        "PROCESS_ONLY": "process",
+        "CODE_ONLY": "a,b",
+    }
+
+
+def test_an_action_works_in_its_plugins_directory(in_plugin, root):
+    seen = in_plugin.execute("look")
+    assert seen["cwd"] == root
+    assert seen["data"] == "from the plugin's directory"
+
+
+def test_without_a_plugin_an_action_works_where_the_caller_is(local, tmp_path, monkeypatch):
+    @action
+    def where(params, context):
+        return os.getcwd()
+
+    monkeypatch.chdir(tmp_path)
+    assert local.execute(where) == str(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "timeout"), [("look", None), ("fail", None), ("wait", 0.1)])
+def test_everything_is_put_back_however_an_action_ends(in_plugin, monkeypatch, name, timeout):
+    monkeypatch.setenv("PROCESS_ONLY", "process")
+    before = surroundings()
+    run = in_plugin.run(name, timeout=timeout)
+    assert (run.error is None) is (name == "look")
+    assert surroundings() == before
+
+
+def test_everything_is_put_back_where_the_environment_itself_is_at_fault(root):
+    before = surroundings()
+    call = ActionCall("plugin.look:look", "look", env={"A=B": "x"}, import_root=str(root), cwd=str(root))
+    assert isinstance(run_call(call).error, EnvironmentValueError)
+    assert surroundings() == before
+
+
+def test_an_environment_that_no_process_can_hold_is_refused_at_once():
+    with pytest.raises(EnvironmentValueError, match="no process environment can hold"):
+        LocalExecutor({"A=B": "x"})
+
+
+def test_a_plugin_that_has_vanished_is_told(in_plugin, root):
+    before = surroundings()
+    shutil.rmtree(root)
+    error = in_plugin.run("look").error
+    assert isinstance(error, ConfigError)
+    assert "the plugin's directory does not exist" in str(error)
+    assert surroundings() == before
+
+
+def test_a_working_directory_that_does_not_exist_is_told(tmp_path):
+    before = surroundings()
+    run = run_call(ActionCall(waits, "waits", cwd=str(tmp_path / "gone")))
+    assert "gone does not exist on" in str(run.error)
+    assert surroundings() == before
+
+
+def test_a_failed_run_tells_the_error_instead_of_raising_it(in_plugin):
+    run = in_plugin.run("fail")
+    assert run.result is None
+    assert str(run.error) == "fail failed: ValueError: on purpose"
+    assert run.mode == "local"
+    assert run.pid == os.getpid()
+    with pytest.raises(ExecutionError) as caught:
+        run.unwrap()
+    assert caught.value is run.error
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(3, "sys.exit(3)"), (None, "sys.exit(None)"), ("bad", "sys.exit('bad')"), (0, "sys.exit(0)")]
+)
+def test_an_exit_of_any_code_is_a_failure_that_says_so(local, code, text):
+    @action
+    def leave(params, context):
+        sys.exit(code)
+
+    error = local.run(leave).error
+    assert str(error) == f"leave ended with {text}"
+    assert error.__cause__.code == code
+
+
+@pytest.mark.parametrize(
+    "kind", [GeneratorExit, asyncio.CancelledError, MemoryError, type("Odd", (BaseException,), {})]
+)
+def test_whatever_an_action_raises_is_its_failure(local, kind):
+    @action
+    def fail(params, context):
+        raise kind
+
+    error = local.run(fail).error
+    assert type(error) is ExecutionError
+    assert type(error.__cause__) is kind
+
+
+def test_an_error_that_cannot_be_printed_is_a_failure_like_others(local):
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    @action
+    def fail(params, context):
+        raise Mute
+
+    assert str(local.run(fail).error) == "fail failed: Mute: <str() failed: RuntimeError>"
+
+
+def test_an_interrupt_comes_through_from_inside_a_coroutine_and_with_a_time_limit(local):
+    @action
+    async def interrupted(params, context):
+        raise KeyboardInterrupt
+
+    before = surroundings()
+    with pytest.raises(KeyboardInterrupt):
+        local.execute(interrupted, timeout=patience(5))
+    assert surroundings() == before
+
+
+def test_a_timeout_ends_within_its_bounds_and_tells_the_stack_from_the_action_on(local):
+    started = time.monotonic()
+    run = local.run(waits, timeout=0.2)
+    assert 0.2 <= time.monotonic() - started < patience(1)
+    assert 0.2 <= run.duration < patience(1)
+    assert isinstance(run.error, ExecutionTimeout)
+    assert run.error.details.splitlines()[0].endswith("in waits")
+    assert "time.sleep(0.01)" in run.error.details
+    assert local.run(waits, timeout=0.05).error.__class__ is ExecutionTimeout
+
+
+def test_a_coroutine_has_a_time_limit_too(local):
+    @action
+    async def sleeps(params, context):
+        await asyncio.sleep(30)
+
+    started = time.monotonic()
+    assert isinstance(local.run(sleeps, timeout=0.1).error, ExecutionTimeout)
+    assert time.monotonic() - started < patience(2)
+
+
+@pytest.mark.parametrize("where", ["main thread", "another thread"])
+def test_an_outer_limit_ends_an_inner_action_that_may_take_longer(where):
+    @action
+    def outer(params, context):
+        return LocalExecutor(logger=NullLogger()).execute(waits, timeout=patience(30))
+
+    runs = []
+
+    def call() -> None:
+        runs.append(LocalExecutor(logger=NullLogger()).run(outer, timeout=0.2))
+
+    started = time.monotonic()
+    if where == "main thread":
+        call()
+    else:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join(patience(10))
+    assert time.monotonic() - started < patience(2)
+    assert str(runs[0].error) == "outer did not end within 0.2 s"
+
+
+def test_an_inner_limit_is_the_inner_actions_own(local):
+    @action
+    def outer(params, context):
+        return str(LocalExecutor(logger=NullLogger()).run(waits, timeout=0.1).error)
+
+    assert local.execute(outer, timeout=patience(10)) == "waits did not end within 0.1 s"
+
+
+def test_an_action_that_fails_while_it_is_stopped_has_still_run_out_of_time(local):
+    @action
+    def stubborn(params, context):
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            raise ValueError("cleanup failed")
+
+    assert isinstance(local.run(stubborn, timeout=0.1).error, ExecutionTimeout)
+
+
+def test_an_action_may_run_another_plugins_action_and_find_its_own_surroundings_again(write_plugin, root):
+    nest = """\
+    import os
+    from synapse_runtime.decorators import action
+    from synapse_runtime.executors.local import LocalExecutor
+    from synapse_runtime.loggers import NullLogger
+
+    @action
+    def nest(params, context):
+        before = os.getcwd(), os.environ["LAYER"]
+        inner = LocalExecutor({"LAYER": "inner"}, plugin=params["inner"], logger=NullLogger()).execute("look")
+        import plugin.nest
+        return inner, before, (os.getcwd(), os.environ["LAYER"]), plugin.nest.__file__
+    """
+    outer_root = write_plugin(
+        "outer",
+        config="code: outer\nenv: {LAYER: outer}\nactions: {nest: 'plugin.nest:nest'}\n",
+        files={"plugin/__init__.py": "", "plugin/nest.py": nest},
+    )
+    outer = LocalExecutor(plugin=outer_root, logger=NullLogger())
+    inner, before, after, own = outer.execute("nest", {"inner": str(root)})
+    assert inner["cwd"] == root
+    assert inner["os"]["LAYER"] == "inner"
+    assert before == after == (str(outer_root), "outer")
+    assert own == str(outer_root / "plugin" / "nest.py")
+
+
+def test_actions_in_two_threads_do_not_see_each_others_environment():
+    @action
+    def look(params, context):
+        seen = set()
+        for _ in range(20):
+            seen.add(os.environ["WHO"])
+            time.sleep(0.001)
+        return seen
+
+    results = {}
+
+    def call(who: str) -> None:
+        results[who] = LocalExecutor({"WHO": who}, logger=NullLogger()).execute(look)
+
+    threads = [threading.Thread(target=call, args=(who,)) for who in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patience(10))
+    assert results == {"one": {"one"}, "two": {"two"}}
+    assert "WHO" not in os.environ
+
+
+def in_a_thread_of_the_action(other: LocalExecutor) -> object:
+    """An action that runs another one in a thread of its own, and waits for it."""
+
+    @action
+    def outer(params, context):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(other.execute(answer)), daemon=True)
+        thread.start()
+        thread.join(patience(10))
+        return results
+
+    return outer
+
+
+@action
+def answer(params, context):
+    return os.environ.get("WHO"), os.getcwd()
+
+
+def test_an_action_may_run_one_with_the_same_surroundings_in_a_thread(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    executor = LocalExecutor({"WHO": "same"}, logger=NullLogger())
+    before = surroundings()
+    assert executor.execute(in_a_thread_of_the_action(executor)) == [("same", str(tmp_path))]
+    assert surroundings() == before
+
+
+def test_surroundings_that_are_shared_stay_until_the_last_has_ended():
+    first_has_ended, second_has_begun = threading.Event(), threading.Event()
+    seen = {}
+
+    @action
+    def first(params, context):
+        assert second_has_begun.wait(patience(10))
+
+    @action
+    def second(params, context):
+        second_has_begun.set()
+        assert first_has_ended.wait(patience(10))
+        seen["second"] = os.environ.get("WHO")
+
+    def call(target) -> None:
+        LocalExecutor({"WHO": "both"}, logger=NullLogger()).execute(target)
+
+    threads = [threading.Thread(target=call, args=(target,)) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(patience(10))
+    first_has_ended.set()
+    threads[1].join(patience(10))
+    assert seen == {"second": "both"}
+    assert "WHO" not in os.environ
+
+
+def test_a_coroutine_that_runs_out_of_time_beside_a_running_loop_is_cancelled(local):
+    ended = threading.Event()
+
+    @action
+    async def endless(params, context):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def test() -> ExecutionError:
+        return local.run(endless, timeout=0.2).error
+
+    error = asyncio.run(test())
+    assert isinstance(error, ExecutionTimeout)
+    assert "await asyncio.Event().wait()" in error.details
+    assert ended.wait(patience(5))
+
+
+class Nested(BaseModel):
+    sizes: list[int]
+
+
+class Grow(BaseAction[Nested]):
+    def execute(self):
+        self.params.sizes.append(9)
+        return self.params.sizes
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_callers_params_stay_as_they_were_whatever_the_action_does_to_its_own(strict):
+    executor = LocalExecutor(logger=NullLogger(), strict=strict)
+    params = {"sizes": [1]}
+    assert executor.execute(Grow, params) == [1, 9]
+    assert params == {"sizes": [1]}
+
+
+def test_in_strict_mode_neither_a_plain_dict_nor_an_instance_can_be_changed_from_inside():
+    @action
+    def grow(params, context):
+        params["sizes"].append(9)
+        return params
+
+    executor = LocalExecutor(logger=NullLogger(), strict=True)
+    params, instance = {"sizes": [1]}, Nested(sizes=[1])
+    assert executor.execute(grow, params) == {"sizes": [1, 9]}
+    assert executor.execute(Grow, instance) == [1, 9]
+    assert params == {"sizes": [1]}
+    assert instance == Nested(sizes=[1])
+
+
+def test_in_strict_mode_a_result_is_no_door_back_into_the_action():
+    kept = []
+
+    @action
+    def keep(params, context):
+        kept.append({"numbers": [1]})
+        return kept[0]
+
+    result = LocalExecutor(logger=NullLogger(), strict=True).execute(keep)
+    result["numbers"].append(2)
+    assert kept == [{"numbers": [1]}]
+
+
+def test_events_reach_listener_and_logger_in_order_while_the_action_runs():
+    order = []
+
+    class Sink:
+        def event(self, event):
+            order.append(("logger", event.name))
+
+        def finish(self):
+            order.append("finish")
+
+    @action
+    def talk(params, context):
+        context.log("first")
+        order.append("in between")
+        context.logger.info("second")
+
+    LocalExecutor(logger=Sink()).run(talk, on_event=lambda event: order.append(("listener", event.name)))
+    assert order == [
+        ("logger", "first"),
+        ("listener", "first"),
+        "in between",
+        ("logger", "second"),
+        ("listener", "second"),
+        "finish",
+    ]
+
+
+def test_what_an_action_said_before_it_failed_is_kept(local):
+    @action
+    def fail(params, context):
+        context.set_progress(1, 2)
+        raise ValueError
+
+    run = local.run(fail)
+    assert run.error is not None
+    assert run.progress == [(1, 2)]
+
+
+def test_fresh_job_ids_are_all_different(local):
+    @action
+    def who(params, context):
+        return context.job_id
+
+    ids = {local.execute(who) for _ in range(50)}
+    assert len(ids) == 50
+    assert all(isinstance(each, str) and each for each in ids)
+
+
+def test_an_entrypoint_needs_no_plugin(local, tmp_path, monkeypatch):
+    (tmp_path / "loose_entry.py").write_text(LOOK)
+    (tmp_path / "data.txt").write_text("beside")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert local.execute("loose_entry:look")["data"] == "beside"
+    del sys.modules["loose_entry"]
+
+
+def test_a_name_needs_a_plugin(local):
+    with pytest.raises(ActionNotFoundError, match="there is no action 'train': without a plugin, give a class"):
+        local.run("train")
+
+
+def test_an_entrypoint_that_leads_nowhere_is_in_the_run(local):
+    error = local.run("no_such_module_anywhere:Train").error
+    assert isinstance(error, ConfigError)
+    assert "there is no module 'no_such_module_anywhere'" in str(error)
+
+
+def test_an_executor_can_be_used_in_a_with_block_and_again_after_it(local):
+    with local as executor:
+        assert executor.execute(Grow, {"sizes": []}) == [9]
+    assert local.execute(Grow, {"sizes": [1]}) == [1, 9]

@@ -1,0 +1,285 @@
+"""Pickling: by reference, by value, and which part cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import pickle
+import subprocess
+import sys
+import threading
+from typing import Generic, TypeVar
+
+import pytest
+from pydantic import BaseModel
+
+from synapse_runtime import serialization
+from synapse_runtime.core.timeouts import ActionInterrupted
+from synapse_runtime.errors import ResultNotSerializable
+
+calls: list[str] = []
+
+
+class Settings(BaseModel):
+    rate: float = 0.1
+
+
+@dataclasses.dataclass
+class Model:
+    settings: Settings
+    lock: object = None
+
+    def speak(self):
+        calls.append("here")
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ({"model": Model(Settings(), threading.Lock())}, 'result["model"].lock'),
+        ([1, (2, threading.Lock())], "result[1][1]"),
+        (threading.Lock(), "result"),
+        ({3: threading.Lock()}, "result[3]"),
+    ],
+)
+def test_the_part_that_cannot_travel_is_named(value, part):
+    with pytest.raises(ResultNotSerializable) as caught:
+        serialization.dumps_named(value, "result")
+    assert str(caught.value).startswith(f"{part} cannot travel between processes: ")
+
+
+def test_what_pickles_but_cannot_be_read_is_found():
+    class Greedy:
+        def __reduce__(self):
+            return int, ("no number",)
+
+    with pytest.raises(ResultNotSerializable, match=r"result\[0\] cannot travel"):
+        serialization.dumps_named([Greedy()], "result")
+
+
+def test_a_round_trip_copies_data_and_keeps_classes_and_functions():
+    value = {"m": Model(Settings(rate=1)), "c": Color.RED, "f": test_the_part_that_cannot_travel_is_named}
+    copy = serialization.round_trip(value)
+    assert copy == value
+    assert copy["m"] is not value["m"]
+    assert type(copy["m"]) is Model
+    assert copy["f"] is value["f"]
+
+
+def test_classes_of_a_registered_module_travel_by_value_and_come_home_as_themselves(tmp_path):
+    serialization.register_pickle_by_value(__name__)
+    method = Model.speak
+    (tmp_path / "there.pkl").write_bytes(serialization.dumps((Model(Settings(rate=2)), Color.RED, Model)))
+    code = (
+        "import sys; from pathlib import Path; from synapse_runtime import serialization as t; "
+        "v = t.loads(Path(sys.argv[1]).read_bytes()); Path(sys.argv[2]).write_bytes(t.dumps(v)); "
+        "print('tests.runtime.test_serialization' in sys.modules)"
+    )
+    paths = [str(tmp_path / "there.pkl"), str(tmp_path / "back.pkl")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *paths], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    model, color, cls = serialization.loads_in_caller((tmp_path / "back.pkl").read_bytes())
+    assert done.stdout == "False\n"
+    assert (type(model), color, cls) == (Model, Color.RED, Model)
+    assert Model.speak is method
+    model.speak()
+    assert calls == ["here"]
+
+
+def test_the_names_of_cloudpickle_that_we_stand_on_are_there():
+    from cloudpickle import cloudpickle
+
+    for name in ("_make_skeleton_class", "_make_skeleton_enum", "_class_setstate"):
+        assert callable(getattr(cloudpickle, name))
+    assert hasattr(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID, "values")
+
+
+def test_a_snapshot_of_what_cannot_be_copied_is_its_repr():
+    lock = threading.Lock()
+    assert serialization.snapshot(lock) == repr(lock)
+
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Box(BaseModel, Generic[T]):
+    content: T
+
+
+class Two(BaseModel, Generic[T, U]):
+    one: T
+    other: U
+
+
+class Folder(BaseModel):
+    name: str
+    inside: Box[Folder] | None = None
+
+
+class Exits:
+    """Ends the process of whoever pickles or reads it."""
+
+    def __init__(self, end: BaseException | None = None) -> None:
+        self.end = end
+
+    def __reduce__(self):
+        if self.end is None:
+            return sys.exit, (9,)
+        raise self.end
+
+
+def elsewhere(tmp_path, value, code):
+    """Send a value to another process that runs this code on it as `v`, and return what that leaves there as `v`."""
+    serialization.register_pickle_by_value(__name__)
+    (tmp_path / "there.pkl").write_bytes(serialization.dumps(value))
+    lines = [
+        "import sys; from pathlib import Path; from synapse_runtime import serialization as t",
+        "v = t.loads(Path(sys.argv[1]).read_bytes())",
+        code,
+        "Path(sys.argv[2]).write_bytes(t.dumps(v))",
+    ]
+    paths = [str(tmp_path / "there.pkl"), str(tmp_path / "back.pkl")]
+    subprocess.run([sys.executable, "-c", "\n".join(lines), *paths], cwd=tmp_path, check=True)
+    return serialization.loads_in_caller((tmp_path / "back.pkl").read_bytes())
+
+
+def test_a_model_in_a_function_takes_no_variables_of_the_function_along():
+    word = "this word stays here"
+    lock = threading.Lock()
+
+    class Local(BaseModel):
+        text: str
+
+    assert word.encode() not in serialization.dumps(Local)
+    assert word.encode() not in serialization.dumps([Local(text="x")])
+    assert Local.__pydantic_parent_namespace__["word"] == word
+    assert not lock.locked()
+
+
+def test_a_generic_model_that_is_made_elsewhere_comes_home_as_the_class_that_is_here(tmp_path):
+    made = elsewhere(
+        tmp_path, [Box, Two], "B, T = v; v = [B[int](content=1), B[dict[str, int]], B[B[int]], B, T[int, B]]"
+    )
+    assert [type(made[0]), *made[1:]] == [Box[int], Box[dict[str, int]], Box[Box[int]], Box, Two[int, Box]]
+    assert made[0] == Box[int](content=1)
+
+
+def test_a_generic_model_is_the_same_class_as_the_one_that_is_there(tmp_path):
+    assert elsewhere(tmp_path, (Box, Box[int](content=1)), "v = type(v[1]) is v[0][int]") is True
+
+
+def test_a_model_within_a_generic_model_of_itself_checks_all_its_levels(tmp_path):
+    given = {"name": "a", "inside": {"content": {"name": "b", "inside": {"content": {"name": "c"}}}}}
+    code = "F, B, given = v; v = [F.model_validate(given), B[F].model_validate({'content': given}).content]"
+    for made in elsewhere(tmp_path, [Folder, Box, given], code):
+        assert made == Folder.model_validate(given)
+        assert made.inside.content.inside.content.name == "c"
+        assert type(made.inside) is Box[Folder]
+
+
+def test_a_class_in_a_function_keeps_its_whole_name(tmp_path):
+    class Local:
+        class Inner:
+            pass
+
+    names = elsewhere(tmp_path, [Local, Local.Inner], "v = [c.__qualname__ for c in v]")
+    assert names == [Local.__qualname__, Local.Inner.__qualname__]
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), GeneratorExit(), None], ids=["exit", "generator exit", "read"])
+def test_a_hook_that_exits_is_a_failure_like_any_other(end):
+    with pytest.raises(pickle.PickleError, match="a pickling hook raised"):
+        serialization.round_trip([Exits(end)])
+    with pytest.raises(ResultNotSerializable, match=r"result\[0\] cannot travel between processes: .*Exits: "):
+        serialization.dumps_named([Exits(end)], "result")
+    assert serialization.snapshot(Exits(end)).startswith("<tests.runtime.test_serialization.Exits object")
+    if end is None:
+        for loads in (serialization.loads, serialization.loads_in_caller):
+            with pytest.raises(pickle.PickleError, match="a pickling hook raised"):
+                loads(serialization.dumps(Exits(end)))
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), ActionInterrupted()], ids=["Ctrl-C", "time limit"])
+def test_what_ends_the_action_gets_out_of_a_hook(end):
+    for go in (serialization.dumps, serialization.round_trip, serialization.snapshot):
+        with pytest.raises(type(end)):
+            go([Exits(end)])
+
+
+def test_what_pydantic_and_cloudpickle_make_of_a_class_is_as_we_know_it():
+    from cloudpickle import cloudpickle
+
+    class Local(BaseModel):
+        pass
+
+    make, _arguments, (attributes, slots), *rest = cloudpickle._dynamic_class_reduce(Local)
+    assert make is cloudpickle._make_skeleton_class
+    assert rest == [None, None, cloudpickle._class_setstate]
+    assert "__pydantic_parent_namespace__" in attributes
+    assert "__qualname__" not in attributes
+    assert slots == {}
+    assert len(cloudpickle._dynamic_class_reduce(Color)) == 6
+    assert Box[int].__pydantic_generic_metadata__ == {"origin": Box, "args": (int,), "parameters": ()}
+
+
+def test_a_snapshot_of_what_holds_something_that_cannot_travel_is_its_repr_in_this_process_too():
+    lock = threading.Lock()
+
+    def closure():
+        return lock
+
+    assert serialization.snapshot(closure) == repr(closure)
+    assert serialization.snapshot({"f": closure}) == repr({"f": closure})
+    assert serialization.snapshot({"f": elsewhere}) == {"f": elsewhere}
+
+
+def test_a_snapshot_pickles_what_it_is_given_once():
+    class Counted:
+        times = 0
+
+        def __reduce__(self):
+            Counted.times += 1
+            return Counted, ()
+
+    assert type(serialization.snapshot([Counted()])[0]) is Counted
+    assert Counted.times == 1
+
+
+def test_a_snapshot_of_what_has_no_repr_is_the_name_of_its_type():
+    class Mute:
+        lock = None
+
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __repr__(self):
+            raise SystemExit
+
+    assert serialization.snapshot(Mute()).endswith("<locals>.Mute>")
+
+
+def test_a_hook_may_take_a_snapshot_of_its_own():
+    class Talks:
+        def __reduce__(self):
+            serialization.snapshot([Color.RED])
+            return list, ()
+
+    assert serialization.loads(serialization.dumps(Talks())) == []
+
+
+def test_a_function_that_goes_by_value_keeps_the_file_that_it_is_from():
+    def inner():
+        return 1 / 0
+
+    copy = serialization.loads(serialization.dumps(inner))
+    assert copy is not inner
+    assert copy.__code__.co_filename == __file__
+    with pytest.raises(ZeroDivisionError) as caught:
+        copy()
+    assert str(caught.traceback[-1].path) == __file__

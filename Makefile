@@ -81,6 +81,7 @@ compare: $(VENV)/.dev$(RAY)
 lint: $(VENV)/.dev$(RAY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 
 types: $(VENV)/.dev$(RAY)
 	$(BIN)/mypy

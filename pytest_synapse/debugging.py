@@ -10,6 +10,7 @@ import pytest
 
 from pytest_synapse.modes import is_parametrized_by_user, marked, modes_of
 from synapse_runtime.errors import ExecutionError, ExecutionTimeout, PluginError, WorkerCrashed
+from synapse_runtime.modes import MODES
 
 _TITLE = "to debug the action"
 
@@ -30,11 +31,16 @@ def prepare(item: pytest.Item, mode: str, call: pytest.CallInfo[object], report:
         return
     error = call.excinfo.value
     cause = error.__cause__
-    if mode == "local" and type(error) is ExecutionError and cause is not None and cause.__traceback__ is not None:
+    if (
+        MODES[mode].in_process
+        and type(error) is ExecutionError
+        and cause is not None
+        and cause.__traceback__ is not None
+    ):
         call.excinfo = pytest.ExceptionInfo.from_exception(cause)
         return
     call.excinfo = pytest.ExceptionInfo.from_exception(error.with_traceback(_without_ours(error.__traceback__)))
-    if mode != "local" and isinstance(error, ExecutionError):
+    if not MODES[mode].in_process and isinstance(error, ExecutionError):
         _add_section(report, f"{_why(error)}\n{_how(item, mode)}")
 
 

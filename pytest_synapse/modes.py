@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-MODES = ("local", "task", "job")
+from synapse_runtime.modes import ALL, MODES, UnknownModeError, find_mode
+
 # The mode of a class of tests that runs once in each of several: pytest cannot parametrize unittest's.
 CHOSEN: pytest.StashKey[str] = pytest.StashKey()
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")
@@ -19,8 +20,9 @@ ISOLATIONS = ("shared", "fresh")
 
 MARKER_HELP = (
     "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None, memory=None, resources=None, "
-    "isolation=None): where and how the actions of this test run. mode: 'local' (in this process), 'task' (on a Ray "
-    "actor), 'job' (as a Ray job), or several as a tuple: the test runs once in each. env: a dict of variables for the "
+    "isolation=None): where and how the actions of this test run. mode: "
+    + ", ".join(f"{mode.name!r} ({mode.place})" for mode in MODES.values())
+    + ", or several as a tuple: the test runs once in each. env: a dict of variables for the "
     "actions. timeout: seconds that an action may take. num_cpus, num_gpus, memory (bytes, or a text such as '2GB'), "
     "resources (a dict of the cluster's own kinds): what the worker asks of the cluster. isolation: 'fresh' gives the "
     "test a worker of its own (task) or freshly imported plugin modules for each call (local), so that no state is "
@@ -45,7 +47,7 @@ def parse_modes(value: str | Iterable[str], source: str) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise pytest.UsageError(f"{source}: a mode is a string, not {text!r}")
         for word in filter(None, (part.strip() for part in text.split(","))):
-            modes += MODES if word == "all" else [known_mode(word, source)]
+            modes += ALL if word == "all" else [known_mode(word, source)]
     if not modes:
         raise pytest.UsageError(f"{source}: no mode given: choose from {', '.join(MODES)}, all")
     return tuple(dict.fromkeys(modes))
@@ -150,31 +152,27 @@ def _check(mark: pytest.Mark, source: str) -> None:
 
 
 def _check_resources(asked: dict[str, Any], source: str) -> None:
-    from synapse_runtime.executors.ray.resources import checked_resources  # needs more than the standard library
-
-    try:
-        checked_resources(**asked)
-    except ValueError as error:
-        raise pytest.UsageError(f"{source}: {error}") from None
+    for session in dict.fromkeys(mode.session_class() for mode in MODES.values() if mode.session):
+        try:
+            session.check_resources(asked)
+        except ValueError as error:
+            raise pytest.UsageError(f"{source}: {error}") from None
 
 
 def known_mode(word: str, source: str) -> str:
-    """Return the word if it is a mode.
+    """Return the name of the mode that a word means.
 
     Args:
-        word: The name of one mode.
+        word: The name or an alias of one mode.
         source: Where it was given, for the error.
 
     Raises:
-        pytest.UsageError: It is no mode; suggests the nearest.
+        pytest.UsageError: There is no such mode; suggests the nearest.
     """
-    if word in MODES:
-        return word
-    if word == "remote":
-        raise pytest.UsageError(f"{source}: remote mode is not available yet: choose from {', '.join(MODES)}, all")
-    raise pytest.UsageError(
-        f"{source}: there is no mode {word!r}{_hint(word, MODES)}: choose from {', '.join(MODES)}, all"
-    )
+    try:
+        return find_mode(word).name
+    except UnknownModeError as error:
+        raise pytest.UsageError(f"{source}: {error}, all") from None
 
 
 def _hint(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Generator
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, 
 from pytest_synapse.modes import (
     CHOSEN,
     MARKER_HELP,
-    MODES,
     is_parametrized_by_user,
     known_mode,
     marked,
@@ -30,7 +28,7 @@ from pytest_synapse.modes import (
 from pytest_synapse.module_import import ModuleImporter
 from pytest_synapse.run_reporting import ItemRuns
 from pytest_synapse.session import SynapseSession, at_least, seconds
-from synapse_runtime.executors.ray.cluster.session_scope import current_spec
+from synapse_runtime.modes import MODES
 from synapse_runtime.sdk_compat import import_hook
 
 __all__ = ["plugin_env", "synapse_executor", "synapse_mode", "synapse_plugin"]
@@ -147,26 +145,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     """Say where actions run, and on which cluster."""
     modes = session_modes(config)
-    line = f"synapse: mode {', '.join(modes)}"
-    if set(modes) == {"local"}:
-        return line
-    from synapse_runtime.executors.ray.cluster.resolve import describe
-
-    return f"{line}; cluster: {describe(config.getoption('synapse_ray_address'))}"
+    return "; ".join([f"synapse: mode {', '.join(modes)}", *SynapseSession.of(config).describe(modes)])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell each worker of pytest-xdist where the run's one cluster is."""
-    node.workerinput["synapse_site"] = asdict(current_spec.get())
+    SynapseSession.of(node.config).configure_xdist_worker(node.workerinput)
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Let `-n auto` mean as many processes as the run's cluster and this machine's memory bear."""
-    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or set(session_modes(config)) == {"local"}:
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None
-    return SynapseSession.of(config).max_test_processes()
+    return SynapseSession.of(config).max_processes(session_modes(config))
 
 
 @pytest.hookimpl(trylast=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_synapse.modes import MODES
+from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
     import pytest
@@ -37,13 +37,13 @@ class Summary:
     Attributes:
         modes: The runs of each mode.
         slowest: Of the slowest runs, seconds, mode, the action's name and the test's id.
-        clusters: Origin and address of each cluster.
+        backends: Kind, address and origin of each cluster or server.
         lines: Lines that workers' coverage has brought, by file.
     """
 
     modes: dict[str, Tally] = field(default_factory=dict)
     slowest: list[tuple[float, str, str, str]] = field(default_factory=list)
-    clusters: list[tuple[str, str]] = field(default_factory=list)
+    backends: list[tuple[str, str, str]] = field(default_factory=list)
     lines: dict[str, set[int]] = field(default_factory=dict)
 
     def add(self, test: str, told: TestRuns) -> None:
@@ -54,9 +54,7 @@ class Summary:
         tally.seconds += told["seconds"]
         tally.waited += told["waited"]
         self.slowest += [(seconds, told["mode"], action, test) for seconds, action in told["slowest"]]
-        for origin, address in told["clusters"]:
-            if (origin, address) not in self.clusters:
-                self.clusters.append((origin, address))
+        self.backends += [backend for backend in told["backends"] if backend not in self.backends]
         for file, lines in told["lines"].items():
             self.lines.setdefault(file, set()).update(lines)
 
@@ -74,8 +72,8 @@ class Summary:
         for mode, tally in self._ordered():
             times = f"{duration(tally.seconds):>14}{duration(tally.waited):>14}"
             yield f"{mode:<6}{tally.count:>8}{tally.raised:>8}{times}"
-        for origin, address in self.clusters:
-            yield f"cluster: {address} ({_ORIGINS.get(origin, origin)})"
+        for kind, address, origin in self.backends:
+            yield f"{kind}: {address} ({_ORIGINS.get(origin, origin)})"
         if self.lines:
             lines = _times(sum(map(len, self.lines.values())), "line")
             yield f"coverage: {lines} of {_times(len(self.lines), 'file')} came from workers"

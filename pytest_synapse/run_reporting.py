@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pytest
 
+from synapse_runtime.modes import MODES
+
 if TYPE_CHECKING:
     from synapse_runtime.core.execution import ActionCall, ActionRun
-    from synapse_runtime.executors.base import Executor
-    from synapse_runtime.executors.ray.cluster.driver import Cluster
+    from synapse_runtime.executors.base import Backend, Executor
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 # So many runs, and nodes, of a test are named in its properties; the other runs are only counted.
@@ -40,7 +41,7 @@ class TestRuns(TypedDict):
         seconds: How long their actions took, together.
         waited: How long they took from the call to the run, together.
         slowest: Of the slowest, seconds and the action's name.
-        clusters: Of each cluster that they went to, its origin and address.
+        backends: Kind, address and origin of each cluster or server that their calls were sent to.
         lines: Lines that workers' coverage has brought, by file.
     """
 
@@ -50,7 +51,7 @@ class TestRuns(TypedDict):
     seconds: float
     waited: float
     slowest: list[tuple[float, str]]
-    clusters: list[tuple[str, str]]
+    backends: list[tuple[str, str, str]]
     lines: dict[str, list[int]]
 
 
@@ -124,7 +125,7 @@ class ItemRuns:
                 seconds=self._seconds,
                 waited=self._waited,
                 slowest=self._slowest,
-                clusters=self._clusters,
+                backends=self._backends,
                 lines=_new_lines(self._item.config),
             )
             self._discard()
@@ -141,7 +142,7 @@ class ItemRuns:
         self._new = self._raised = 0
         self._seconds = self._waited = 0.0
         self._slowest: list[tuple[float, str]] = []
-        self._clusters: list[tuple[str, str]] = []
+        self._backends: list[tuple[str, str, str]] = []
 
     def _record(self, run: ActionRun, waited: float) -> None:
         self._new += 1
@@ -154,8 +155,8 @@ class ItemRuns:
             self._job_ids.append(run.job_id)
         if self._wanted is not None:
             self._rank(run.duration, run.name)
-        if self.mode != "local" and self._executor is not None:
-            self._record_place(run.node, self._executor.cluster)
+        if not MODES[self.mode].in_process and self._executor is not None:
+            self._record_place(run.node, self._executor.backend)
 
     def _rank(self, seconds: float, action: str) -> None:
         """Keep a run if it is among the slowest."""
@@ -164,13 +165,11 @@ class ItemRuns:
         else:
             heapq.heappushpop(self._slowest, (seconds, action))
 
-    def _record_place(self, node: str, cluster: Cluster | None) -> None:
+    def _record_place(self, node: str, backend: Backend | None) -> None:
         if node and node not in self._nodes and len(self._nodes) < _NAMED:
             self._nodes.append(node)
-        if cluster is not None:
-            told = (cluster.origin, cluster.address or cluster.dashboard or "")
-            if told not in self._clusters:
-                self._clusters.append(told)
+        if backend is not None and (shown := (*backend,)) not in self._backends:
+            self._backends.append(shown)
 
 
 @contextlib.contextmanager

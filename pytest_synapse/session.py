@@ -1,13 +1,10 @@
-"""What the tests of a session share: plugins that were read, warm workers, executors to close at the end."""
+"""What the tests of a session share: plugins that were read, and what the executors of each mode share."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_synapse.modes import RESOURCES, known_mode, marked, session_modes
-from synapse_runtime.executors.ray.cluster.session_scope import ClusterSpec, current_spec
+from synapse_runtime.modes import MODES
 from synapse_runtime.plugins.discovery import find_config_above
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
-    from synapse_runtime.executors.ray.task import WarmWorker
     from synapse_runtime.plugins.plugin import Plugin
+
+_SHARED = "synapse_sessions"  # key of `workerinput`
 
 
 class SynapseSession:
@@ -30,6 +28,9 @@ class SynapseSession:
 
     Args:
         config: The session's configuration.
+
+    Raises:
+        pytest.UsageError: An option is wrong.
     """
 
     KEY: pytest.StashKey[SynapseSession] = pytest.StashKey()
@@ -39,96 +40,81 @@ class SynapseSession:
         self._plugins: dict[Path, Plugin] = {}
         self._config_files: dict[Path, Path | None] = {}  # of plugins, by files of tests
         self._pickled_by_value: set[str] = set()  # modules of tests
-        self._workers: dict[tuple[Any, ...], WarmWorker] = {}
-        self._cleanup = contextlib.ExitStack()
-        self._jobs_wanted = False
-        self._began_run = False
         option = config.option
-        leaves_out = ("keyword", "markexpr", "deselect", "lf", "stepwise", "setuponly")
-        runs_none = ("collectonly", "showfixtures", "show_fixtures_per_test")
-        # Not where tests may still be deselected, and none be left that needs a cluster, nor where none runs; nor in a
-        # worker of pytest-xdist: their cluster must be right from the start, as none of them can have it made anew for
-        # all.
+        deselecting = ("keyword", "markexpr", "deselect", "lf", "stepwise", "setuponly")
+        not_running = ("collectonly", "showfixtures", "show_fixtures_per_test")
+        # Not if tests may still be deselected, so that none is left that needs a cluster, nor if none runs; nor in a
+        # worker of pytest-xdist: their cluster must be right from the start, as none of them can restart it for all.
         self.starts_while_collecting = not (
-            any(getattr(option, name, None) for name in (*leaves_out, *runs_none)) or self._in_a_worker_of_xdist
+            any(getattr(option, name, None) for name in (*deselecting, *not_running)) or self._is_xdist_worker
         )
+        self.timeout()
+        self.slowest()
+        self._mode_sessions = self._start_mode_sessions()
 
     @classmethod
     def of(cls, config: pytest.Config) -> SynapseSession:
-        """Return the session of this configuration; made, its options checked, when first asked for.
+        """Return the session of this configuration, created when it is first requested.
 
         Raises:
             pytest.UsageError: An option is wrong.
         """
         if cls.KEY not in config.stash:
-            session = config.stash[cls.KEY] = cls(config)
-            session.timeout()
-            session.slowest()
-            session._check_cluster_options()
-            session._set_cluster_spec()
+            config.stash[cls.KEY] = cls(config)
         return config.stash[cls.KEY]
 
     @property
-    def address(self) -> str | None:
-        """The cluster's address that was given, if any."""
-        address: str | None = self._config.getoption("synapse_ray_address")
-        return address
-
-    @property
-    def _in_a_worker_of_xdist(self) -> bool:
+    def _is_xdist_worker(self) -> bool:
         return hasattr(self._config, "workerinput")
 
-    def _set_cluster_spec(self) -> None:
-        """Say where the run's one cluster is to be, and what it is to give; nothing is started."""
-        if current_spec.is_set:  # this session is part of another, which began the run
-            return
-        self._began_run = True
-        site = getattr(self._config, "workerinput", {}).get("synapse_site")
-        if site is not None:
-            current_spec.set(ClusterSpec(**site))
-            return
+    def _start_mode_sessions(self) -> dict[str, Any]:
+        """Create what the executors of each mode share, by the class that it is of. This starts nothing."""
         option = self._config.getoption
-        num_cpus, num_gpus = option("synapse_num_cpus"), option("synapse_num_gpus")
-        current_spec.set(ClusterSpec(num_cpus=num_cpus, num_gpus=num_gpus, keep=option("synapse_keep_cluster")))
+        options = {
+            "ray_address": option("synapse_ray_address"),
+            "num_cpus": option("synapse_num_cpus"),
+            "num_gpus": option("synapse_num_gpus"),
+            "keep_cluster": option("synapse_keep_cluster"),
+            "debug_sdk": option("synapse_debug_sdk"),
+        }
+        shared = getattr(self._config, "workerinput", {}).get(_SHARED, {})
+        sessions: dict[str, Any] = {}
+        for mode in MODES.values():
+            if mode.session and mode.session not in sessions:
+                try:
+                    sessions[mode.session] = mode.session_class()(options, shared.get(mode.session))
+                except ValueError as error:
+                    raise pytest.UsageError(str(error)) from None
+        return sessions
 
-    def _check_cluster_options(self) -> None:
-        """Refuse options that contradict each other.
+    def configure_xdist_worker(self, workerinput: dict[str, Any]) -> None:
+        """Pass on what a worker of pytest-xdist needs to take part in this run."""
+        workerinput[_SHARED] = {name: session.share() for name, session in self._mode_sessions.items()}
 
-        Raises:
-            pytest.UsageError: A cluster of ours is sized or kept, but another is named.
-        """
-        named = "--synapse-ray-address" if self.address is not None else "RAY_ADDRESS"
-        if self.address is None and not os.environ.get("RAY_ADDRESS"):
-            return
-        for option in ("--synapse-num-cpus", "--synapse-num-gpus", "--synapse-keep-cluster"):
-            if self._config.getoption(option[2:].replace("-", "_")) not in (None, False):
-                raise pytest.UsageError(
-                    f"{option} is about a cluster that this run starts, but {named} names another: give only one"
-                )
+    def describe(self, modes: Iterable[str]) -> list[str]:
+        """Return in a few words what these modes will use, such as the cluster; each once."""
+        return [session.describe() for session in self._sessions_of(modes)]
 
-    def max_test_processes(self) -> int | None:
-        """Return how many processes of pytest-xdist this run's cluster bears; None where that is not for us to say."""
-        if importlib.util.find_spec("ray") is None:
-            return None
-        from synapse_runtime.executors.ray.cluster.resolve import max_test_processes
-
-        return max_test_processes()
+    def max_processes(self, modes: Iterable[str]) -> int | None:
+        """Return how many processes of pytest-xdist these modes can serve; None if there is no limit."""
+        limits = [session.max_processes() for session in self._sessions_of(modes)]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def start_while_collecting(self, modes: Iterable[str]) -> None:
-        """Begin to start the run's cluster, once, if a test that was found needs one: it runs in these modes."""
-        needed = set(modes) - {"local"}
-        if needed:
+        """Start in the background, once, what the modes of a test that was found need."""
+        needed = set(modes)
+        if self._sessions_of(needed):
             self.starts_while_collecting = False
             self.start_in_background(needed | set(session_modes(self._config)))
 
     def start_in_background(self, modes: set[str]) -> None:
-        """Begin to start the run's cluster, if these modes need one and there is none, without waiting for it."""
-        if modes <= {"local"}:
-            return
-        from synapse_runtime.executors.ray.cluster.resolve import start_in_background
+        """Start what these modes need, such as the run's cluster, without waiting for it."""
+        for session in self._sessions_of(modes):
+            session.start_in_background(modes)
 
-        self._jobs_wanted = "job" in modes
-        start_in_background(self.address, jobs=self._jobs_wanted)
+    def _sessions_of(self, modes: Iterable[str]) -> list[Any]:
+        names = dict.fromkeys(MODES[mode].session for mode in modes)
+        return [self._mode_sessions[name] for name in names if name]
 
     def plugin_for(self, path: Path) -> Plugin | None:
         """Return the plugin of a test file: the one that was named, else the nearest above the file.
@@ -157,39 +143,25 @@ class SynapseSession:
         """Give the executor of a test; what the test has for itself ends with the block."""
         from synapse_runtime.loggers import NullLogger
 
-        known_mode(mode, f"{item.nodeid}: the fixture synapse_mode")
+        chosen = MODES[known_mode(mode, f"{item.nodeid}: the fixture synapse_mode")]
         marks = marked(item)
-        common: dict[str, Any] = {
+        options: dict[str, Any] = {
             "env": env,
             "plugin": plugin,
             "timeout": marks.get("timeout", self.timeout()),
             "logger": NullLogger(),
         }
-        resources: dict[str, Any] = {name: marks[name] for name in RESOURCES if name in marks}
         fresh = marks.get("isolation") == "fresh"
-        debug_sdk = self._config.getoption("synapse_debug_sdk")
+        strict: bool = self._config.getini("synapse_strict")
         self._pickle_tests_by_value(item)
-        if mode == "local":
-            from synapse_runtime.executors.local import LocalExecutor
-
-            yield LocalExecutor(strict=self._config.getini("synapse_strict"), fresh=fresh, **common)
+        if not chosen.session:
+            executor_class: Any = chosen.executor_class()
+            yield executor_class(strict=strict, fresh=fresh, **options)
             return
-        if mode == "task":
-            from synapse_runtime.executors.ray.task import RayActorExecutor
-
-            # What a warm worker holds, the other processes of the run would wait for.
-            alone = fresh or (self._in_a_worker_of_xdist and any(resources.values()))
-            worker = self._new_worker(resources) if alone else self._worker(resources)
-            try:
-                yield RayActorExecutor(worker=worker, debug_sdk=debug_sdk, **common)
-            finally:
-                if alone:
-                    worker.close()
-            return
-        from synapse_runtime.executors.ray.job import RayJobsApiExecutor
-
-        executor = RayJobsApiExecutor(ray_address=self.address, debug_sdk=debug_sdk, **resources, **common)
-        yield self._cleanup.enter_context(executor)
+        resources = {name: marks[name] for name in RESOURCES if name in marks}
+        session = self._mode_sessions[chosen.session]
+        with session.executor(chosen.name, resources, fresh=fresh, strict=strict, **options) as executor:
+            yield executor
 
     def _pickle_tests_by_value(self, item: pytest.Item) -> None:
         """Let classes and functions of this test's module, and of conftests, travel by value: no worker has those."""
@@ -207,37 +179,9 @@ class SynapseSession:
         self._pickled_by_value.add(name)
 
     def close(self) -> None:
-        """End what the tests have used: jobs first, then workers, then the cluster if it is ours."""
-        self._cleanup.close()
-        for worker in self._workers.values():
-            worker.close()
-        self._workers.clear()
-        if not self._began_run:
-            return
-        site = current_spec.get()
-        if site.path.exists() or "synapse_runtime.executors.ray.cluster.persistent" in sys.modules:
-            self._release_cluster(site)
-        current_spec.clear()
-
-    def _release_cluster(self, site: ClusterSpec) -> None:
-        from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
-        from synapse_runtime.executors.ray.cluster.persistent import persist, persistent
-
-        if site.keep and not self._in_a_worker_of_xdist:
-            persist()
-        persistent.release()
-        ephemeral.release()
-
-    def _worker(self, resources: dict[str, Any]) -> WarmWorker:
-        key = (*sorted((name, repr(asked)) for name, asked in resources.items()),)
-        if key not in self._workers:
-            self._workers[key] = self._new_worker(resources)
-        return self._workers[key]
-
-    def _new_worker(self, resources: dict[str, Any]) -> WarmWorker:
-        from synapse_runtime.executors.ray.task import WarmWorker
-
-        return WarmWorker(self.address, jobs=self._jobs_wanted, **resources)
+        """Stop what the tests have used: jobs and workers, then the cluster if this run started it."""
+        for session in self._mode_sessions.values():
+            session.close()
 
     def _named_plugin(self) -> Path | None:
         option = self._config.getoption("synapse_plugin")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_synapse.modes import CHOSEN, MODES, modes_of, parse_modes
+from pytest_synapse.modes import CHOSEN, modes_of, parse_modes
+from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from synapse_runtime.modes import MODES
+
 
 class PluginCategory(StrEnum):
     """What a plugin is for.
@@ -47,12 +49,8 @@ ACTION_DEFAULT_METHODS = {
 }
 
 
-class ExecutionMode(StrEnum):
-    """Where `run_plugin` runs an action."""
-
-    LOCAL = "local"
-    TASK = "task"
-    JOB = "job"
+# Where `run_plugin` runs an action.
+ExecutionMode = StrEnum("ExecutionMode", [(name.upper(), name) for name in MODES], module=__name__)  # type: ignore[misc]
 
 
 class PackageManager(StrEnum):

@@ -16,14 +16,14 @@ def main() -> None:
             raise SystemExit(_run_by_typer() if status is None else status)
         finally:
             collector.resume()
-    except KeyboardInterrupt:  # before the command is there to handle it
+    except KeyboardInterrupt:  # while the command is still being imported
         raise SystemExit(130) from None
 
 
 def _run_by_typer() -> int:
     try:
         from synapse_runtime.cli.app import run
-    except ModuleNotFoundError as error:  # not even the command's own libraries are there
-        fix = "install pytest-synapse-harness anew, with all that it requires"
+    except ModuleNotFoundError as error:  # the command's own dependencies are missing
+        fix = "reinstall pytest-synapse-harness with its dependencies"
         raise SystemExit(f"error: the command cannot start: {error}; {fix}") from None
     return run()

@@ -12,15 +12,15 @@ from synapse_runtime.cli.lazy import LazyCommand, LazyGroup
 
 
 class _Commands(LazyGroup):
-    later = (
+    lazy_commands = (
         LazyCommand(
             "doctor",
             "doctor:doctor",
-            "Tell what is installed, which cluster would be used, what is wrong and the fix.",
+            "Show what is installed, which cluster would be used, and problems with their fixes.",
         ),
-        LazyCommand("plugin", "plugin:app", "Make, check, look at, test and run plugins."),
-        LazyCommand("job", "job:app", "Look after jobs."),
-        LazyCommand("cluster", "cluster:app", "", "Keep a cluster warm on this machine."),
+        LazyCommand("plugin", "plugin:app", "Create, check, inspect, test and run plugins."),
+        LazyCommand("job", "job:app", "List, inspect, stop and delete jobs."),
+        LazyCommand("cluster", "cluster:app", "", "Start, inspect and stop the warm cluster of this machine."),
     )
 
 
@@ -34,8 +34,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"synapse {__version__}")
         raise typer.Exit
 
@@ -47,18 +47,19 @@ def _root(
         typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
-    """The options of `synapse` itself."""
+    """Define the options of `synapse` itself."""
 
 
-def run(arguments: Sequence[str] | None = None, *, refusal: BaseException | None = None) -> int:
+def run(arguments: Sequence[str] | None = None, *, usage_error: BaseException | None = None) -> int:
     """Run the command and return its exit status.
 
     Args:
-        arguments: The command line; that of this process by default.
-        refusal: Why the command refuses it, if it is known already: then that is told, and nothing else is done.
+        arguments: The command line. Default: that of this process.
+        usage_error: The error to report instead of running the command, if the command line is already known to be
+            invalid.
     """
     try:
-        app(args=arguments, obj=refusal)
+        app(args=arguments, obj=usage_error)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     return 0

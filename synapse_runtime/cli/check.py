@@ -1,4 +1,4 @@
-"""`synapse plugin check` and `synapse plugin update-config`: what is wrong with a plugin; its actions in its config."""
+"""`synapse plugin check` and `synapse plugin update-config`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ if TYPE_CHECKING:
     from synapse_runtime.errors import Problem
     from synapse_runtime.plugins.config_sync import Change, Update
 
-_PATH = typer.Argument(metavar="PATH", help="The plugin's directory or config file. Default: the nearest above here.")
-_SAME_PATH = typer.Option("--path", "-p", help="The same as PATH.")
-_SECONDS = typer.Option("--timeout", metavar="SECONDS", min=0.1, help="How long the import of one module may take.")
+_PATH = typer.Argument(
+    metavar="PATH",
+    help="Plugin directory or config file. Default: the nearest plugin at or above the current directory.",
+)
+_SAME_PATH = typer.Option("--path", "-p", help="Same as PATH.")
+_SECONDS = typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Time limit for importing one module.")
 _JSON = typer.Option("--json", help="Print JSON.")
 
 
 def check(
     path: Annotated[Path | None, _PATH] = None,
     same_path: Annotated[Path | None, _SAME_PATH] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="End with status 1 for warnings, too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 for warnings, too.")] = False,
     timeout: Annotated[float, _SECONDS] = 60,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Tell all that is wrong with a plugin: config file, actions, params, requirements.
+    """Check a plugin for problems: config file, actions, params, requirements.
 
-    Exit status: 0 nothing, or warnings alone; 1 something; 2 there is no such plugin.
+    Exit status: 0 no problems, or only warnings; 1 errors; 2 no such plugin.
     """
     from synapse_runtime.plugins.lint import check_plugin
 
@@ -49,16 +52,16 @@ def update_config(
     path: Annotated[Path | None, _PATH] = None,
     same_path: Annotated[Path | None, _SAME_PATH] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; print the diff and end with status 1 if there is one.")
+        bool, typer.Option("--check", help="Write nothing; print the diff and exit with status 1 if there is one.")
     ] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove actions that the code no longer has.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove actions that are no longer in the code.")] = False,
     timeout: Annotated[float, _SECONDS] = 60,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Bring the actions of the plugin's code into its config file; all else in the file stays as it is.
+    """Write the actions of the plugin's code into its config file; the rest of the file stays unchanged.
 
-    New actions are added, entrypoints that moved are updated, input and output types set. Exit status: 0 done, 1 a
-    module could not be looked at, a name is taken, or --check found a difference.
+    New actions are added, moved entrypoints are updated, input and output types are set. Exit status: 0 done; 1 a
+    module could not be inspected, an action name is already taken, or --check found a difference.
     """
     from synapse_runtime.plugins.config_sync import plan_update
 
@@ -75,21 +78,21 @@ def update_config(
 
 
 def _plugin(path: Path | None, same_path: Path | None) -> Path:
-    """Return the plugin that was named, or the nearest one above where we stand."""
+    """Return the path that was given, or the nearest plugin at or above the current directory."""
     from synapse_runtime.plugins.discovery import find_config_above
 
     if path is not None and same_path is not None:
-        raise typer.BadParameter("PATH and --path are the same: give one", param_hint="--path")
+        raise typer.BadParameter("PATH and --path mean the same; pass only one", param_hint="--path")
     path = path or same_path
     if path is None:
         return find_config_above(Path.cwd()) or Path.cwd()
     if not path.exists():
-        raise typer.BadParameter(f"there is no {str(path)!r}", param_hint="PATH")
+        raise typer.BadParameter(f"{str(path)!r} does not exist", param_hint="PATH")
     return path
 
 
 def _shown(path: Path) -> str:
-    """Return a path as people write it: from here, if it is below."""
+    """Return a path for display, relative to the current directory if it is below it."""
     here = os.path.join(os.getcwd(), "")
     return str(path).removeprefix(here)
 
@@ -111,8 +114,8 @@ def _as_data(problem: Problem) -> dict[str, object]:
 def _count(problems: tuple[Problem, ...]) -> str:
     errors = sum(problem.level == "error" for problem in problems)
     counts = [(errors, "error"), (len(problems) - errors, "warning")]
-    told = ", ".join(f"{count} {thing}" + ("s" if count > 1 else "") for count, thing in counts if count)
-    return told or "nothing is wrong"
+    found = ", ".join(f"{count} {thing}" + ("s" if count > 1 else "") for count, thing in counts if count)
+    return found or "OK"
 
 
 def _show(update: Update, *, only_checked: bool) -> None:
@@ -131,7 +134,7 @@ def _in_words(change: Change) -> str:
     fields = ", ".join(f"{name}: {value}" for name, value in change.fields.items())
     what = f" ({fields})" if fields else ""
     if change.kind == "gone":
-        what = ": its entrypoint leads nowhere, and no action in the code has its name; --prune removes it"
+        what = ": its entrypoint does not exist, and no action in the code has its name; use --prune to remove it"
     return f"{change.kind}: {change.action}{what}"
 
 

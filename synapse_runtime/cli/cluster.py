@@ -1,4 +1,4 @@
-"""`synapse cluster …`: the warm cluster of this machine, which tests and commands find by themselves."""
+"""`synapse cluster …`: the warm cluster of this machine, which tests and commands use automatically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from synapse_runtime.cli.console import exit_on_errors, note, to_json
 from synapse_runtime.cli.options import AsJson
 
 app = typer.Typer(
-    help="Keep a cluster warm on this machine: `pytest --synapse-mode=task` and `synapse plugin run` find it.",
+    help="Start, inspect and stop the warm cluster of this machine, which `pytest --synapse-mode=task` and "
+    "`synapse plugin run` use.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -27,33 +28,33 @@ _FOLLOW_SECONDS = 0.2
 
 @app.callback()
 def _cluster() -> None:
-    """Keep a cluster warm on this machine."""
+    """Start, inspect and stop the warm cluster of this machine."""
 
 
 @app.command()
 def up(
     cpus: Annotated[
-        int | None, typer.Option("--cpus", min=1, help="CPUs that it gives. Default: those of this machine.")
+        int | None, typer.Option("--cpus", min=1, help="Number of CPUs. Default: those of this machine.")
     ] = None,
     gpus: Annotated[
         int | None,
-        typer.Option("--gpus", min=0, help="GPUs that it gives; they need not be real. Default: those there are."),
+        typer.Option("--gpus", min=0, help="Number of GPUs; they need not be real. Default: those of this machine."),
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option("--memory", metavar="SIZE", help="Memory that it gives, such as 8GB. Default: what Ray finds."),
+        typer.Option("--memory", metavar="SIZE", help="Amount of memory, such as 8GB. Default: what Ray detects."),
     ] = None,
     idle_timeout: Annotated[
         str,
         typer.Option(
             "--idle-timeout",
             metavar="TIME",
-            help="How long it stays while nobody uses it, such as 90s, 30m, 2h; 'never' keeps it until `down`.",
+            help="Shut down after this time without use, such as 90s, 30m, 2h; 'never' keeps it until `down`.",
         ),
     ] = "30m",
     as_json: AsJson = False,
 ) -> None:
-    """Start the warm cluster and return when it is ready."""
+    """Start the warm cluster and wait until it is ready."""
     idle_seconds = None if idle_timeout == "never" else _seconds(idle_timeout)
     size = None if memory is None else _bytes(memory)
     with exit_on_errors():
@@ -64,23 +65,23 @@ def up(
         from synapse_runtime.executors.ray.cluster.persistent import unfit
         from synapse_runtime.executors.ray.cluster.persistent import up as start
 
-        wanted = ClusterOptions(num_cpus=cpus, num_gpus=gpus, memory=size, idle_seconds=idle_seconds)
-        facts, is_new = start(wanted)
+        options = ClusterOptions(num_cpus=cpus, num_gpus=gpus, memory=size, idle_seconds=idle_seconds)
+        facts, is_new = start(options)
         if not is_new:
-            note("a warm cluster is up already")
+            note("a warm cluster is already running")
         if as_json:
             typer.echo(to_json(facts))
         else:
             _show(facts)
         reason = None if is_new else unfit(facts, num_cpus=cpus, num_gpus=gpus, memory=size)
         if reason is not None:
-            note(f"it is not what you asked for: {reason}; `synapse cluster down` ends it")
+            note(f"the running cluster does not fit: {reason}; run `synapse cluster down` first")
             raise typer.Exit(3)
 
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Tell of the warm cluster. Exit status 3 where there is none."""
+    """Show the warm cluster's status. Exit status 3 if there is none."""
     with exit_on_errors():
         from synapse_runtime.executors.ray.cluster.persistent import status as ask
 
@@ -97,12 +98,12 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def down(as_json: AsJson = False) -> None:
-    """End the warm cluster, whoever uses it, and wait until nothing of it is left."""
+    """Shut down the warm cluster, even if it is in use, and wait until its processes and files are gone."""
     with exit_on_errors():
         from synapse_runtime.executors.ray.cluster.persistent import down as end
 
         ended = end()
-        note("the warm cluster has ended" if ended else "there is no warm cluster")
+        note("the warm cluster was shut down" if ended else "there is no warm cluster")
         if as_json:
             typer.echo(to_json({"ended": ended}))
 
@@ -110,14 +111,18 @@ def down(as_json: AsJson = False) -> None:
 @app.command()
 def logs(
     name: Annotated[
-        str | None, typer.Argument(metavar="FILE", help="A log file, or the beginning of its name. Default: lists all.")
+        str | None, typer.Argument(metavar="FILE", help="Log file, or the start of its name. Default: list all.")
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the cluster has ended.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing until the cluster has shut down.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the log files of the warm cluster, or print one of them."""
     if follow and as_json:
-        raise typer.BadParameter("JSON is printed when all of it is there: not with --follow", param_hint="--json")
+        raise typer.BadParameter(
+            "--json prints the whole log at once and cannot be used with --follow", param_hint="--json"
+        )
     with exit_on_errors():
         from synapse_runtime.errors import ClusterError
         from synapse_runtime.executors.ray.cluster.persistent import status as ask
@@ -135,8 +140,9 @@ def logs(
             return
         chosen = [path for path in found if path.name == name] or [path for path in found if path.name.startswith(name)]
         if len(chosen) != 1:
-            which = ", ".join(path.name for path in chosen) or "`synapse cluster logs` lists them"
-            raise ClusterError(f"{len(chosen) or 'no'} log files are named {name}…: {which}")
+            if not chosen:
+                raise ClusterError(f"no log file matches {name!r}; `synapse cluster logs` lists them")
+            raise ClusterError(f"{len(chosen)} log files match {name!r}: {', '.join(path.name for path in chosen)}")
         if as_json:
             text = chosen[0].read_text(encoding="utf-8", errors="replace")
             typer.echo(to_json({"path": chosen[0], "text": text}))
@@ -146,25 +152,28 @@ def logs(
 
 def _show(facts: dict[str, Any]) -> None:
     resources = facts.get("resources", {})
-    gives = [f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")]
-    gives.append(f"{resources.get('memory', 0) / 10**9:.1f} GB memory")
+    amounts = [f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")]
+    amounts.append(f"{resources.get('memory', 0) / 10**9:.1f} GB memory")
     began = datetime.fromtimestamp(facts["began"], UTC).astimezone()
     users = ", ".join(map(str, facts["users"]))
-    idle = facts["idle_seconds"]
-    ends = "never by itself" if idle is None else f"after {timedelta(seconds=round(idle))} without use"
+    limit = facts["idle_seconds"]
     lines = {
         "address": facts.get("address", "starting"),
         "dashboard": facts.get("dashboard", "starting"),
-        "gives": ", ".join(gives),
+        "resources": ", ".join(amounts),
         "Ray": f"{facts['ray']}, {facts['python']}",
-        "since": f"{began:%Y-%m-%d %H:%M:%S}",
-        "used by": f"processes {users}" if users else f"nobody, for {timedelta(seconds=round(facts['idle']))}",
-        "ends": ends,
-        "owner": f"process {facts['pid']}",
+        "started": f"{began:%Y-%m-%d %H:%M:%S}",
+        **({"used by": f"processes {users}"} if users else {"idle": _duration(facts["idle"])}),
+        "shutdown": "only by `synapse cluster down`" if limit is None else f"after {_duration(limit)} without use",
+        "daemon": f"process {facts['pid']}",
         "logs": facts["logs"],
     }
     for name, value in lines.items():
         typer.echo(f"{name:<10} {value}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def _log_files(facts: dict[str, Any]) -> list[Path]:
@@ -189,7 +198,7 @@ def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
     if match is None or not float(match[1]):
         raise typer.BadParameter(
-            f"a time such as 90s, 30m, 2h, or 'never' is wanted, not {text!r}", param_hint="--idle-timeout"
+            f"expected a time such as 90s, 30m, 2h, or 'never', got {text!r}", param_hint="--idle-timeout"
         )
     return float(match[1]) * _UNITS[match[2]]
 

@@ -1,4 +1,4 @@
-"""What the command shows: results, failures, notes; and output kept apart where a program reads it.
+"""Output of the command: results, failures and notes, with results alone on standard output for programs.
 
 Exit statuses: 0 done, 1 the action failed, 2 bad arguments, params or config, 3 no cluster, or no such job on it,
 124 timeout, 130 interrupted.
@@ -37,12 +37,11 @@ def say(text: str, *, err: bool = False, **style: Any) -> None:
 
     Args:
         text: The text.
-        err: Whether to write it to standard error, not to standard output.
-        **style: How it looks on a terminal, as `typer.style` takes it.
+        err: Whether to write it to standard error instead of standard output.
+        **style: Style on a terminal, as keyword arguments of `typer.style`.
     """
     stream = sys.stderr if err else sys.stdout
-    # Where neither colours nor encodings need care, typer would write the same; to import it takes longer than to run
-    # an action.
+    # Without colours and with UTF-8, typer would write the same, and importing it takes longer than running an action.
     is_plain = stream is not None and "\x1b" not in text and not (style and stream.isatty())
     if is_plain and getattr(stream, "encoding", None) in ("utf-8", "UTF-8"):
         stream.write(text + "\n")
@@ -54,19 +53,19 @@ def say(text: str, *, err: bool = False, **style: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Tell the person something that is not output."""
+    """Write a note for the user to standard error."""
     say(text, err=True, dim=True)
 
 
 def note_unknown(manifest: Manifest, *, strict: bool = False) -> None:
-    """Tell what is unknown in a plugin's config file, a line each.
+    """Note each unknown field or value of a plugin's config file, one per line.
 
     Args:
         manifest: The config file.
-        strict: Whether that is an error.
+        strict: Whether they are errors.
 
     Raises:
-        ConfigError: Something is unknown, and `strict` was asked for.
+        ConfigError: Something is unknown, and `strict` is true.
     """
     if strict and manifest.problems:
         raise ConfigError.of(manifest.problems)
@@ -76,7 +75,7 @@ def note_unknown(manifest: Manifest, *, strict: bool = False) -> None:
 
 @contextlib.contextmanager
 def exit_on_errors(*, debug: bool = True) -> Iterator[None]:
-    """Turn errors into a message on standard error and an exit status; no traceback of ours.
+    """Turn errors into a message on standard error and an exit status, without a traceback of this package.
 
     Args:
         debug: Whether a message may have several lines.
@@ -90,18 +89,18 @@ def exit_on_errors(*, debug: bool = True) -> Iterator[None]:
         say("interrupted", err=True)
         raise SystemExit(130) from error
     except BrokenPipeError as error:
-        # Whoever read our output is gone, `| head` for instance: end quietly, and let nothing flush into the void.
+        # The reader has closed the pipe, as `| head` does: exit silently, and discard what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(141) from error
 
 
 def _interruptions() -> tuple[type[BaseException], ...]:
-    typer = sys.modules.get("typer")  # where nobody has imported it, nobody has raised what is its own
+    typer = sys.modules.get("typer")  # unless it is imported, its exceptions cannot have been raised
     return (KeyboardInterrupt,) if typer is None else (KeyboardInterrupt, typer.Abort)
 
 
-def reader_is_gone() -> bool:
-    """Tell whether standard output is a pipe that nobody reads any more."""
+def is_stdout_closed() -> bool:
+    """Return whether standard output is a pipe whose reader has closed it."""
     import select
 
     poll = select.poll()
@@ -110,7 +109,7 @@ def reader_is_gone() -> bool:
 
 
 def exit_status(error: Exception) -> int:
-    """Return the exit status that tells of this error."""
+    """Return the exit status for an error."""
     if isinstance(error, ExecutionTimeout | TimeoutError):
         return 124
     if isinstance(error, ExecutionError):
@@ -119,16 +118,19 @@ def exit_status(error: Exception) -> int:
 
 
 def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = True) -> None:
-    """Show a run's result, or why there is none; then end with the exit status that tells of it.
+    """Show a run's result, or its error.
 
     Args:
         run: The run.
-        results: Where the result goes.
-        as_json: Whether it goes there alone, as JSON.
-        debug: Whether to show more than one line when it failed: the action's traceback, what its worker said last.
+        results: The stream for a result as JSON.
+        as_json: Whether to write only the result, as JSON, to `results`.
+        debug: Whether to show details of a failure: the action's traceback, the last output of its worker.
+
+    Raises:
+        SystemExit: The run failed; has the exit status for the error.
     """
     if run.error is not None:
-        if isinstance(run.error.__cause__, BrokenPipeError) and reader_is_gone():
+        if isinstance(run.error.__cause__, BrokenPipeError) and is_stdout_closed():
             raise run.error.__cause__
         show_failure(run.error, debug=debug)
         raise SystemExit(exit_status(run.error))
@@ -140,7 +142,7 @@ def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = Tr
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, plain aligned columns elsewhere."""
+    """Print a table: with borders on a terminal, else as plain aligned columns."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Column, Table
@@ -150,7 +152,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*row)
         Console(markup=False, emoji=False, highlight=False).print(table)
         return
-    from rich.cells import cell_len  # letters of some scripts take two columns
+    from rich.cells import cell_len  # characters of some scripts are two columns wide
 
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     for row in (headings, *rows):
@@ -159,10 +161,12 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return a result as JSON. Models, dataclasses, paths, dates become plain data; arrays lists; others their text.
+    """Return a result as JSON.
+
+    Models, dataclasses, paths and dates become plain data, arrays become lists, and other objects their `str()`.
 
     Raises:
-        ResultNotSerializable: No JSON can say it, such as a list that contains itself.
+        ResultNotSerializable: JSON cannot represent it, such as a list that contains itself.
 
     Example:
         >>> from pathlib import Path
@@ -179,7 +183,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def readable(value: Any) -> str:
-    """Return a result for people: as JSON, or where that cannot be as Python writes it."""
+    """Return a result for display: as indented JSON, or as its Python representation if JSON cannot represent it."""
     try:
         return to_json(value, indent=2)
     except ResultNotSerializable:
@@ -189,22 +193,22 @@ def readable(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    for method in ("tolist", "item"):  # arrays and scalars of numpy, torch and their kind
+    for method in ("tolist", "item"):  # arrays and scalars of numpy, torch and similar libraries
         if callable(getattr(value, method, None)):
             return getattr(value, method)()
     return str(value)
 
 
 def show_failure(error: Exception, *, debug: bool) -> None:
-    """Say why there is no result.
+    """Show the error of a run.
 
     Args:
         error: The error of a run.
-        debug: Whether to show the action's traceback, and details, too; else it is one line.
+        debug: Whether to show the action's traceback and details, too; otherwise the error is one line.
     """
     cause = error.__cause__
     of_the_action = isinstance(error, ExecutionError) and not isinstance(error, WorkerCrashed | ExecutionTimeout)
-    if debug and of_the_action and cause is not None:  # else the cause is Ray's, and nothing that one could mend
+    if debug and of_the_action and cause is not None:  # otherwise the cause is internal to Ray and of no help
         say("".join(_own_frames(cause)).rstrip(), err=True)
     details = getattr(error, "details", "")
     if debug and details:
@@ -218,7 +222,7 @@ def _say_error(error: Exception, *, debug: bool) -> None:
 
 
 def in_one_line(text: str) -> str:
-    r"""Return a message as one line, which is cut where it is very long.
+    r"""Return a message as one line, truncated if it is very long.
 
     Example:
         >>> in_one_line("train: 1 invalid parameter\n  epochs: Input should be a valid integer\n")
@@ -229,7 +233,7 @@ def in_one_line(text: str) -> str:
 
 
 def _own_frames(error: BaseException) -> list[str]:
-    """Return a traceback's text, without the frames of the runtime around the action."""
+    """Return a traceback's text without the frames of this package."""
     import traceback
 
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -251,10 +255,10 @@ def _own_frames(error: BaseException) -> list[str]:
 
 @contextlib.contextmanager
 def only_results_on_stdout() -> Iterator[TextIO]:
-    """Send everything that is written to standard output, child processes' output included, to standard error.
+    """Redirect standard output to standard error, including the output of child processes.
 
     Yields:
-        A stream that still reaches the real standard output.
+        A stream that still writes to the real standard output.
     """
     sys.stdout.flush()
     kept = os.dup(1)

@@ -1,4 +1,4 @@
-"""`synapse plugin create`: a new plugin, with tests that pass in every mode."""
+"""`synapse plugin create`: create a plugin with tests that pass in every mode."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ T = TypeVar("T")
 
 def create(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIRECTORY", help="Where to make it. Default: its code, here.")
+        Path | None, typer.Argument(metavar="DIRECTORY", help="Directory of the plugin. Default: ./CODE.")
     ] = None,
     code: Annotated[
         str | None,
         typer.Option(
             "--code",
             metavar="CODE",
-            help="Its unique id, such as my-plugin. Default: made from the name, or from DIRECTORY.",
+            help="Unique id, such as my-plugin. Default: derived from the name, or from DIRECTORY.",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", "-n", metavar="NAME", help="Its name for people. Default: the code.")
+        str | None, typer.Option("--name", "-n", metavar="NAME", help="Display name. Default: derived from the code.")
     ] = None,
     category: Annotated[
         str | None,
@@ -44,8 +44,8 @@ def create(
             "--category",
             "-c",
             metavar="CATEGORY",
-            help="What it is for: neural_net, export, upload, smart_tool, post_annotation, pre_annotation, "
-            "data_validation, or custom.",
+            help="One of neural_net, export, upload, smart_tool, post_annotation, pre_annotation, "
+            "data_validation and custom.",
             autocompletion=category_names,
         ),
     ] = None,
@@ -55,18 +55,18 @@ def create(
             "--action",
             "-a",
             metavar="ACTION",
-            help="An action that it begins with; may be repeated. Default: those of the category.",
+            help="Action to create; may be repeated. Default: those of the category.",
         ),
     ] = None,
     sdk: Annotated[
-        bool, typer.Option("--sdk", help="Write the actions against `synapse_sdk.plugins`, for the platform.")
+        bool, typer.Option("--sdk", help="Import from `synapse_sdk.plugins` in the actions, as on the platform.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: what is not given is as by default.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt; use defaults.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new plugin, with actions and tests to begin with.
+    """Create a plugin with example actions and tests.
 
-    On a terminal it asks for what is not given. What is in the directory already is never written over.
+    Prompts for missing values on a terminal. Existing files are never overwritten.
     """
     from synapse_runtime.cli import scaffold
 
@@ -75,61 +75,63 @@ def create(
     kind = None if category is None else _checked("--category", _category, category)
     actions = tuple(_checked("--action", scaffold.checked_action, given) for given in action or [])
     suggested = scaffold.code_from(name or "") or scaffold.code_from(directory.absolute().name if directory else "")
-    asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    can_prompt = not yes and sys.stdin.isatty() and sys.stderr.isatty()
     with exit_on_errors():
-        if not (yes or asks or (code and kind)):
+        if not (yes or can_prompt or (code and kind)):
             raise ConfigError(
-                "nobody can be asked here: give --code and --category, or --yes for defaults (see --help); "
-                "--name, --action and DIRECTORY as you like"
+                "not a terminal, cannot prompt: pass --code and --category, or --yes for the defaults; "
+                "--name, --action and DIRECTORY are optional"
             )
-        code = code or (_ask("Code", scaffold.checked_code, suggested) if asks else suggested)
+        code = code or (_prompt("Code", scaffold.checked_code, suggested) if can_prompt else suggested)
         if code is None:
-            raise ConfigError("no code can be made of what was given: give --code, such as my-plugin")
+            raise ConfigError(
+                "no plugin code can be derived from the name or the directory: pass --code, such as my-plugin"
+            )
         name_of_code = code.replace("-", " ").replace("_", " ").capitalize()
-        name = name or (_ask("Name", scaffold.checked_name, name_of_code) if asks else name_of_code)
-        kind = kind or (_ask_category() if asks else _category(_DEFAULT_CATEGORY))
-        usual = scaffold.DEFAULT_ACTIONS[kind]
-        actions = actions or (_ask("Actions", _actions, " ".join(usual)) if asks else usual)
+        name = name or (_prompt("Name", scaffold.checked_name, name_of_code) if can_prompt else name_of_code)
+        kind = kind or (_prompt_category() if can_prompt else _category(_DEFAULT_CATEGORY))
+        defaults = scaffold.DEFAULT_ACTIONS[kind]
+        actions = actions or (_prompt("Actions", _actions, " ".join(defaults)) if can_prompt else defaults)
         target = directory or Path(code)
-        if asks and not typer.confirm(f"Make it in {target}?", default=True, err=True):
+        if can_prompt and not typer.confirm(f"Create it in {target}?", default=True, err=True):
             raise typer.Abort
         plugin = scaffold.NewPlugin(code, name, kind, tuple(dict.fromkeys(actions)), sdk)
         files = plugin.files()
         scaffold.write(files, target)
     if as_json:
-        made = {"code": code, "path": target.absolute(), "actions": plugin.actions, "files": list(files)}
-        typer.echo(to_json(made))
+        created = {"code": code, "path": target.absolute(), "actions": plugin.actions, "files": list(files)}
+        typer.echo(to_json(created))
     else:
         _show(plugin, target, list(files))
 
 
 def _show(plugin: NewPlugin, target: Path, files: list[str]) -> None:
-    typer.echo(f"Plugin {plugin.code} is in {target}:")
+    typer.echo(f"Created plugin {plugin.code} in {target}:")
     for path in files:
         typer.echo(f"  {path}")
     steps = ["synapse plugin check", "synapse plugin test", f"synapse plugin run {plugin.example}"]
     if target.absolute() != Path.cwd():
         steps.insert(0, shlex.join(["cd", str(target)]))
-    note("next:")
+    note("Next steps:")
     for step in steps:
         note(f"  {step}")
 
 
-def _ask_category() -> PluginCategory:
+def _prompt_category() -> PluginCategory:
     from synapse_runtime.cli.scaffold import DEFAULT_ACTIONS
 
-    note("Categories, and the actions that they begin with:")
+    note("Categories and their default actions:")
     for category, actions in DEFAULT_ACTIONS.items():
         note(f"  {category:<16} {', '.join(actions)}")
-    return _ask("Category", _category, _DEFAULT_CATEGORY)
+    return _prompt("Category", _category, _DEFAULT_CATEGORY)
 
 
-def _ask(question: str, check: Callable[[str], T], default: str | None) -> T:
+def _prompt(question: str, check: Callable[[str], T], default: str | None) -> T:
     def checked(text: str) -> T:
         try:
             return check(text)
         except ValueError as error:
-            raise typer.BadParameter(str(error)) from None  # the question comes again
+            raise typer.BadParameter(str(error)) from None  # typer prompts again
 
     answer: T = typer.prompt(question, default=default, value_proc=checked, err=True)
     return answer
@@ -146,12 +148,12 @@ def _category(text: str) -> PluginCategory:
     from synapse_runtime.enums import PluginCategory
 
     known = [category.value for category in PluginCategory]
-    wanted = text.strip().lower().replace("-", "_")
-    if wanted not in known:
-        guess = nearest(wanted, known)
+    given = text.strip().lower().replace("-", "_")
+    if given not in known:
+        guess = nearest(given, known)
         hint = f" Did you mean {guess!r}?" if guess else ""
-        raise ValueError(f"there is no category {text!r}.{hint} There are: {', '.join(known)}.")
-    return PluginCategory(wanted)
+        raise ValueError(f"unknown category {text!r}.{hint} Available: {', '.join(known)}.")
+    return PluginCategory(given)
 
 
 def _actions(text: str) -> tuple[str, ...]:
@@ -159,5 +161,5 @@ def _actions(text: str) -> tuple[str, ...]:
 
     names = tuple(map(checked_action, text.replace(",", " ").split()))
     if not names:
-        raise ValueError("a plugin begins with at least one action, such as run")
+        raise ValueError("a plugin needs at least one action, such as run")
     return names

@@ -1,4 +1,4 @@
-"""`synapse job …`: jobs on a cluster that runs already, whoever submitted them."""
+"""`synapse job …`: jobs on a running cluster, including those submitted by other commands and users."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ if TYPE_CHECKING:
     from synapse_runtime.executors.ray.job import JobSummary
     from synapse_runtime.plugins.plugin import Plugin
 
-app = typer.Typer(help="Look after jobs.", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, inspect, stop and delete jobs.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 
-# Ray gives a job 3 s to end before it kills it.
+# Ray kills a job if it has not ended within 3 s.
 _STOP_SECONDS = 15.0
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as `synapse job list` shows it.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id, as shown by `synapse job list`.")]
 RayAddress = Annotated[
     str | None,
     typer.Option(
         "--ray-address",
-        help="The cluster: host:port, http://dashboard, or auto for one that `ray start` runs on this machine. "
+        help="Cluster address: host:port, http://dashboard, or auto for one started by `ray start` on this machine. "
         "Default: RAY_ADDRESS, else the warm cluster of `synapse cluster up`.",
     ),
 ]
@@ -44,7 +46,7 @@ RayAddress = Annotated[
 
 @app.callback()
 def _job() -> None:
-    """Look after jobs."""
+    """List, inspect, stop and delete jobs."""
 
 
 @app.command("list")
@@ -52,7 +54,7 @@ def list_jobs(
     as_json: AsJson = False,
     ray_address: RayAddress = None,
 ) -> None:
-    """List the jobs that run actions, the oldest first."""
+    """List the jobs that run actions, oldest first."""
     with _jobs_at(ray_address) as cluster:
         jobs = cluster.list_jobs()
         if as_json:
@@ -60,14 +62,14 @@ def list_jobs(
         elif jobs:
             show_table(("ID", "ACTION", "STATUS", "STARTED", "TOOK"), [_row(job) for job in jobs])
         else:
-            note("no job on this cluster runs an action")
+            note("this cluster has no jobs that run actions")
 
 
 @app.command()
 def status(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None) -> None:
     """Print the job's status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
 
-    SUCCEEDED says that the job brought an outcome. Whether the action failed is told by `synapse job result`.
+    SUCCEEDED means that the job ended and returned a result or an error. `synapse job result` shows which.
     """
     with _jobs_at(ray_address) as cluster:
         _show_status(job_id, cluster.get_status(job_id), as_json=as_json)
@@ -76,13 +78,15 @@ def status(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = Non
 @app.command()
 def logs(
     job_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job has ended.")] = False,
     as_json: AsJson = False,
     ray_address: RayAddress = None,
 ) -> None:
-    """Print what the job's action has said and printed so far."""
+    """Print the messages and output of the job's action so far."""
     if follow and as_json:
-        raise typer.BadParameter("JSON is printed when all of it is there: not with --follow", param_hint="--json")
+        raise typer.BadParameter(
+            "--json prints the whole log at once and cannot be used with --follow", param_hint="--json"
+        )
     with _jobs_at(ray_address) as cluster:
         if as_json:
             typer.echo(to_json({"id": job_id, "logs": cluster.get_logs(job_id)}))
@@ -96,18 +100,21 @@ def logs(
 def result(
     job_id: JobId,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long to wait. Default: for ever.")
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="Maximum time to wait. Default: no limit."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result alone to standard output, as JSON.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the result to standard output, as JSON.")] = False,
     path: Annotated[
         Path | None,
-        typer.Option("--path", help="The plugin's directory, for results of its own classes. Default: around here."),
+        typer.Option(
+            "--path",
+            help="Plugin directory, for results of the plugin's own classes. "
+            "Default: the nearest plugin at or above the current directory.",
+        ),
     ] = None,
     ray_address: RayAddress = None,
 ) -> None:
-    """Wait for the job's end and print its result."""
+    """Wait until the job has ended and print its result."""
     with (
         exit_on_errors(),
         only_results_on_stdout() if as_json else contextlib.nullcontext(sys.stdout) as results,
@@ -118,19 +125,19 @@ def result(
 
 @app.command()
 def stop(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None) -> None:
-    """Stop the job, wait for its end and print its last status."""
+    """Stop the job, wait until it has ended and print its final status."""
     with _jobs_at(ray_address) as cluster:
         if not cluster.stop(job_id):
-            note(f"job {job_id} had ended already")
+            note(f"job {job_id} had already ended")
         _show_status(job_id, cluster.wait(job_id, timeout=_STOP_SECONDS), as_json=as_json)
 
 
 @app.command()
 def delete(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None) -> None:
-    """Delete what the cluster keeps of a job that has ended."""
+    """Delete the cluster's records of a job that has ended."""
     with _jobs_at(ray_address) as cluster:
         cluster.delete(job_id)
-        note(f"job {job_id} is deleted")
+        note(f"deleted job {job_id}")
         if as_json:
             typer.echo(to_json({"id": job_id, "deleted": True}))
 
@@ -141,7 +148,7 @@ def _show_status(job_id: str, status: str, *, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _jobs_at(ray_address: str | None, plugin: Plugin | None = None) -> Iterator[RayJobsApiExecutor]:
-    """Give the executor that knows the jobs of a cluster that runs already; end the command on errors."""
+    """Yield an executor for the jobs of a running cluster; exit on errors."""
     from synapse_runtime.executors.ray import RayJobsApiExecutor
 
     with exit_on_errors():

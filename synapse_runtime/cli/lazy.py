@@ -1,4 +1,4 @@
-"""Commands that are imported when they are used: to list them, or to use another, takes none of their time."""
+"""Commands that are imported only when they are run, so that other commands and `--help` start fast."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from synapse_runtime.cli import collector
 
 
 class LazyCommand(TyperCommand):
-    """Stands for a command, or a group of commands, in the list of its group.
+    """Placeholder for a command, or a group of commands, in the list of its group.
 
     Args:
         name: The command's name.
-        place: Where it is: `module:name`, of a function or a `typer.Typer`, in this package.
-        help: What the command's own help begins with.
-        short_help: What is listed instead.
+        target: A function or a `typer.Typer` in this package, as `module:name`.
+        help: The start of the command's own help.
+        short_help: The text in the list of commands, if it differs from `help`.
     """
 
-    def __init__(self, name: str, place: str, help: str, short_help: str | None = None) -> None:
+    def __init__(self, name: str, target: str, help: str, short_help: str | None = None) -> None:
         super().__init__(name, help=help, short_help=short_help, rich_markup_mode=None)
-        self._place = place
+        self._target = target
 
     def load(self) -> Any:
         """Import the command and return it."""
-        module, _, attribute = self._place.partition(":")
+        module, _, attribute = self._target.partition(":")
         app = getattr(importlib.import_module(f"synapse_runtime.cli.{module}"), attribute)
         if not isinstance(app, typer.Typer):
             function, app = app, typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -41,27 +41,27 @@ class LazyCommand(TyperCommand):
 
 
 class LazyGroup(TyperGroup):
-    """A group that knows its commands by name alone.
+    """A group whose commands are imported only when they are run.
 
     Attributes:
-        later: Its commands, in the order in which they are listed.
+        lazy_commands: Its commands, in the order in which they are listed.
     """
 
-    later: ClassVar[tuple[LazyCommand, ...]] = ()
+    lazy_commands: ClassVar[tuple[LazyCommand, ...]] = ()
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = {str(command.name): command for command in self.later}
+        self.commands = {str(command.name): command for command in self.lazy_commands}
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
-        """Find the command that a command line means: itself, not what stands for it."""
+        """Find and import the command that the arguments name."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
 
 def _after_imports(callback: Callable[..., Any] | None) -> Callable[..., Any]:
-    def begin(*args: Any, **kwargs: Any) -> Any:
+    def resume_and_call(*args: Any, **kwargs: Any) -> Any:
         collector.resume()
         return None if callback is None else callback(*args, **kwargs)
 
-    return begin
+    return resume_and_call

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from synapse_runtime.cli.usage_error import usage_error
-from synapse_runtime.errors import nearest
-
-MODES = ("local", "task", "job")
+from synapse_runtime.modes import MODES, UnknownModeError, find_mode
 
 
 def mode_names(incomplete: str) -> list[str]:
-    """Return the modes that a word may become."""
+    """Return the modes whose names start with a word."""
     return [mode for mode in MODES if mode.startswith(incomplete)]
 
 
 def checked_mode(given: str) -> str:
-    """Return a mode in its right spelling.
+    """Return the name of a mode, whatever its case, alias or surrounding spaces.
 
     Raises:
-        typer.BadParameter: There is none of that name, or it is not available yet; suggests the nearest.
+        typer.BadParameter: There is no such mode; suggests the nearest.
 
     Example:
         >>> checked_mode(" Task")
         'task'
     """
-    mode = given.strip().lower()
-    if mode == "remote":
-        raise usage_error("running through a Synapse backend is not available yet; choose local, task or job", "--mode")
-    if mode not in MODES:
-        guess = nearest(mode, (*MODES, "remote"))
-        hint = f" Did you mean {guess!r}?" if guess else ""
-        raise usage_error(f"there is no mode {given!r}.{hint} Choose local, task or job.", "--mode")
-    return mode
+    try:
+        return find_mode(given.strip().lower()).name
+    except UnknownModeError as error:
+        raise usage_error(str(error), "--mode") from None

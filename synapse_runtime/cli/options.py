@@ -1,4 +1,4 @@
-"""Options that several commands share, and what completes them in a shell."""
+"""Options shared by several commands, and their shell completion."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from synapse_runtime.errors import ConfigError
 
 
 def action_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return the actions that a word may become, with what they do. A shell asks on each press of the Tab key.
+    """Complete an action name; returns names and descriptions.
 
-    So the config file is read as it is, without our model of it, and where it is broken there are none: what is wrong
-    with it is told by the command itself.
+    A shell calls this on each press of the Tab key, so the config file is read without validating it. If the file is
+    broken there are no completions; the command itself reports the problem.
     """
     return [(name, about) for name, about in _actions_at(ctx.params.get("path")) if name.startswith(incomplete)]
 
 
 def category_names(incomplete: str) -> list[str]:
-    """Return the categories that a word may become."""
+    """Complete a category."""
     from synapse_runtime.enums import PluginCategory
 
     return [category.value for category in PluginCategory if category.startswith(incomplete)]
 
 
 ActionName = Annotated[
-    str, typer.Argument(metavar="ACTION", help="The action, such as train.", autocompletion=action_names)
+    str, typer.Argument(metavar="ACTION", help="Action name, such as train.", autocompletion=action_names)
 ]
-PluginPath = Annotated[Path, typer.Option("--path", help="The plugin's directory. Default: around here.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+PluginPath = Annotated[
+    Path,
+    typer.Option("--path", help="Plugin directory. Default: the nearest plugin at or above the current directory."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _actions_at(path: Path | str | None) -> list[tuple[str, str]]:
     from synapse_runtime.plugins import yaml_reader
     from synapse_runtime.plugins.discovery import config_file_in, find_config_above
 
-    place = Path.cwd() if path is None else Path(path)
-    config = place if place.is_file() else config_file_in(place) or find_config_above(place.absolute())
+    start = Path.cwd() if path is None else Path(path)
+    config = start if start.is_file() else config_file_in(start) or find_config_above(start.absolute())
     if config is None:
         return []
     try:

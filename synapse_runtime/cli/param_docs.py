@@ -1,4 +1,4 @@
-"""What a params model takes, as rows for people: name, type, default, help."""
+"""Describe the fields of a params model for display: name, type, default, help."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Param:
     """One param.
 
     Attributes:
-        name: Its name; of what is in a model within the model with dots: `optimizer.lr`.
-        type: What it must be, such as `int >= 1`.
-        required: Whether it must be given.
-        default: What it is where it is not given. None where it is required.
-        help: What it means.
-        shown_default: The default as people read it.
+        name: Its name. A field of a nested model has a dotted name: `optimizer.lr`.
+        type: Its type and constraints, such as `int >= 1`.
+        required: Whether it is required.
+        default: Its default; None if it is required.
+        help: Its description.
+        shown_default: The default as text for display.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Param:
 
 
 def params_of(model: type[BaseModel]) -> list[Param]:
-    """Return the params that a model takes, in its order.
+    """Return the params of a model, in the order of its fields.
 
     Example:
         >>> from pydantic import Field
@@ -63,7 +63,7 @@ def _params(model: type[BaseModel], prefix: str, within: tuple[type[BaseModel], 
             shown, _type_of(field), field.is_required(), default, " ".join(about.split()), _shown_default(field)
         )
         inner = models_in(field.annotation)
-        if len(inner) == 1 and inner[0] not in (model, *within):  # a model may hold its own kind
+        if len(inner) == 1 and inner[0] not in (model, *within):  # a model may be recursive
             yield from _params(inner[0], f"{shown}.", (*within, model))
 
 
@@ -78,7 +78,7 @@ def _shown_default(field: FieldInfo) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, BaseModel):
         return f"{type(value).__name__}()"
-    # A text that is empty, or none at all, would not be seen.
+    # An empty or blank string would be invisible without quotes.
     return str(value) if hasattr(value, "__fspath__") or (isinstance(value, str) and value.strip()) else repr(value)
 
 
@@ -97,7 +97,7 @@ def _type_of(field: FieldInfo) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """Return a type as one writes it, without the modules that it is from.
+    """Return a type as written in an annotation, without module names.
 
     Example:
         >>> from pathlib import Path
@@ -122,7 +122,7 @@ def type_name(kind: Any) -> str:
 
 
 def _documented(model: type[BaseModel]) -> dict[str, str]:
-    """Return what a model's docstring says of its fields, under `Attributes:` as Google style has it."""
+    """Return the descriptions of fields from the `Attributes:` section of a model's Google-style docstring."""
     found: dict[str, str] = {}
     name = ""
     inside = False

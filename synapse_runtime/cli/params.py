@@ -1,4 +1,4 @@
-"""An action's params from the command line: `--params` at once, `--param` one by one, typed by the params model."""
+"""An action's params from the command line: `--params` for all, `--param` for one, typed by the params model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ INFER_PATH = "/"
 
 @dataclass(frozen=True)
 class GivenParams:
-    """What a command line says of an action's params.
+    """The options of a command line that set an action's params.
 
     Attributes:
-        whole: What `--params` gave.
+        whole: The value of `--params`.
         pairs: Each `--param`, as key and text.
-        input: What `--input` gave, in a list of one; empty where it was not given.
-        infer_path: What `--infer-path` gave.
+        input: The value of `--input`, in a list of one; empty if it was not given.
+        infer_path: The value of `--infer-path`; None if it was not given.
     """
 
     whole: dict[str, Any] = field(default_factory=dict)
@@ -37,19 +37,19 @@ class GivenParams:
 
     @property
     def needs_model(self) -> bool:
-        """Whether these can only be read by the action's params model."""
+        """Whether the action's params model is needed to read them."""
         return bool(self.pairs or self.input or self.infer_path is not None)
 
     def for_action(self, name: str, model: type[BaseModel] | None) -> dict[str, Any]:
-        """Return the action's params; `--param` wins over `--params`.
+        """Return the action's params; `--param` overrides `--params`.
 
         Args:
             name: The action's name.
-            model: Its params model, which decides what the text of a `--param` means, and what names there are.
-                Without one a text is JSON if it can be, else itself.
+            model: Its params model, which defines the valid names and how the text of a `--param` is read.
+                Without one, a text is parsed as JSON if possible, and is otherwise a string.
 
         Raises:
-            typer.BadParameter: The model has no such param; suggests the nearest.
+            typer.BadParameter: The model has no such param; suggests the closest name.
         """
         if not self.needs_model:
             return dict(self.whole)
@@ -58,25 +58,25 @@ class GivenParams:
         kind: Any = Any if model is None or issubclass(model, RootModel) else model
         params = dict(self.whole)
         if self.input:
-            _put(params, _Place.of("input", kind, name, "--input"), self.input[0])
+            _put(params, _Target.of("input", kind, name, "--input"), self.input[0])
         infer_path = self.infer_path
         if infer_path is None and self.input and _requires(kind, "infer_path"):
             infer_path = INFER_PATH
         if infer_path is not None:
-            # The platform calls it `path`.
+            # The platform's name for it is `path`.
             key = "infer_path" if _field(kind, "path") is None or _field(kind, "infer_path") else "path"
-            _put(params, _Place.of(key, kind, name, "--infer-path"), infer_path)
+            _put(params, _Target.of(key, kind, name, "--infer-path"), infer_path)
         for key, text in self.pairs:
-            place = _Place.of(key, kind, name, "--param")
-            _put(params, place, _value(text, place.kind))
+            target = _Target.of(key, kind, name, "--param")
+            _put(params, target, _value(text, target.kind))
         return params
 
 
 def read_params(text: str) -> dict[str, Any]:
-    """Return the object that `--params` gives: as JSON, in a file (`@params.json`), or on standard input (`-`).
+    """Return the object given by `--params`: as JSON, in a file (`@params.json`), or on standard input (`-`).
 
     Raises:
-        typer.BadParameter: It is none of these; shows where the JSON is broken.
+        typer.BadParameter: It cannot be read; shows where the JSON is invalid.
 
     Example:
         >>> read_params('{"epochs": 5}')
@@ -85,17 +85,17 @@ def read_params(text: str) -> dict[str, Any]:
     value = read_json(text, "--params")
     if not isinstance(value, dict):
         raise usage_error(
-            f"a JSON object is wanted, such as '{{\"epochs\": 5}}', not {type(value).__name__}",
+            f"expected a JSON object such as '{{\"epochs\": 5}}', got {type(value).__name__}",
             "--params",
         )
     return value
 
 
 def read_json(text: str, option: str) -> Any:
-    """Return the value that an option gives: as JSON, in a file of JSON, YAML or TOML (`@file`), or on stdin (`-`).
+    """Return the value given by an option: as JSON, in a JSON, YAML or TOML file (`@file`), or on stdin (`-`).
 
     Raises:
-        typer.BadParameter: It is none of these; shows where the JSON is broken.
+        typer.BadParameter: It cannot be read; shows where the JSON is invalid.
     """
     if text == "-":
         return _parsed(sys.stdin.read(), option, "standard input: ")
@@ -116,10 +116,10 @@ def read_json(text: str, option: str) -> Any:
 
 
 def read_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Return key and text of each `--param`.
+    """Return the key and the text of each `--param`.
 
     Raises:
-        typer.BadParameter: One is not `key=value`.
+        typer.BadParameter: One is not `KEY=VALUE`.
 
     Example:
         >>> read_pairs(["epochs=5", "note=a=b", "optimizer.lr=0.1"])
@@ -129,13 +129,13 @@ def read_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
-            raise usage_error(f"key=value is wanted, such as epochs=5, not {text!r}", "--param")
+            raise usage_error(f"expected KEY=VALUE (such as epochs=5), got {text!r}", "--param")
         pairs.append((key, value))
     return pairs
 
 
 def accepted_names(model: type[BaseModel], name: str) -> list[str]:
-    """Return the names by which a model takes one of its fields: its aliases, or the field's own name.
+    """Return the names that a model accepts for one of its fields: its aliases, or the field's own name.
 
     Example:
         >>> from pydantic import BaseModel, Field
@@ -154,7 +154,7 @@ def accepted_names(model: type[BaseModel], name: str) -> list[str]:
 
 
 def models_in(kind: Any) -> list[type[BaseModel]]:
-    """Return the models that a type is, or may be: `Adam | SGD | None` may be two."""
+    """Return the models in a type: two for `Adam | SGD | None`."""
     from pydantic import BaseModel
 
     origin = get_origin(kind)
@@ -166,15 +166,15 @@ def models_in(kind: Any) -> list[type[BaseModel]]:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a param goes: the keys that lead there, and the type of what is wanted; `Any` where nothing says."""
+class _Target:
+    """Where a param is set: the path of keys, and the type of the value, or `Any` if unknown."""
 
     keys: tuple[str, ...]
     kind: Any
     option: str
 
     @classmethod
-    def of(cls, key: str, kind: Any, action: str, option: str) -> _Place:
+    def of(cls, key: str, kind: Any, action: str, option: str) -> _Target:
         keys: list[str] = []
         rest = key
         while rest:
@@ -198,7 +198,7 @@ def _unknown(action: str, keys: list[str], name: str, models: list[type[BaseMode
     guess = nearest(name, known)
     where = f"{'.'.join(keys)} of {action}" if keys else action
     hint = f" Did you mean {'.'.join([*keys, guess])!r}?" if guess else ""
-    return f"{where} has no param {name!r}.{hint} There are: {', '.join(known) or 'none'}."
+    return f"{where} has no param {name!r}.{hint} Available: {', '.join(known) or 'none'}."
 
 
 def _field(kind: Any, name: str) -> FieldInfo | None:
@@ -215,7 +215,7 @@ def _requires(kind: Any, name: str) -> bool:
 
 
 def _inside(kind: Any, action: str, keys: list[str], option: str) -> Any:
-    """Return the type of what a mapping holds."""
+    """Return the type of a mapping's values."""
     if get_origin(kind) is Annotated:
         return _inside(get_args(kind)[0], action, keys, option)
     if get_origin(kind) in (Union, types.UnionType):
@@ -224,7 +224,7 @@ def _inside(kind: Any, action: str, keys: list[str], option: str) -> Any:
     if not keys or kind is Any or kind is object or _is_mapping(kind):
         return (*get_args(kind), Any, Any)[1] if get_args(kind) else Any
     raise usage_error(
-        f"{'.'.join(keys)} of {action} has no keys of its own: give it whole, as --param {'.'.join(keys)}=VALUE",
+        f"{'.'.join(keys)} of {action} has no keys: pass its whole value, as --param {'.'.join(keys)}=VALUE",
         option,
     )
 
@@ -234,42 +234,42 @@ def _is_mapping(kind: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
-def _put(params: dict[str, Any], place: _Place, value: Any) -> None:
+def _put(params: dict[str, Any], target: _Target, value: Any) -> None:
     inner = params
-    for key in place.keys[:-1]:
-        held = inner.get(key)
-        if held is not None and not isinstance(held, dict):
+    for key in target.keys[:-1]:
+        current = inner.get(key)
+        if current is not None and not isinstance(current, dict):
             raise usage_error(
-                f"{'.'.join(place.keys)} does not go with --params, where {key!r} is a {type(held).__name__}",
-                place.option,
+                f"cannot set {'.'.join(target.keys)}: {key!r} is a {type(current).__name__} in --params",
+                target.option,
             )
-        inner[key] = dict(held or {})
+        inner[key] = dict(current or {})
         inner = inner[key]
-    inner[place.keys[-1]] = value
+    inner[target.keys[-1]] = value
 
 
 def _value(text: str, kind: Any) -> Any:
-    """Return what a text means where a value of this type is wanted: JSON, unless only the text itself fits."""
+    """Read a text as a value of a type: as JSON, unless only the text itself is valid for the type."""
     import json
 
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    if kind is Any or not _fits(text, kind):
+    if kind is Any or not _is_valid(text, kind):
         return value
-    return text if isinstance(value, str) or not _fits(value, kind) else value
+    return text if isinstance(value, str) or not _is_valid(value, kind) else value
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Tell whether pydantic takes a value for one of this type."""
+def _is_valid(value: Any, kind: Any) -> bool:
+    """Return whether pydantic accepts a value for a type."""
     from pydantic import ConfigDict, create_model
 
     try:
-        # A model around the type takes any type that a field may have.
-        model = create_model("_Fits", __config__=ConfigDict(arbitrary_types_allowed=True), value=(kind, ...))
+        # Unlike a TypeAdapter, a model accepts any type that a field may have.
+        model = create_model("_Model", __config__=ConfigDict(arbitrary_types_allowed=True), value=(kind, ...))
         model.model_validate({"value": value})
-    except Exception:  # noqa: BLE001 - validators of the author's may raise anything
+    except Exception:  # noqa: BLE001 - custom validators may raise anything
         return False
     return True
 
@@ -290,8 +290,8 @@ def _parsed(text: str, option: str, where: str) -> Any:
             f"{where}invalid JSON: {error.msg} at line {error.lineno}, column {error.colno}\n  {shown}\n  {pointer}",
             option,
         ) from None
-    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or too many brackets
-        raise usage_error(f"{where}JSON that is too much: {error}", option) from None
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or deep nesting
+        raise usage_error(f"{where}JSON exceeds a limit: {error}", option) from None
 
 
 def _parsed_yaml(text: str, option: str, path: Path) -> Any:

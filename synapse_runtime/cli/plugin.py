@@ -1,4 +1,4 @@
-"""`synapse plugin …`: what one does with a plugin."""
+"""`synapse plugin …`: commands that work on a plugin."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import typer
 
 from synapse_runtime.cli.lazy import LazyCommand, LazyGroup
 
-_ABOUT = "Make, check, look at, test and run plugins."
+_ABOUT = "Create, check, inspect, test and run plugins."
 
 
 class _Commands(LazyGroup):
-    later = (
-        LazyCommand("create", "create:create", "Make a new plugin, with actions and tests to begin with."),
-        LazyCommand("check", "check:check", "", "Tell all that is wrong with a plugin."),
-        LazyCommand("update-config", "check:update_config", "", "Bring the code's actions into the config file."),
+    lazy_commands = (
+        LazyCommand("create", "create:create", "Create a plugin with example actions and tests."),
+        LazyCommand("check", "check:check", "", "Check a plugin for problems."),
+        LazyCommand("update-config", "check:update_config", "", "Write the code's actions into the config file."),
         LazyCommand("list", "show:list_plugins", "List the plugins in a directory and below it."),
-        LazyCommand("actions", "show:list_actions", "List a plugin's actions and what params they take."),
+        LazyCommand("actions", "show:list_actions", "List a plugin's actions and their params."),
         LazyCommand("schema", "show:schema", "Print the JSON Schema of an action's params."),
-        LazyCommand("test", "testing:app", "", "Run pytest over a plugin's tests."),
+        LazyCommand("test", "testing:app", "", "Run a plugin's tests with pytest."),
         LazyCommand("run", "run:run", "Run an action of a plugin and print its result."),
     )
 
@@ -27,4 +27,4 @@ app = typer.Typer(cls=_Commands, help=_ABOUT, no_args_is_help=True, add_completi
 
 @app.callback(help=_ABOUT)
 def _plugin() -> None:
-    """Hold the commands together."""
+    """Group the commands."""

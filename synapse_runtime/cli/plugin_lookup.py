@@ -1,4 +1,4 @@
-"""Which plugin, and which action of it, a command line means."""
+"""Find the plugin and the action that a command line names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def find_plugin(path: Path, name: str | None = None) -> Plugin:
-    """Load the plugin at a path, or the nearest one above where we stand; or the one that has this name.
+    """Load the plugin at a path, or by its name.
 
     Args:
-        path: The plugin's directory or config file; `.` is also what is below a plugin's directory.
-        name: The plugin's code, which it must have, or the name of a module that can be imported.
+        path: The plugin's directory or config file; `.` is the nearest plugin at or above the current directory.
+        name: The code that the plugin must have, or the name of an importable module.
 
     Raises:
-        ConfigError: There is no such plugin, or it cannot be read; names file and line.
+        ConfigError: There is no such plugin, or it cannot be read; has the file and the line.
     """
     from synapse_runtime.plugins.discovery import config_file_in, find_config_above
     from synapse_runtime.plugins.plugin import Plugin
@@ -38,25 +38,25 @@ def find_plugin(path: Path, name: str | None = None) -> Plugin:
         if not here:
             raise ConfigError(f"this is plugin {found.manifest.code!r}, not {name!r}", path=found.config_path)
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: a module beside us can be named
+        sys.path.insert(0, "")  # as `python -m` does, so that a module in the current directory can be named
     return Plugin.load(name)
 
 
 def import_action(plugin: Plugin, name: str, env: Mapping[str, Any] | None = None) -> Any:
-    """Import an action, in the environment and the directory that it has when it runs.
+    """Import an action, with the environment variables and the working directory that it has when it runs.
 
     Args:
         plugin: The plugin.
         name: The name of one of its actions, or an entrypoint.
-        env: Variables of the environment, over those of the config file.
+        env: Environment variables, which override those of the config file.
 
     Returns:
         The action's class or function.
 
     Raises:
-        ActionNotFoundError: The plugin has no such action; lists those there are.
-        ConfigError: The entrypoint leads nowhere, or to something else; names file and line.
-        ExecutionError: The module failed while it was imported; the cause is what it raised.
+        ActionNotFoundError: The plugin has no such action; lists the available ones.
+        ConfigError: The entrypoint does not exist, or is not an action; has the file and the line.
+        ExecutionError: Importing the module failed; its cause is the original exception.
     """
     from synapse_runtime.core.execution import process_state_for, resolve
     from synapse_runtime.executors.local import LocalExecutor

@@ -1,7 +1,7 @@
-"""No search for plugins of pydantic where there are none.
+"""Skip pydantic's search for plugins if there are none.
 
-For its first model pydantic looks through all packages that are installed. With what it imports to do so, that takes
-longer than all of ours that an action needs.
+For its first model, pydantic searches all installed packages. With the imports for it, this takes longer than importing
+everything of this package that an action needs.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 
 _METADATA = "importlib.metadata"
 _GROUP = b"[pydantic]"
-# What pydantic has found: None before it has looked. The second name is that before 2.14.
+# The plugins that pydantic has found; None before it has searched. The second name is used before pydantic 2.14.
 _FOUND = ("_plugins", "_pydantic_plugins")
 
 
 def skip_search(*directories: str) -> None:
-    """Let pydantic know that it has no plugins, unless there may be some, or it has looked already.
+    """Make pydantic skip its search for plugins, unless there may be some, or it has searched already.
 
-    There is no public way but a variable of the environment, which actions would see. Where the private names are
-    missing, pydantic searches; a test notices.
+    The only public way is an environment variable, which actions would see. If the private names are missing, pydantic
+    searches as usual, and a test fails.
 
     Args:
-        directories: What will be on the import path besides what is there now.
+        directories: Directories that will be added to the import path.
     """
     if "pydantic.plugin._loader" in sys.modules or _may_be_in([*sys.path, *directories]):
         return
     if _METADATA in sys.modules:
         from pydantic.plugin import _loader
     else:
-        sys.modules[_METADATA] = _WhenAsked(_METADATA)
+        sys.modules[_METADATA] = _LazyMetadata(_METADATA)
         try:
             from pydantic.plugin import _loader
         finally:
@@ -44,8 +44,8 @@ def skip_search(*directories: str) -> None:
             setattr(_loader, name, {})
 
 
-class _WhenAsked(ModuleType):
-    """Stands for `importlib.metadata` where it is only imported. What is asked of it later, the real one does."""
+class _LazyMetadata(ModuleType):
+    """Stand-in for `importlib.metadata` that imports the real module on first use."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -61,7 +61,7 @@ class _WhenAsked(ModuleType):
 
 
 def _may_be_in(path: Iterable[str]) -> bool:
-    """Tell whether a package on an import path may be a plugin of pydantic's, as far as a glance can tell."""
+    """Return whether an import path may contain a pydantic plugin, by a quick check without false negatives."""
     if any(hasattr(finder, "find_distributions") for finder in sys.meta_path if finder is not PathFinder):
         return True
     return any(map(_has_plugin, dict.fromkeys(path)))
@@ -72,7 +72,7 @@ def _has_plugin(entry: str) -> bool:
     try:
         names = os.listdir(entry)
     except OSError:
-        return os.path.exists(entry)  # an archive, for instance
+        return os.path.exists(entry)  # such as a zip archive
     for name in names:
         if name.endswith((".dist-info", ".egg-info")):
             try:

@@ -1,7 +1,7 @@
-"""The ordinary command line of `synapse plugin run`, read without typer, which takes longer to import than an action.
+"""Parse common command lines of `synapse plugin run` without typer, whose import takes longer than that of an action.
 
-Whatever is not plain here is typer's: options that are unknown, misspelt, or incomplete, numbers, `--help`. So is what
-is told of a command line that is refused.
+Everything else is left to typer: unknown, misspelt or incomplete options, numbers, `--help`, and reporting usage
+errors.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _FLAGS: Final = {
 
 
 def read(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """Return what a command line gives, as `run_action` takes it; None where typer has to read it.
+    """Return the arguments of a command line as keyword arguments of `run_action`; None if typer has to parse it.
 
     Args:
-        arguments: What stands behind `synapse plugin run`.
+        arguments: The arguments after `synapse plugin run`.
 
     Example:
         >>> read(["train", "--mode=local", "--param", "epochs=5", "--json"])
@@ -54,9 +54,9 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
         >>> read(["train", "--bogus"])
     """
     given: dict[str, Any] = {}
-    waiting = list(reversed(arguments))
-    while waiting:
-        word = waiting.pop()
+    remaining = list(reversed(arguments))
+    while remaining:
+        word = remaining.pop()
         if not word.startswith("-"):
             if "action" in given:
                 return None
@@ -69,9 +69,9 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
             if equals and not option.startswith("--"):
                 return None
             if not equals:
-                if not waiting or (waiting[-1].startswith("-") and waiting[-1] != "-"):
+                if not remaining or (remaining[-1].startswith("-") and remaining[-1] != "-"):
                     return None
-                value = waiting.pop()
+                value = remaining.pop()
             if option in _TEXTS:
                 given[_TEXTS[option]] = value
             elif option in _PATHS:
@@ -84,7 +84,7 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
 
 
 def run(arguments: Sequence[str]) -> int | None:
-    """Run the command and return its exit status; None where typer has to do it."""
+    """Run the command and return its exit status; None if typer has to run it."""
     if tuple(arguments[:2]) != COMMAND or "_SYNAPSE_COMPLETE" in os.environ:
         return None
     given = read(arguments[2:])
@@ -96,23 +96,23 @@ def run(arguments: Sequence[str]) -> int | None:
         run_action(**given)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
-    except _refusals() as error:
+    except _usage_errors() as error:
         from synapse_runtime.cli.app import run as run_by_typer
 
-        return run_by_typer(arguments, refusal=error)
+        return run_by_typer(arguments, usage_error=error)
     return 0
 
 
 def _is_text(arguments: Sequence[str]) -> bool:
     try:
         "".join(arguments).encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8
+    except UnicodeEncodeError:  # bytes that are not UTF-8
         return False
     return True
 
 
-def _refusals() -> tuple[type[BaseException], ...]:
-    """Return what typer tells, with the usage; called when something was raised."""
+def _usage_errors() -> tuple[type[BaseException], ...]:
+    """Return the exceptions that typer reports; called only after an exception, because it imports typer."""
     import typer
 
     return typer.BadParameter, typer.Abort, KeyboardInterrupt, EOFError

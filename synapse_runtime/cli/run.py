@@ -1,4 +1,4 @@
-"""`synapse plugin run`: its options. The work is in `running.py`."""
+"""The options of `synapse plugin run`, which is implemented in `run_impl.py`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def run(
     action: ActionName,
     plugin: Annotated[
         str | None,
-        typer.Option("--plugin", "-p", help="The plugin's code, or module. Default: read from config.yaml."),
+        typer.Option("--plugin", "-p", help="Plugin code or module. Default: read from config.yaml."),
     ] = None,
-    path: Annotated[Path, typer.Option("--path", help="The plugin's directory.")] = Path("."),
+    path: Annotated[Path, typer.Option("--path", help="Plugin directory.")] = Path("."),
     param: Annotated[
         list[str] | None,
         typer.Option(
             "--param",
             metavar="KEY=VALUE",
-            help="One param; may be repeated, and wins over --params. The action's params model says what VALUE means: "
-            "epochs=5, name=5, layers='[1, 2]', optimizer.lr=0.1.",
+            help="Set one param; may be repeated, and overrides --params. The action's params model defines the type "
+            "of VALUE: epochs=5, name=5, layers='[1, 2]', optimizer.lr=0.1.",
         ),
     ] = None,
     params: Annotated[
@@ -44,7 +44,7 @@ def run(
             "--mode",
             "-m",
             metavar="local|task|job|remote",
-            help="Where to run. Default: asks.",
+            help="Where to run. Prompts on a terminal; otherwise local.",
             autocompletion=mode_names,
         ),
     ] = None,
@@ -53,70 +53,70 @@ def run(
         typer.Option(
             "--env",
             metavar="NAME=VALUE",
-            help="A variable for the action; may be repeated. Whoever lists processes sees it: "
-            "--env-file keeps secrets.",
+            help="Environment variable for the action; may be repeated. Visible in process listings: "
+            "use --env-file for secrets.",
         ),
     ] = None,
     env_file: Annotated[
         Path | None,
-        typer.Option("--env-file", help="A file of variables: TOML, or lines of NAME=value. --env wins over it."),
+        typer.Option(
+            "--env-file", help="File of environment variables: TOML, or lines of NAME=value. --env overrides it."
+        ),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", help="How long the action may take.")
+        float | None, typer.Option("--timeout", metavar="SECONDS", help="Time limit for the action.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result alone to standard output, as JSON.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the result to standard output, as JSON.")] = False,
     ray_address: Annotated[
         str | None,
         typer.Option(
             "--ray-address",
-            help="The cluster for task and job mode: host:port, ray://host:port, http://dashboard, or auto. "
-            "Default: RAY_ADDRESS, else the warm cluster of `synapse cluster up`, else one for this run.",
+            help="Cluster address for task and job mode: host:port, ray://host:port, http://dashboard, or auto. "
+            "Default: RAY_ADDRESS, else the warm cluster of `synapse cluster up`, else a new one for this run.",
         ),
     ] = None,
     detach: Annotated[
         bool,
         typer.Option(
-            "--detach", help="Submit the job, print its id and do not wait (job mode, on a cluster that runs already)."
+            "--detach", help="Submit the job, print its id and exit (job mode, on a cluster that is already running)."
         ),
     ] = False,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs to ask for.")] = None,
-    cpus: Annotated[int | None, typer.Option("--cpus", min=0, help="CPUs to ask for.")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs to request.")] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus", min=0, help="CPUs to request.")] = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="Memory to ask for: bytes, 2GB, 512MiB.")
+        str | None, typer.Option("--memory", metavar="SIZE", help="Memory to request: bytes, 2GB, 512MiB.")
     ] = None,
     resource: Annotated[
         list[str] | None,
-        typer.Option("--resource", metavar="NAME=NUMBER", help="A custom resource to ask for; may be repeated."),
+        typer.Option("--resource", metavar="NAME=NUMBER", help="Custom resource to request; may be repeated."),
     ] = None,
     debug: Annotated[
         bool,
         typer.Option(
             "--debug/--no-debug",
-            help="Show the action's messages of level debug, and its traceback when it fails. Without, an error is one "
-            "line.",
+            help="Show the action's debug messages, and its traceback if it fails. With --no-debug, an error is a "
+            "single line.",
         ),
     ] = True,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a config file with fields or values that nobody knows.")
+        bool, typer.Option("--strict", help="Fail if the config file has unknown fields or values.")
     ] = False,
     debug_sdk: Annotated[
-        bool, typer.Option("--debug-sdk", help="Let this runtime travel too, to a cluster on other machines.")
+        bool, typer.Option("--debug-sdk", help="Upload this runtime, too, to a cluster on other machines.")
     ] = False,
-    host: Annotated[str | None, typer.Option("--host", help="The Synapse API's host (remote mode).")] = None,
-    token: Annotated[str | None, typer.Option("--token", "-t", help="An access token (remote mode).")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Host of the Synapse API (remote mode).")] = None,
+    token: Annotated[str | None, typer.Option("--token", "-t", help="Access token (remote mode).")] = None,
     input_: Annotated[
         str | None,
         typer.Option(
-            "--input", "-i", metavar="JSON", help="What infer is to look at: the param 'input'. JSON, @FILE, or -."
+            "--input", "-i", metavar="JSON", help="Input of an inference: the param 'input'. JSON, @FILE, or -."
         ),
     ] = None,
     infer_path: Annotated[
         str,
         typer.Option(
             "--infer-path",
-            help="Endpoint path of infer: the param 'infer_path', or 'path' where the params model has only that.",
+            help="Endpoint path of an inference: the param 'infer_path', or 'path' if the params model has only that.",
         ),
     ] = INFER_PATH,
     language: Annotated[
@@ -127,12 +127,12 @@ def run(
     """Run an action of a plugin and print its result."""
     given = dict(locals())
     del given["ctx"]
-    if isinstance(ctx.obj, BaseException):  # this command line has been refused already; typer is to tell
+    if isinstance(ctx.obj, BaseException):  # already known to be invalid: let typer report it
         raise ctx.obj
     run_action(**given | {"infer_path": infer_path if _is_given(ctx, "infer_path") else None})
 
 
 def _is_given(ctx: typer.Context, parameter: str) -> bool:
-    """Tell whether an option was given, be it with its default value."""
+    """Return whether an option was given, even with its default value."""
     source = ctx.get_parameter_source(parameter)
     return source is not None and source.name != "DEFAULT"

@@ -1,4 +1,4 @@
-"""The work of `synapse plugin run`. It needs nothing of typer, which takes longer to import than an action to run."""
+"""The implementation of `synapse plugin run`, without typer, whose import takes longer than running an action."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def run_action(
 ) -> None:
     """Run an action and print its result.
 
-    Args: the options of the command, by the names of its function; `infer_path` is None where it was not given.
+    Args: the options of `synapse plugin run`; `infer_path` is None if it was not given.
 
     Raises:
-        typer.BadParameter: An option is at fault.
-        SystemExit: There is no result; the status tells why.
+        typer.BadParameter: An option is invalid.
+        SystemExit: There is no result; has the exit status for the error.
     """
     given = GivenParams(
         whole=read_params(params),
@@ -63,20 +63,20 @@ def run_action(
         infer_path=infer_path,
     )
     if timeout is not None and not timeout > 0:
-        raise usage_error(f"a positive number of seconds is wanted, not {timeout:g}", "--timeout")
-    asked = _resources(cpus, gpus, memory, resource or [])
+        raise usage_error(f"expected a positive number of seconds, got {timeout:g}", "--timeout")
+    requested = _resources(cpus, gpus, memory, resource or [])
     if detach and (mode or "").strip().lower() != "job":
-        raise usage_error("only a job goes on by itself: give --mode job too", "--detach")
+        raise usage_error("only jobs can be detached: add --mode job", "--detach")
     with exit_on_errors(debug=debug):
         variables = _environment(env or [], env_file)
         found = find_plugin(path, plugin)
         note_unknown(found.manifest, strict=strict)
-        found.entrypoint(action)  # a wrong name is told before anybody is asked anything
+        found.entrypoint(action)  # report a wrong name before prompting for the mode
         mode = _mode(mode)
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout, "language": language}
         if mode != "local":
-            options |= {"ray_address": ray_address, "debug_sdk": debug_sdk, **asked}
-        _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or asked), sdk=debug_sdk)
+            options |= {"ray_address": ray_address, "debug_sdk": debug_sdk, **requested}
+        _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or requested), sdk=debug_sdk)
         if detach:
             _submit(action, given, options, _result_command(ray_address, path), as_json=as_json)
             return
@@ -85,12 +85,12 @@ def run_action(
 
             note(f"cluster: {describe(ray_address)}")
         if mode == "job" and sys.stdin.isatty() and sys.stderr.isatty():
-            options["leave_running"] = partial(_leave_or_stop, fetch=_result_command(ray_address, path))
+            options["leave_running"] = partial(_confirm_leave_running, fetch=_result_command(ray_address, path))
         _run(action, given, mode, options, as_json=as_json, debug=debug)
 
 
 def _values(action: str, given: GivenParams, mode: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the action's params, read by its params model where that is needed."""
+    """Return the action's params, read by its params model if needed."""
     return given.for_action(action, _model(action, mode, options) if given.needs_model else None)
 
 
@@ -100,8 +100,8 @@ def _model(action: str, mode: str, options: dict[str, Any]) -> type[BaseModel] |
     try:
         return params_model_of(import_action(options["plugin"], action, options["env"]))
     except (ConfigError, ExecutionError) as error:
-        if mode != "local":  # there the run itself tells
-            note(f"without the action's params model, what --param gives is JSON if it can be, else text: {error}")
+        if mode != "local":  # in local mode the run itself reports the error
+            note(f"--param values are read as JSON if possible, else as text, without the params model: {error}")
         return None
 
 
@@ -114,7 +114,7 @@ def _submit(action: str, given: GivenParams, options: dict[str, Any], fetch: str
         values = _values(action, given, "job", options)
         job_id = RayJobsApiExecutor(**options, start_cluster=False).submit(action, values)
         results.write((to_json({"id": job_id}) if as_json else job_id) + "\n")
-    note(f"its result: {fetch} {job_id}")
+    note(f"to get its result: {fetch} {job_id}")
 
 
 def _run(action: str, given: GivenParams, mode: str, options: dict[str, Any], *, as_json: bool, debug: bool) -> None:
@@ -134,7 +134,7 @@ def _run(action: str, given: GivenParams, mode: str, options: dict[str, Any], *,
 
 
 def _result_command(ray_address: str | None, path: Path) -> str:
-    """Return the command, but for the job's id, that fetches the result of a job submitted with these options."""
+    """Return the command, without the job's id, that prints the result of a job submitted with these options."""
     import shlex
 
     options = [] if ray_address is None else ["--ray-address", ray_address]
@@ -142,43 +142,44 @@ def _result_command(ray_address: str | None, path: Path) -> str:
     return shlex.join(["synapse", "job", "result", *options])
 
 
-def _leave_or_stop(job_id: str, *, fetch: str) -> bool:
-    """Ask, after Ctrl-C, what becomes of the job, and tell how to get its result where it goes on.
+def _confirm_leave_running(job_id: str, *, fetch: str) -> bool:
+    """Ask, after Ctrl-C, whether to stop the job; if not, show how to get its result.
 
     Args:
         job_id: The job.
-        fetch: The command that fetches its result, but for the id.
+        fetch: The command that prints its result, without the job's id.
 
     Returns:
-        Whether it goes on.
+        Whether the job keeps running.
     """
     import typer
 
     typer.echo(err=True)
     try:
-        leave = not typer.confirm(f"Stop job {job_id}? If not, it goes on without this command", default=True, err=True)
+        leave = not typer.confirm(
+            f"Stop job {job_id}? Otherwise it keeps running without this command", default=True, err=True
+        )
     except typer.Abort:  # Ctrl-C again
         return False
     if leave:
-        note(f"job {job_id} goes on; its result: {fetch} {job_id}")
+        note(f"job {job_id} keeps running; to get its result: {fetch} {job_id}")
     return leave
 
 
 def _note_unused(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:
-    """Tell of options that were given and change nothing in this mode."""
+    """Note options that were given but have no effect in this mode."""
     if remote:
-        note(f"--host and --token are for remote mode; {mode} mode does not use them")
+        note(f"--host and --token are for remote mode; {mode} mode ignores them")
     if ray and mode == "local":
         note(
-            "--ray-address, --cpus, --gpus, --memory and --resource are for task and job mode; local mode does not use "
-            "them"
+            "--ray-address, --cpus, --gpus, --memory and --resource are for task and job mode; local mode ignores them"
         )
     if sdk and mode == "local":
-        note("--debug-sdk is for task and job mode; local mode runs this very runtime")
+        note("--debug-sdk is for task and job mode; local mode always uses this runtime")
 
 
 def _mode(given: str | None) -> str:
-    """Return the mode that was given; else ask, or where nobody can be asked take local mode."""
+    """Return the given mode. Without one, prompt on a terminal; otherwise use local mode."""
     if given is None and sys.stdin.isatty() and sys.stderr.isatty():
         import typer
 
@@ -196,13 +197,13 @@ def _environment(pairs: list[str], file: Path | None) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise usage_error(f"expected NAME=VALUE, not {name!r}", "--env")
+            raise usage_error(f"expected NAME=VALUE, got {name!r}", "--env")
         values[name] = value
     return values
 
 
 def _resources(cpus: int | None, gpus: int | None, memory: str | None, pairs: list[str]) -> dict[str, Any]:
-    """Return what is asked of the cluster, as executors take it; nothing that was not given."""
+    """Return the resources to request as keyword arguments of executors, without those that were not given."""
     given = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory, "resources": dict(map(_resource, pairs)) or None}
     if memory is not None:
         _check_resources("--memory", memory=memory)
@@ -214,15 +215,15 @@ def _resource(pair: str) -> tuple[str, float]:
     try:
         number = float(text)
     except ValueError:
-        raise usage_error(f"expected NAME=NUMBER, not {pair!r}", "--resource") from None
+        raise usage_error(f"expected NAME=NUMBER, got {pair!r}", "--resource") from None
     _check_resources("--resource", resources={name: number})
     return name, number
 
 
-def _check_resources(option: str, **asked: Any) -> None:
+def _check_resources(option: str, **requested: Any) -> None:
     from synapse_runtime.executors.ray.resources import checked_resources
 
     try:
-        checked_resources(**asked)
+        checked_resources(**requested)
     except ValueError as error:
         raise usage_error(str(error), option) from None

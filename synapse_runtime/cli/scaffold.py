@@ -1,4 +1,4 @@
-"""A new plugin's files: made of the templates beside this module, and written all or not at all."""
+"""The files of a new plugin: rendered from templates, and written all or not at all."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from synapse_runtime.errors import ConfigError
 from synapse_runtime.plugins.discovery import CONFIG_NAMES
 
 CODE_RULE = (
-    "a code has small letters, digits, '-' and '_', begins with a letter, ends with a letter or digit, and is no word "
-    "of Python's; such as my-plugin"
+    "use at most 64 lowercase letters, digits, '-' and '_', starting with a letter and ending with a letter or digit, "
+    "and no Python keyword; such as my-plugin"
 )
-ACTION_RULE = "an action's name has small letters, digits and '_', begins with a letter, and is no word of Python's"
+ACTION_RULE = "use at most 64 lowercase letters, digits and '_', starting with a letter, and no Python keyword"
 _LONGEST = 64
 
-# The actions that a plugin of a category begins with.
+# The actions that a new plugin of each category has by default.
 DEFAULT_ACTIONS: Mapping[PluginCategory, tuple[str, ...]] = {
     PluginCategory.NEURAL_NET: ("train", "infer"),
     PluginCategory.EXPORT: ("export",),
@@ -40,7 +40,7 @@ DEFAULT_ACTIONS: Mapping[PluginCategory, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class _Kind:
-    """What an action begins as: its template, what it does, how it is run, and what it writes."""
+    """What a new action is created from: template, description, options of an example command, and files it writes."""
 
     template: str
     about: str
@@ -48,24 +48,24 @@ class _Kind:
     written: str = ""
 
 
-_WORK = _Kind("work", "Go through items one by one.", """--param items='["one", "two"]'""")
+_WORK = _Kind("work", "Process items one by one.", """--param items='["one", "two"]'""")
 _KINDS = {
     "train": _Kind("train", "Fit a line to points.", "--param epochs=20", "/weights.json"),
-    "infer": _Kind("infer", "Predict by what training wrote.", "--input '[1, 2]'"),
+    "infer": _Kind("infer", "Predict with the trained weights.", "--input '[1, 2]'"),
     "export": _Kind("export", "Write items to a CSV file.", """--param items='["one", "two"]'""", "/exported/"),
 }
 
 
 @dataclass(frozen=True)
 class NewPlugin:
-    """What is known of a plugin that is to be made.
+    """Description of a plugin to create.
 
     Attributes:
         code: Its unique id.
-        name: Its name for people.
-        category: What it is for.
+        name: Its display name.
+        category: Its category.
         actions: The names of its actions.
-        sdk: Whether its actions are written against `synapse_sdk`, of which our own modules are part in its place.
+        sdk: Whether its actions import from `synapse_sdk`, whose names this package provides if it is not installed.
     """
 
     code: str
@@ -76,14 +76,14 @@ class NewPlugin:
 
     @property
     def example(self) -> str:
-        """What comes after `synapse plugin run` to run its first action."""
+        """The arguments of `synapse plugin run` that run its first action."""
         return f"{self.actions[0]} {_kind(self.actions[0]).options}"
 
     def files(self) -> dict[str, str]:
-        """Return the text of each file, by its path in the plugin's directory."""
+        """Return the content of each file, by its path in the plugin's directory."""
         written = sorted({_kind(action).written for action in self.actions} - {""})
         rows = "\n".join(f"| `{action}` | {_kind(action).about} |" for action in self.actions)
-        # On a Python that synapse-sdk does not run on, its names are ours.
+        # On older Pythons, which synapse-sdk does not support, this package provides its names.
         requirement = 'synapse-sdk; python_version >= "3.12"' if self.sdk else "pydantic>=2.7"
         whole = {
             "name": self.name,
@@ -123,7 +123,7 @@ class NewPlugin:
             "description": self._description,
         }
         if self.category is PluginCategory.NEURAL_NET:
-            head["data_type"] = DataType.DATA.value  # which the platform asks of this category
+            head["data_type"] = DataType.DATA.value  # required by the platform for this category
         actions = {
             action: {
                 "entrypoint": f"plugin.{action}:{''.join(part.capitalize() for part in action.split('_'))}Action",
@@ -137,7 +137,7 @@ class NewPlugin:
 
 
 def checked_code(text: str) -> str:
-    """Return a plugin's code, or raise `ValueError` with the rule.
+    """Return a plugin's code without surrounding whitespace, or raise `ValueError` with the rule.
 
     Example:
         >>> checked_code("my-plugin")
@@ -145,7 +145,7 @@ def checked_code(text: str) -> str:
     """
     text = text.strip()
     if not re.fullmatch(r"[a-z]([a-z0-9_-]*[a-z0-9])?", text) or _is_reserved(text) or len(text) > _LONGEST:
-        raise ValueError(f"{text!r} is no code: {CODE_RULE}")
+        raise ValueError(f"invalid code {text!r}: {CODE_RULE}")
     return text
 
 
@@ -153,7 +153,7 @@ def checked_action(text: str) -> str:
     """Return an action's name, or raise `ValueError` with the rule."""
     text = text.strip()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", text) or _is_reserved(text) or len(text) > _LONGEST:
-        raise ValueError(f"{text!r} is no action: {ACTION_RULE}; such as train")
+        raise ValueError(f"invalid action name {text!r}: {ACTION_RULE}; such as train")
     return text
 
 
@@ -161,12 +161,12 @@ def checked_name(text: str) -> str:
     """Return a plugin's name, which may be in any script, or raise `ValueError`."""
     text = text.strip()
     if not text or not text.isprintable():
-        raise ValueError("a name is one line of printable text, such as My plugin")
+        raise ValueError(f"invalid name {text!r}: expected one line of printable text, such as My plugin")
     return text
 
 
 def code_from(text: str) -> str | None:
-    """Return the code that a name suggests, if it suggests one.
+    """Return a code derived from a name, or None if there is none.
 
     Example:
         >>> code_from("Zähler für Äpfel")
@@ -180,36 +180,36 @@ def code_from(text: str) -> str | None:
 
 
 def write(files: Mapping[str, str], target: Path) -> None:
-    """Write a plugin's files, all or, whatever happens meanwhile, none. Nothing that is there is written over.
+    """Write a plugin's files: all of them or, on any error or interruption, none. Never overwrites a file.
 
-    A directory that is not there yet appears with everything in it.
+    A new directory appears at once, with all its files.
 
     Args:
-        files: The text of each file, by its path.
-        target: The plugin's directory. What else is in it stays.
+        files: The content of each file, by its path.
+        target: The plugin's directory. Other files in it stay unchanged.
 
     Raises:
-        ConfigError: Files are in the way, which it lists, or the directory cannot be written.
+        ConfigError: Some of the files exist already, which it lists, or the directory is not writable.
     """
-    in_the_way = _in_the_way(files, target)
-    if in_the_way:
-        listed = "\n".join(f"  {path}" for path in in_the_way)
-        raise ConfigError(f"nothing was written, as these are there already:\n{listed}\nchoose another DIRECTORY")
+    conflicts = _conflicts(files, target)
+    if conflicts:
+        listed = "\n".join(f"  {path}" for path in conflicts)
+        raise ConfigError(f"nothing was written, because these already exist:\n{listed}\nchoose another DIRECTORY")
     try:
         with contextlib.ExitStack() as undo:
-            place = target
+            directory = target
             if not target.exists():
                 _make_directory(target.parent, undo)
-                place = target.with_name(f".{target.name}-{os.getpid()}")
-            _make_directory(place, undo)
+                directory = target.with_name(f".{target.name}-{os.getpid()}")
+            _make_directory(directory, undo)
             for name, text in files.items():
-                path = place / name
+                path = directory / name
                 _make_directory(path.parent, undo)
                 with path.open("x", encoding="utf-8") as file:
                     undo.callback(path.unlink)
                     file.write(text)
-            if place != target:
-                place.rename(target)
+            if directory != target:
+                directory.rename(target)
             undo.pop_all()
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", path=error.filename or target) from error
@@ -222,15 +222,15 @@ def _make_directory(path: Path, undo: contextlib.ExitStack) -> None:
             undo.callback(directory.rmdir)
 
 
-def _in_the_way(files: Iterable[str], target: Path) -> list[Path]:
+def _conflicts(files: Iterable[str], target: Path) -> list[Path]:
     if os.path.lexists(target) and not target.is_dir():
         return [target]
-    # A config file of another name makes the directory a plugin's too.
-    wanted = [target / name for name in dict.fromkeys([*files, *CONFIG_NAMES])]
-    # A link to a directory leads out of here.
-    directories = {path.parent for path in wanted} - {target}
+    # A config file of another name makes the directory a plugin, too.
+    needed = [target / name for name in dict.fromkeys([*files, *CONFIG_NAMES])]
+    # A symbolic link to a directory points outside the plugin.
+    directories = {path.parent for path in needed} - {target}
     blocked = [path for path in directories if os.path.lexists(path) and (path.is_symlink() or not path.is_dir())]
-    return sorted({*blocked, *(path for path in wanted if path.parent not in blocked and os.path.lexists(path))})
+    return sorted({*blocked, *(path for path in needed if path.parent not in blocked and os.path.lexists(path))})
 
 
 def _kind(action: str) -> _Kind:

@@ -1,4 +1,4 @@
-"""`synapse plugin list`, `actions` and `schema`: what there is, and what it takes."""
+"""`synapse plugin list`, `actions` and `schema`: show plugins, their actions and their params."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from synapse_runtime.cli.param_docs import Param
     from synapse_runtime.plugins.plugin import Plugin
 
-# Where other people's code is, or what nobody wrote.
+# Directories of third-party or generated code.
 _SKIPPED = frozenset({"node_modules", "site-packages", "__pycache__"})
 
 
@@ -31,11 +31,11 @@ class FoundPlugin:
 
     Attributes:
         code: Its unique id.
-        name: Its name for people.
+        name: Its display name.
         version: Its version.
         actions: The names of its actions.
         path: Its directory.
-        problem: Why it cannot be read; the rest is empty then.
+        problem: Why it cannot be read; the other fields are then empty.
     """
 
     path: Path
@@ -53,9 +53,9 @@ class ShownAction:
     Attributes:
         name: Its name.
         method: How it runs in production.
-        entrypoint: Where it is.
-        description: One line for people.
-        params: What it takes; None where it has no params model, or cannot be imported.
+        entrypoint: Its entrypoint.
+        description: Its description, in one line.
+        params: Its params; None if it has no params model, or cannot be imported.
         problem: Why it cannot be imported.
     """
 
@@ -69,27 +69,32 @@ class ShownAction:
 
 def list_plugins(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIRECTORY", help="Where to look, and everywhere below.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DIRECTORY", help="Directory to search, with all directories below.", show_default=False
+        ),
     ] = Path("."),
     as_json: AsJson = False,
 ) -> None:
     """List the plugins in a directory and below it.
 
-    Hidden directories, virtual environments, node_modules and installed packages are left out. A plugin that cannot
-    be read is listed with its problem.
+    Hidden directories, virtual environments, node_modules and installed packages are skipped. A plugin that cannot be
+    read is listed with its problem.
     """
     with exit_on_errors():
         if not directory.is_dir():
-            raise ConfigError("there is no such directory", path=directory)
+            raise ConfigError("no such directory", path=directory)
         found = [_read(path) for path in _plugin_directories(directory)]
         if as_json:
             typer.echo(to_json(found))
             return
         if not found:
-            note(f"there is no plugin in {directory.absolute()}, nor below it; `synapse plugin create` makes one")
+            note(f"no plugins in {directory.absolute()} or below; create one with `synapse plugin create`")
             return
         headings = ["CODE", "NAME", "VERSION", "ACTIONS", "PATH"]
-        rows = [[one.code, one.name, one.version, ", ".join(one.actions), _below(one.path, directory)] for one in found]
+        rows = [
+            [one.code, one.name, one.version, ", ".join(one.actions), _relative(one.path, directory)] for one in found
+        ]
         if any(one.problem for one in found):
             headings.append("PROBLEM")
             rows = [[*row, one.problem or ""] for row, one in zip(rows, found, strict=True)]
@@ -97,10 +102,10 @@ def list_plugins(
 
 
 def list_actions(path: PluginPath = Path("."), as_json: AsJson = False) -> None:
-    """List a plugin's actions and what params they take.
+    """List a plugin's actions and their params.
 
-    An action that cannot be imported is listed with the reason; `synapse plugin check` ends with a status that
-    tells of it, this command does not.
+    An action that cannot be imported is listed with the reason, and does not change the exit status; it does for
+    `synapse plugin check`.
     """
     with exit_on_errors():
         with only_results_on_stdout():  # modules may print when they are imported
@@ -119,12 +124,12 @@ def list_actions(path: PluginPath = Path("."), as_json: AsJson = False) -> None:
 def schema(
     action: ActionName,
     path: PluginPath = Path("."),
-    result: Annotated[bool, typer.Option("--result", help="That of the action's result, not of its params.")] = False,
+    result: Annotated[bool, typer.Option("--result", help="Print the schema of the action's result instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it on one line.")] = False,
 ) -> None:
     """Print the JSON Schema of an action's params.
 
-    Exit status 1 where the action has no such model, or cannot be imported.
+    Exit status 1 if the action has no such model, or cannot be imported.
     """
     with exit_on_errors():
         from synapse_runtime.action import params_model_of, result_model_of
@@ -133,24 +138,24 @@ def schema(
             target = import_action(find_plugin(path), action)
         model = result_model_of(target) if result else params_model_of(target)
         if model is None:
-            what = "result" if result else "params"
-            typer.secho(f"error: {action} has no {what} model, so anything goes", err=True, fg="red")
+            text = "no result model: it may return anything" if result else "no params model: it accepts any params"
+            typer.secho(f"error: {action} has {text}", err=True, fg="red")
             raise typer.Exit(1)
         typer.echo(to_json(_schema_of(model, result=result), indent=None if as_json else 2))
 
 
 def _plugin_directories(top: Path) -> Iterator[Path]:
-    """Yield the directories in which a plugin's config file is, each once, by whatever link it can be reached."""
+    """Yield the directories that have a plugin's config file, each once, even if links lead to it."""
     from synapse_runtime.plugins.discovery import is_plugin
 
     seen: set[tuple[int, int]] = set()
-    for place, directories, files in os.walk(top, followlinks=True):
-        status = os.stat(place)
+    for root, directories, files in os.walk(top, followlinks=True):
+        status = os.stat(root)
         if (status.st_dev, status.st_ino) in seen:
             directories.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        path = Path(place)
+        path = Path(root)
         if "pyvenv.cfg" in files and path != top:
             directories.clear()
             continue
@@ -170,7 +175,7 @@ def _read(path: Path) -> FoundPlugin:
     return FoundPlugin(path.absolute(), manifest.code, manifest.name, manifest.version, plugin.action_names)
 
 
-def _below(path: Path, directory: Path) -> str:
+def _relative(path: Path, directory: Path) -> str:
     return os.path.relpath(path, directory.absolute())
 
 
@@ -196,9 +201,9 @@ def _show_action(action: ShownAction, *, is_first: bool) -> None:
     if action.problem is not None:
         typer.secho(f"problem: {action.problem}", fg="red")
     elif action.params is None:
-        typer.echo("It has no params model: it takes any params.")
+        typer.echo("No params model: it accepts any params.")
     elif not action.params:
-        typer.echo("It takes no params.")
+        typer.echo("No params.")
     else:
         rows = [(param.name, param.type, param.shown_default, param.help) for param in action.params]
         show_table(("PARAM", "TYPE", "DEFAULT", "HELP"), rows)

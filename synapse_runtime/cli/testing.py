@@ -1,4 +1,4 @@
-"""`synapse plugin test`: pytest over a plugin's tests, in one mode or in several."""
+"""`synapse plugin test`: run a plugin's tests with pytest, in one or several modes."""
 
 from __future__ import annotations
 
@@ -12,34 +12,40 @@ import typer
 from typer.core import TyperCommand
 
 from synapse_runtime.cli.console import exit_on_errors
-from synapse_runtime.cli.modes import MODES, checked_mode, mode_names
+from synapse_runtime.cli.modes import checked_mode, mode_names
 from synapse_runtime.cli.plugin_lookup import find_plugin
 from synapse_runtime.errors import ConfigError
+from synapse_runtime.modes import ALL
 
 if TYPE_CHECKING:
     from synapse_runtime.plugins.plugin import Plugin
 
-_FOR_PYTEST = "synapse_runtime.cli.testing"
+_PYTEST_ARGUMENTS = "synapse_runtime.cli.testing"
 
 
-class ForPytest(TyperCommand):
-    """A command that leaves alone what stands behind `--`."""
+class PytestCommand(TyperCommand):
+    """A command that passes the arguments after `--` to pytest."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Keep what is pytest's, and parse the rest."""
+        """Keep the arguments for pytest, and parse the others."""
         end = args.index("--") if "--" in args else len(args)
-        ctx.meta[_FOR_PYTEST] = args[end + 1 :]
+        ctx.meta[_PYTEST_ARGUMENTS] = args[end + 1 :]
         return super().parse_args(ctx, args[:end])
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """Show that there is more."""
+        """Show that arguments for pytest may follow."""
         return [*super().collect_usage_pieces(ctx), "[-- PYTEST ARGUMENTS]"]
 
 
 def run_tests(
     ctx: typer.Context,
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="The plugin's directory. Default: around here.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Plugin directory. Default: the nearest plugin at or above the current directory.",
+            show_default=False,
+        ),
     ] = Path("."),
     mode: Annotated[
         list[str] | None,
@@ -47,23 +53,24 @@ def run_tests(
             "--mode",
             "-m",
             metavar="local|task|job|all",
-            help="Where the actions run; may be repeated. Default: what pytest is configured to, else local.",
+            help="Where the actions run; may be repeated. Default: as configured for pytest, else local.",
             autocompletion=mode_names,
         ),
     ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print the results alone to standard output, as JSON: id, mode, outcome of each test."
+            "--json",
+            help="Print only the results to standard output, as JSON: id, mode and outcome of each test.",
         ),
     ] = False,
 ) -> None:
-    """Run pytest over a plugin's tests, in one mode or in several.
+    """Run a plugin's tests with pytest, in one or several modes.
 
-    What stands behind -- is for pytest, which runs in the plugin's directory and gives the exit status:
+    Arguments after -- are passed to pytest, which runs in the plugin's directory and sets the exit status:
     `synapse plugin test --mode task -- -k learns --junitxml=results.xml`.
     """
-    arguments = ctx.meta[_FOR_PYTEST]
+    arguments = ctx.meta[_PYTEST_ARGUMENTS]
     modes = dict.fromkeys(name for given in mode or [] for name in _modes(given))
     with exit_on_errors():
         plugin = find_plugin(path)
@@ -73,16 +80,16 @@ def run_tests(
         if as_json:
             command += ["-p", "pytest_synapse.results", f"--synapse-results-to={_redirect_stdout()}"]
         os.chdir(plugin.root)
-        # It takes the place of this process: signals, terminal and exit status are its own.
+        # Replace this process, so that pytest itself gets the signals and the terminal and sets the exit status.
         os.execv(sys.executable, [*command, *arguments])
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-app.command("test", cls=ForPytest)(run_tests)
+app.command("test", cls=PytestCommand)(run_tests)
 
 
 def _redirect_stdout() -> int:
-    """Keep standard output for the results, and let what else is written there go to standard error."""
+    """Redirect standard output to standard error, and return a descriptor of the real one, for the results."""
     sys.stdout.flush()
     results = os.dup(1)
     os.set_inheritable(results, True)
@@ -93,23 +100,23 @@ def _redirect_stdout() -> int:
 def _modes(text: str) -> Iterator[str]:
     for part in text.split(","):
         if part.strip().lower() == "all":
-            yield from MODES
+            yield from ALL
         else:
             yield checked_mode(part)
 
 
 def _tests(plugin: Plugin, arguments: list[str]) -> list[str]:
-    """Return what pytest is to collect: nothing where its own arguments say, else the plugin's tests."""
+    """Return the tests that pytest collects: the plugin's, or none if `arguments` name some."""
     if any((plugin.root / argument.partition("::")[0]).exists() for argument in arguments if argument[:1] != "-"):
         return []
     tests = plugin.root / "tests"
     if not tests.is_dir():
         raise ConfigError(
-            "the plugin has no directory 'tests'; name other tests of its behind --: synapse plugin test -- checks",
+            "the plugin has no directory 'tests'; pass other tests after --, as in: synapse plugin test -- checks",
             path=plugin.root,
         )
     if not any(path.name not in ("__init__.py", "conftest.py") for path in tests.rglob("*.py")):
         raise ConfigError(
-            "there are no tests: files test_*.py, with functions test_* that use synapse_executor", path=tests
+            "no tests found: expected files test_*.py with functions test_* that use synapse_executor", path=tests
         )
     return ["tests"]

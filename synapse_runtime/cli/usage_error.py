@@ -1,4 +1,4 @@
-"""A command line that is refused: the error that typer shows, with the command's usage."""
+"""The error for an invalid command line, which typer shows with the command's usage."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def usage_error(text: str, option: str | None = None) -> typer.BadParameter:
-    """Return the error, to be raised.
+    """Return the error, for the caller to raise.
 
     Args:
-        text: What is wrong, and what is wanted instead.
-        option: The option that is at fault.
+        text: What is wrong, and what is expected.
+        option: The invalid option.
     """
-    import typer  # takes longer than to run an action
+    import typer  # here, because importing it takes longer than running an action
 
     return typer.BadParameter(text, param_hint=option)

@@ -1,1 +1,1 @@
-"""One run of an action, in whichever process it takes place."""
+"""Everything that one run of an action needs, in the test's process as well as in a worker."""

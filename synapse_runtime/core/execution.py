@@ -1,4 +1,4 @@
-"""The kernel: an `ActionCall` goes in, an `ActionRun` comes out. Every mode calls `run_call`, wherever it runs."""
+"""Run one action in the current process: `run_call` takes an `ActionCall` and returns an `ActionRun`, in every mode."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ from synapse_runtime.plugins.plugin import import_entrypoint, with_config_line
 if TYPE_CHECKING:
     from synapse_runtime.core.output_capture import Captured, CapturedWarning
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 
 @dataclass(frozen=True)
 class ActionCall:
-    """What to run, and in which surroundings. It pickles.
+    """What to run, with which environment, working directory and import root. Can be pickled.
 
     Attributes:
-        action: A class, a function, or an entrypoint `module:Name` that is imported where it runs.
-        name: What people call the action.
+        action: A class, a function, or an entrypoint `module:Name`, which is imported in the process that runs it.
+        name: The action's name, for messages.
         params: A dict, or an instance of the action's params model, which is not validated again.
-        env: The config file's `env` and what was given over it; the process's own variables lie under it.
+        env: The config file's `env` updated with the caller's; it overrides the process's own variables.
         job_id: The id of this run.
-        timeout: Seconds that the action may take; None for any.
+        timeout: Timeout of the action in seconds; None for no timeout.
         import_root: The directory that the plugin's modules are imported from, if there is a plugin.
-        cwd: The working directory of the action: the plugin's directory, or that of the caller.
-        config_path: The plugin's config file, for errors that are to be mended there.
-        category: The plugin's category, if its config file says one.
-        language: Language of messages, in two letters; None for that of the environment.
+        cwd: The working directory of the action: the plugin's directory, or the caller's working directory.
+        config_path: The plugin's config file, for errors that have to be fixed there.
+        category: The plugin's category, if its config file sets one.
+        language: Two-letter language code of messages; None for the environment's language.
     """
 
     action: Any
@@ -73,18 +73,18 @@ class ActionCall:
 
 @dataclass
 class ActionRun:
-    """What happened: the result or the error, and everything that the action said.
+    """The outcome of a run: the result or the error, and the action's events and output.
 
     Attributes:
         result: What the action returned; None if it failed.
-        error: Why there is no result; None if there is one.
-        events: What the action said through its context and logger, in order.
-        captured: What it printed, logged and warned in a worker: `stdout`, `stderr`, `records`, `warnings`. In
-            local mode None: there all that goes where this process's own goes.
+        error: The error that the run failed with; None if it succeeded.
+        events: The events that the action emitted through its context and logger, in order.
+        captured: Output, log records and warnings of a worker: `stdout`, `stderr`, `records`, `warnings`. None in
+            local mode, in which all of them go to this process's own output, loggers and filters.
         duration: Seconds that the action took.
         mode: `local`, `task`, `job` or `remote`.
         job_id: The id of this run.
-        pid: Process that it ran in.
+        pid: Id of the process that it ran in.
         host: Name of the machine that it ran on.
         node: Ray's id of that node; empty in local mode.
     """
@@ -108,7 +108,10 @@ class ActionRun:
         return self.result
 
     def add_location_note(self) -> None:
-        """Let the error of a failed action say where it ran; its traceback begins where it is raised to the caller."""
+        """Add a note with mode, job, host and pid to the error of a failed action, and clear its own traceback.
+
+        The traceback then starts where the error is raised to the caller.
+        """
         if self.error is not None:
             self.error.__traceback__ = None
         if isinstance(self.error, ExecutionError) and self.duration:
@@ -128,38 +131,38 @@ class ActionRun:
 
     @property
     def records(self) -> list[logging.LogRecord]:
-        """Records of `logging`, of any logger, in a worker."""
+        """The `logging` records of all loggers in a worker."""
         return self.captured.records if self.captured else []
 
     @property
     def warnings(self) -> list[CapturedWarning]:
-        """Python warnings in a worker."""
+        """The Python warnings issued in a worker."""
         return self.captured.warnings if self.captured else []
 
     @property
     def progress(self) -> list[Progress]:
-        """Each progress that was reported, in order, as `(current, total)`."""
+        """The progress reports, in order, as `(current, total)`."""
         return [
             Progress(event.data["current"], event.data["total"]) for event in self.events if event.kind == "progress"
         ]
 
     @property
     def metrics(self) -> dict[str, StepMetrics]:
-        """The metrics by step: `run.metrics["training"]["loss"]`; every report in `.history`."""
+        """The metrics by step: `run.metrics["training"]["loss"]`; every report is in `.history`."""
         return metrics_by_step(self.events)
 
     @property
     def logs(self) -> list[Event]:
-        """Events of `ctx.log`, messages and logger calls, in order."""
+        """The events of `ctx.log`, of messages and of logger calls, in order."""
         return [event for event in self.events if event.kind in ("log", "message")]
 
 
-# How long an action in a thread of its own may take to stop, before it is left.
+# How long to wait for an interrupted action in its own thread before abandoning the thread.
 _STOP_SECONDS = 1.0
 
 
 def new_job_id() -> str:
-    """Return an id for a run that was given none."""
+    """Return a new random id for a run."""
     return f"run-{os.urandom(8).hex()}"
 
 
@@ -175,14 +178,14 @@ def run_call(
 
     Args:
         call: What to run.
-        mode: The mode that it is run in, for the record.
+        mode: The mode to record in the run.
         on_event: Called with each event as it happens, in the action's thread.
-        on_start: Called when everything is imported and checked, just before the action starts.
-        strict: Let params and result cross a border as they would on the way to a worker and back, so that
-            what cannot is found here already.
+        on_start: Called after imports and validation, just before the action starts.
+        strict: Pickle and unpickle params and result as a worker would, so that values that cannot be pickled fail
+            in this process too.
 
     Returns:
-        The run. Errors of the action are in it; only `KeyboardInterrupt` comes out of here.
+        The run, with the action's error if it failed. Only `KeyboardInterrupt` is raised.
     """
     run = ActionRun(call.name, mode=mode, job_id=call.job_id)
     append = run.events.append
@@ -207,7 +210,7 @@ def _run_inside(
     *,
     strict: bool,
 ) -> None:
-    """Run an action whose surroundings the process has, and write down what happens; refusals are raised."""
+    """Run an action in the current process state and fill in `run`. Errors before the action starts are raised."""
     target = resolve(call)
     params = actions.validate_params(target, call.name, call.params)
     if strict:
@@ -226,55 +229,55 @@ def _run_inside(
     started = time.perf_counter()
     try:
         with time_limit(call.timeout) as limit:
-            if isinstance(threading.current_thread(), CallThread):  # which must end, stuck action or not
-                result = _in_a_thread(lambda: _invoke(target, params, ctx))
+            if isinstance(threading.current_thread(), CallThread):  # which must end even if the action is stuck
+                result = _run_in_thread(lambda: _invoke(target, params, ctx))
             else:
                 result = _invoke(target, params, ctx)
-    except (KeyboardInterrupt, ActionInterrupted):  # ActionInterrupted: of an action that this one runs inside
+    except (KeyboardInterrupt, ActionInterrupted):  # ActionInterrupted: an outer action's timeout
         raise
-    except BaseException as error:  # noqa: BLE001 - whatever an action raises is its outcome
+    except BaseException as error:  # noqa: BLE001 - whatever an action raises is the run's error
         run.error = ctx.refusal if error is ctx.refusal else failure(call.name, error)
         return
     finally:
         run.duration = time.perf_counter() - started
     if limit.stack is not None:
-        text = f"{call.name} did not end within {call.timeout:g} s"
-        raise ExecutionTimeout(text, details=limit.stack, title="It was here:")
+        text = f"{call.name} exceeded its timeout of {call.timeout:g} s"
+        raise ExecutionTimeout(text, details=limit.stack, title="Stack of the action:")
     run.result = _set_result(target, result, ctx, call, strict=strict)
 
 
 def process_state_for(call: ActionCall) -> AbstractContextManager[None]:
-    """Return a block inside which this process has the surroundings that the call asks for."""
+    """Return a context manager that applies the call's import root, working directory and environment."""
     return process_state.applied(call.import_root, call.cwd, call.env)
 
 
 def check_params(call: ActionCall) -> Any:
-    """Validate the params of a call here, in the surroundings that the action will have.
+    """Validate the params of a call in this process, with the environment that the action will have.
 
     Returns:
-        The validated params, or the params as they are where the action cannot be imported in this process:
-        then the worker, which can, does it.
+        The validated params, or the params as given if the action cannot be imported in this process: then the
+        worker validates them.
 
     Raises:
-        ValidationError: The params do not fit.
-        ConfigError: What could be imported is no action.
+        ValidationError: The params are invalid.
+        ConfigError: The imported object is not an action.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(process_state_for(call))
             if isinstance(call.action, str):
                 import_entrypoint(call.action)
-        except Exception:  # noqa: BLE001 - the worker tells why, and may well succeed
+        except Exception:  # noqa: BLE001 - the worker may be able to import it, and reports the error if not
             return call.params
         return actions.validate_params(resolve(call), call.name, call.params)
 
 
 def resolve(call: ActionCall) -> Any:
-    """Return the class or function that the call means, imported where necessary.
+    """Return the class or function of a call, importing its entrypoint if necessary.
 
     Raises:
-        ConfigError: There is no such module or name, or it is no action.
-        ExecutionError: The module failed while it was imported; the cause is what it raised.
+        ConfigError: The module or name does not exist, or is not an action.
+        ExecutionError: Importing the module raised an exception, which is the cause.
     """
     if not isinstance(call.action, str):
         return call.action
@@ -292,26 +295,26 @@ def resolve(call: ActionCall) -> Any:
 
 
 def require_picklable(name: str, target: Any, params: Any) -> None:
-    """Raise `ResultNotSerializable` where the params or the action itself cannot reach a worker."""
+    """Raise `ResultNotSerializable` if the params or the action cannot be sent to a worker."""
     serialization.dumps_named(params, "params")
     serialization.require_picklable_action(name, target)
 
 
 def _set_result(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall, *, strict: bool) -> Any:
-    """Check what an action returned, and return the result of the run."""
+    """Check the action's return value, and return the result of the run."""
     if actions.is_generator(result):
         raise ResultNotSerializable(f"{call.name} returned a generator; return its items as a list instead")
     try:
         mismatch = actions.result_mismatch(target, call.name, result)
-    except Exception as error:  # of a validator of the author's
+    except Exception as error:  # raised by a custom validator
         raise ExecutionError(
-            f"{call.name}: checking the result failed: {type(error).__name__}: {safe_str(error)}"
+            f"{call.name}: validating the result failed: {type(error).__name__}: {safe_str(error)}"
         ) from error
     if mismatch is not None:
         ctx.log("result_mismatch", {"problem": mismatch}, level="warning")
         try:
             warnings.warn(mismatch, ResultMismatchWarning, stacklevel=2)
-        except ResultMismatchWarning as warning:  # where warnings are errors
+        except ResultMismatchWarning as warning:  # a filter turns warnings into errors
             raise failure(call.name, warning) from warning
     return serialization.copy_result(result, "result") if strict else result
 
@@ -322,15 +325,15 @@ def _invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
 
 
 def _await(coroutine: Any) -> Any:
-    """Run a coroutine to its end, on a loop of its own: in a thread of its own where this one runs a loop already."""
+    """Run a coroutine to completion on a new event loop: in a new thread if this thread already runs a loop."""
     import asyncio
 
-    if not _has_running_loop():  # not in the handler below: what the action raises would come with its exception
+    if not _has_running_loop():  # not inside an `except RuntimeError`: it would become the context of action errors
         return asyncio.run(coroutine)
-    return _in_a_thread(lambda: asyncio.run(coroutine))
+    return _run_in_thread(lambda: asyncio.run(coroutine))
 
 
-def _in_a_thread(function: Callable[[], Any]) -> Any:
+def _run_in_thread(function: Callable[[], Any]) -> Any:
     return InterruptibleThread(function, name="synapse-action").start_and_wait(_STOP_SECONDS)
 
 
@@ -345,9 +348,9 @@ def _has_running_loop() -> bool:
 
 
 def failure(name: str, error: BaseException) -> ExecutionError:
-    """Return the error of a run whose action raised this; its cause is what the action raised."""
+    """Return the error of a run whose action raised `error`, which becomes its cause."""
     if isinstance(error, SystemExit):
-        text = f"{name} ended with sys.exit({error.code!r})"
+        text = f"{name} called sys.exit({error.code!r})"
     else:
         text = f"{name} failed: {type(error).__name__}: {safe_str(error)}"
     wrapped = ExecutionError(text)

@@ -1,4 +1,4 @@
-"""Time limits: stop an action where it is stuck, and keep the stacks that show where."""
+"""Timeouts: interrupt an action that takes too long, and record the stacks that show where it was stuck."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-# Where a coroutine that waits is, its task tells better than the event loop's own frames.
+# Frames of the event loop are left out: the stack of a waiting task shows where its coroutine is.
 _EVENT_LOOP = tuple(os.path.join(sysconfig.get_path("stdlib"), name) for name in ("asyncio", "selectors.py"))
 # The last of our own frames on the way to an action, as (file, function).
 _CORE = os.path.dirname(os.path.abspath(__file__))
@@ -28,27 +28,27 @@ _OUR_LAST = {
     (os.path.join(_CORE, "threads.py"), "_run"),
     (threading.__file__, "run"),
 }
-# Where a thread of ours waits for the action's.
+# The frame in which our thread waits for the action's thread.
 _OUR_WAIT = (os.path.join(_CORE, "threads.py"), "start_and_wait")
 
 
 class ActionInterrupted(BaseException):
-    """Raised in the action's thread at its limit. No `except Exception` of the action's can stop it."""
+    """Raised in the action's thread at its timeout. An `except Exception` in the action does not catch it."""
 
 
 class time_limit:
-    """Stop what runs in the block after this many seconds, and leave the block.
+    """Interrupt the block after this many seconds, and leave it.
 
-    In the main thread an alarm interrupts even a blocking call; in others the interpreter does it between two
-    instructions, so a call that blocks in C ends first, but for an event loop that waits, which is woken. (A class, not
-    a generator: that would write to the exceptions that pass through, which those of users may refuse.)
+    In the main thread a signal interrupts even a blocking call. In other threads the interpreter raises the exception
+    between two instructions, so a call that blocks in C returns first; only a waiting event loop is woken up. (This is
+    a class because a generator would set attributes of exceptions that pass through, which some exceptions reject.)
 
     Args:
-        seconds: The limit; None for none.
+        seconds: The timeout; None for no timeout.
 
     Attributes:
-        stack: The stacks at which the block was stuck, as text, once it was: of its own thread, of the threads that it
-            has started, and of the tasks of their event loops.
+        stack: If the block timed out, its stacks as text: of its own thread, of the threads that it has started, and of
+            the tasks of their event loops. None otherwise.
 
     Example:
         >>> with time_limit(0.05) as limit:
@@ -67,38 +67,38 @@ class time_limit:
         if self._seconds is not None:
             in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
             self._own = threading.get_ident()
-            self._before = set(threading.enumerate())  # not their ids, which are given again
-            self._timer = (_Alarm if in_main else _Watchdog)(self._seconds, self._ring)
+            self._before = set(threading.enumerate())  # not their ids, which the system reuses
+            self._timer = (_Alarm if in_main else _Watchdog)(self._seconds, self._on_timeout)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
         if self._timer is not None:
             try:
                 self._timer.cancel()
-            except ActionInterrupted:  # it rang at this very moment
-                if self.stack is None:  # an outer limit did
+            except ActionInterrupted:  # a timeout expired at this very moment
+                if self.stack is None:  # that of an outer block
                     raise
                 self._timer.cancel()
-        # What a stopped action raises on its way out is not its outcome. The end of an outer limit is not ours.
+        # What an interrupted action raises while it unwinds is dropped: the timeout is its outcome.
         return self.stack is not None and kind is not None and not issubclass(kind, KeyboardInterrupt)
 
-    def _ring(self, frame: FrameType | None) -> None:
+    def _on_timeout(self, frame: FrameType | None) -> None:
         self.stack = format_stacks(frame, own=self._own, threads_before=self._before)
 
 
 class _Alarm:
-    """There is one alarm for all: somebody else's (an outer limit's, pytest-timeout's) rings on time, and goes on."""
+    """A timer by SIGALRM. A process has one alarm: one already set (an outer timeout, pytest-timeout) is preserved."""
 
-    def __init__(self, seconds: float, ring: Callable[[FrameType | None], None]) -> None:
+    def __init__(self, seconds: float, on_timeout: Callable[[FrameType | None], None]) -> None:
         remaining, self._interval = signal.getitimer(signal.ITIMER_REAL)
         self._ours = time.monotonic() + seconds
         self._theirs = time.monotonic() + remaining if remaining else math.inf
-        self._ring = ring
+        self._on_timeout = on_timeout
         self._handler = signal.signal(signal.SIGALRM, self._on_alarm)
         self._arm(min(self._ours, self._theirs))
 
     def cancel(self) -> None:
-        """Give the alarm back."""
+        """Cancel the timer and restore the previous alarm."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._handler)
         if self._theirs < math.inf:
@@ -114,39 +114,39 @@ class _Alarm:
             if callable(self._handler):
                 self._handler(signum, frame)
             return
-        self._ring(frame)
+        self._on_timeout(frame)
         raise ActionInterrupted
 
 
 class _Watchdog:
-    """A thread that waits for the limit of another one."""
+    """A timer in a thread, which interrupts the thread that created it."""
 
-    def __init__(self, seconds: float, ring: Callable[[FrameType | None], None]) -> None:
+    def __init__(self, seconds: float, on_timeout: Callable[[FrameType | None], None]) -> None:
         self._seconds = seconds
-        self._ring = ring
+        self._on_timeout = on_timeout
         self._thread_id = threading.get_ident()
         self._ended = threading.Event()
-        self._rang = False
+        self._timed_out = False
         self._watcher = threading.Thread(target=self._watch, name="synapse-deadline", daemon=True)
         self._watcher.start()
 
     def cancel(self) -> None:
-        """End the watch."""
+        """Stop the timer thread, and drop the interrupt if it is still pending."""
         self._ended.set()
         self._watcher.join()
-        if self._rang:
+        if self._timed_out:
             absorb_pending_interrupt()
 
     def _watch(self) -> None:
         if self._ended.wait(self._seconds):
             return
-        self._rang = True
-        self._ring(sys._current_frames().get(self._thread_id))
+        self._timed_out = True
+        self._on_timeout(sys._current_frames().get(self._thread_id))
         raise_in_thread(self._thread_id, ActionInterrupted)
 
 
 def raise_in_thread(thread_id: int, error: type[BaseException]) -> None:
-    """Raise an error in another thread, between two of its instructions; an event loop that waits there is woken."""
+    """Raise an exception in another thread, between two of its instructions, and wake up an event loop waiting there."""
     import ctypes
 
     loop = _loop_of(sys._current_frames().get(thread_id))
@@ -157,9 +157,9 @@ def raise_in_thread(thread_id: int, error: type[BaseException]) -> None:
 
 
 def absorb_pending_interrupt() -> None:
-    """Take `ActionInterrupted` that is to be raised in this thread, if it has not been yet: it is too late for it.
+    """Raise and drop an `ActionInterrupted` that is still pending in this thread, as the action has ended.
 
-    (CPython can take it back too, but goes on to look for it for ever.)
+    (CPython can also clear a pending exception, but then keeps checking for one forever.)
     """
     try:
         time.sleep(0)

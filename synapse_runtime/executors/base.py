@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from synapse_runtime import action as actions
 from synapse_runtime.core.async_bridge import EventLoop
@@ -20,7 +20,6 @@ from synapse_runtime.events import Event
 from synapse_runtime.loggers import ConsoleLogger, Logger
 
 if TYPE_CHECKING:
-    from synapse_runtime.executors.ray.cluster.driver import Cluster
     from synapse_runtime.plugins.manifest import Manifest
     from synapse_runtime.plugins.plugin import Plugin
 
@@ -28,6 +27,20 @@ __tracebackhide__ = True  # of all functions here: in a test's report only the t
 
 OnEvent = Callable[[Event], object]
 OnOutput = Callable[[str, str], object]
+
+
+class Backend(NamedTuple):
+    """What calls are sent to.
+
+    Attributes:
+        kind: What it is, such as `cluster`.
+        address: Its address.
+        origin: Why this one: `ephemeral`, `warm`, `RAY_ADDRESS`, `given`.
+    """
+
+    kind: str
+    address: str
+    origin: str
 
 
 class Observer(Protocol):
@@ -221,8 +234,8 @@ class Executor(ABC):
         self.close()
 
     @property
-    def cluster(self) -> Cluster | None:
-        """The cluster that calls have gone to; None before the first, and in local mode."""
+    def backend(self) -> Backend | None:
+        """What calls were sent to, such as a cluster; None before the first, and if they run in this process."""
         return None
 
     @property

@@ -110,13 +110,13 @@ class CallRequest:
     import_root: str | None
     shares_filesystem: bool
     settings: CallerSettings
-    _call: memoryview = field(repr=False)
-    _buffers: Sequence[Any] = field(default=(), repr=False)
+    call_data: memoryview = field(repr=False)
+    buffers: Sequence[Any] = field(default=(), repr=False)
 
     def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
         """Return the call; this imports the modules that its params and its action come from."""
         # Params are the action's own: it may write to them.
-        fields = loads(self._call, map(bytearray, self._buffers))
+        fields = loads(self.call_data, map(bytearray, self.buffers))
         return ActionCall(
             name=self.name, job_id=self.job_id, timeout=self.timeout, import_root=self.import_root, **fields
         )
@@ -133,8 +133,8 @@ class EncodedCall:
 
     call: ActionCall
     buffers: serialization.Buffers
-    _settings: bytes = field(repr=False)
-    _fields: bytes = field(repr=False)
+    settings_data: bytes = field(repr=False)
+    call_data: bytes = field(repr=False)
 
     def message(self, *, shares_filesystem: bool = True) -> bytes:
         """Return the message for a worker.
@@ -150,7 +150,7 @@ class EncodedCall:
             "import_root": call.import_root,
             "shares_filesystem": shares_filesystem,
         }
-        return _message(header, self._settings, self._fields)
+        return _message(header, self.settings_data, self.call_data)
 
 
 def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
@@ -202,7 +202,7 @@ def decode_request(data: bytes, buffers: Sequence[Any] = ()) -> CallRequest:
         VersionMismatch: Its sender has another version.
     """
     header, settings, fields = _parts(data)
-    return CallRequest(**header, settings=_decode_settings(bytes(settings)), _call=fields, _buffers=buffers)
+    return CallRequest(**header, settings=_decode_settings(bytes(settings)), call_data=fields, buffers=buffers)
 
 
 @dataclass(frozen=True)

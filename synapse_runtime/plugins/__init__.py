@@ -1,1 +1,1 @@
-"""A plugin on disk: its config file, its modules, its requirements."""
+"""Plugins on the file system: their config file, modules and requirements."""

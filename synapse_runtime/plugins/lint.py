@@ -1,4 +1,4 @@
-"""All that is wrong with a plugin, in one go: config file, actions, params models, requirements."""
+"""Check a plugin for problems, all at once: config file, actions, params models, requirements."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from synapse_runtime.plugins.yaml_reader import Document
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What came of a check.
+    """The result of a check.
 
     Attributes:
-        problems: All that is wrong: of the config file first, each file's in the order of its lines.
-        looked_at: What was looked at, in words.
+        problems: All problems: those of the config file first, then file by file, sorted by line.
+        checked: A summary of what was checked, such as `config.yaml, 2 actions`.
     """
 
     problems: tuple[Problem, ...]
@@ -37,11 +37,11 @@ def check_plugin(path: Path, *, seconds: float = IMPORT_SECONDS) -> CheckResult:
     """Check a plugin.
 
     Args:
-        path: Its directory or config file.
-        seconds: How long the import of one of its modules may take.
+        path: The plugin's directory or config file.
+        seconds: Time limit for importing one of its modules.
 
     Raises:
-        ConfigError: It is a directory without a config file.
+        ConfigError: `path` is a directory without a config file.
     """
     config = config_file(path).absolute()
     check = _Check(config, seconds)
@@ -55,21 +55,21 @@ def check_plugin(path: Path, *, seconds: float = IMPORT_SECONDS) -> CheckResult:
         check.manifest(manifest, document)
     check.requirements()
     found = sorted(set(check.problems), key=lambda one: (one.path != config, str(one.path), one.line or 0, one.text))
-    return CheckResult(tuple(found), ", ".join([config.name, *check.looked_at]))
+    return CheckResult(tuple(found), ", ".join([config.name, *check.checked]))
 
 
 class _Check:
-    """One check: what was found, and what was looked at, so far."""
+    """A running check: the problems found and the things checked so far."""
 
     def __init__(self, config: Path, seconds: float) -> None:
         self.problems: list[Problem] = []
-        self.looked_at: list[str] = []
+        self.checked: list[str] = []
         self._config = config
         self._root = config.parent
         self._seconds = seconds
 
     def manifest(self, manifest: Manifest, document: Document) -> None:
-        """Check all that the config file speaks of."""
+        """Check everything that the config file refers to."""
         self.problems.extend(_incomplete(manifest, self._config, document))
         self.problems.extend(_versions(manifest, self._config, document))
         self.problems.extend(_files(manifest, self._config, document))
@@ -80,7 +80,7 @@ class _Check:
         self.problems.extend(problems)
 
     def requirements(self) -> None:
-        """Check `requirements.txt`, if there is one."""
+        """Check `requirements.txt` if it exists."""
         path = self._root / requirements.FILE
         if path.is_file():
             count, problems = requirements.check_file(path)
@@ -89,7 +89,7 @@ class _Check:
 
     def _count(self, count: int, thing: str) -> None:
         if count:
-            self.looked_at.append(f"{count} {thing}" + ("s" if count > 1 else ""))
+            self.checked.append(f"{count} {thing}" + ("s" if count > 1 else ""))
 
     def _actions(self, manifest: Manifest, document: Document) -> None:
         try:
@@ -107,7 +107,7 @@ class _Check:
         self.problems.extend(self._imports(manifest, document, seen.values()))
         found = {one.entrypoint: one for module in seen.values() for one in module.names.values() if one is not None}
         for one in found.values():
-            self.problems.extend(self._of_params(one))
+            self.problems.extend(self._params_problems(one))
         self._count(len(manifest.actions), "action")
         self._count(sum(one.params_model is not None for one in found.values()), "params model")
 
@@ -115,42 +115,42 @@ class _Check:
         for key, action in manifest.actions.items():
             line = document.line(("actions", key, "entrypoint"))
             if not action.entrypoint:
-                if not any(one.line == line and one.level == "error" for one in manifest.problems):  # of this one
+                if not any(one.line == line and one.level == "error" for one in manifest.problems):  # reported already
                     text = f"action {key!r} has no entrypoint; add `entrypoint: module:Name`"
                     yield Problem(text, self._config, line)
                 continue
             module, _, name = standard_entrypoint(action.entrypoint).partition(":")
-            text = _wrong_with(seen[module], name, self._root, served=action.method in SERVED)
+            text = _entrypoint_problem(seen[module], name, self._root, served=action.method in SERVED)
             if text:
                 yield Problem(f"action {key!r}: {text}", self._config, line)
 
     def _imports(self, manifest: Manifest, document: Document, seen: Iterable[ModuleInfo]) -> Iterator[Problem]:
-        """Yield why modules cannot be imported: where that is the same for several, once."""
-        of_fault: dict[tuple[str, str | None, int | None], list[str]] = {}
+        """Yield why modules cannot be imported; a reason that several modules share is reported once."""
+        by_fault: dict[tuple[str, str | None, int | None], list[str]] = {}
         for module in seen:
             if module.fault is not None and not module.missing:
                 fault = module.fault
-                of_fault.setdefault((fault.text, fault.file, fault.line), []).append(module.module)
-        for (text, file, line), modules in of_fault.items():
-            needing = [
+                by_fault.setdefault((fault.text, fault.file, fault.line), []).append(module.module)
+        for (text, file, line), modules in by_fault.items():
+            users = [
                 key
                 for key, action in manifest.actions.items()
                 if standard_entrypoint(action.entrypoint).partition(":")[0] in modules
             ]
             text += (
-                "; install it, and name it in requirements.txt"
+                "; install it and add it to requirements.txt"
                 if text.startswith("ModuleNotFoundError: No module named")
                 else ""
             )
-            for_whom = f"action{'s' if len(needing) > 1 else ''} {', '.join(map(repr, needing))}"
-            told = f"{', '.join(modules)} cannot be imported, for {for_whom}: {text}"
+            used_by = f"action{'s' if len(users) > 1 else ''} {', '.join(map(repr, users))}"
+            message = f"cannot import {', '.join(modules)} (used by {used_by}): {text}"
             if file is None:
-                yield Problem(told, self._config, document.line(("actions", needing[0], "entrypoint")))
+                yield Problem(message, self._config, document.line(("actions", users[0], "entrypoint")))
             else:
-                yield Problem(told, Path(file), line)
+                yield Problem(message, Path(file), line)
 
-    def _of_params(self, action: ActionInfo) -> Iterator[Problem]:
-        """Yield what is wrong with an action's params model; where that is another package's, only what does harm."""
+    def _params_problems(self, action: ActionInfo) -> Iterator[Problem]:
+        """Yield the problems of an action's params model; if it belongs to another package, only the errors."""
         for fault in action.faults:
             if fault.file is not None and self._root in Path(fault.file).parents:
                 yield Problem(fault.text, Path(fault.file), fault.line, fault.level)
@@ -159,12 +159,12 @@ class _Check:
                 yield Problem(fault.text, file, action.line)
 
 
-def _wrong_with(module: ModuleInfo, name: str, root: Path, *, served: bool) -> str:
-    """Return what is wrong with an entrypoint; nothing where its module could not be imported: that is told apart."""
+def _entrypoint_problem(module: ModuleInfo, name: str, root: Path, *, served: bool) -> str:
+    """Return what is wrong with an entrypoint; empty if its module cannot be imported, which is reported separately."""
     if module.missing:
         guess = nearest(module.module, module_names(root))
         hint = f"; did you mean {guess!r}?" if guess else f"; add {module.module.replace('.', os.sep)}.py"
-        return f"there is no module {module.module!r}{hint}"
+        return f"module {module.module!r} does not exist{hint}"
     if module.fault is not None:
         return ""
     found: ActionInfo | None = module.names[name]
@@ -175,36 +175,36 @@ def _wrong_with(module: ModuleInfo, name: str, root: Path, *, served: bool) -> s
     if found.is_action or (served and found.what == "a class"):
         return ""
     return (
-        f"{module.module}:{name} is {found.what}, and no action: derive the class from BaseAction, or decorate the "
+        f"{module.module}:{name} is {found.what}, not an action; derive the class from BaseAction or decorate the "
         "function with @action"
     )
 
 
 def _incomplete(manifest: Manifest, config: Path, document: Document) -> Iterator[Problem]:
-    """Yield what the plugin can run without here, and a backend refuses."""
+    """Yield what is missing for a backend; the plugin runs locally without it."""
     if not manifest.code:
-        yield Problem("there is no code; add `code: …`, the plugin's unique id", config, None, "warning")
+        yield Problem("'code' is missing; add `code: …`, the plugin's unique id", config, None, "warning")
     elif "name" not in document.data:
-        yield Problem("there is no name; add `name: …`, which people see", config, None, "warning")
+        yield Problem("'name' is missing; add `name: …`, the plugin's display name", config, None, "warning")
     if not manifest.actions:
-        text = "there are no actions; add some, or let `synapse plugin update-config` do so"
+        text = "the plugin has no actions; add them, or run `synapse plugin update-config`"
         yield Problem(text, config, document.line(("actions",)), "warning")
     if manifest.category == "neural_net" and manifest.data_type is None:
-        text = "a neural_net plugin needs a data_type; add `data_type: image`, or text, video, pcd, audio"
+        text = "a neural_net plugin needs a data_type; add `data_type: image` (or text, video, pcd, audio)"
         yield Problem(text, config, document.line(("category",)), "warning")
 
 
 def _versions(manifest: Manifest, config: Path, document: Document) -> Iterator[Problem]:
-    """Yield what is wrong with `requires`, here."""
+    """Yield invalid version specifiers in `requires`, and those that the installed versions do not match."""
     here = {"python": ("Python", platform.python_version()), "sdk": ("synapse-sdk", _version_of("synapse-sdk"))}
     for field, text in manifest.requires.model_dump(include={"sdk", "python", "cuda"}, exclude_none=True).items():
         line = document.line(("requires", field))
         versions = requirements.specifier(text)
         thing, version = here.get(field, (field, None))
         if versions is None:
-            yield Problem(f"requires.{field}: {text!r} says no versions; write it like '>=3.11'", config, line)
+            yield Problem(f"requires.{field}: {text!r} is not a version specifier; expected one such as '>=3.11'", config, line)
         elif version is not None and not versions.contains(version, prereleases=True):
-            yield Problem(f"this is {thing} {version}; the plugin requires {text}", config, line, "warning")
+            yield Problem(f"the plugin requires {thing} {text}, but this is {version}", config, line, "warning")
 
 
 def _version_of(project: str) -> str | None:
@@ -215,24 +215,23 @@ def _version_of(project: str) -> str | None:
 
 
 def _files(manifest: Manifest, config: Path, document: Document) -> Iterator[Problem]:
-    """Yield files that the config file names and that are not there."""
+    """Yield files and directories that the config file names and that do not exist."""
     root = config.parent
     if "wheels_dir" in manifest.model_fields_set:
         line = document.line(("wheels_dir",))
         directory = Path(os.path.normpath(root / manifest.wheels_dir))
         if root not in directory.parents:
-            yield Problem(f"wheels_dir: {manifest.wheels_dir!r} is not below the plugin's directory", config, line)
+            yield Problem(f"wheels_dir: {manifest.wheels_dir!r} is outside the plugin's directory", config, line)
         elif not directory.is_dir():
-            yield Problem(
-                f"wheels_dir: there is no directory {manifest.wheels_dir!r}; make it", config, line, "warning"
-            )
+            text = f"wheels_dir: directory {manifest.wheels_dir!r} does not exist; create it"
+            yield Problem(text, config, line, "warning")
     if "readme" in manifest.model_fields_set and not (root / manifest.readme).is_file():
-        text = f"readme: there is no file {manifest.readme!r}; write it"
+        text = f"readme: file {manifest.readme!r} does not exist; create it"
         yield Problem(text, config, document.line(("readme",)), "warning")
 
 
 def _runtime_env(manifest: Manifest, config: Path, document: Document) -> Iterator[Problem]:
-    """Yield what is wrong with the requirements in `runtime_env`."""
+    """Yield the problems of the requirements in `runtime_env`."""
     for installer in ("pip", "uv"):
         keys: tuple[str, ...] = ("runtime_env", installer)
         wanted: Any = manifest.runtime_env.get(installer)

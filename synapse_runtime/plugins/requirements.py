@@ -1,4 +1,4 @@
-"""What a plugin wants installed: its `requirements.txt` and wheels, against what is installed here."""
+"""Check a plugin's requirements and wheels against what is installed here."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from synapse_runtime.errors import Problem
 FILE = "requirements.txt"
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _OPTIONS = re.compile(r"\s--?[a-z][a-z-]*.*$")  # of a single requirement, such as --hash
-_FROM_A_PLACE = re.compile(r"[\w.-]+(?:\[[^\]]*\])?\s*@")  # such as `name @ https://…`
+_DIRECT_REFERENCE = re.compile(r"[\w.-]+(?:\[[^\]]*\])?\s*@")  # such as `name @ https://…`
 _OTHER_FILE = re.compile(r"(?P<option>-r|--requirement|-c|--constraint)[ =]*(?P<name>\S+)")
 
 
 def check_file(path: Path) -> tuple[int, list[Problem]]:
-    """Check a file of requirements, and those that it names.
+    """Check a requirements file and those that it includes.
 
     Returns:
-        How many requirements there are, and what is wrong with them.
+        The number of requirements, and the problems found.
     """
     problems: list[Problem] = []
     count = 0
@@ -37,46 +37,46 @@ def check_file(path: Path) -> tuple[int, list[Problem]]:
             if other:
                 file = current.parent / other["name"]
                 if not file.is_file():
-                    problems.append(Problem(f"there is no file {other['name']!r}; add it", current, number))
+                    problems.append(Problem(f"file {other['name']!r} does not exist; create it or remove this line", current, number))
                 elif other["option"] in ("-r", "--requirement") and file not in known:
                     known.add(file)
                     waiting.append(file)
-            elif not line.startswith("-"):  # other options are the installer's
+            elif not line.startswith("-"):  # other options are up to the installer
                 count += 1
                 problems.extend(check_line(line, current, number))
     return count, problems
 
 
 def check_line(text: str, path: Path, line: int | None) -> Iterator[Problem]:
-    """Yield what is wrong with one requirement.
+    """Yield the problems of one requirement.
 
     Args:
         text: The requirement.
-        path: The file that it is in.
-        line: Its line there.
+        path: The file that contains it.
+        line: Its line in that file.
     """
     text = _OPTIONS.sub("", text)
-    if _is_a_place(text):
+    if _is_url_or_path(text):
         if "://" not in text and not (path.parent / text.partition("[")[0]).exists():
-            yield Problem(f"there is no file {text!r}; add it, or remove this line", path, line)
+            yield Problem(f"file {text!r} does not exist; add it or remove this line", path, line)
         return
     try:
         wanted = Requirement(text)
     except InvalidRequirement as error:
         reason = str(error).partition("\n")[0]
-        shown = f"{text!r} is" if "://" not in text else "this is"  # an address may have a password in it
-        yield Problem(f"{shown} no requirement: {reason}", path, line)
+        shown = f"{text!r} is" if "://" not in text else "this is"  # a URL may contain a password
+        yield Problem(f"{shown} not a valid requirement: {reason}", path, line)
         return
     if wanted.marker is not None and not wanted.marker.evaluate():
         return
     try:
         installed = metadata.version(wanted.name)
     except metadata.PackageNotFoundError:
-        yield Problem(f"{wanted.name} is not installed here; install this file", path, line, "warning")
+        yield Problem(f"{wanted.name} is not installed; install the requirements of this file", path, line, "warning")
         return
     if not wanted.specifier.contains(installed, prereleases=True):
         yield Problem(
-            f"{wanted.name} {installed} is installed here, and {wanted.specifier} is wanted; install this file",
+            f"{wanted.name} {installed} is installed, but this file requires {wanted.specifier}; install its requirements",
             *(path, line, "warning"),
         )
 
@@ -85,7 +85,7 @@ def check_wheels(directory: Path) -> tuple[int, list[Problem]]:
     """Check a directory of wheels.
 
     Returns:
-        How many there are, and what is wrong with them.
+        The number of wheels, and the problems found.
     """
     problems = []
     here = frozenset(sys_tags())
@@ -95,17 +95,17 @@ def check_wheels(directory: Path) -> tuple[int, list[Problem]]:
         try:
             project, _, _, tags = parse_wheel_filename(wheel.name)
         except InvalidWheelFilename as error:
-            problems.append(Problem(f"this is no name of a wheel: {error}; build it anew", wheel))
+            problems.append(Problem(f"not a valid wheel file name: {error}; rebuild the wheel", wheel))
             continue
         fits[project] = fits.get(project, False) or not here.isdisjoint(tags)
     for name in (name for name, fit in fits.items() if not fit):
-        text = f"no wheel of {name} is for this Python and platform; it cannot be installed here"
+        text = f"no wheel of {name} supports this Python and platform; it cannot be installed here"
         problems.append(Problem(text, directory, None, "warning"))
     return len(wheels), problems
 
 
 def specifier(text: str) -> SpecifierSet | None:
-    """Return the versions that a specifier such as `>=3.10,<3.13` allows, or a version alone; None if it is neither."""
+    """Parse a specifier such as `>=3.10,<3.13`, or a single version; return None if the text is neither."""
     for form in (text, f"=={text}.*", f"=={text}"):
         try:
             return SpecifierSet(form)
@@ -115,7 +115,7 @@ def specifier(text: str) -> SpecifierSet | None:
 
 
 def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
-    """Yield the lines that say something, joined where they end in a backslash, by the number of their first."""
+    """Yield line numbers and lines, without comments and blank lines; lines that end in a backslash are joined."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -134,8 +134,8 @@ def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
             yield first, text
 
 
-def _is_a_place(text: str) -> bool:
-    """Tell whether a requirement is a URL or a path, as pip sees it."""
-    return not _FROM_A_PLACE.match(text) and (
+def _is_url_or_path(text: str) -> bool:
+    """Return whether pip takes a requirement as a URL or a path."""
+    return not _DIRECT_REFERENCE.match(text) and (
         "://" in text or "/" in text or text.startswith(".") or text.endswith(".whl")
     )

@@ -1,4 +1,4 @@
-"""The plugin that the command runs, and the command itself."""
+"""A plugin for the command to run, and the command itself."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class TraceHere(BaseAction[TrainParams]):
 
 @pytest.fixture(scope="session")
 def plugin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plugin whose actions do what commands must cope with."""
+    """A plugin with actions that succeed, fail, exit, hang, print or stop in a debugger."""
     root = tmp_path_factory.mktemp("plugin")
     write_plugin(root)
     return root
@@ -219,7 +219,7 @@ def synapse(plugin_dir: Path) -> Iterator[Synapse]:
 
 
 def write_plugin(root: Path) -> None:
-    """Write the plugin into a directory."""
+    """Write the plugin to a directory."""
     (root / "lab").mkdir()
     (root / "config.yaml").write_text(CONFIG)
     for name, source in {"__init__": "", "train": TRAIN, "other": OTHER, "debug": DEBUG}.items():

@@ -1,4 +1,4 @@
-"""Real processes for tests: the `synapse` command, terminals around programs, clusters to send work to."""
+"""Real processes for tests: the `synapse` command, programs on a terminal, and Ray clusters."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ class Finished:
 
     @property
     def result(self) -> Any:
-        """What `--json` printed."""
+        """The output of `--json`."""
         return json.loads(self.stdout)
 
     @property
     def shown_result(self) -> Any:
-        """What was printed after the heading `Result of …`."""
+        """The result printed below the heading `Result of …`."""
         return json.loads(self.stdout.partition("Result of ")[2].partition("\n")[2])
 
 
 @dataclass
 class Synapse:
-    """The `synapse` command, started in a directory, with a mark in its environment and a temporary directory."""
+    """The `synapse` command in a directory, with its own temporary directory and a marker in its environment."""
 
     cwd: Path
     temp: Path
@@ -70,10 +70,10 @@ class Synapse:
     def __call__(
         self, *arguments: str, cwd: Path | None = None, command: list[str] | None = None, **env: str
     ) -> Finished:
-        """Run the command to its end, in a fork that has it imported; or this other command."""
+        """Run the command, or another one, and wait for it. Forks a process that has imported the command already."""
         started = time.monotonic()
         environment = self.environment(**env)
-        if command is None and not any(name.startswith("PYTHON") for name in env):  # which Python reads as it starts
+        if command is None and not any(name.startswith("PYTHON") for name in env):  # Python reads these when it starts
             done = fork_server(environment).run(
                 ["-m", "synapse_runtime", *arguments], cwd=cwd or self.cwd, env=environment, timeout=patience(90)
             )
@@ -101,7 +101,7 @@ class Synapse:
     def started(
         self, *arguments: str, command: tuple[str, ...] = PLUGIN_RUN, **env: str
     ) -> Iterator[subprocess.Popen[str]]:
-        """Start `synapse plugin run …`, or another of its commands, and do not wait for it."""
+        """Start `synapse plugin run …`, or another subcommand, without waiting for it."""
         process = subprocess.Popen(
             [*COMMAND, *command, *arguments],
             cwd=self.cwd,
@@ -123,44 +123,44 @@ class Synapse:
     def on_terminal(
         self, *arguments: str, command: tuple[str, ...] = PLUGIN_RUN, **env: str
     ) -> Iterator[pexpect.spawn]:
-        """Start `synapse plugin run …`, or another of its commands, on a terminal of 100 columns."""
+        """Start `synapse plugin run …`, or another subcommand, on a terminal of 100 columns."""
         with terminal([*COMMAND, *command, *arguments], self.cwd, self.environment(**env)) as child:
             yield child
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment of the command: this process's, but nothing in it that speaks of this test run."""
+        """Return the environment of the command: that of this process, without variables of this test run."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         return kept | {"TMPDIR": str(self.temp), MARK: self.mark} | self.env | more
 
     def leftovers(self) -> list[str]:
-        """Return processes of the command's, and files in its temporary directory, that are left after 10 s."""
+        """Return the processes of the command, and the files in its temporary directory, that remain after 10 s."""
         found: list[str] = []
 
-        def are_gone() -> bool:
+        def nothing_is_left() -> bool:
             found[:] = [command_of(pid) for pid in processes_with(self.mark)]
-            for place, directories, files in os.walk(self.temp):  # which bears that they go meanwhile
-                found.extend(os.path.join(place, name) for name in (*directories, *files))
+            for directory, directories, files in os.walk(self.temp):  # tolerates files that vanish meanwhile
+                found.extend(os.path.join(directory, name) for name in (*directories, *files))
             return not found
 
-        within(10, are_gone)
+        within(10, nothing_is_left)
         return found
 
 
 def assert_debug_shows_more(debug: Finished, no_debug: Finished) -> None:
-    """Check what `--debug` and `--no-debug` show of the action `whisper`, which says much and fails with two lines."""
+    """Check the output of the action `whisper`, which logs and fails with a two-line error, in both debug modes."""
     assert (debug.status, no_debug.status) == (1, 1)
     shown = [line.partition("] ")[2] for line in debug.stdout.splitlines()]
     assert shown == ["DEBUG seen_in detail=1", "DEBUG a debug message", "DEBUG a debug record", "an info record"]
     assert 'raise ValueError("first line' in debug.stderr
     assert debug.stderr.endswith("\nerror: whisper failed: ValueError: first line\n  second line\n")
     assert [line.partition("] ")[2] for line in no_debug.stdout.splitlines()] == ["an info record"]
-    said = [line for line in no_debug.stderr.splitlines() if not line.startswith("cluster: ")]
-    assert said == ["error: whisper failed: ValueError: first line; second line"]
+    errors = [line for line in no_debug.stderr.splitlines() if not line.startswith("cluster: ")]
+    assert errors == ["error: whisper failed: ValueError: first line; second line"]
 
 
 @contextlib.contextmanager
 def synapse_in(directory: Path, **env: str) -> Iterator[Synapse]:
-    """Give the command, for this directory, with a temporary directory of a short name."""
+    """Yield the command in this directory, with a temporary directory whose path is short."""
     with tempfile.TemporaryDirectory(prefix="s") as temp:
         yield Synapse(directory, Path(temp), env)
 
@@ -186,7 +186,7 @@ def terminal(command: list[str], cwd: Path, env: dict[str, str]) -> Iterator[pex
 
 
 def status_of(child: pexpect.spawn) -> int:
-    """Wait for the end of a program on a terminal and return its exit status."""
+    """Wait until a program on a terminal has exited and return its exit status."""
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus is not None, f"ended by signal {child.signalstatus}"
@@ -194,12 +194,12 @@ def status_of(child: pexpect.spawn) -> int:
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:
-    """Do what Ctrl-C does."""
+    """Send SIGINT, as Ctrl-C does."""
     process.send_signal(signal.SIGINT)
 
 
 def processes_with(mark: str) -> list[int]:
-    """Return the processes that have this mark in their environment."""
+    """Return the processes that have this marker in their environment."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -209,7 +209,7 @@ def processes_with(mark: str) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    """Return a process's command line; nothing where it has ended."""
+    """Return a process's command line; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
@@ -218,18 +218,18 @@ def command_of(pid: int) -> str:
 
 @contextlib.contextmanager
 def cluster(**resources: int) -> Iterator[dict[str, str]]:
-    """Run a Ray cluster with these resources, in a directory of its own, which this process ends.
+    """Run a Ray cluster with these resources in its own directory, and stop it at the end.
 
     Yields:
-        `address` and `dashboard`, and the variables that hold the token which it demands.
+        `address` and `dashboard`, and the environment variables with the token that it requires.
     """
     directory = Path(new_directory())
     with directory_lock(directory):
         start_daemon(directory, ClusterOptions(holder=os.getpid(), **resources), uuid.uuid4().hex * 2)
     try:
-        with ControlClient(directory) as door:
-            ready = door.request("dashboard", timeout=patience(60))
-        # By its variable Ray's own programs, too, take the loopback address as it is.
+        with ControlClient(directory) as client:
+            ready = client.request("dashboard", timeout=patience(60))
+        # With this variable, Ray's own programs use the loopback address, too.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ready["token"]} | LOOPBACK_ENV
         yield {"address": ready["address"], "dashboard": ready["dashboard"]} | token
     finally:

@@ -1,4 +1,4 @@
-"""`synapse plugin check`, `synapse plugin update-config`, and what `synapse plugin run` says of a config file."""
+"""`synapse plugin check`, `synapse plugin update-config`, and notes of `synapse plugin run` on a config file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INFER = TRAIN.replace("trained", "inferred").replace("train(", "infer(")
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Path:
-    """A plugin with nothing wrong."""
+    """A plugin without problems."""
     (tmp_path / "plugin").mkdir()
     (tmp_path / "config.yaml").write_text(CONFIG)
     (tmp_path / "plugin" / "train.py").write_text(TRAIN)
@@ -50,12 +50,12 @@ def write_faults(lab: Path) -> None:
 
 
 class TestCheck:
-    def test_of_a_good_plugin_says_what_was_checked(self, synapse: Synapse) -> None:
+    def test_valid_plugin_prints_what_was_checked(self, synapse: Synapse) -> None:
         done = synapse("plugin", "check")
         assert (done.status, done.stderr) == (0, "")
-        assert done.stdout == "nothing is wrong (checked: config.yaml, 1 action)\n"
+        assert done.stdout == "OK (checked: config.yaml, 1 action)\n"
 
-    def test_tells_every_problem_on_a_line_of_its_own(self, synapse: Synapse, lab: Path) -> None:
+    def test_prints_each_problem_on_its_own_line(self, synapse: Synapse, lab: Path) -> None:
         write_faults(lab)
         done = synapse("plugin", "check", str(lab / "config.yaml"))
         assert (done.status, done.stderr) == (1, "")
@@ -77,16 +77,16 @@ class TestCheck:
         }
 
     @pytest.mark.parametrize(("options", "status"), [((), 0), (("--strict",), 1)])
-    def test_ends_with_1_for_warnings_only_where_that_is_asked_for(
+    def test_warnings_exit_with_1_only_if_strict(
         self, synapse: Synapse, lab: Path, options: tuple[str, ...], status: int
     ) -> None:
         (lab / "config.yaml").write_text(CONFIG + "categry: custom\n")
         assert synapse("plugin", "check", *options).status == status
 
-    def test_finds_the_plugin_above(self, synapse: Synapse, lab: Path) -> None:
+    def test_finds_the_plugin_in_a_parent_directory(self, synapse: Synapse, lab: Path) -> None:
         assert synapse("plugin", "check", cwd=lab / "plugin").status == 0
 
-    def test_survives_a_module_that_never_ends(self, synapse: Synapse, lab: Path) -> None:
+    def test_import_that_hangs_times_out(self, synapse: Synapse, lab: Path) -> None:
         (lab / "plugin" / "train.py").write_text("while True:\n    pass\n")
         done = synapse("plugin", "check", "--timeout", "0.5")
         assert done.status == 1
@@ -94,7 +94,7 @@ class TestCheck:
         assert "its import did not end within 0.5 s" in done.stdout
 
     @pytest.mark.parametrize("path", ["nowhere", "plugin"])
-    def test_ends_with_2_where_there_is_no_plugin(self, synapse: Synapse, path: str) -> None:
+    def test_missing_plugin_exits_with_2(self, synapse: Synapse, path: str) -> None:
         done = synapse("plugin", "check", path)
         assert (done.status, done.stdout) == (2, "")
         assert "nowhere" in done.stderr or "there is no config.yaml or synapse.yaml in this directory" in done.stderr
@@ -102,7 +102,7 @@ class TestCheck:
 
 
 class TestUpdateConfig:
-    def test_adds_what_is_new_and_then_nothing(self, synapse: Synapse, lab: Path) -> None:
+    def test_adds_new_actions_once(self, synapse: Synapse, lab: Path) -> None:
         (lab / "plugin" / "infer.py").write_text(INFER)
         done = synapse("plugin", "update-config")
         assert (done.status, done.stderr) == (0, "")
@@ -113,7 +113,7 @@ class TestUpdateConfig:
         assert (lab / "config.yaml").read_text() == after
         assert synapse.run("infer", "--mode", "local", "--json").result == "inferred"
 
-    def test_with_check_prints_the_diff_and_writes_nothing(self, synapse: Synapse, lab: Path) -> None:
+    def test_check_prints_the_diff_and_writes_nothing(self, synapse: Synapse, lab: Path) -> None:
         (lab / "plugin" / "train.py").rename(lab / "plugin" / "learn.py")
         done = synapse("plugin", "update-config", "--check")
         assert (done.status, done.stderr) == (1, "")
@@ -123,11 +123,11 @@ class TestUpdateConfig:
         ]
         assert (lab / "config.yaml").read_text() == CONFIG
 
-    def test_tells_what_the_code_no_longer_has_and_removes_it_when_asked(self, synapse: Synapse, lab: Path) -> None:
+    def test_notes_actions_missing_from_the_code_and_prune_removes_them(self, synapse: Synapse, lab: Path) -> None:
         (lab / "plugin" / "train.py").unlink()
         done = synapse("plugin", "update-config")
         assert (done.status, done.stdout) == (0, "config.yaml is up to date\n")
-        assert done.stderr.startswith("gone: train: its entrypoint leads nowhere")
+        assert done.stderr.startswith("gone: train: its entrypoint does not exist")
         done = synapse("plugin", "update-config", "--prune", "--json")
         assert done.result == {
             "changed": True,
@@ -136,7 +136,7 @@ class TestUpdateConfig:
         }
         assert (lab / "config.yaml").read_text() == "code: lab\nname: Lab\nactions:\n"
 
-    def test_tells_modules_that_could_not_be_looked_at(self, synapse: Synapse, lab: Path) -> None:
+    def test_reports_modules_that_cannot_be_inspected(self, synapse: Synapse, lab: Path) -> None:
         (lab / "plugin" / "train.py").write_text("import sys\n\n\nclass A: ...\n\n\nsys.exit('no')\n")
         done = synapse("plugin", "update-config")
         assert (done.status, done.stdout) == (1, "config.yaml is up to date\n")
@@ -144,7 +144,7 @@ class TestUpdateConfig:
 
 
 class TestRun:
-    def test_notes_what_is_unknown_in_the_config_file(self, synapse: Synapse, lab: Path) -> None:
+    def test_notes_unknown_fields_of_the_config_file(self, synapse: Synapse, lab: Path) -> None:
         (lab / "config.yaml").write_text(CONFIG + "categry: custom\ncolur: blue\n")
         done = synapse.run("train", "--mode", "local", "--json")
         assert (done.status, done.result) == (0, "trained")
@@ -153,13 +153,13 @@ class TestRun:
             "config.yaml:7: unknown field 'colur'; it has no effect\n"
         )
 
-    def test_refuses_it_when_strict(self, synapse: Synapse, lab: Path) -> None:
+    def test_strict_fails_on_unknown_fields(self, synapse: Synapse, lab: Path) -> None:
         (lab / "config.yaml").write_text(CONFIG + "categry: custom\n")
         done = synapse.run("train", "--mode", "local", "--strict")
         assert (done.status, done.stdout) == (2, "")
         assert done.stderr == "error: config.yaml:6: unknown field 'categry'; did you mean 'category'?\n"
 
 
-def test_json_is_all_that_standard_output_gets(synapse: Synapse, lab: Path) -> None:
+def test_json_is_alone_on_standard_output(synapse: Synapse, lab: Path) -> None:
     (lab / "plugin" / "train.py").write_text("print('noise')\n" + TRAIN)
     assert json.loads(synapse("plugin", "check", "--json").stdout) == []

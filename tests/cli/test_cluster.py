@@ -1,4 +1,4 @@
-"""`synapse cluster …`: a warm cluster that is found, locked, cleaned up after, and ends by itself."""
+"""`synapse cluster …`: the warm cluster is found, protected, cleaned up, and shuts down when idle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.patience import patience, within
 
 @pytest.fixture
 def synapse(plugin_dir: Path, tmp_path: Path) -> Iterator[Synapse]:
-    """The command, with a state directory of its own; its warm cluster ends with the test."""
+    """The command with its own state directory; its warm cluster is shut down after the test."""
     with synapse_in(plugin_dir, XDG_STATE_HOME=str(tmp_path / "state")) as command:
         yield command
         command("cluster", "down")
@@ -32,14 +32,14 @@ def synapse(plugin_dir: Path, tmp_path: Path) -> Iterator[Synapse]:
 
 @pytest.fixture(scope="module")
 def warm(plugin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Synapse]:
-    """The command, beside a warm cluster that the tests of this module share."""
+    """The command with a warm cluster shared by the tests of this module."""
     state = tmp_path_factory.mktemp("state")
     with synapse_in(plugin_dir, XDG_STATE_HOME=str(state)) as command:
         up = command("cluster", "up", "--cpus", "2", "--gpus", "3", "--memory", "2GiB")
         assert up.status == 0, up.stderr
         yield command
         down = command("cluster", "down")
-        assert (down.status, down.stderr) == (0, "the warm cluster has ended\n")
+        assert (down.status, down.stderr) == (0, "the warm cluster was shut down\n")
         assert command.leftovers() == []
 
 
@@ -62,7 +62,7 @@ def state_of(synapse: Synapse) -> Path:
     return file
 
 
-def test_status_tells_what_the_cluster_is(warm):
+def test_status_shows_the_cluster(warm):
     found = facts(warm)
 
     assert found["address"].startswith("127.0.0.1:")
@@ -71,43 +71,43 @@ def test_status_tells_what_the_cluster_is(warm):
     assert found["users"] == []
     text = warm("cluster", "status").stdout
     assert f"address    {found['address']}\n" in text
-    assert "gives      2 CPU, 3 GPU, 2.1 GB memory\n" in text
-    assert "ends       after 0:30:00 without use\n" in text
+    assert "resources  2 CPU, 3 GPU, 2.1 GB memory\n" in text
+    assert "shutdown   after 0:30:00 without use\n" in text
 
 
-def test_doctor_tells_of_it(warm):
-    (told,) = [one for one in findings(warm) if one["what"] == "warm cluster"]
-    assert told["state"] == "ok"
-    assert told["text"] == "it answers; CPU 2, GPU 3, memory 2.1GB; used by nobody"
-    assert facts(warm)["directory"] not in warm("doctor").stdout  # which is no leftover
+def test_doctor_shows_it(warm):
+    (found,) = [one for one in findings(warm) if one["what"] == "warm cluster"]
+    assert found["state"] == "ok"
+    assert found["text"] == "running; CPU 2, GPU 3, memory 2.1GB; idle"
+    assert facts(warm)["directory"] not in warm("doctor").stdout  # it is not a leftover
 
 
 @pytest.mark.parametrize("form", ["{address}", "{dashboard}"])
-def test_doctor_tells_what_a_cluster_at_an_address_runs_and_has(warm, form):
-    with ControlClient(Path(facts(warm)["directory"])) as door:
-        there = door.request("dashboard")
+def test_doctor_shows_versions_and_resources_of_a_cluster_at_an_address(warm, form):
+    with ControlClient(Path(facts(warm)["directory"])) as client:
+        there = client.request("dashboard")
     variables = {"RAY_ADDRESS": form.format(**there), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": there["token"]}
 
-    told = {one["what"]: (one["state"], one["text"]) for one in findings(warm, **variables)}
-    assert told["resources"] == ("ok", "1 node: CPU 2, GPU 3, memory 2.1GB")
-    state, text = told["versions"]
+    found = {one["what"]: (one["state"], one["text"]) for one in findings(warm, **variables)}
+    assert found["resources"] == ("ok", "1 node: CPU 2, GPU 3, memory 2.1GB")
+    state, text = found["versions"]
     assert state == "ok"
-    assert re.fullmatch(r"(Ray \S+ and Python \S+) there, \1 here", text)
-    assert told["token"] == ("ok", "from RAY_AUTH_TOKEN")
-    assert ("task mode" in told) == (form == "{dashboard}")
+    assert re.fullmatch(r"(Ray \S+ and Python \S+) on the cluster, \1 here", text)
+    assert found["token"] == ("ok", "from RAY_AUTH_TOKEN")
+    assert ("task mode" in found) == (form == "{dashboard}")
 
     wrong = findings(warm, **variables | {"RAY_AUTH_TOKEN": "0" * 64})
     (problem,) = [one["text"] for one in wrong if one["state"] == "problem"]
     assert problem == f"the cluster at {variables['RAY_ADDRESS']} refuses the token that is in RAY_AUTH_TOKEN"
 
 
-def test_up_once_more_changes_nothing(warm):
+def test_up_twice_changes_nothing(warm):
     before = facts(warm)["pid"]
 
     again = warm("cluster", "up")
     assert again.status == 0
-    assert again.stderr == "a warm cluster is up already\n"
-    assert f"owner      process {before}\n" in again.stdout
+    assert again.stderr == "a warm cluster is already running\n"
+    assert f"daemon     process {before}\n" in again.stdout
 
     assert warm("cluster", "up", "--json").result["pid"] == before
 
@@ -118,7 +118,7 @@ def test_up_once_more_changes_nothing(warm):
 
 
 @pytest.mark.parametrize("mode", ["task", "job"])
-def test_the_command_line_finds_it(warm, mode):
+def test_plugin_run_finds_it(warm, mode):
     done = warm.run("infer", "--mode", mode, "--params", '{"number": 1}', "--gpus", "3")
 
     assert done.status == 0, done.stderr
@@ -127,7 +127,7 @@ def test_the_command_line_finds_it(warm, mode):
     assert len(servers(warm)) == 1
 
 
-def test_a_job_may_be_left_on_it(warm):
+def test_detached_job_runs_on_it(warm):
     submitted = warm.run("infer", "--mode", "job", "--detach", "--json", "--params", '{"number": 2}')
     assert submitted.status == 0, submitted.stderr
     job_id = submitted.result["id"]
@@ -137,7 +137,7 @@ def test_a_job_may_be_left_on_it(warm):
     assert warm.job("delete", job_id).status == 0
 
 
-def test_what_the_cluster_can_never_give_is_told(warm):
+def test_impossible_request_fails_at_once(warm):
     done = warm.run("infer", "--mode", "task", "--gpus", "4")
 
     assert done.status == 3
@@ -145,7 +145,7 @@ def test_what_the_cluster_can_never_give_is_told(warm):
     assert done.seconds < patience(10)
 
 
-def test_logs_are_listed_and_printed(warm):
+def test_logs_lists_and_prints_log_files(warm):
     listed = warm("cluster", "logs").stdout
     assert listed.splitlines()[0].endswith("/cluster.log")
     assert "/gcs_server.out\n" in listed
@@ -159,11 +159,11 @@ def test_logs_are_listed_and_printed(warm):
     assert "gcs_server" in one["text"]
     wrong = warm("cluster", "logs", "nothing-like-it")
     assert wrong.status == 3
-    assert wrong.stderr == ("error: no log files are named nothing-like-it…: `synapse cluster logs` lists them\n")
+    assert wrong.stderr == "error: no log file matches 'nothing-like-it'; `synapse cluster logs` lists them\n"
 
 
-def test_only_its_user_can_reach_it(warm):
-    """State file, directory and door are this user's; the token shows nowhere; nothing listens beyond this machine."""
+def test_only_its_user_has_access(warm):
+    """State file, directory and socket belong to this user; the token is not visible; all ports listen on loopback."""
     found = facts(warm)
     state = state_of(warm)
     directory = Path(json.loads(state.read_text())["directory"])
@@ -188,7 +188,7 @@ def test_only_its_user_can_reach_it(warm):
 
 
 def listeners() -> Iterator[tuple[int, str]]:
-    """Yield the processes of this machine that listen on TCP, and where."""
+    """Yield the processes of this machine that listen on TCP, with their addresses."""
     import psutil
 
     for connection in psutil.net_connections("tcp"):
@@ -205,13 +205,13 @@ os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 
-def tell(what):
+def show(call):
     try:
-        print(what())
+        print(call())
     except Exception as error:
         print(type(error).__name__, " ".join(str(error).split()))
 
-def ask_jobs_api():
+def submit_job():
     headers = {"Content-Type": "application/json"}
     if "RAY_AUTH_TOKEN" in os.environ:
         headers["Authorization"] = "Bearer " + os.environ["RAY_AUTH_TOKEN"]
@@ -219,16 +219,16 @@ def ask_jobs_api():
     with urllib.request.urlopen(request, timeout=20) as answer:
         return answer.status
 
-tell(lambda: socket.socket(socket.AF_UNIX).connect(directory + "/door"))
-tell(lambda: os.listdir(directory))
-tell(lambda: open(f"/proc/{facts['pid']}/environ").read())
-tell(ask_jobs_api)
-tell(lambda: len(GcsClient(address=facts["address"]).get_all_node_info()))
+show(lambda: socket.socket(socket.AF_UNIX).connect(directory + "/door"))
+show(lambda: os.listdir(directory))
+show(lambda: open(f"/proc/{facts['pid']}/environ").read())
+show(submit_job)
+show(lambda: len(GcsClient(address=facts["address"]).get_all_node_info()))
 """
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_another_user_of_the_machine_gets_in_nowhere(warm):
+def test_another_user_of_the_machine_has_no_access(warm):
     found = facts(warm)
     directory = json.loads(state_of(warm).read_text())["directory"]
 
@@ -249,12 +249,12 @@ def test_another_user_of_the_machine_gets_in_nowhere(warm):
     assert [line.partition(" ")[0] for line in files] == ["PermissionError"] * 3
     assert jobs_api == "HTTPError HTTP Error 401: Unauthorized"
     assert "InvalidAuthToken" in ray
-    # It is the token that they lack, and nothing else.
+    # With the token the same requests succeed.
     assert lines(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token_of(warm))[3:] == ["200", "1"]
 
 
 def token_of(synapse: Synapse) -> str:
-    """Return the token of the command's cluster, from where it is: the environment of the cluster's processes."""
+    """Return the token of the command's cluster, read from the environment of its processes."""
     (token,) = {
         variable.partition(b"=")[2].decode()
         for pid in processes_with(synapse.mark)
@@ -264,7 +264,7 @@ def token_of(synapse: Synapse) -> str:
     return token
 
 
-def test_without_one_the_commands_say_so(synapse):
+def test_commands_without_a_warm_cluster_say_so(synapse):
     status = synapse("cluster", "status")
     assert status.status == 3
     assert status.stderr == "there is no warm cluster; `synapse cluster up` starts one\n"
@@ -279,22 +279,22 @@ def test_without_one_the_commands_say_so(synapse):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--idle-timeout", "soon"), "a time such as 90s, 30m, 2h, or 'never' is wanted, not 'soon'"),
-        (("--idle-timeout", "0"), "a time such as 90s, 30m, 2h, or 'never' is wanted, not '0'"),
+        (("--idle-timeout", "soon"), "expected a time such as 90s, 30m, 2h, or 'never', got 'soon'"),
+        (("--idle-timeout", "0"), "expected a time such as 90s, 30m, 2h, or 'never', got '0'"),
         (("--memory", "much"), "memory must be a number of bytes, or text such as '2GB' or '512MiB', not 'much'"),
         (("--cpus", "0"), "greater than or equal to 1"),
     ],
 )
-def test_wrong_arguments_are_told(synapse, arguments, words):
+def test_invalid_arguments_raise_a_usage_error(synapse, arguments, words):
     done = synapse("cluster", "up", *arguments)
     assert done.status == 2
     assert words in " ".join(done.stderr.split())
 
 
-IDLE_SECONDS = patience(6)  # a command may take as long to start
+IDLE_SECONDS = patience(6)  # starting a command may take as long
 
 
-def test_it_ends_by_itself_when_nobody_uses_it(synapse):
+def test_shuts_down_when_idle(synapse):
     assert synapse("cluster", "up", "--idle-timeout", f"{IDLE_SECONDS:g}s").status == 0
     assert len(servers(synapse)) == 1
     with synapse.started("nap", "--mode", "task") as user:
@@ -308,7 +308,7 @@ def test_it_ends_by_itself_when_nobody_uses_it(synapse):
     assert list(Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").iterdir()) == []
 
 
-def test_it_stays_while_a_job_runs_that_nobody_waits_for(synapse):
+def test_stays_up_while_a_detached_job_runs(synapse):
     assert synapse("cluster", "up", "--idle-timeout", f"{IDLE_SECONDS:g}s").status == 0
     file = synapse.temp / "go"
     submitted = synapse.run("wait_for", "--mode", "job", "--detach", "--params", json.dumps({"file": str(file)}))
@@ -321,7 +321,7 @@ def test_it_stays_while_a_job_runs_that_nobody_waits_for(synapse):
 
 
 @pytest.mark.parametrize("victims", ["owner", "all"])
-def test_a_state_file_of_a_cluster_that_is_gone_is_cleaned_up(synapse, victims):
+def test_state_file_of_a_dead_cluster_is_deleted(synapse, victims):
     assert synapse("cluster", "up").status == 0
     owner = facts(synapse)["pid"]
     os.kill(owner, signal.SIGKILL)
@@ -339,14 +339,14 @@ def test_a_state_file_of_a_cluster_that_is_gone_is_cleaned_up(synapse, victims):
 
 @pytest.fixture
 def state(synapse: Synapse, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the state file is; there is none, and no cluster."""
+    """The path of the state file, which does not exist, without a cluster."""
     monkeypatch.setenv("XDG_STATE_HOME", synapse.env["XDG_STATE_HOME"])
     state_file().parent.mkdir(mode=0o700, parents=True)
     return state_file()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"directory": "/nowhere/synapse-1"}'])
-def test_a_state_file_that_tells_nothing_is_cleaned_up(synapse, state, text):
+def test_invalid_state_file_is_deleted(synapse, state, text):
     state.touch(0o600)
     state.write_text(text)
 
@@ -354,8 +354,7 @@ def test_a_state_file_that_tells_nothing_is_cleaned_up(synapse, state, text):
     assert not state.exists()
 
 
-def test_nobody_elses_directory_is_deleted_for_a_state_file(synapse, state, tmp_path):
-    """Not even where it names one."""
+def test_state_file_cannot_delete_another_directory(synapse, state, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").touch()
@@ -366,7 +365,7 @@ def test_nobody_elses_directory_is_deleted_for_a_state_file(synapse, state, tmp_
     assert (precious / "file").exists()
 
 
-def test_a_state_file_that_others_can_write_is_not_believed(synapse, state):
+def test_state_file_writable_by_others_is_rejected(synapse, state):
     state.touch(0o666)
     state.chmod(0o666)
 
@@ -377,17 +376,17 @@ def test_a_state_file_that_others_can_write_is_not_believed(synapse, state):
     state.unlink()
 
 
-def test_one_whose_owner_is_stuck_can_be_ended(synapse):
+def test_down_works_if_the_daemon_hangs(synapse):
     assert synapse("cluster", "up").status == 0
     os.kill(facts(synapse)["pid"], signal.SIGSTOP)
 
     down = synapse("cluster", "down")
 
-    assert (down.status, down.stderr) == (0, "the warm cluster has ended\n")
+    assert (down.status, down.stderr) == (0, "the warm cluster was shut down\n")
     assert synapse.leftovers() == []
 
 
-def test_ctrl_c_while_it_starts_leaves_nothing(synapse):
+def test_ctrl_c_during_start_leaves_nothing(synapse):
     process = subprocess.Popen(
         [*COMMAND, "cluster", "up"],
         cwd=synapse.cwd,
@@ -407,9 +406,9 @@ def test_ctrl_c_while_it_starts_leaves_nothing(synapse):
     assert synapse("cluster", "status").status == 3
 
 
-def test_it_outlives_the_command_that_started_it(synapse):
-    """Also its terminal, and a Ctrl-C there."""
+def test_outlives_the_command_that_started_it(synapse):
+    """It also outlives that command's terminal, and Ctrl-C there."""
     with synapse.on_terminal("cluster", "up", command=()) as child:
-        child.expect("owner +process ([0-9]+)", timeout=patience(60))
+        child.expect("daemon +process ([0-9]+)", timeout=patience(60))
     assert facts(synapse)["pid"] == int(child.match[1])
     assert len(servers(synapse)) == 1

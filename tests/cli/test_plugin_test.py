@@ -116,7 +116,7 @@ def test_modes_may_be_several(here: Synapse) -> None:
     assert "test_runs[job]" in outcome(here, "--mode", "all", "--", "--collect-only", "-q").stdout
     wrong = outcome(here, "--mode", "taks")
     assert (wrong.status, wrong.stdout) == (2, "")
-    assert "there is no mode 'taks'. Did you mean 'task'?" in wrong.stderr
+    assert "unknown mode 'taks', did you mean 'task'?" in wrong.stderr
 
 
 def test_the_plugin_may_be_elsewhere_and_tests_may_be_named(here: Synapse, tmp_path: Path) -> None:

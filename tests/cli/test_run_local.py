@@ -176,7 +176,7 @@ class TestWrongInput:
     def test_mode_suggests_the_right_one(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--mode", "lcoal")
         assert done.status == 2
-        assert "there is no mode 'lcoal'. Did you mean 'local'?" in done.stderr
+        assert "unknown mode 'lcoal', did you mean 'local'?" in done.stderr
 
     @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
     def test_timeout_must_be_a_positive_number(self, synapse: Synapse, seconds: str) -> None:
@@ -289,7 +289,7 @@ class TestMode:
     def test_remote_ends_with_a_clear_error(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--mode", "remote", "--host", "https://api.example", "--token", "secret")
         assert (done.status, done.stdout) == (2, "")
-        assert "running through a Synapse backend is not available yet; choose local, task or job" in done.stderr
+        assert "remote mode is not available yet. Choose from local, task, job" in done.stderr
         assert "secret" not in done.stderr
 
     @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ NOWHERE = "127.0.0.1:1"
             "tries=3",
             "unknown argument 'tries'; there are mode, env, timeout, num_cpus, num_gpus, memory, resources, iso",
         ),
-        ("mode='tsak'", "there is no mode 'tsak', did you mean 'task'"),
-        ("mode=('local', 'jbo')", "there is no mode 'jbo', did you mean 'job'"),
+        ("mode='tsak'", "unknown mode 'tsak', did you mean 'task'"),
+        ("mode=('local', 'jbo')", "unknown mode 'jbo', did you mean 'job'"),
         ("mode='remote'", "remote mode is not available yet"),
         ("mode=()", "no mode given"),
         ("mode=3", "mode must be a string or a tuple of them, not 3"),
@@ -260,5 +260,5 @@ def test_a_test_that_parametrizes_its_mode_wrongly_is_refused_before_any_runs(pr
     error = project.usage_error()
 
     assert "test_marked.py::test_it[tsak]" in error
-    assert "there is no mode 'tsak', did you mean 'task'" in error
+    assert "unknown mode 'tsak', did you mean 'task'" in error
     assert not (project.path / "has_run").exists()

@@ -387,7 +387,7 @@ def test_a_number_that_no_cluster_can_have_is_a_usage_error(shared, option, valu
 @pytest.mark.parametrize("option", ["--synapse-num-cpus=2", "--synapse-num-gpus=1", "--synapse-keep-cluster"])
 def test_a_cluster_of_ours_and_another_contradict_each_other(shared, option, monkeypatch):
     name = option.partition("=")[0]
-    assert f"{name} is about a cluster that this run starts, but --synapse-ray-address names another" in (
+    assert f"{name} applies to a cluster that this run starts, but --synapse-ray-address names another" in (
         shared.usage_error(option, "--synapse-ray-address=10.0.0.1:6379")
     )
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")

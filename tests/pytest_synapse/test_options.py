@@ -44,8 +44,8 @@ def test_with_one_mode_the_id_stays_as_it_is(where, mode):
 def test_an_unknown_mode_is_a_usage_error_with_the_nearest_name(where, word, nearest):
     error = where.usage_error(f"--synapse-mode=local,{word}")
 
-    assert f"--synapse-mode: there is no mode {word!r}, did you mean {nearest!r}" in error
-    assert "choose from local, task, job, all" in error
+    assert f"--synapse-mode: unknown mode {word!r}, did you mean {nearest!r}" in error
+    assert "Choose from local, task, job, all" in error
 
 
 def test_remote_mode_is_refused_as_not_available_yet(where):
@@ -90,7 +90,7 @@ def test_a_wrong_mode_in_an_ini_file_is_told_with_the_file(where):
 def test_a_wrong_mode_in_the_environment_is_told_with_the_variable(where, monkeypatch):
     monkeypatch.setenv("SYNAPSE_MODE", "tsak")
 
-    assert "the environment variable SYNAPSE_MODE: there is no mode 'tsak'" in where.usage_error()
+    assert "the environment variable SYNAPSE_MODE: unknown mode 'tsak'" in where.usage_error()
 
 
 def test_the_marker_wins_over_the_option_the_option_over_ini_ini_over_the_environment(project, monkeypatch):

@@ -179,7 +179,7 @@ def test_cov(session, mode, tmp_path):
     assert "Required test coverage of 40% reached" in ended.output
 
 
-@other_plugin("pytest-randomly", "any order, each mode in one piece")
+@other_plugin("pytest-randomly", "tests are shuffled within each mode")
 def test_randomly(session, tmp_path):
     tests = """
         from pathlib import Path
@@ -201,7 +201,8 @@ def test_randomly(session, tmp_path):
 
 
 @other_plugin(
-    "pytest-rerunfailures", "an action that fails at first, and one that ends its worker, pass when they are run again"
+    "pytest-rerunfailures",
+    "tests of an action that fails once, and of one that crashes its worker, pass when they are rerun",
 )
 def test_rerunfailures(session, tmp_path):
     ended = session(
@@ -225,7 +226,7 @@ def test_rerunfailures(session, tmp_path):
     assert re.search(r"6 passed, 3 rerun in", ended.output), ended.output
 
 
-@other_plugin("pytest-timeout", "its `signal` method ends an action; the next test works, and the marker's own limit")
+@other_plugin("pytest-timeout", "its `signal` method stops an action; the next test and the marker's own timeout work")
 def test_timeout_by_signal(session, tmp_path):
     ended = session(
         """
@@ -256,7 +257,7 @@ def test_timeout_by_signal(session, tmp_path):
     assert all(is_at_rest(tmp_path / f"ticks-{mode}") for mode in ("local", "task"))
 
 
-@other_plugin("pytest-timeout", "its `thread` method ends pytest, and the worker with it", modes="task")
+@other_plugin("pytest-timeout", "its `thread` method terminates pytest and its worker", modes="task")
 def test_timeout_by_thread(session, tmp_path):
     ended = session(
         """
@@ -315,7 +316,7 @@ ASYNC_TESTS = """
 
 @other_plugin(
     "pytest-asyncio",
-    "`aexecute`: results, errors, reports, output, limits, `wait_for`, `gather`",
+    "`aexecute`: results, errors, reports, output, timeouts, `wait_for`, `gather`",
 )
 def test_asyncio(session, tmp_path):
     write(tmp_path, {"pytest.ini": "[pytest]\nasyncio_default_fixture_loop_scope = function\n"})
@@ -327,7 +328,7 @@ def test_asyncio(session, tmp_path):
     expect_async(ended, ["local", "task"])
 
 
-@other_plugin("anyio", "`aexecute` under asyncio and trio: results, errors, reports, output, limits, `fail_after`")
+@other_plugin("anyio", "`aexecute` under asyncio and trio: results, errors, reports, output, timeouts, `fail_after`")
 def test_anyio(session):
     cancel = """import anyio
         with pytest.raises(TimeoutError), anyio.fail_after(0.3):
@@ -351,7 +352,7 @@ def expect_async(ended: Session, ids: list[str]) -> None:
 
 @other_plugin(
     "hypothesis",
-    "`@given` with our fixtures needs no setting; a failure shows the action's error and the falsifying example",
+    "`@given` accepts this plugin's fixtures without settings; a failure shows the action's error and the example",
 )
 def test_hypothesis(session):
     ended = session(
@@ -398,7 +399,7 @@ def test_hypothesis(session):
         assert "function-scoped fixture" in failures[f"test_with_a_fixture_of_the_users[{mode}]"]
 
 
-@other_plugin("pytest-html", "a failed test's entry holds the action's traceback and output")
+@other_plugin("pytest-html", "a failed test's entry contains the action's traceback and output")
 def test_html(session, tmp_path):
     ended = session(
         """
@@ -419,7 +420,7 @@ def test_html(session, tmp_path):
     assert report.count("before it failed") >= 2
 
 
-@other_plugin("pytest-mock", "`mocker.patch` reaches actions in local mode; a worker has modules of its own")
+@other_plugin("pytest-mock", "`mocker.patch` affects actions in local mode; workers import their own modules")
 def test_mock(session):
     ended = session(
         """
@@ -458,7 +459,7 @@ def test_benchmark(session):
     assert re.search(r"^test_double\[task\] ", ended.output, re.MULTILINE)
 
 
-@other_plugin("pytest subtests", "a subtest whose action fails is told, and the others go on")
+@other_plugin("pytest subtests", "a failing subtest is reported, and the others run")
 def test_subtests(session):
     ended = session(
         """
@@ -530,7 +531,8 @@ def test_unittest(session, tmp_path):
 
 
 @other_plugin(
-    "unittest", "a `TestCase` with a fixture of the user's own: one mode; several are a usage error that names the test"
+    "unittest",
+    "a `TestCase` with a user-defined fixture: one mode; several modes are a usage error that names the test",
 )
 def test_unittest_with_a_fixture_of_the_users(session):
     assert session(OWN_FIXTURE, modes="local").status == 0
@@ -547,7 +549,7 @@ def test_unittest_with_a_fixture_of_the_users(session):
     assert "INTERNALERROR" not in distributed.output
 
 
-@other_plugin("doctest", "`--doctest-modules` collects a plugin's modules, beside tests of its actions")
+@other_plugin("doctest", "`--doctest-modules` collects a plugin's modules, along with tests of its actions")
 def test_doctest(session, tmp_path):
     ended = session(
         """
@@ -584,7 +586,7 @@ PYTESTER = """
 
 @other_plugin(
     "pytester",
-    "suites that run our plugin inside, in process or not, leave the outer worker and cluster alone",
+    "suites that run this plugin in inner sessions, in process or not, do not affect the outer worker and cluster",
     modes="task",
 )
 @pytest.mark.parametrize("how", ["subprocess", "inprocess"])

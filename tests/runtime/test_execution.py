@@ -413,4 +413,4 @@ def test_an_observer_is_told_of_each_call_before_and_of_its_run_after_failures_i
         ("started", "echo", ids[1], False),
         ("finished", "echo", ids[1], True),
     ]
-    assert executor.cluster is None
+    assert executor.backend is None

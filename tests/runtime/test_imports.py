@@ -26,14 +26,35 @@ def test_the_pytest_plugin_imports_nothing_heavy():
     assert {name.partition(".")[0] for name in imported()} & HEAVY == set()
 
 
-def test_of_the_runtime_the_pytest_plugin_imports_only_where_configs_and_clusters_are():
+def test_the_pytest_plugin_imports_only_modes_discovery_and_the_import_hook_of_the_runtime():
     assert {name for name in imported() if name.startswith("synapse_runtime")} == {
-        "synapse_runtime",
+        *("synapse_runtime", "synapse_runtime.modes"),
         *("synapse_runtime.sdk_compat", "synapse_runtime.sdk_compat.import_hook"),
         *("synapse_runtime.plugins", "synapse_runtime.plugins.discovery"),
-        *("synapse_runtime.executors", "synapse_runtime.executors.ray", "synapse_runtime.executors.ray.cluster"),
-        "synapse_runtime.executors.ray.cluster.session_scope",
     }
+
+
+SESSION = """\
+import sys
+import pytest
+before = {*sys.modules}
+import synapse_runtime.executors.ray.session
+print(*sorted({*sys.modules} - before))
+"""
+
+
+def test_what_ray_executors_share_in_a_session_needs_only_the_standard_library():
+    tops = {name.partition(".")[0] for name in imported(SESSION)} - {"synapse_runtime"}
+    assert tops <= sys.stdlib_module_names
+
+
+def test_the_ray_executors_are_importable_without_importing_ray():
+    assert "ray" not in imported("import sys, synapse_runtime.executors.ray; print(*sys.modules)")
+
+
+def test_the_cluster_daemon_does_not_wait_for_imports_it_does_not_need():
+    found = imported("import sys, synapse_runtime.executors.ray.cluster.daemon; print(*sys.modules)")
+    assert {"pydantic", "yaml", "ray"} & found == set()
 
 
 def test_beyond_that_the_pytest_plugin_imports_pytest_and_what_pytest_needs():

@@ -172,7 +172,7 @@ class TestExamples:
     def test_via_synapse_backend_is_told_to_come(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--mode", "remote")
         assert done.status == 2
-        assert "running through a Synapse backend is not available yet" in done.stderr
+        assert "remote mode is not available yet" in done.stderr
 
 
 class TestBestPractices:

@@ -1,4 +1,4 @@
-"""What `synapse doctor` looks at of the cluster that task and job mode would use."""
+"""Checks of `synapse doctor` for the cluster that task and job mode would use."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _INSTALL = "pip install 'pytest-synapse-harness[ray]'"
 
 
 def ray() -> Iterator[Finding]:
-    """Tell whether Ray can be imported."""
+    """Check that Ray can be imported."""
     if importlib.util.find_spec("ray") is None:
-        yield warning("task and job mode", "Ray is not installed: local mode only", _INSTALL)
+        yield warning("task and job mode", "Ray is not installed; only local mode is available", _INSTALL)
         return
     from synapse_runtime.executors.ray.cluster.preflight import Versions
     from synapse_runtime.executors.ray.log_suppression import suppress_ray_output
@@ -33,7 +33,7 @@ def ray() -> Iterator[Finding]:
 
 
 def cluster() -> Iterator[Finding]:
-    """Tell which cluster would be used, whether it answers, what it runs and what it has."""
+    """Check which cluster would be used, whether it is reachable, its versions and its resources."""
     if importlib.util.find_spec("ray") is None:
         return
     from synapse_runtime.executors.ray.cluster.persistent import status
@@ -47,9 +47,9 @@ def cluster() -> Iterator[Finding]:
         yield from _auto()
     elif address:
         try:
-            yield from _of_somebody_else(find_cluster())
+            yield from _external(find_cluster())
         except ClusterError as error:
-            yield problem("cluster", str(error), "set RAY_ADDRESS to a cluster that answers, or unset it")
+            yield problem("cluster", str(error), "set RAY_ADDRESS to a reachable cluster, or unset it")
     elif warm is not None:
         yield from _warm(warm)
 
@@ -60,14 +60,14 @@ def _auto() -> Iterator[Finding]:
     try:
         found = find_cluster(start=False)
     except ClusterError:
-        yield ok("cluster", "none runs on this machine: ephemeral, started on first need")
+        yield ok("cluster", "none is running on this machine: ephemeral, started on first need")
         return
     yield ok("cluster", f"{found.address} ({found.origin})")
     if not found.is_managed:
-        yield from _of_somebody_else(found)
+        yield from _external(found)
 
 
-def _of_somebody_else(found: Cluster) -> Iterator[Finding]:
+def _external(found: Cluster) -> Iterator[Finding]:
     from synapse_runtime.executors.ray.cluster.preflight import (
         Versions,
         nodes_at,
@@ -81,20 +81,22 @@ def _of_somebody_else(found: Cluster) -> Iterator[Finding]:
     with suppress_ray_output():
         if found.dashboard is not None:
             theirs, nodes = require_dashboard(found.dashboard), nodes_of(found.dashboard)
-            yield warning("task mode", "a dashboard's address is for job mode", "give host:port for task mode")
+            yield warning("task mode", "a dashboard address only works in job mode", "use host:port for task mode")
         else:
             require_cluster(found.address)
             if found.address.startswith("ray://"):
-                yield ok("cluster", "it answers; Ray Client tells its versions and resources once one is connected")
-                yield warning("job mode", "Ray Client's address is for task mode", "give http://host:8265 for job mode")
+                yield ok("cluster", "reachable; Ray Client shows its versions and resources only when connected")
+                yield warning(
+                    "job mode", "a Ray Client address only works in task mode", "use http://host:8265 for job mode"
+                )
                 return
             theirs, nodes = here, nodes_at(found.address)
     if theirs.ray in ("", here.ray) and theirs.same_python():
-        yield ok("versions", f"{theirs} there, {here} here")
+        yield ok("versions", f"{theirs} on the cluster, {here} here")
     else:
-        fix = "use the same: what is pickled here may not be read there"
-        yield warning("versions", f"{theirs} there, {here} here", fix)
-    yield ok("resources", f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}: {_in_all(nodes)}")
+        fix = "use the same versions: objects pickled here may not load on the cluster"
+        yield warning("versions", f"{theirs} on the cluster, {here} here", fix)
+    yield ok("resources", f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}: {_total(nodes)}")
 
 
 def _warm(facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -102,17 +104,17 @@ def _warm(facts: Mapping[str, Any]) -> Iterator[Finding]:
 
     reason = unfit(dict(facts))
     if reason is not None:
-        fix = "synapse cluster down, then up"
-        yield warning("warm cluster", f"it is not used: {reason}", fix)
+        fix = "run `synapse cluster down`, then `synapse cluster up`"
+        yield warning("warm cluster", f"not used: {reason}", fix)
     elif not facts["ready"]:
-        yield ok("warm cluster", "it is starting")
+        yield ok("warm cluster", "starting")
     else:
         users = len(facts["users"])
-        used = f"used by {users} {'process' if users == 1 else 'processes'}" if users else "used by nobody"
-        yield ok("warm cluster", f"it answers; {_in_all([facts['resources']])}; {used}")
+        used = f"used by {users} {'process' if users == 1 else 'processes'}" if users else "idle"
+        yield ok("warm cluster", f"running; {_total([facts['resources']])}; {used}")
 
 
-def _in_all(nodes: list[dict[str, float]]) -> str:
+def _total(nodes: list[dict[str, float]]) -> str:
     from synapse_runtime.executors.ray.resources import readable
 
     names = {name for node in nodes for name in node}
@@ -120,21 +122,21 @@ def _in_all(nodes: list[dict[str, float]]) -> str:
 
 
 def _token() -> Iterator[Finding]:
-    """Tell where Ray takes its token from; clusters of our own bring theirs."""
-    demanded = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    """Check where Ray reads its token; clusters that synapse starts have their own."""
+    required = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     sources = {
         "RAY_AUTH_TOKEN": bool(os.environ.get("RAY_AUTH_TOKEN")),
         "RAY_AUTH_TOKEN_PATH": bool(path),
         "~/.ray/auth_token": Path.home().joinpath(".ray", "auth_token").is_file(),
     }
-    source = next((name for name, is_there in sources.items() if is_there), None)
+    source = next((name for name, is_set in sources.items() if is_set), None)
     if source == "RAY_AUTH_TOKEN_PATH" and not Path(path or "").is_file():
-        yield problem("token", "RAY_AUTH_TOKEN_PATH names no file", "set it to the file that holds the token")
-    elif demanded and source is not None:
+        yield problem("token", "RAY_AUTH_TOKEN_PATH does not point to a file", "set it to the file with the token")
+    elif required and source is not None:
         yield ok("token", f"from {source}")
-    elif demanded and os.environ.get("RAY_ADDRESS"):
+    elif required and os.environ.get("RAY_ADDRESS"):
         fix = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or unset RAY_AUTH_MODE"
-        yield problem("token", "RAY_AUTH_MODE demands one, and there is none", fix)
-    elif not demanded and source in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        yield warning("token", f"Ray takes no notice of {source}", "set RAY_AUTH_MODE=token")
+        yield problem("token", "RAY_AUTH_MODE=token requires a token, and there is none", fix)
+    elif not required and source in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        yield warning("token", f"Ray ignores {source}", "set RAY_AUTH_MODE=token")

@@ -1,4 +1,4 @@
-"""`synapse doctor`: what is installed, which cluster would be used, what is wrong and the fix."""
+"""`synapse doctor`: show what is installed, which cluster would be used, and problems with their fixes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Tell what is installed, which cluster would be used, what is wrong and the fix. Exit status 1 with a problem."""
+    """Show what is installed, which cluster would be used, and problems with their fixes.
+
+    Exit status 1 if there is a problem.
+    """
     with exit_on_errors():
         from synapse_runtime.cli.doctor.examination import examine_all
 
@@ -36,9 +39,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 
 
 def _summary(problems: int, warnings: int) -> str:
-    counted = [(problems, "problem"), (warnings, "warning")]
-    told = ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for count, word in counted if count)
-    return told or "Everything is well."
+    counts = [(problems, "problem"), (warnings, "warning")]
+    found = ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count)
+    return found or "No problems found."
 
 
 def _as_json(findings: Mapping[str, list[Finding]]) -> str:

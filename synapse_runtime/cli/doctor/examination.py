@@ -1,4 +1,4 @@
-"""All checks of `synapse doctor`, each guarded by itself: that one fails or hangs is a finding, and others go on."""
+"""All checks of `synapse doctor`. A check that fails or hangs is itself a finding, and the other checks still run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from synapse_runtime.cli.doctor import cluster_checks, local_checks
 from synapse_runtime.cli.doctor.findings import Check, Finding, problem, without_secrets
 from synapse_runtime.errors import PluginError, safe_str
 
-# By topic. Ray comes after the variables, as it sets some itself.
+# By topic. Ray is checked after the variables, because importing it sets some.
 CHECKS: Mapping[str, Mapping[str, Check]] = {
     "Installed": {"packages": local_checks.packages, "command": local_checks.command},
     "Here": {"plugin": local_checks.plugin, "variables": local_checks.variables},
     "Cluster": {"Ray": cluster_checks.ray, "cluster": cluster_checks.cluster},
     "Machine": {"machine": local_checks.machine},
 }
-# Seconds that a check may take: Ray's import takes long on a slow disk; what does not answer is soon known.
+# Time limits in seconds. Importing Ray is slow on a slow disk; an unreachable cluster shows soon.
 _LIMITS = {"cluster": 6.0}
 _LIMIT = 30.0
 
 
 def examine_all() -> dict[str, list[Finding]]:
-    """Return what all checks find, by topic, without secrets."""
+    """Run all checks and return their findings by topic, without secrets."""
     return {topic: _without_secrets(_of_topic(topic)) for topic in CHECKS}
 
 
@@ -37,12 +37,12 @@ def _without_secrets(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def examine(name: str, check: Check, limit: float = _LIMIT) -> list[Finding]:
-    """Return what a check finds. That it fails, or does not end, is a finding too.
+    """Run a check and return its findings. A failure or a timeout is a finding, too.
 
     Args:
-        name: What it looks at.
-        check: The check. One that hangs is left alone in its thread.
-        limit: Seconds that it may take.
+        name: The name of what is checked.
+        check: The check. If it hangs, its daemon thread keeps running.
+        limit: The time limit in seconds.
 
     Example:
         >>> def broken():
@@ -52,19 +52,19 @@ def examine(name: str, check: Check, limit: float = _LIMIT) -> list[Finding]:
     """
     found: list[Finding] = []
 
-    def look() -> None:
+    def collect() -> None:
         try:
             for finding in check():
                 found.append(finding)
         except PluginError as error:
             found.append(problem(name, safe_str(error), "see the message"))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever is broken, the other checks go on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the other checks must still run
             text = f"this check failed: {type(error).__name__}: {safe_str(error)}"
-            found.append(problem(name, text, "mend what it names, or report it to the authors of this package"))
+            found.append(problem(name, text, "fix the cause, or report this as a bug"))
 
-    thread = threading.Thread(target=look, name=f"doctor: {name}", daemon=True)
+    thread = threading.Thread(target=collect, name=f"doctor: {name}", daemon=True)
     thread.start()
     thread.join(limit)
     if thread.is_alive():
-        return [*found, problem(name, f"no answer within {limit:g} s", "see whether what is named above is there")]
+        return [*found, problem(name, f"no answer within {limit:g} s", "check that what is named above is reachable")]
     return found

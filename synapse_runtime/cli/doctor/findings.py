@@ -1,4 +1,4 @@
-"""Findings of `synapse doctor`: what was looked at, how it is, and the fix where it is not well."""
+"""Findings of `synapse doctor`: what was checked, its state, and the fix for a problem."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from synapse_runtime.environment import HiddenValues
 State = Literal["ok", "warning", "problem"]
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY", re.IGNORECASE)
-_NAMES_A_PLACE = ("_PATH", "_FILE", "_DIR")
+_PATH_SUFFIXES = ("_PATH", "_FILE", "_DIR")
 _SHORTEST_SECRET = 6
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of checking one thing.
 
     Attributes:
-        state: `ok`, `warning` (it works, or may, but not as one would think) or `problem` (it does not work).
-        what: What was looked at, in a word or two.
-        text: How it is.
-        fix: What mends it, in one line; empty where nothing needs to be.
+        state: `ok`, `warning` (works, or may work, but not as expected) or `problem` (does not work).
+        what: What was checked, in a word or two.
+        text: What was found.
+        fix: How to fix it, in one line; empty if there is nothing to fix.
     """
 
     state: State
@@ -35,31 +35,31 @@ class Finding:
     fix: str = ""
 
 
-# Looks at one topic. What it raises is told as a finding of its own.
+# Yields the findings about one topic. An exception becomes another finding.
 Check = Callable[[], Iterable[Finding]]
 
 
 def ok(what: str, text: str) -> Finding:
-    """Return a finding that is as it should be."""
+    """Return a finding without a problem."""
     return Finding("ok", what, text)
 
 
 def warning(what: str, text: str, fix: str) -> Finding:
-    """Return a finding that one should know of."""
+    """Return a finding about something that works, or may work, but not as expected."""
     return Finding("warning", what, text, fix)
 
 
 def problem(what: str, text: str, fix: str) -> Finding:
-    """Return a finding that keeps something from working."""
+    """Return a finding about something that does not work."""
     return Finding("problem", what, text, fix)
 
 
 def without_secrets(text: str, variables: Mapping[str, str] = os.environ) -> str:
-    """Return a text without passwords in URLs, and without the values of variables that look like secrets.
+    """Mask passwords in URLs, and the values of variables whose names look like secrets.
 
     Args:
         text: Any text.
-        variables: The environment.
+        variables: Environment variables.
 
     Example:
         >>> without_secrets("http://me:pass@host/ refuses abc123xyz", {"API_TOKEN": "abc123xyz"})
@@ -68,6 +68,6 @@ def without_secrets(text: str, variables: Mapping[str, str] = os.environ) -> str
     secrets = {
         name: value
         for name, value in variables.items()
-        if _SECRET_NAME.search(name) and not name.endswith(_NAMES_A_PLACE)
+        if _SECRET_NAME.search(name) and not name.endswith(_PATH_SUFFIXES)
     }
     return _USER_IN_URL.sub("…", HiddenValues(secrets, _SHORTEST_SECRET).out_of(text))

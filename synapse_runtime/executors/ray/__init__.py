@@ -1,7 +1,7 @@
 """Ray: task mode on actors, job mode through the Jobs API, and the cluster under both.
 
-Importing this needs no Ray, which is imported when a cluster is. Nor does it import the executors, which the process
-that owns a cluster does not need.
+Importing this package does not import Ray, which is imported once a cluster is needed, nor the executors, which the
+cluster daemon does not need.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RayActorExecutor", "RayJobsApiExecutor"]
 
-_HOMES = {"RayActorExecutor": "task", "RayJobsApiExecutor": "job"}
+_MODULES = {"RayActorExecutor": "task", "RayJobsApiExecutor": "job"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

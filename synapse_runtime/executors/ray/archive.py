@@ -1,4 +1,4 @@
-"""A directory as a package that travels: what goes into it, and one zip file that is the same for the same content."""
+"""Archive a directory for upload: select its files and pack them into a zip file that depends on the content alone."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
-# The dashboard takes no more at once; nor is it wanted that every run sends more.
+# The dashboard accepts no larger request; nor should every run upload more.
 LIMIT_BYTES: Final = 100_000_000
-IGNORE_FILES: Final = (".gitignore", ".synapseignore", ".rayignore")  # what a later one says holds
-# Of no use to a worker, whatever the ignore files say.
+IGNORE_FILES: Final = (".gitignore", ".synapseignore", ".rayignore")  # the last one that matches wins
+# Useless to a worker, so excluded regardless of the ignore files.
 _LEFT_OUT: Final = {
     *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", ".tox", ".nox", ".ipynb_checkpoints", ".DS_Store"),
     *("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".coverage"),
 }
 _LEFT_OUT_SUFFIXES: Final = (".pyc", ".pyo")
 _OF_A_VIRTUAL_ENVIRONMENT: Final = "pyvenv.cfg"
-# The earliest that a zip file can tell: when a file was written is no part of its content.
+# The earliest time that a zip file can store: modification times must not affect the archive.
 _NO_TIME: Final = (1980, 1, 1, 0, 0, 0)
 _SHOWN_FILES: Final = 5
 _READ_BYTES: Final = 1 << 20
@@ -42,7 +42,7 @@ class Package:
 
     Attributes:
         data: Its bytes.
-        uri: The name that a cluster keeps it under, made of its content.
+        uri: The name under which a cluster stores it, derived from its content.
     """
 
     data: bytes
@@ -50,7 +50,7 @@ class Package:
 
 
 def package_of_one_file(name: str, content: bytes) -> Package:
-    """Return a package of a file that is nowhere on a disk."""
+    """Return a package with one file, created in memory without touching the file system."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo(name, _NO_TIME), content)
@@ -58,13 +58,13 @@ def package_of_one_file(name: str, content: bytes) -> Package:
 
 
 class Entry(NamedTuple):
-    """A file to be packed, or an empty directory: size and time are then 0.
+    """A file to be packed, or an empty directory, whose size and modification time are 0.
 
     Attributes:
-        name: Its path from the packed directory, with slashes; that of a directory ends with one.
-        path: Where it is.
-        size: Bytes.
-        changed: When it was written last, in nanoseconds.
+        name: Its path relative to the packed directory, with slashes; the path of a directory ends with a slash.
+        path: Its path in the file system.
+        size: Size in bytes.
+        changed: Modification time in nanoseconds.
         mode: Permissions.
     """
 
@@ -76,13 +76,13 @@ class Entry(NamedTuple):
 
 
 class PackageBuilder:
-    """Packs one directory, anew only when a file in it has changed.
+    """Packs one directory, and packs it again only if a file in it has changed.
 
     Args:
         root: The directory.
-        prefix: What the names in the package start with, such as `synapse_runtime/`.
-        always: Paths from `root` of files and directories that are packed whatever ignore files say.
-        excludes: Patterns of what is left out beside what the ignore files name, in their syntax.
+        prefix: Prefix of all names in the package, such as `synapse_runtime/`.
+        always: Files and directories, relative to `root`, that are packed even if the ignore files exclude them.
+        excludes: Patterns to exclude in addition to those of the ignore files, in the same syntax.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class PackageBuilder:
         self._packed: tuple[list[Entry], Package] | None = None
 
     def entries(self) -> list[Entry]:
-        """Return what is packed, in order.
+        """Return the entries to pack, sorted.
 
-        Links are followed, so that a worker finds what the action finds here; one that leads back up is left out, as
-        are links that lead nowhere, sockets and devices.
+        Symbolic links are followed, so that a worker finds the files that the action finds here. Links to a parent
+        directory, broken links, sockets and devices are skipped.
 
         Raises:
             ConfigError: A directory cannot be read.
@@ -106,10 +106,10 @@ class PackageBuilder:
         return sorted(_walk(self._root, "", _rules_above(self._root), (), self._always, self._excludes))
 
     def package(self) -> Package:
-        """Return the package of the directory as it is now.
+        """Return the package of the directory in its current state.
 
         Raises:
-            ConfigError: It is too large; lists the largest files. Or a file cannot be read.
+            ConfigError: The package is too large (the error lists the largest files), or a file cannot be read.
         """
         entries = self.entries()
         if self._packed is None or self._packed[0] != entries:
@@ -118,7 +118,7 @@ class PackageBuilder:
 
 
 class _Rules(NamedTuple):
-    """What an ignore file says of the names below its directory."""
+    """The patterns of an ignore file, which apply to paths below its directory."""
 
     directory: str
     patterns: GitIgnoreSpec
@@ -132,15 +132,15 @@ def _walk(
     always: tuple[str, ...],
     excludes: tuple[str, ...],
 ) -> Iterator[Entry]:
-    """Yield what is packed of a directory.
+    """Yield the entries to pack from a directory.
 
     Args:
         directory: Its path.
-        inside: Its path from the root, with a slash at its end; empty for the root.
-        rules: Those of the directories above it, outermost first.
-        above: Where the directories above it really are.
-        always: What is packed whatever the rules say.
-        excludes: Patterns for the root alone.
+        inside: Its path relative to the root, with a trailing slash; empty for the root.
+        rules: The rules of its parent directories, outermost first.
+        above: The resolved paths of its parent directories.
+        always: What is packed even if the rules exclude it.
+        excludes: Patterns that apply to the root only.
     """
     real = os.path.realpath(directory)
     if real in above:
@@ -157,7 +157,7 @@ def _walk(
         name = inside + entry.name
         try:
             status, is_directory = entry.stat(), entry.is_dir()
-        except OSError:  # a link that leads nowhere
+        except OSError:  # a broken link
             continue
         wanted = any(name == item or name.startswith(item + "/") for item in always)
         passed = is_directory and any(item.startswith(name + "/") for item in always)
@@ -167,7 +167,7 @@ def _walk(
         if is_directory:
             deeper = rules
             if passed and not wanted and _ignored(entry.path, True, rules):
-                deeper = (*rules, _Rules(entry.path, _patterns(["*"])))  # only on the way to what is packed always
+                deeper = (*rules, _Rules(entry.path, _patterns(["*"])))  # entered only for what `always` names below it
             yield from _walk(entry.path, name + "/", deeper, (*above, real), always, excludes)
         elif stat.S_ISREG(status.st_mode):
             yield Entry(
@@ -184,7 +184,7 @@ def _is_left_out(entry: os.DirEntry[str], is_directory: bool) -> bool:
 
 
 def _ignored(path: str, is_directory: bool, rules: tuple[_Rules, ...]) -> bool:
-    """Tell whether the rules leave a path out: as with git, the last pattern that matches decides."""
+    """Return whether the rules exclude a path. As in git, the last matching pattern decides."""
     for directory, patterns in reversed(rules):
         name = os.path.relpath(path, directory) + ("/" if is_directory else "")
         decided = patterns.check_file(name).include
@@ -202,7 +202,10 @@ def _rules_of(directory: str) -> Iterator[_Rules]:
 
 
 def _rules_above(root: str) -> tuple[_Rules, ...]:
-    """Return what `.gitignore` files above the root say, up to the repository's top; but not of the root itself."""
+    """Return the rules of ignore files above the root, up to the repository's top level.
+
+    Rules that exclude the root itself do not apply.
+    """
     parents = [os.fspath(parent) for parent in Path(root).parents]
     top = next((place for place, parent in enumerate(parents) if os.path.exists(os.path.join(parent, ".git"))), None)
     if top is None or os.path.exists(os.path.join(root, ".git")):
@@ -223,7 +226,7 @@ def _package(root: str, prefix: str, entries: list[Entry]) -> Package:
         for entry in entries:
             info = zipfile.ZipInfo(prefix + entry.name, _NO_TIME)
             info.compress_type = zipfile.ZIP_DEFLATED
-            info.create_system = 3  # Unix: there are permissions
+            info.create_system = 3  # Unix, so that permissions are kept
             info.external_attr = entry.mode << 16
             info.file_size = entry.size
             if entry.name.endswith("/"):
@@ -252,7 +255,7 @@ def _named(data: bytes) -> Package:
 
 
 class _TooLarge(Exception):
-    """The zip file has grown past the limit."""
+    """The zip file exceeds the limit."""
 
 
 def _too_large(root: str, entries: list[Entry]) -> ConfigError:
@@ -261,22 +264,22 @@ def _too_large(root: str, entries: list[Entry]) -> ConfigError:
     listed = "\n".join(f"  {readable_size(entry.size):>{width}}  {entry.name}" for entry in largest)
     whole = readable_size(sum(entry.size for entry in entries))
     return ConfigError(
-        f"the plugin is too large to be sent to a cluster: {whole} in {len(entries)} files, more than "
-        f"{readable_size(LIMIT_BYTES)} when compressed. Leave out what the action does not need, in .rayignore or "
-        f".gitignore, or let it read large files from shared storage. The largest:\n{listed}",
+        f"the plugin is too large to upload: {whole} in {len(entries)} files, more than {readable_size(LIMIT_BYTES)} "
+        "when compressed. Exclude files that the action does not need in .rayignore or .gitignore, or read large files "
+        f"from shared storage. Largest files:\n{listed}",
         path=root,
     )
 
 
 def _unreadable(path: str, error: OSError) -> ConfigError:
     return ConfigError(
-        f"cannot be read, so the plugin cannot be sent to the cluster: {error.strerror}; .rayignore can leave it out",
+        f"cannot be read, so the plugin cannot be uploaded: {error.strerror}; exclude it in .rayignore if not needed",
         path=path,
     )
 
 
 def readable_size(size: float) -> str:
-    """Return a number of bytes for people.
+    """Return a number of bytes as readable text.
 
     Example:
         >>> readable_size(987), readable_size(1_234_567)

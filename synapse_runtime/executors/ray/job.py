@@ -32,7 +32,7 @@ from synapse_runtime.errors import (
     WorkerCrashed,
 )
 from synapse_runtime.events import Event
-from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
+from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput
 from synapse_runtime.executors.process_exit import ProcessExit
 from synapse_runtime.executors.protocol import REFUSALS, decode_run, encode_call
 from synapse_runtime.executors.ray import job_log
@@ -323,6 +323,11 @@ class RayJobsApiExecutor(Executor):
     def cluster(self) -> Cluster | None:
         """The cluster that jobs go to; None before the first."""
         return None if self._connection is None else self._connection[0]
+
+    @property
+    def backend(self) -> Backend | None:
+        """The same, as all executors describe it."""
+        return None if self.cluster is None else self.cluster.as_backend()
 
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         __tracebackhide__ = True

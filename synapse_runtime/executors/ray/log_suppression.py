@@ -1,4 +1,4 @@
-"""Ray's own warnings and log records, kept away from the user's: a test suite that checks them is not about Ray."""
+"""Suppress Ray's own warnings and log records, so that tests that check warnings or logs do not see them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from synapse_runtime.core.threads import SharedContext
 
-# Those loggers of Ray, and below it, that speak on the way of a job.
+# The loggers of Ray, and of the libraries that it uses, that log while a job is submitted and followed.
 _RAY_LOGGERS = (
     "ray",
     "ray._private.runtime_env.packaging",
@@ -40,13 +40,13 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-# Keeps Ray's log records away; unlike `suppress_ray_output`, for where the warnings of other threads are to be heard.
+# Suppresses Ray's log records only: warning filters are process-wide and would hide the warnings of other threads.
 suppress_log_records = SharedContext(_high_levels)
 _suppress_warnings = SharedContext(_no_warnings)
 
 
 @contextlib.contextmanager
 def suppress_ray_output() -> Iterator[None]:
-    """Keep Ray's own warnings and log records away from the user's: a test suite that checks them is not about Ray."""
+    """Suppress Ray's own warnings and log records, so that tests that check warnings or logs do not see them."""
     with suppress_log_records(), _suppress_warnings():
         yield

@@ -27,7 +27,7 @@ from synapse_runtime.errors import (
     ExecutionTimeout,
     WorkerCrashed,
 )
-from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
+from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput
 from synapse_runtime.executors.path_mapping import create_worker_copy
 from synapse_runtime.executors.process_exit import (
     CrashLog,
@@ -586,6 +586,11 @@ class RayActorExecutor(Executor):
     def cluster(self) -> Cluster | None:
         """The cluster that the worker is on; None before the first call."""
         return self._worker.cluster
+
+    @property
+    def backend(self) -> Backend | None:
+        """The same, as all executors describe it."""
+        return None if self.cluster is None else self.cluster.as_backend()
 
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         __tracebackhide__ = True

@@ -7,8 +7,12 @@ import contextlib
 import sys
 import threading
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from synapse_runtime.executors.ray.log_suppression import suppress_log_records, suppress_ray_output
+
+if TYPE_CHECKING:
+    from synapse_runtime.executors.base import Backend
 
 __tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
 
@@ -35,6 +39,12 @@ class Cluster:
     def is_managed(self) -> bool:
         """Whether we have started it: then it is on this machine alone."""
         return self.origin in ("ephemeral", "warm")
+
+    def as_backend(self) -> Backend:
+        """Return it as all executors describe what they send calls to."""
+        from synapse_runtime.executors.base import Backend
+
+        return Backend("cluster", self.address or self.dashboard or "", self.origin)
 
     @property
     def headers(self) -> dict[str, str] | None:

@@ -220,7 +220,7 @@ def dashboard_of(cluster: Cluster) -> str:
             f"job mode needs the dashboard's address, http://host:8265, not Ray Client's ({cluster.address})"
         )
     connect(cluster)
-    # There is no public way to ask a cluster that one is connected to; tests/runtime/test_ray_private.py watches it.
+    # There is no public way to ask a cluster that one is connected to; see docs/private-api.md.
     from ray._private.worker import get_dashboard_url
 
     url = get_dashboard_url()

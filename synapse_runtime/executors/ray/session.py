@@ -1,0 +1,159 @@
+"""What the Ray executors of a test session share: the cluster of the run, warm workers, jobs to close at the end.
+
+Importing this imports the standard library only: pytest does it in every session, with Ray or without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from synapse_runtime.executors.ray.cluster.session_scope import ClusterSpec, current_spec
+
+if TYPE_CHECKING:
+    from synapse_runtime.executors.base import Executor
+    from synapse_runtime.executors.ray.task import WarmWorker
+
+# Options that size or keep the cluster that a run starts.
+_CLUSTER_OPTIONS = ("num_cpus", "num_gpus", "keep_cluster")
+
+
+class RaySession:
+    """What the Ray executors of one pytest process share.
+
+    Args:
+        options: The session's options: `ray_address`, `num_cpus`, `num_gpus`, `keep_cluster`, `debug_sdk`.
+        shared: What `share` returned in the process that started this one; None in a process that starts a run.
+
+    Raises:
+        ValueError: Options contradict each other.
+    """
+
+    def __init__(self, options: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> None:
+        self._address: str | None = options["ray_address"]
+        self._debug_sdk: bool = options["debug_sdk"]
+        self._is_distributed = shared is not None  # one of several processes that use the run's cluster
+        self._workers: dict[tuple[Any, ...], WarmWorker] = {}
+        self._cleanup = contextlib.ExitStack()
+        self._jobs_wanted = False
+        self._check(options)
+        # A session inside another session takes part in the run of that one.
+        self._started_run = not current_spec.is_set
+        if self._started_run:
+            spec = ClusterSpec(num_cpus=options["num_cpus"], num_gpus=options["num_gpus"], keep=options["keep_cluster"])
+            current_spec.set(spec if shared is None else ClusterSpec(**shared))
+
+    def share(self) -> dict[str, Any]:
+        """Return what another process of this run needs to use the same cluster, as plain data."""
+        return asdict(current_spec.get())
+
+    @staticmethod
+    def check_resources(resources: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if a worker cannot request these resources."""
+        from synapse_runtime.executors.ray.resources import checked_resources
+
+        checked_resources(**resources)
+
+    def describe(self) -> str:
+        """Return in a few words which cluster will be used, without connecting to it."""
+        from synapse_runtime.executors.ray.cluster.resolve import describe
+
+        return f"cluster: {describe(self._address)}"
+
+    def max_processes(self) -> int | None:
+        """Return how many pytest processes the run's cluster can serve; None if Ray is not installed."""
+        if importlib.util.find_spec("ray") is None:
+            return None
+        from synapse_runtime.executors.ray.cluster.resolve import max_test_processes
+
+        return max_test_processes()
+
+    def start_in_background(self, modes: set[str]) -> None:
+        """Start the run's cluster if it needs one and has none, without waiting for it.
+
+        Args:
+            modes: The modes that will be used.
+        """
+        from synapse_runtime.executors.ray.cluster.resolve import start_in_background
+
+        self._jobs_wanted = "job" in modes
+        start_in_background(self._address, jobs=self._jobs_wanted)
+
+    @contextlib.contextmanager
+    def executor(
+        self, mode: str, resources: Mapping[str, Any], *, fresh: bool, strict: bool, **options: Any
+    ) -> Iterator[Executor]:
+        """Return the executor of one test; what belongs to that test alone is closed after the block.
+
+        Args:
+            mode: `task` or `job`.
+            resources: What a worker requests of the cluster.
+            fresh: Whether the test gets a worker of its own.
+            strict: Only local mode has a choice.
+            **options: Further arguments of the executor.
+        """
+        if mode == "task":
+            from synapse_runtime.executors.ray.task import RayActorExecutor
+
+            # The other processes of the run would wait for what a warm worker holds.
+            alone = fresh or (self._is_distributed and any(resources.values()))
+            worker = self._new_worker(resources) if alone else self._worker(resources)
+            try:
+                yield RayActorExecutor(worker=worker, debug_sdk=self._debug_sdk, **options)
+            finally:
+                if alone:
+                    worker.close()
+            return
+        from synapse_runtime.executors.ray.job import RayJobsApiExecutor
+
+        executor = RayJobsApiExecutor(ray_address=self._address, debug_sdk=self._debug_sdk, **resources, **options)
+        yield self._cleanup.enter_context(executor)
+
+    def close(self) -> None:
+        """Stop jobs, then workers, then the cluster if this run started it."""
+        self._cleanup.close()
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+        if not self._started_run:
+            return
+        spec = current_spec.get()
+        if spec.path.exists() or "synapse_runtime.executors.ray.cluster.persistent" in sys.modules:
+            self._release_cluster(spec)
+        current_spec.clear()
+
+    def _release_cluster(self, spec: ClusterSpec) -> None:
+        from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
+        from synapse_runtime.executors.ray.cluster.persistent import persist, persistent
+
+        if spec.keep and not self._is_distributed:
+            persist()
+        persistent.release()
+        ephemeral.release()
+
+    def _check(self, options: Mapping[str, Any]) -> None:
+        if self._address is None and not os.environ.get("RAY_ADDRESS"):
+            return
+        named = "--synapse-ray-address" if self._address is not None else "RAY_ADDRESS"
+        for name in _CLUSTER_OPTIONS:
+            if options[name] not in (None, False):
+                raise ValueError(
+                    f"--synapse-{name.replace('_', '-')} applies to a cluster that this run starts, but {named} names "
+                    "another: give only one"
+                )
+
+    def _worker(self, resources: Mapping[str, Any]) -> WarmWorker:
+        key = (*sorted((name, repr(requested)) for name, requested in resources.items()),)
+        if key not in self._workers:
+            self._workers[key] = self._new_worker(resources)
+        return self._workers[key]
+
+    def _new_worker(self, resources: Mapping[str, Any]) -> WarmWorker:
+        from synapse_runtime.executors.ray.task import WarmWorker
+
+        return WarmWorker(self._address, jobs=self._jobs_wanted, **resources)

@@ -1,0 +1,121 @@
+"""The modes: the places where an action can run. This is the only definition; everything else reads it.
+
+Standard library only: pytest reads it in every session.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from synapse_runtime.executors.base import Executor
+
+__all__ = ["ALL", "MODES", "Mode", "UnknownModeError", "find_mode"]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A place where an action can run.
+
+    Attributes:
+        name: Its name on command lines and in markers.
+        place: The place in words, to follow "runs".
+        executor: Its executor class, as `module:Name`.
+        session: The class of what the executors of a test session share, as `module:Name`; empty if nothing.
+        aliases: Other names that are accepted.
+        requires: What it needs: `ray` the package, `cluster` a Ray cluster, `server` a Synapse backend.
+        transfer: How params and results reach the action and the caller: by `reference`, by `value` (pickled), or as
+            `json`.
+        detaches: Whether `run_plugin` returns the run's id instead of waiting for its result.
+        in_all: Whether it is one of `all`.
+    """
+
+    name: str
+    place: str
+    executor: str
+    session: str = ""
+    aliases: tuple[str, ...] = ()
+    requires: tuple[Literal["ray", "cluster", "server"], ...] = ()
+    transfer: Literal["reference", "value", "json"] = "value"
+    detaches: bool = False
+    in_all: bool = True
+
+    @property
+    def in_process(self) -> bool:
+        """Whether actions run in the caller's process."""
+        return self.transfer == "reference"
+
+    def executor_class(self) -> type[Executor]:
+        """Import the executor class and return it."""
+        executor: type[Executor] = _load(self.executor)
+        return executor
+
+    def session_class(self) -> Any:
+        """Import the class of what the executors of a test session share and return it; None if nothing is shared."""
+        return _load(self.session) if self.session else None
+
+
+_RAY_SESSION = "synapse_runtime.executors.ray.session:RaySession"
+
+MODES: Final[dict[str, Mode]] = {
+    mode.name: mode
+    for mode in (
+        Mode("local", "in this process", "synapse_runtime.executors.local:LocalExecutor", transfer="reference"),
+        Mode(
+            "task",
+            "on a Ray actor",
+            "synapse_runtime.executors.ray.task:RayActorExecutor",
+            _RAY_SESSION,
+            requires=("ray", "cluster"),
+        ),
+        Mode(
+            "job",
+            "as a Ray job",
+            "synapse_runtime.executors.ray.job:RayJobsApiExecutor",
+            _RAY_SESSION,
+            aliases=("jobs-api",),
+            requires=("ray", "cluster"),
+            detaches=True,
+        ),
+    )
+}
+# The names that `all` stands for.
+ALL: Final = tuple(mode.name for mode in MODES.values() if mode.in_all)
+
+
+class UnknownModeError(ValueError):
+    """A word is not the name of a mode; the text suggests the nearest and lists all."""
+
+
+def find_mode(word: str) -> Mode:
+    """Return the mode of this name or alias.
+
+    Raises:
+        UnknownModeError: There is none.
+
+    Example:
+        >>> find_mode("jobs-api").name
+        'job'
+        >>> find_mode("taks")
+        Traceback (most recent call last):
+        ...
+        synapse_runtime.modes.UnknownModeError: unknown mode 'taks', did you mean 'task'? Choose from local, task, job
+    """
+    for mode in MODES.values():
+        if word == mode.name or word in mode.aliases:
+            return mode
+    choices = f"Choose from {', '.join(MODES)}"
+    if word == "remote":
+        raise UnknownModeError(f"remote mode is not available yet. {choices}")
+    known = [name for mode in MODES.values() for name in (mode.name, *mode.aliases)]
+    near = get_close_matches(str(word).lower(), known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    raise UnknownModeError(f"unknown mode {word!r}{hint} {choices}")
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)

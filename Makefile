@@ -1,41 +1,44 @@
-# Everything a newcomer needs: `make demo`, `make test`. `make check` is what must pass before a change lands.
+# Start with `make demo` and `make test`. `make check` must pass before a change is merged.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
-# Without bytecode files each of the many processes that tests start would compile Ray anew, all of them at once.
+# Without bytecode files, each of the many processes that tests start would compile Ray again, all at the same time.
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 unexport PYTHONDONTWRITEBYTECODE
-# A version of Ray to test with, such as 2.52.0: the newest, if none is given.
+# The version of Ray to test with, such as 2.52.0. Default: the newest.
 RAY ?=
-# The same for coverage, such as 7.6.0.
+# The version of coverage to test with, such as 7.6.0.
 COVERAGE ?=
-# Each file in one process, so that what its tests share is made once; tests that share nothing go to any (tests/conftest.py).
-# They often wait for other processes, so there is one more than a small machine has cores.
+# Each file runs in one process, so that shared fixtures are set up once; tests that share nothing are distributed freely
+# (tests/conftest.py).
+# Tests often wait for other processes, so use one process more than a small machine has cores.
 PROCESSES ?= 3
 XDIST = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
-# A test that fails is a failure. Only those of tests/quarantine.txt are retried, once, and listed at the end.
+# Only the tests in tests/quarantine.txt are retried, once, and listed at the end.
 XDIST += $(if $(shell grep -svE '^(\#|$$)' tests/quarantine.txt),-p rerunfailures)
-# Which of the contract's tests `make test-core` runs, as pytest's -k takes it.
+# The parity tests that `make test-core` runs, as a -k expression of pytest.
 CONTRACT ?=
 
 .PHONY: demo test test-all test-core parity compatibility sdk tutorial bench bench-quick compare lint types check format clean help
 
 help:
-	@echo "make demo    the example plugin's tests, in process, on a Ray actor and as Ray jobs"
-	@echo "make test    the project's own tests, and where their time went"
-	@echo "make test-all  those too that are marked thorough"
-	@echo "make test-core   those of the runtime, and the contract's in all modes"
-	@echo "make parity  the contract's tests, and the page that tells of them"
-	@echo "make compatibility  the tests with other pytest plugins, and the page that tells of them"
-	@echo "make tutorial  the tutorial's commands, and the page with their screens"
-	@echo "make sdk     the tests with the real synapse-sdk, on Python 3.12"
-	@echo "make bench   how fast it is beside what is possible, the page that tells of it, and its pictures: 5 minutes"
-	@echo "make bench-quick  the same table in 2 minutes, for the terminal"
-	@echo "make compare how fast it is beside synapse-sdk, on Python 3.12, and the page that tells of it"
-	@echo "make lint    style"
-	@echo "make types   strict type check"
-	@echo "make check   lint, types, test and demo"
+	@echo "make demo           Run the example plugin's tests in process, on a Ray actor and as Ray jobs"
+	@echo "make test           Run the project's tests and show where the time was spent"
+	@echo "make test-all       Run the project's tests, including those marked thorough"
+	@echo "make test-core      Run the tests of the runtime, and the parity tests in all modes"
+	@echo "make parity         Run the parity tests and regenerate docs/parity.md"
+	@echo "make compatibility  Run the tests with other pytest plugins and regenerate docs/compatibility.md"
+	@echo "make tutorial       Run the tutorial's commands and regenerate docs/tutorial.md"
+	@echo "make sdk            Run the tests with the real synapse-sdk, on Python 3.12"
+	@echo "make bench          Run the benchmarks and regenerate docs/performance.md and its charts (5 minutes)"
+	@echo "make bench-quick    Run the benchmarks with few rounds and print the table (2 minutes)"
+	@echo "make compare        Compare with synapse-sdk, on Python 3.12, and regenerate docs/performance.md"
+	@echo "make lint           Check style and import rules with ruff and import-linter"
+	@echo "make types          Check the types with mypy"
+	@echo "make format         Format the code with ruff"
+	@echo "make check          Run lint, types, test and demo"
+	@echo "make clean          Remove .venv and caches"
 
 demo: $(VENV)/.demo
 	$(PYTEST) example_plugin --synapse-mode=all -v
@@ -63,14 +66,14 @@ compatibility: $(VENV)/.dev$(RAY)
 tutorial: $(VENV)/.dev$(RAY)
 	$(BIN)/python docs/make_tutorial.py
 
-# SDK_PYTHON=… names a Python 3.12 that is not found as python3.12; SDK_TESTS=… are those to run, as pytest's -k takes it.
+# SDK_PYTHON=… is the path of Python 3.12 if it is not found as python3.12; SDK_TESTS=… selects tests by a -k expression.
 sdk: $(VENV)/.dev$(RAY)
 	$(BIN)/nox --session sdk $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON)) $(if $(SDK_TESTS),-- -k "$(SDK_TESTS)")
 
 bench: $(VENV)/.dev$(RAY)
 	$(BIN)/python -m benchmarks --out docs/performance; status=$$?; $(BIN)/python docs/make_performance_page.py && exit $$status
 
-# Table, JSON and picture are left in a directory for whoever keeps them.
+# Writes table, JSON and chart to a directory, for CI to archive.
 bench-quick: $(VENV)/.dev$(RAY)
 	$(BIN)/python -m benchmarks --quick --out $(VENV)/bench
 
@@ -95,7 +98,7 @@ format: $(VENV)/.dev$(RAY)
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 
-# With a uv at hand, which UV names, an environment takes a second; pip is in it as some tests install packages.
+# If UV names a uv executable, creating the environment takes a second. It includes pip, since some tests install packages.
 $(VENV)/.pip:
 ifdef UV
 	$(UV) venv --quiet --seed --clear --python $(PYTHON) $(VENV)

@@ -1,4 +1,4 @@
-"""Sessions that need another Python: `nox -s sdk` tests with the real synapse-sdk, `nox -s compare` races it."""
+"""Sessions with another Python: `nox -s sdk` runs tests with the real synapse-sdk, `nox -s compare` benchmarks it."""
 
 import nox
 
@@ -9,7 +9,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 @nox.session(python="3.12", venv_backend="uv|virtualenv")
 def sdk(session: nox.Session) -> None:
-    """Run plugins that were written for synapse-sdk, where it is installed, in every mode."""
+    """Run the tests of plugins written for synapse-sdk, with the SDK installed, in every mode."""
     session.install("--editable", ".[all]", *nox.project.dependency_groups(PROJECT, "sdk"))
     parallel = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run("python", "-m", "pytest", "tests/sdk", "--synapse-mode=all", *parallel, *session.posargs)
@@ -17,6 +17,6 @@ def sdk(session: nox.Session) -> None:
 
 @nox.session(python="3.12", venv_backend="uv|virtualenv")
 def compare(session: nox.Session) -> None:
-    """Measure the same work by us and by synapse-sdk, and write docs/performance/sdk.json."""
+    """Run the same benchmarks with this project and synapse-sdk, and write docs/performance/sdk.json."""
     session.install("--editable", ".[all]", *nox.project.dependency_groups(PROJECT, "sdk"))
     session.run("python", "-m", "benchmarks.compare_sdk")

@@ -1,4 +1,4 @@
-"""How fast this project is, beside what is possible: each figure against its raw limit, in turn, in one run.
+"""Benchmarks: each figure is compared with its raw limit, alternating within one run.
 
-`python -m benchmarks` measures and prints a table; docs/performance.md says how, and what came out.
+`python -m benchmarks` runs them and prints a table; docs/performance.md describes the method and the results.
 """

@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: measure, print a table of ratios, write files; status 1 only for a gross break."""
+"""`python -m benchmarks`: run the benchmarks, print a table, write result files.
+
+The exit status is 1 only if a result misses its goal by far.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,20 @@ from benchmarks.growth import GROWTH, Curve, Growth
 from benchmarks.measure import BenchmarkFailed, Line
 
 BENCHMARKS: tuple[Benchmark, ...] = (*local.BENCHMARKS, *startup.BENCHMARKS, *on_ray.BENCHMARKS)
-_INTERRUPTED, _ENDED = 130, 143
+_INTERRUPTED, _TERMINATED = 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its status."""
+    """Run the command and return its exit status."""
     options = _parser().parse_args(arguments)
     chosen = [benchmark for benchmark in BENCHMARKS if _is_chosen(benchmark.names, options.only)]
     growth = [one for one in GROWTH if _is_chosen((one.name,), options.only) and (options.only or not options.quick)]
     if not chosen and not growth:
         names = [*BY_NAME, *(one.name for one in GROWTH)]
-        print(f"no benchmark is named {', '.join(options.only)}; there are {', '.join(names)}", file=sys.stderr)
+        print(f"no benchmark is named {', '.join(options.only)}; choose from {', '.join(names)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         with Bench(quick=options.quick) as bench:
             found = {name: line for benchmark in chosen for name, line in _measure(benchmark, bench, options.only)}
@@ -41,19 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     lines = [found[goal.name] for goal in GOALS if goal.name in found]
-    _tell(lines, curves, options.out, quick=options.quick)
+    _report(lines, curves, options.out, quick=options.quick)
     return status(lines)
 
 
 def status(lines: Iterable[Line]) -> int:
-    """Return the exit status, and say why where it is 1."""
+    """Return the exit status; if it is 1, print why."""
     gross = [line for line in lines if line.is_gross]
     for line in gross:
-        print(f"{line.goal.name}: {line.part_of_goal:.1f} times its goal, more than {GROSS:g} times", file=sys.stderr)
+        print(
+            f"{line.goal.name}: {line.part_of_goal:.1f} times its goal; the limit is {GROSS:g} times", file=sys.stderr
+        )
     return 1 if gross else 0
 
 
-def _tell(lines: Sequence[Line], curves: Sequence[Curve], directory: Path | None, *, quick: bool) -> None:
+def _report(lines: Sequence[Line], curves: Sequence[Curve], directory: Path | None, *, quick: bool) -> None:
     data = report.as_data(lines, curves, quick=quick)
     table = f"{report.header(data)}\n\n{report.text_table(data)}\n"
     print(f"\n{table}")
@@ -83,10 +88,10 @@ def _measure(benchmark: Benchmark, bench: Bench, only: Sequence[str]) -> Iterabl
 def _draw(growth: Growth, bench: Bench) -> Iterable[Curve]:
     started = time.monotonic()
     for curve in growth.measure(bench):
-        told = curve.as_data()
+        shown = curve.as_data()
         _progress(
             growth.name,
-            f"{curve.axis}, {curve.name}: n^{told['exponent']:.2f}, steepest step n^{told['steepest']:.2f}",
+            f"{curve.axis}, {curve.name}: n^{shown['exponent']:.2f}, steepest step n^{shown['steepest']:.2f}",
             started,
         )
         yield curve
@@ -100,21 +105,21 @@ def _is_chosen(names: Iterable[str], only: Sequence[str]) -> bool:
     return not only or any(name.startswith(start) for name in names for start in only)
 
 
-def _end(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(_ENDED)
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(_TERMINATED)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rounds, no curves: less than two minutes")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run the benchmarks and print a table.")
+    parser.add_argument("--quick", action="store_true", help="few rounds, no growth curves: less than two minutes")
     parser.add_argument(
         "--only",
         metavar="NAME",
         action="append",
         default=[],
-        help="only what has a name that begins so; may be given several times",
+        help="run only benchmarks whose name starts with NAME; may be repeated",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write JSON and pictures there")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write JSON and charts to this directory")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The actions that are measured, and the plain functions that they are measured against. Copied into a plugin."""
+"""The measured actions, and plain functions to compare them with. This file is copied into a plugin."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from synapse_runtime.decorators import action
 
 
 class EchoParams(BaseModel):
-    """What `Echo` takes."""
+    """The params of `Echo`."""
 
     number: int = 1
 
 
 class Echo(BaseAction[EchoParams]):
-    """Does nothing: dict in, dict out."""
+    """Returns a dict with its param; does nothing else."""
 
     def execute(self) -> dict[str, int]:
         """Return the number."""
@@ -29,21 +29,21 @@ class Echo(BaseAction[EchoParams]):
 
 
 def plain(params: EchoParams) -> dict[str, int]:
-    """Do what `Echo` does, as a function."""
+    """Do the same as `Echo`, as a plain function."""
     return {"number": params.number}
 
 
 class SayParams(BaseModel):
-    """What `Say` takes."""
+    """The params of `Say`."""
 
     events: int = 0
 
 
 class Say(BaseAction[SayParams]):
-    """Says so many things."""
+    """Logs a number of events."""
 
     def execute(self) -> None:
-        """Log them."""
+        """Log the events."""
         log = self.ctx.log
         for number in range(self.params.events):
             log("step", {"number": number})
@@ -51,7 +51,7 @@ class Say(BaseAction[SayParams]):
 
 @functools.cache
 def fifty_megabytes() -> Any:
-    """Return an array of numpy, of 50 MB, the same each time."""
+    """Return a NumPy array of 50 MB, the same object each time."""
     import numpy
 
     return numpy.arange(50_000_000 // 8, dtype="int64")
@@ -65,12 +65,12 @@ def array(params: dict[str, Any], context: RuntimeContext) -> Any:
 
 @action
 def heap(params: dict[str, Any], context: RuntimeContext) -> int:
-    """Return by how many bytes Python's heap has grown at most since the last call; the first begins to measure."""
+    """Return the peak growth of Python's heap since the last call, in bytes; the first call starts measuring."""
     return heap_growth()
 
 
 def heap_growth() -> int:
-    """Return by how many bytes Python's heap has grown at most since the last call; the first begins to measure."""
+    """Return the peak growth of Python's heap since the last call, in bytes; the first call starts measuring."""
     if not tracemalloc.is_tracing():
         tracemalloc.start()
     now, peak = tracemalloc.get_traced_memory()
@@ -91,17 +91,17 @@ def take(params: dict[str, Any], context: RuntimeContext) -> int:
 
 @action
 def give(params: dict[str, Any], context: RuntimeContext) -> bytes:
-    """Return so many bytes."""
+    """Return `size` bytes."""
     return bytes(params["size"])
 
 
 @action
 def nap(params: dict[str, Any], context: RuntimeContext) -> None:
-    """Sleep so many seconds."""
+    """Sleep for `seconds`."""
     time.sleep(params["seconds"])
 
 
 @action
 def stamp(params: dict[str, Any], context: RuntimeContext) -> float:
-    """Return when it was called, in seconds since the epoch."""
+    """Return the time of the call, in seconds since the epoch."""
     return time.time()

@@ -1,4 +1,4 @@
-"""Where it is measured: directories, processes and a cluster that are there for one run, and gone after it."""
+"""The environment of a benchmark run: its directories, processes and cluster, removed when the run ends."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 @dataclass(frozen=True)
 class Warm:
-    """The warm cluster, as others than this project reach it.
+    """The warm cluster, with what code without this project needs to connect to it.
 
     Attributes:
-        address: Its own address.
+        address: The cluster's own (GCS) address.
         dashboard: The URL of the Jobs API.
-        variables: What Ray must find in the environment of whoever connects.
+        variables: Environment variables that Ray needs in a process that connects.
     """
 
     address: str
@@ -38,10 +38,10 @@ class Warm:
 
 
 class Bench:
-    """One run of benchmarks. A context manager: what it has made and started is gone after it.
+    """One run of benchmarks. A context manager: on exit everything it has created and started is removed.
 
     Args:
-        quick: Whether it is to take as little time as makes sense.
+        quick: Whether to measure with few rounds.
     """
 
     def __init__(self, *, quick: bool = False) -> None:
@@ -52,7 +52,7 @@ class Bench:
         self.directory = Path(tempfile.mkdtemp(prefix="bench-"))
         self._exits.callback(shutil.rmtree, self.directory, ignore_errors=True)
         self._exits.callback(_set_variable, "XDG_STATE_HOME", os.environ.get("XDG_STATE_HOME"))
-        # Where this process looks for a warm cluster: not at that of whoever runs it.
+        # Where this process looks for a warm cluster: it must not find the user's own.
         _set_variable("XDG_STATE_HOME", str(self.directory / "state"))
         self.plugin = write_plugin(self.directory / "benchmark")
         return self
@@ -61,49 +61,49 @@ class Bench:
         self._exits.close()
 
     def rounds(self, full: int, quick: int) -> int:
-        """Return how many rounds to measure."""
+        """Return the number of rounds to measure."""
         return quick if self.quick else full
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of processes; they find the warm cluster, where there is one."""
+        """The environment of measured processes; they find the warm cluster, if there is one."""
         return child_environment()
 
     def python(self, code: str, **env: str) -> Measurement:
-        """Return what measures the seconds of a process that runs this code."""
+        """Return a measurement of a process that runs this code."""
         return process_seconds((sys.executable, "-c", code), self.env | env, self.plugin)
 
     def command(self, *arguments: str) -> Measurement:
-        """Return what measures the seconds of a `synapse` command."""
+        """Return a measurement of a `synapse` command."""
         return process_seconds((*SYNAPSE, *arguments), self.env, self.plugin)
 
     def pytest(self, *arguments: str | Path, ours: bool, **env: str) -> Measurement:
-        """Return what measures the seconds of a pytest session, with our plugin or without."""
+        """Return a measurement of a pytest session, with or without this project's plugin."""
         return process_seconds(self.session(*arguments, ours=ours), self.env | env, self.plugin)
 
     @staticmethod
     def session(*arguments: str | Path, ours: bool) -> tuple[str, ...]:
-        """Return the command of a pytest session. Without `-p` it has no plugin at all: see `child_environment`."""
+        """Return the command of a pytest session. Only plugins given by `-p` are loaded: see `child_environment`."""
         return (*_PYTEST, *(("-p", "synapse") if ours else ()), *map(str, arguments))
 
     @cached_property
     def warm(self) -> Warm:
-        """A warm cluster with two CPUs, started on first need, ended with the run."""
-        # It ends by itself where this process is killed.
+        """A warm cluster with two CPUs, started when it is first needed and shut down with the run."""
+        # The idle timeout shuts it down if this process is killed.
         up = [*SYNAPSE, "cluster", "up", "--cpus", "2", "--idle-timeout", "5m", "--json"]
-        self._exits.callback(_end_cluster, self.directory)
-        told = json.loads(run(up, self.env, self.directory))
-        token = _token(Path(told["directory"]))
+        self._exits.callback(_stop_cluster, self.directory)
+        started = json.loads(run(up, self.env, self.directory))
+        token = _token(Path(started["directory"]))
         variables = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # by which Ray takes the loopback address
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that Ray uses the loopback address
         }
-        return Warm(told["address"], told["dashboard"], variables)
+        return Warm(started["address"], started["dashboard"], variables)
 
     @cached_property
     def driver(self) -> Warm:
-        """The warm cluster, this process being connected to it as executors do; Ray alone can use that too."""
+        """The warm cluster, with this process connected to it as executors do; raw Ray calls use it too."""
         warm = self.warm
         for name, value in warm.variables.items():
             self._exits.callback(_set_variable, name, os.environ.get(name))
@@ -119,15 +119,15 @@ class Bench:
 
 
 def _token(directory: Path) -> str:
-    """Return a cluster's token. There is no command for it, so that no screen shows it."""
+    """Return a cluster's token. No command prints it."""
     from synapse_runtime.executors.ray.cluster.control_socket import ControlClient
 
-    with ControlClient(directory) as door:
-        token: str = door.request("cluster")["token"]
+    with ControlClient(directory) as client:
+        token: str = client.request("cluster")["token"]
     return token
 
 
-def _end_cluster(directory: Path) -> None:
+def _stop_cluster(directory: Path) -> None:
     with contextlib.suppress(BenchmarkFailed):
         run([*SYNAPSE, "cluster", "down"], child_environment(), directory)
 
@@ -141,17 +141,17 @@ def _set_variable(name: str, value: str | None) -> None:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Measures some lines of the table.
+    """Measures one or more lines of the table.
 
     Attributes:
-        names: The lines: names of goals.
-        measure: Measures them: pairs by name.
+        names: Names of the goals, one per line.
+        measure: Returns the pairs of each line, by name, or those of the only line.
     """
 
     names: tuple[str, ...]
     measure: Callable[[Bench], Mapping[str, Pairs] | Pairs]
 
     def lines(self, bench: Bench) -> dict[str, Pairs]:
-        """Measure, and return pairs by name."""
+        """Measure, and return the pairs by name."""
         measured: Any = self.measure(bench)
         return {self.names[0]: measured} if isinstance(measured, Pairs) else dict(measured)

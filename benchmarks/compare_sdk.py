@@ -1,4 +1,7 @@
-"""`python -m benchmarks.compare_sdk`: the same work by us and by synapse-sdk, in turn. Needs both, and Python 3.12."""
+"""`python -m benchmarks.compare_sdk`: compare this project with synapse-sdk doing the same work.
+
+Requires both packages, and Python 3.12.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Echo(BaseAction[Params]):
     def execute(self):
         return self.params.number
 """
-# No goals: what is to be reached is measured against raw limits.
+# There are no goals here: those are set against raw limits.
 WHAT = {
     "import": "import what is needed to run an action, whole process",
     "new": "`LocalExecutor().execute`, a new executor each time",
@@ -44,9 +47,9 @@ _ROUNDS = {"processes": 7, "local": 5, "task": 4, "job": 5}
 
 
 def main() -> int:
-    """Measure, print a table and write it down."""
-    if not is_there():
-        print("synapse-sdk is not installed here: `make compare`, or `nox -s compare`", file=sys.stderr)
+    """Measure, print a table and write the results."""
+    if not is_installed():
+        print("synapse-sdk is not installed; run `make compare` or `nox -s compare`", file=sys.stderr)
         return 2
     try:
         with Bench() as bench:
@@ -65,8 +68,8 @@ def main() -> int:
     return 0
 
 
-def is_there() -> bool:
-    """Tell whether the SDK is installed. Its modules' names alone do not say so: without it they mean ours."""
+def is_installed() -> bool:
+    """Return whether the SDK is installed. Importing it would not show that: without the SDK its names mean ours."""
     try:
         importlib.metadata.distribution("synapse-sdk")
     except importlib.metadata.PackageNotFoundError:
@@ -94,22 +97,23 @@ def _processes(bench: Bench, plugins: Mapping[str, Path], command: Callable[[str
 
 
 def _sides(bench: Bench, plugins: Mapping[str, Path], what: str, *address: str) -> dict[str, Pairs]:
-    """Measure by a new process of each side in turn; each measures several things."""
+    """Run a new process of each side in turn; each process measures several things."""
     env = bench.env | (dict(bench.warm.variables) if address else {})
-    told: dict[str, list[dict[str, float]]] = {package: [] for package in plugins}
+    answers: dict[str, list[dict[str, float]]] = {package: [] for package in plugins}
     for _ in range(_ROUNDS[what]):
         for package, plugin in plugins.items():
             command = (sys.executable, "-m", "benchmarks.sides", package, what, str(plugin), *address)
-            told[package].append(_answer(run(command, env, ROOT)))
-        print(f"{what}: {told[sides.OURS][-1]}, synapse-sdk: {told[sides.SDK][-1]}", flush=True)
-    names = told[sides.OURS][0]
+            answers[package].append(_answer(run(command, env, ROOT)))
+        print(f"{what}: {answers[sides.OURS][-1]}, synapse-sdk: {answers[sides.SDK][-1]}", flush=True)
+    names = answers[sides.OURS][0]
     return {
-        name: Pairs([one[name] for one in told[sides.OURS]], [one[name] for one in told[sides.SDK]]) for name in names
+        name: Pairs([one[name] for one in answers[sides.OURS]], [one[name] for one in answers[sides.SDK]])
+        for name in names
     }
 
 
 def _answer(output: str) -> dict[str, float]:
-    """Find the line of JSON among what else a side says, such as Ray at its end."""
+    """Return the line of JSON in a side's output, which also contains messages of Ray."""
     (line,) = (line for line in output.splitlines() if line.startswith("{"))
     answer: dict[str, float] = json.loads(line)
     return answer

@@ -1,4 +1,4 @@
-"""What is measured, against what, and how good it is to be. The one table of goals."""
+"""The table of goals: what is measured, what it is compared with, and the limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 Kind = Literal["ratio", "difference", "value"]
 Unit = Literal["s", "MB"]
-# So many times its goal is a gross break, which ends the command with status 1. Less may be a busy machine.
+# A result above this multiple of its goal fails the command with status 1. Less may be due to a busy machine.
 GROSS = 3.0
 
 
@@ -16,12 +16,12 @@ class Goal:
     """One line of the table.
 
     Attributes:
-        name: What `--only` calls it.
-        what: What of ours is measured.
-        against: The raw limit, measured in turn with it.
-        limit: What `kind` must not exceed.
-        kind: What counts: ours divided by the raw limit, ours less the raw limit, or ours alone.
-        unit: Of what is measured: seconds or megabytes (1000² bytes).
+        name: The name for `--only`.
+        what: What is measured.
+        against: The raw limit, measured alternately with it.
+        limit: The maximum for the value that `kind` selects.
+        kind: The value that counts: ours divided by the raw limit, ours minus the raw limit, or ours.
+        unit: The unit of the measurement: seconds or megabytes (1000² bytes).
     """
 
     name: str
@@ -37,21 +37,27 @@ GOALS = (
     Goal(
         "local-call",
         "`LocalExecutor.execute`, empty action",
-        "validate, call, put environment and directory back by hand",
+        "validate, call, restore environment and directory by hand",
         3,
     ),
-    Goal("local-call-time", "the same, in time (SDK: 42 µs)", "as above", 25e-6, "value"),
+    Goal("local-call-time", "the same, absolute time (SDK: 42 µs)", "as above", 25e-6, "value"),
     Goal("event", "one event (`ctx.log`) recorded", "appending a tuple to a list", 2e-6, "value"),
     Goal("run-plugin", "`run_plugin(path, …)`, local, repeated, files unchanged", "`LocalExecutor.execute`", 3),
     Goal("command", "`synapse plugin run … --mode local`, whole process", "`import pydantic, typer, yaml`", 1.5),
     Goal("help", "`synapse --help`", "`import typer`", 1.5),
-    Goal("pytest-unused", "pytest, one test that does not use us", "the same without our plugin", 0.015, "difference"),
+    Goal(
+        "pytest-unused",
+        "pytest, one test that does not use the plugin",
+        "the same without the plugin",
+        0.015,
+        "difference",
+    ),
     Goal("pytest-1000", "1,000 local action tests", "1,000 plain tests that call the function", 1.5),
     Goal("pytest-memory", "peak memory of pytest, local mode", "bare pytest and pydantic", 15, "difference", "MB"),
     Goal(
         "cluster-ready",
-        "cluster ready, from pytest's start, task mode",
-        "a process that does `ray.init(include_dashboard=False)`",
+        "cluster ready after pytest's start, task mode",
+        "a process that calls `ray.init(include_dashboard=False)`",
         1.1,
     ),
     Goal("task-call", "warm task call, dict in, dict out", "Ray actor, round trip of the same dict", 1.2),
@@ -59,7 +65,7 @@ GOALS = (
     Goal("task-50mb", "50 MB numpy result, task", "`ray.get` of the same array from an actor", 1.2),
     Goal(
         "task-50mb-memory",
-        "memory for it on Python's heaps, here and in the worker",
+        "growth of the Python heaps for it, in caller and worker",
         "as above",
         5,
         "difference",

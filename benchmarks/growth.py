@@ -1,4 +1,4 @@
-"""How the cost grows: with the number of tests, events, bytes, plugins and actors."""
+"""How the cost grows with the number of tests, events, bytes, plugins and actors."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _TIMES = 3
 
 @dataclass(frozen=True)
 class Curve:
-    """The cost over a size.
+    """The cost as a function of a size.
 
     Attributes:
-        axis: What the size is; curves of one axis are drawn together.
-        name: Which of them it is.
-        points: Sizes, and seconds.
+        axis: What the size counts; curves with the same axis are drawn in one chart.
+        name: The curve's name in that chart.
+        points: Pairs of size and seconds.
     """
 
     axis: str
@@ -43,7 +43,7 @@ class Curve:
     points: Points
 
     def as_data(self) -> dict[str, Any]:
-        """Return it, ready for JSON."""
+        """Return the curve as JSON-compatible data."""
         return {
             "axis": self.axis,
             "name": self.name,
@@ -55,11 +55,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Growth:
-    """Measures curves.
+    """Measures one or more curves.
 
     Attributes:
-        name: What `--only` calls it.
-        measure: Measures them.
+        name: The name for `--only`.
+        measure: Measures the curves.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Growth:
 
 
 def tests(bench: Bench) -> Iterable[Curve]:
-    """Run sessions of more and more tests, local."""
+    """Run sessions with an increasing number of tests, in local mode."""
     ours: Points = []
     plain: Points = []
     for count in _TESTS:
@@ -76,11 +76,11 @@ def tests(bench: Bench) -> Iterable[Curve]:
         path = write_plain_tests(bench.plugin / f"test_{count}_plain.py", count)
         plain.append((count, bench.pytest(path, ours=False)()))
     yield Curve("tests in a session", "local mode", ours)
-    yield Curve("tests in a session", "plain tests, without us", plain)
+    yield Curve("tests in a session", "plain tests, without the plugin", plain)
 
 
 def events(bench: Bench) -> Iterable[Curve]:
-    """Say more and more in one run."""
+    """Log an increasing number of events in one run."""
     with LocalExecutor(plugin=bench.plugin, logger=NullLogger()) as local:
         yield Curve("events in a run", "local", _best(_EVENTS, lambda n: local.run("say", {"events": n}).unwrap()))
     with _task(bench) as task:
@@ -93,11 +93,11 @@ def events(bench: Bench) -> Iterable[Curve]:
 
 
 def sizes(bench: Bench) -> Iterable[Curve]:
-    """Send more and more bytes there, and back."""
+    """Pass params and return results of increasing size."""
     with LocalExecutor(plugin=bench.plugin, logger=NullLogger(), strict=True) as local, _task(bench) as task:
         for name, executor in (("local, strict", local), ("task", task)):
             yield from _both_ways(name, executor)
-    # What nobody who sends something to another process can do without.
+    # The minimum for sending a value to another process.
     yield Curve("bytes of a result", "pickle alone", _best(_BYTES, lambda n: pickle.loads(pickle.dumps(bytes(n)))))
 
 
@@ -108,7 +108,7 @@ def _both_ways(name: str, executor: Executor) -> Iterable[Curve]:
 
 
 def plugins(bench: Bench) -> Iterable[Curve]:
-    """Run one test in each of more and more plugins of one repository."""
+    """Run one test per plugin, with an increasing number of plugins in one repository."""
     points: Points = []
     for count in _PLUGINS:
         repository = bench.directory / f"repository-{count}"
@@ -124,7 +124,7 @@ def plugins(bench: Bench) -> Iterable[Curve]:
 
 
 def actors(bench: Bench) -> Iterable[Curve]:
-    """Call more and more workers at once: new ones, then warm."""
+    """Call an increasing number of workers at once: first new ones, then warm ones."""
     first: Points = []
     warm: Points = []
     raw: Points = []
@@ -137,9 +137,9 @@ def actors(bench: Bench) -> Iterable[Curve]:
             for executor in executors:
                 executor.close()
         raw.append((count, _raw_together(count)))
-    yield Curve("actors at once", "first call of each", first)
-    yield Curve("actors at once", "warm call of each", warm)
-    yield Curve("actors at once", "raw actors, first call", raw)
+    yield Curve("concurrent actors", "first call of each", first)
+    yield Curve("concurrent actors", "warm call of each", warm)
+    yield Curve("concurrent actors", "raw actors, first call", raw)
 
 
 def _raw_together(count: int) -> float:
@@ -170,7 +170,7 @@ def _task(bench: Bench) -> RayActorExecutor:
 
 
 def _best(sizes: Iterable[int], call: Callable[[int], object]) -> Points:
-    """Measure the call with each size, a few times; a busy machine only adds."""
+    """Measure the call with each size a few times and keep the minimum: a busy machine only adds time."""
     points: Points = []
     for size in sizes:
         call(size)

@@ -1,4 +1,4 @@
-"""Calls in this process: what an action costs over its own work."""
+"""Calls in this process: the overhead of an action over its own work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PARAMS = {"number": 2}
 
 
 def call_by_hand() -> dict[str, int]:
-    """Do what an executor does around an action, as one would write it for a single test."""
+    """Do by hand what an executor does around an action, as in a single test."""
     variables, directory = dict(os.environ), os.getcwd()
     try:
         return plain(EchoParams.model_validate(_PARAMS))
@@ -36,7 +36,7 @@ def local_call(bench: Bench) -> Mapping[str, Pairs]:
 
 
 def event(bench: Bench) -> Pairs:
-    """Log in an action; what the call itself takes does not count."""
+    """Log events in an action; the time of the call itself is subtracted."""
     count = 10_000
     executor = LocalExecutor(logger=NullLogger())
 
@@ -52,7 +52,7 @@ def event(bench: Bench) -> Pairs:
 
 
 def repeated_run_plugin(bench: Bench) -> Pairs:
-    """Run an action of a plugin on disk again and again."""
+    """Run an action of a plugin on disk repeatedly."""
     executor = LocalExecutor()
     path = str(bench.plugin)
     return in_turn(

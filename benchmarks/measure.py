@@ -1,4 +1,4 @@
-"""Measuring two things in turn, so that a busy machine slows both, and what came of it."""
+"""Measure two things alternately, so that a busy machine slows both, and evaluate the results."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pathlib import Path
 from benchmarks.goals import GROSS, Goal
 
 Measurement = Callable[[], float]
-# What speaks of whoever started us, not of what is measured. The first makes every start of Python slower.
+# Settings of the user's shell that would affect measured processes. The first makes every start of Python slower.
 _NOT_INHERITED = ("PYTHONDONTWRITEBYTECODE", "PYTEST_", "RAY_", "SYNAPSE_", "COV_CORE_", "COVERAGE_")
 _INTERRUPT_SECONDS = 30.0
 
 
 class BenchmarkFailed(Exception):
-    """What was to be measured did not work."""
+    """The measured code failed."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Measurements of ours and of the raw limit, the same number of each, made in turn.
+    """Alternating measurements of our code and of the raw limit, the same number of each.
 
     Attributes:
         ours: Seconds, or megabytes.
         raw: The same.
-        figures: What else came out, by name.
+        figures: Additional figures, by name.
     """
 
     ours: Sequence[float]
@@ -44,14 +44,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Line:
-    """A goal and what was measured for it."""
+    """A goal and its measurements."""
 
     goal: Goal
     pairs: Pairs
 
     @property
     def measures(self) -> list[float]:
-        """What counts, for each pair: see `Goal.kind`."""
+        """The value that counts, for each pair: see `Goal.kind`."""
         pairs = list(zip(self.pairs.ours, self.pairs.raw, strict=True))
         if self.goal.kind == "ratio":
             return [ours / raw for ours, raw in pairs]
@@ -61,12 +61,12 @@ class Line:
 
     @property
     def median(self) -> float:
-        """The median of what counts."""
+        """The median of the values that count."""
         return statistics.median(self.measures)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Between which two values the middle half of it lies."""
+        """The interquartile range: its lower and upper end."""
         if len(self.measures) < 2:
             return self.median, self.median
         low, _, high = statistics.quantiles(self.measures, n=4, method="inclusive")
@@ -74,7 +74,7 @@ class Line:
 
     @property
     def part_of_goal(self) -> float:
-        """The median as a part of what it may be: up to 1 is good."""
+        """The median divided by the goal's limit: up to 1 meets the goal."""
         return self.median / self.goal.limit
 
     @property
@@ -84,21 +84,21 @@ class Line:
 
     @property
     def is_gross(self) -> bool:
-        """Whether even the better quarter of the rounds misses it by so much that it cannot be a busy machine.
+        """Whether even the best quarter of the rounds misses the goal by more than a busy machine explains.
 
-        A mere time is never that: it may be due to a slow one.
+        Never true for absolute times, which may be due to a slow machine.
         """
         return self.goal.kind != "value" and self.spread[0] / self.goal.limit > GROSS
 
 
 def in_turn(ours: Measurement, raw: Measurement, rounds: int, *, warm_up: int = 1) -> Pairs:
-    """Make both measurements, now one first and now the other.
+    """Make both measurements in each round, alternating which one is first.
 
     Args:
-        ours: Measures ours once.
+        ours: Measures our code once.
         raw: Measures the raw limit once.
-        rounds: How often.
-        warm_up: How many rounds before that do not count: they find cold caches.
+        rounds: The number of rounds.
+        warm_up: The number of rounds before that do not count, since their caches are cold.
     """
     both = (ours, raw)
     taken: tuple[list[float], list[float]] = ([], [])
@@ -111,7 +111,7 @@ def in_turn(ours: Measurement, raw: Measurement, rounds: int, *, warm_up: int = 
 
 
 def per_call(function: Callable[[], object], calls: int = 1) -> Measurement:
-    """Return what measures the seconds that one call takes, over so many calls."""
+    """Return a measurement of the seconds per call, averaged over a number of calls."""
 
     def measure() -> float:
         started = time.perf_counter()
@@ -123,38 +123,38 @@ def per_call(function: Callable[[], object], calls: int = 1) -> Measurement:
 
 
 def growth_exponent(points: Sequence[tuple[float, float]]) -> float:
-    """Return the power of the size by which the cost grows, over the upper half of the sizes.
+    """Return the exponent with which the cost grows with the size, fitted to the larger half of the sizes.
 
-    Below that, what is paid once hides it. 1 is linear; 0 does not grow.
+    At smaller sizes, one-time costs hide the growth. 1 is linear, 0 is constant.
 
     Args:
-        points: Sizes and costs, by size.
+        points: Sizes and costs, sorted by size.
     """
     logs = [(math.log(size), math.log(cost)) for size, cost in points[-max(len(points) // 2, 2) :]]
     return statistics.linear_regression(*zip(*logs, strict=True)).slope
 
 
 def steepest_step(points: Sequence[tuple[float, float]]) -> float:
-    """Return the greatest power between two sizes that follow each other: a cliff is far above 1."""
+    """Return the largest exponent between two adjacent sizes: a cliff is far above 1."""
     pairs = itertools.pairwise(points)
     return max(math.log(more[1] / less[1]) / math.log(more[0] / less[0]) for less, more in pairs)
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """Return the environment of a process that is measured: nothing of ours, no plugin of pytest but those named."""
+    """Return the environment of a measured process: without our variables, and without autoloaded pytest plugins."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
-    # As in an environment that is activated: jobs of synapse-sdk run `python`.
+    # As in an activated virtual environment: jobs of synapse-sdk run `python`.
     path = os.pathsep.join([os.path.dirname(sys.executable), kept.get("PATH", os.defpath)])
     return kept | {"PATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | more
 
 
 def run(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:
-    """Run a process to its end and return what it printed.
+    """Run a process, wait for it and return its output.
 
-    Ctrl-C is handed on to it alone, once, and then waited for: it may have a cluster to end.
+    Ctrl-C is forwarded to it once, and then waited for, since it may have a cluster to shut down.
 
     Raises:
-        BenchmarkFailed: Its status is not 0; has its output.
+        BenchmarkFailed: Its exit status is not 0; the message contains its output.
     """
     with subprocess.Popen(
         command,
@@ -175,10 +175,10 @@ def run(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:
             process.kill()
             raise
     if process.returncode:
-        raise BenchmarkFailed(f"{' '.join(command)}\nended with status {process.returncode}:\n{output}")
+        raise BenchmarkFailed(f"{' '.join(command)}\nexited with status {process.returncode}:\n{output}")
     return output
 
 
 def process_seconds(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> Measurement:
-    """Return what measures how long a process takes, from its start to its end."""
+    """Return a measurement of the time from a process's start to its exit."""
     return per_call(lambda: run(command, env, cwd))

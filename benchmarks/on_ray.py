@@ -1,4 +1,4 @@
-"""Task and job mode, against what Ray itself takes for the same."""
+"""Task and job mode, compared with the same work in plain Ray."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from synapse_runtime.loggers import NullLogger
 
 _PARAMS = {"number": 2}
-# What frees an actor goes on behind our back; the next one that is made must not wait for it.
+# Ray frees an actor in the background; the next actor must not wait for that.
 _SETTLE_SECONDS = 0.5
 _POLL_SECONDS = 0.1
 _TESTS, _NAP, _PROCESSES = 40, 0.5, 2
-# The moment at which this process is connected to a cluster, as seconds since the epoch.
+# Writes the time at which this process is connected to a cluster, in seconds since the epoch.
 _CONNECTED = """\
 import pathlib, sys, threading, time
 
@@ -47,7 +47,7 @@ ray.init({address!r}, log_to_driver=False, logging_level="error")
 
 
 def cluster_ready(bench: Bench) -> Pairs:
-    """Start sessions that start a cluster, and processes that do nothing else."""
+    """Compare sessions that start a cluster with processes that only start one."""
     directory = bench.plugin / "ready"
     directory.mkdir()
     (directory / "conftest.py").write_text(_CONNECTED, encoding="utf-8")
@@ -59,7 +59,7 @@ def cluster_ready(bench: Bench) -> Pairs:
         encoding="utf-8",
     )
     session = bench.session(path, "--synapse-mode=task", ours=True)
-    # Not the warm cluster, should one be there.
+    # The session must not find the warm cluster, if there is one.
     env = bench.env | {"XDG_STATE_HOME": str(directory / "state")}
     to_action: list[float] = []
 
@@ -78,7 +78,7 @@ def cluster_ready(bench: Bench) -> Pairs:
 
 
 def task_call(bench: Bench) -> Pairs:
-    """Call a worker that is warm."""
+    """Call a warm worker."""
     actor = _raw_actor(bench)
     import ray
 
@@ -92,7 +92,7 @@ def task_call(bench: Bench) -> Pairs:
 
 
 def task_events(bench: Bench) -> Pairs:
-    """Watch a call that says a thousand things."""
+    """Watch a call that logs a thousand events."""
     params = {"events": 1000}
 
     def watched() -> None:
@@ -108,7 +108,7 @@ def task_events(bench: Bench) -> Pairs:
 
 
 def task_50mb(bench: Bench) -> Mapping[str, Pairs]:
-    """Get an array, and what it takes of the heap of both processes: Ray keeps the array itself in shared memory."""
+    """Get an array, and measure the heap growth of both processes: Ray keeps the array itself in shared memory."""
     actor = _raw_actor(bench)
     import ray
 
@@ -128,19 +128,19 @@ def task_50mb(bench: Bench) -> Mapping[str, Pairs]:
     return {"task-50mb": times, "task-50mb-memory": Pairs(memory[:1], memory[1:])}
 
 
-def _heap_taken(get: Callable[[], object], heap_there: Callable[[], int]) -> float:
-    """Return the megabytes by which the heaps grow at most, here and there, while something is got and held."""
-    for growth in (heap_there, heap_growth):
-        growth()  # from here on it counts
+def _heap_taken(get: Callable[[], object], remote_growth: Callable[[], int]) -> float:
+    """Return the peak growth of the heaps of both processes, in megabytes, while a result is fetched and held."""
+    for growth in (remote_growth, heap_growth):
+        growth()  # starts a new measurement
     held = get()
     here = heap_growth()
     del held
     tracemalloc.stop()
-    return (here + heap_there()) / 1e6
+    return (here + remote_growth()) / 1e6
 
 
 def task_first(bench: Bench) -> Pairs:
-    """Make workers and call each once."""
+    """Create workers and call each once."""
     bench.driver  # noqa: B018 - connects
     import ray
 
@@ -186,7 +186,7 @@ def task_coverage(bench: Bench) -> Pairs:
 
 
 def job(bench: Bench) -> Pairs:
-    """Submit one job and wait for what comes of it."""
+    """Submit one job and wait for its result."""
     with _jobs(bench) as executor:
         return in_turn(
             per_call(lambda: executor.execute("echo", _PARAMS)),
@@ -197,7 +197,7 @@ def job(bench: Bench) -> Pairs:
 
 
 def jobs_8(bench: Bench) -> Pairs:
-    """Submit eight jobs, then wait for all."""
+    """Submit eight jobs, then wait for all of them."""
     with _jobs(bench) as executor:
 
         def ours() -> None:
@@ -209,7 +209,7 @@ def jobs_8(bench: Bench) -> Pairs:
 
 
 def pytest_warm(bench: Bench) -> Pairs:
-    """Run a session with a task test, where a cluster is warm already."""
+    """Run a session with one task test on a cluster that is already warm."""
     ours = write_action_tests(_tests(bench) / "test_warm.py", 1)
     plain = bench.pytest(write_plain_tests(_tests(bench) / "test_warm_plain.py", 1), ours=False)
     connect = _connect(bench)
@@ -220,7 +220,7 @@ def pytest_warm(bench: Bench) -> Pairs:
 
 def pytest_n2(bench: Bench) -> Pairs:
     """Run tests that sleep, in two processes."""
-    bench.warm  # noqa: B018 - the cluster's start is not what is measured
+    bench.warm  # noqa: B018 - the cluster's start is not measured
     path = write_action_tests(_tests(bench) / "test_naps.py", _TESTS, action="nap", params=repr({"seconds": _NAP}))
     ideal = _TESTS * _NAP / _PROCESSES
     connect = _connect(bench)

@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md."""
+"""Draw the charts of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
-# The same data give the same file.
+# The same data must produce the same file.
 mpl.rcParams |= {"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
 
-from matplotlib import pyplot as plt  # noqa: E402 - only now, with the settings above
+from matplotlib import pyplot as plt  # noqa: E402 - after the settings above
 from matplotlib.ticker import FuncFormatter  # noqa: E402
 
 _MET, _MISSED = "#2a7f62", "#c8553d"
@@ -21,7 +21,7 @@ _SMALL = 0.02
 
 
 def draw_goals(data: dict[str, Any], path: Path) -> None:
-    """Draw each line of the table as a part of its goal, with its spread."""
+    """Draw each line of the table as a percentage of its goal, with its spread."""
     lines = data["lines"][::-1]
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(lines)), layout="constrained")
     for row, line in enumerate(lines):
@@ -30,7 +30,7 @@ def draw_goals(data: dict[str, Any], path: Path) -> None:
         axes.plot([low, high], [row, row], color="black", linewidth=1)
     axes.axvline(1, color="black", linewidth=1.2)
     axes.set_yticks(range(len(lines)), [line["what"].replace("`", "") for line in lines])
-    axes.set_xlabel("part of what the goal allows; the black line across is the middle half of the rounds")
+    axes.set_xlabel("percentage of the goal's limit; the thin black lines show the interquartile range of the rounds")
     axes.set_xlim(0, max(1.6, *(min(line["high"] / line["goal"] * 1.05, 4) for line in lines)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.spines[["top", "right"]].set_visible(False)
@@ -38,7 +38,7 @@ def draw_goals(data: dict[str, Any], path: Path) -> None:
 
 
 def draw_growth(data: dict[str, Any], path: Path) -> None:
-    """Draw the curves, those of one axis together, both axes logarithmic."""
+    """Draw the curves on logarithmic scales, with one chart per axis name."""
     axes_of = dict.fromkeys(curve["axis"] for curve in data["growth"])
     columns = min(len(axes_of), 3)
     rows = -(-len(axes_of) // columns)
@@ -60,7 +60,7 @@ def draw_growth(data: dict[str, Any], path: Path) -> None:
 
 
 def _linear_guide(axes: Any) -> None:
-    """Draw what grows in proportion, through the dearest point."""
+    """Draw a line of linear growth through the most expensive point."""
     points = [point for line in axes.get_lines() for point in zip(*line.get_data(), strict=True)]
     (left, _), (right, top) = min(points), max(points)
     bottom, _ = axes.get_ylim()
@@ -71,7 +71,7 @@ def _linear_guide(axes: Any) -> None:
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    # Lines of a file in a repository end without blanks.
+    # Remove trailing whitespace, as in the other files of the repository.
     path.write_text("\n".join(_lines(path)) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The actor that task mode is measured against. It needs nothing of ours, so that its worker imports none of it."""
+"""The actor that task mode is compared with. It must not import this project's packages into its worker."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class RawActor:
-    """What a user of Ray alone would write."""
+    """A plain Ray actor, as its users would write it."""
 
     def echo(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Return it."""
+        """Return the value."""
         return value
 
     def array(self) -> Any:
@@ -19,7 +19,7 @@ class RawActor:
         return fifty_megabytes()
 
     def heap(self) -> int:
-        """Return by how many bytes Python's heap has grown at most since the last call."""
+        """Return the peak growth of Python's heap since the last call, in bytes."""
         from benchmarks.actions import heap_growth
 
         return heap_growth()

@@ -1,4 +1,4 @@
-"""What came out, for people and for programs: a table, and JSON that docs/performance.md is written from."""
+"""Format results as a table, and as the JSON that docs/performance.md is generated from."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PACKAGES = ("ray", "pytest", "pydantic", "coverage")
 def as_data(
     lines: Sequence[Line], curves: Sequence[Curve], *, quick: bool, packages: Sequence[str] = _PACKAGES
 ) -> dict[str, Any]:
-    """Return all that was measured, ready for JSON. Times are seconds, sizes megabytes or what an axis says.
+    """Return all results as JSON-compatible data. Times are in seconds, sizes in megabytes or as the axis says.
 
     Args:
-        lines: Those of the table.
-        curves: How it grows.
-        quick: Whether it was measured with few rounds.
-        packages: Those whose versions are told.
+        lines: The lines of the table.
+        curves: The growth curves.
+        quick: Whether they were measured with few rounds.
+        packages: Packages whose versions are recorded.
     """
     return {
         "machine": machine(),
@@ -38,14 +38,14 @@ def as_data(
 
 
 def machine() -> dict[str, int]:
-    """Return what counts of this machine: CPUs that this process may use, and gibibytes of memory."""
+    """Return the number of CPUs that this process may use, and the machine's memory in gibibytes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cores": cores, "memory_gib": round(memory / 2**30)}
 
 
 def as_json(data: dict[str, Any]) -> str:
-    """Return it as the text of a file."""
+    """Return data as the content of a JSON file."""
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -70,14 +70,14 @@ def _line_data(line: Line) -> dict[str, Any]:
 
 
 def header(data: dict[str, Any]) -> str:
-    """Return what it was measured on."""
+    """Return a description of the machine and the versions."""
     machine, versions = data["machine"], data["versions"]
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{machine['cores']} cores, {machine['memory_gib']} GiB of memory; {told}"
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{machine['cores']} cores, {machine['memory_gib']} GiB of memory; {listed}"
 
 
 def rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the table's rows: what, against, ours, raw, what counts, its spread, the goal, whether it is met."""
+    """Return the table's rows, with the columns of `HEAD`."""
     return [
         (
             line["what"],
@@ -93,11 +93,11 @@ def rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-HEAD = ("what", "against", "ours", "raw", "measured", "middle half", "goal", "met")
+HEAD = ("what", "against", "ours", "raw", "measured", "interquartile range", "goal", "met")
 
 
 def text_table(data: dict[str, Any]) -> str:
-    """Return the table for a terminal, without the long columns."""
+    """Return the table for a terminal, with short names instead of descriptions."""
     names = [line["name"] for line in data["lines"]]
     cells = [("", *HEAD[2:])]
     cells += [(name, *row[2:-1], row[-1].strip("*")) for name, row in zip(names, rows(data), strict=True)]
@@ -105,7 +105,7 @@ def text_table(data: dict[str, Any]) -> str:
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as a table, the first column to the left, the others to the right."""
+    """Return rows as an aligned table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
@@ -114,14 +114,14 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 
 def counted(value: float, line: dict[str, Any]) -> str:
-    """Return a ratio, difference or value of a line as text."""
+    """Format a ratio, difference or value of a line."""
     if line["kind"] == "ratio":
         return f"{value:.2f} ×"
     return ("+" if line["kind"] == "difference" and value >= 0 else "") + quantity(value, line["unit"])
 
 
 def quantity(value: float, unit: str) -> str:
-    """Return a time or size as text, with three digits.
+    """Format a time or size, with three significant digits for times.
 
     >>> quantity(0.0000154, "s"), quantity(0.35, "s"), quantity(3, "MB")
     ('15.4 µs', '350 ms', '3.0 MB')
@@ -134,11 +134,11 @@ def quantity(value: float, unit: str) -> str:
     return f"{value / 1e-6:.3g} µs"
 
 
-GROWTH_HEAD = ("size", "of what", "from", "to", "grows as", "steepest step")
+GROWTH_HEAD = ("size", "curve", "from", "to", "grows as", "steepest step")
 
 
 def growth_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return rows of the curves: where they begin and end, and by which power of the size they grow."""
+    """Return the rows of the growth table, with the columns of `GROWTH_HEAD`."""
     found = []
     for curve in data["growth"]:
         ends = [f"{size:,.0f}: {quantity(seconds, 's')}" for size, seconds in (curve["points"][0], curve["points"][-1])]
@@ -146,11 +146,11 @@ def growth_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
     return found
 
 
-SDK_HEAD = ("what", "ours", "synapse-sdk", "ours / theirs", "middle half")
+SDK_HEAD = ("what", "ours", "synapse-sdk", "ours / synapse-sdk", "interquartile range")
 
 
 def sdk_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return rows of what was measured beside synapse-sdk."""
+    """Return the rows of the comparison with synapse-sdk, with the columns of `SDK_HEAD`."""
     return [
         (
             line["what"],
@@ -164,6 +164,6 @@ def sdk_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of Markdown."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -1,7 +1,7 @@
-"""One side of the comparison with synapse-sdk: a process that imports nothing of the other. Prints seconds as JSON.
+"""One side of the comparison with synapse-sdk, in a process that does not import the other. Prints seconds as JSON.
 
 Run as `python -m benchmarks.sides PACKAGE WHAT PLUGIN [ADDRESS]`. Both packages have the same modules and classes, so
-that the same code measures both; options that differ are in `_OPTIONS`.
+the same code measures both; options that differ are in `_OPTIONS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 OURS, SDK = "synapse_runtime", "synapse_sdk.plugins"
 PARAMS = {"number": 2}
-# What an executor on Ray is told of the plugin, and what it calls the action then.
+# The option of a Ray executor that names the plugin, and the action's name for it.
 _OPTIONS = {OURS: ("plugin", "echo"), SDK: ("working_dir", "measured.actions.Echo")}
 _CALLS = 200
 _ACTION = """\
@@ -51,7 +51,7 @@ actions:
 
 
 def write(package: str, directory: Path) -> Path:
-    """Write a plugin whose action is written for this package, and return its directory."""
+    """Write a plugin whose action uses this package, and return its directory."""
     (directory / "measured").mkdir(parents=True)
     (directory / "measured" / "__init__.py").touch()
     (directory / "measured" / "actions.py").write_text(_ACTION.format(package=package), encoding="utf-8")
@@ -76,7 +76,7 @@ def local(package: str, plugin: Path) -> dict[str, float]:
 
 
 def task(package: str, plugin: Path, address: str) -> dict[str, float]:
-    """Measure calls of workers, on a cluster that this process is connected to before."""
+    """Measure calls of workers, on a cluster that this process is already connected to."""
     executor_class = _executor_class(package, "executors.ray.task", "RayActorExecutor")
     option, action = _OPTIONS[package]
 
@@ -84,7 +84,7 @@ def task(package: str, plugin: Path, address: str) -> dict[str, float]:
         return executor_class(env={}, ray_address=address, **{option: plugin})
 
     _close(_called(new(), action))
-    time.sleep(1)  # what ends the first worker goes on behind our back
+    time.sleep(1)  # the first worker is shut down in the background
     executor = new()
     first = _seconds(lambda: _called(executor, action))
     warm = _median(lambda: executor.execute(action, PARAMS))
@@ -93,7 +93,7 @@ def task(package: str, plugin: Path, address: str) -> dict[str, float]:
 
 
 def job(package: str, plugin: Path, address: str) -> dict[str, float]:
-    """Measure a job, from its submission to its result."""
+    """Measure a job from its submission to its result."""
     module = "executors.ray.job" if package == OURS else "executors.ray.jobs_api"
     option, action = _OPTIONS[package]
     executor = _executor_class(package, module, "RayJobsApiExecutor")(
@@ -133,7 +133,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    # The SDK prints each result; whoever wants speed would send that nowhere.
+    # The SDK prints each result; writing that to a terminal would slow it down.
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         measure = {"local": local, "task": task, "job": job}[sys.argv[2]]
         measured = measure(sys.argv[1], Path(sys.argv[3]), *sys.argv[4:])  # type: ignore[operator]

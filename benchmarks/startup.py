@@ -7,7 +7,7 @@ from benchmarks.measure import Pairs, in_turn, run
 from benchmarks.plugin import write_action_tests, write_plain_tests
 
 _MODEL = "class Params(BaseModel):\n    number: int = 1\n"
-# Whoever runs an action has a model of its params. `import pydantic` alone is lazy, and imports hardly anything.
+# Running an action requires a params model. `import pydantic` alone is lazy and imports hardly anything.
 _PYDANTIC = f"from pydantic import BaseModel\n{_MODEL}"
 _ACTION = f"""\
 from pydantic import BaseModel
@@ -18,7 +18,7 @@ class Echo(BaseAction[Params]):
     def execute(self):
         return self.params.number
 """
-# At its end a process writes how much memory it has had at most. Not `getrusage`: that has its parent's in it.
+# At exit a process writes its peak memory. `getrusage` is the fallback: it includes the parent's memory.
 _PEAK = """\
 import atexit, pathlib, resource, sys
 
@@ -36,7 +36,7 @@ _PLAIN_TEST = "def test_plain():\n    assert [1] == [1]\n"
 
 
 def imports(bench: Bench) -> Pairs:
-    """Import what is needed to run an action, in a new process, and nothing else."""
+    """Import only what is needed to run an action, in a new process."""
     literal = in_turn(bench.python("pass"), bench.python("import pydantic"), bench.rounds(5, 2))
     pairs = in_turn(bench.python(_ACTION), bench.python(_PYDANTIC), bench.rounds(20, 6))
     return Pairs(
@@ -45,7 +45,7 @@ def imports(bench: Bench) -> Pairs:
 
 
 def command(bench: Bench) -> Pairs:
-    """Run an action by the command."""
+    """Run an action with the `synapse` command."""
     return in_turn(
         bench.command("plugin", "run", "echo", "--mode", "local", "--params", '{"number": 2}'),
         bench.python("import pydantic, typer, yaml"),
@@ -54,12 +54,12 @@ def command(bench: Bench) -> Pairs:
 
 
 def help_text(bench: Bench) -> Pairs:
-    """Ask for help."""
+    """Print the help text."""
     return in_turn(bench.command("--help"), bench.python("import typer"), bench.rounds(15, 5))
 
 
 def pytest_unused(bench: Bench) -> Pairs:
-    """Run a test that has nothing to do with us."""
+    """Run a test that does not use the plugin."""
     directory = bench.directory / "unused"
     directory.mkdir()
     (directory / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
@@ -78,7 +78,7 @@ def pytest_1000(bench: Bench) -> Pairs:
 
 
 def pytest_memory(bench: Bench) -> Pairs:
-    """Ask a session for its peak."""
+    """Measure the peak memory of a session."""
     directory = bench.plugin / "memory"
     directory.mkdir()
     (directory / "conftest.py").write_text(_PEAK, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The results of test runs, as pytest's `--junitxml` writes them."""
+"""Read the files that pytest's `--junitxml` writes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 
 def cases(paths: Iterable[str]) -> list[ElementTree.Element]:
-    """Return the results of all tests; of one that several runs have, that of the last.
+    """Return the results of all tests. If several files contain a test, the last one counts.
 
     Args:
-        paths: The files of the runs, in order.
+        paths: The JUnit files, in order.
     """
     found = {}
     for path in paths:

@@ -1,9 +1,9 @@
-"""Run the commands of docs/tutorial.md, in their order, and write what they print below them.
+"""Run the commands of docs/tutorial.md in order, and write their output below them.
 
-Each is run on a terminal, in a new directory, and what stands on the screen at its end is what the page shows. Paths,
-times, versions and ports are written the same each time, so that the page can be compared.
+The commands run in a terminal, starting in a new directory; the page shows the screen when each has ended. Paths,
+times, versions and ports are replaced by fixed values, so that the page can be compared.
 
-Run it from the project's root: python docs/make_tutorial.py [--check]
+Run it from the repository root: python docs/make_tutorial.py [--check]
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PAGE = Path(__file__).with_name("tutorial.md")
 HOME = "/home/you"
 COLUMNS, LINES = 100, 400
 SECONDS = 120
-# What is typed where a command asks, in the order of its questions.
+# The answers to a command's prompts, in order.
 ANSWERS = {"synapse plugin create": ["my-plugin", "", "neural_net", "", ""]}
-# Those that are to fail, and how.
+# Commands that are expected to fail, with their exit status.
 STATUS = {
     "synapse plugin check .": 1,
     "synapse plugin run train --mode local --param epoch=5": 2,
@@ -36,39 +36,39 @@ STATUS = {
 }
 QUESTION = re.compile(r"(?:: |\]: )$")
 BLOCK = re.compile(r"```console\n(\$ .*?)```\n", re.DOTALL)
-_OURS_ALONE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "-p synapse -p no:cacheprovider"}
+_ONLY_OUR_PLUGIN = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "-p synapse -p no:cacheprovider"}
 _NOT_INHERITED = ("COV_CORE", "COLUMNS", "PYTEST_", "RAY_", "SYNAPSE_")
 
 
 class Tutorial:
-    """A new user's terminal, in a directory of its own."""
+    """A new user's terminal, starting in the given directory."""
 
     def __init__(self, directory: Path) -> None:
         self.home = directory
         self.cwd = directory
 
     def run(self, command: str) -> str:
-        """Run a command as a shell would, and return what stands on the screen, the same on each machine.
+        """Run a command as a shell would, and return the screen, normalized to be the same on every machine.
 
         Raises:
-            SystemExit: The command ends with another status than it should.
+            SystemExit: The command exits with an unexpected status.
         """
         words = shlex.split(command, comments=True)
         if words[0] == "cd":
             self.cwd = self.cwd / words[1]
             return ""
-        if words[0] == "synapse":  # that of this environment, whatever else has the name
+        if words[0] == "synapse":  # the one of this environment, even if another is first on the PATH
             words[0] = str(Path(sys.executable).with_name("synapse"))
         screen, status = self._screen(words, ANSWERS.get(command, []))
         if status != STATUS.get(command, 0):
-            raise SystemExit(f"`{command}` ended with status {status}:\n{screen}")
-        return "\n".join(same_everywhere(screen.replace(str(self.home), HOME)))
+            raise SystemExit(f"`{command}` exited with status {status}:\n{screen}")
+        return "\n".join(normalized(screen.replace(str(self.home), HOME)))
 
     def _screen(self, words: Sequence[str], answers: Sequence[str]) -> tuple[str, int | None]:
         screen = pyte.Screen(COLUMNS, LINES)
         stream = pyte.Stream(screen)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # about a fork in a process with threads
             child = pexpect.spawn(
                 words[0],
                 list(words[1:]),
@@ -93,15 +93,15 @@ class Tutorial:
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         own = {"HOME": str(self.home), "XDG_STATE_HOME": str(self.home / ".state"), "TERM": "xterm-256color"}
-        return kept | own | _OURS_ALONE | {"PYTHONDONTWRITEBYTECODE": "1"}
+        return kept | own | _ONLY_OUR_PLUGIN | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _line_so_far(screen: pyte.Screen) -> str:
     return screen.display[screen.cursor.y][: screen.cursor.x]
 
 
-def same_everywhere(screen: str) -> Iterator[str]:
-    """Yield a screen's lines with what differs from run to run, or from machine to machine, made the same."""
+def normalized(screen: str) -> Iterator[str]:
+    """Yield a screen's lines, with what differs between runs or machines replaced by fixed values."""
     for line in screen.splitlines():
         line = re.sub(r"\[\d\d:\d\d:\d\d\]", "[10:00:00]", line)
         line = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:6379", line)
@@ -117,12 +117,12 @@ _PLATFORM = "platform linux -- Python 3.11.9, pytest-9.0.0, pluggy-1.6.0"
 
 
 def _same_time(match: re.Match[str]) -> str:
-    """Return a time of the same width where it stands in a column, else just the same time."""
+    """Return a fixed time: of the same width if it is in a column."""
     return "1.50 ms".rjust(len(match[0])) if match[1] > " " else " 0.50 s"
 
 
 def page() -> str:
-    """Return the page, with the screens of its commands as they are now."""
+    """Return the page with the current output of its commands."""
     with tempfile.TemporaryDirectory(prefix="t") as directory:
         tutorial = Tutorial(Path(directory).resolve())
 
@@ -135,16 +135,16 @@ def page() -> str:
 
 
 def main() -> int:
-    """Write the page, or with `--check` tell how it differs from what it would be."""
+    """Write the page; with `--check` print how it differs from the current output and return 1."""
     before, now = PAGE.read_text(encoding="utf-8"), page()
     if "--check" not in sys.argv[1:]:
         PAGE.write_text(now, encoding="utf-8")
         return 0
     different = difflib.unified_diff(before.splitlines(), now.splitlines(), str(PAGE), "now", lineterm="")
-    told = "\n".join(different)
-    if told:
-        print(f"{told}\nthe page is out of date: python docs/make_tutorial.py writes it anew", file=sys.stderr)
-    return 1 if told else 0
+    diff = "\n".join(different)
+    if diff:
+        print(f"{diff}\nthe page is out of date; run python docs/make_tutorial.py", file=sys.stderr)
+    return 1 if diff else 0
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Write a Synapse plugin action's test once; `pytest --synapse-mode` says where it runs."""
+"""Write the test of a Synapse plugin action once; `pytest --synapse-mode` selects where it runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_synapse.unittest_cases import SynapseTestCase as SynapseTestCase
+    from pytest_synapse.unittest_cases import SynapseTestCase
+
+__all__ = ["SynapseTestCase"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: most sessions need no unittest."""
+    """Import `SynapseTestCase` on first use, since most sessions do not need unittest."""
     if name != "SynapseTestCase":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from pytest_synapse.unittest_cases import SynapseTestCase

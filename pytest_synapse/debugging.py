@@ -1,4 +1,4 @@
-"""`--pdb` on a failing action: where the debugger opens, and how to get it to where no debugger reaches."""
+"""`--pdb` on a failing action: where the debugger stops, and how to debug an action that ran in a worker."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pytest_synapse.modes import is_parametrized_by_user, marked, modes_of
 from synapse_runtime.errors import ExecutionError, ExecutionTimeout, PluginError, WorkerCrashed
 from synapse_runtime.modes import MODES
 
-_TITLE = "to debug the action"
+_RUN_LOCALLY = "To stop inside the action, run the test in local mode:"
+_TITLE = "how to debug the action"
 
 
 def prepare(item: pytest.Item, mode: str, call: pytest.CallInfo[object], report: pytest.TestReport) -> None:
-    """Choose where the debugger opens on what a test has raised, and let the report say how to come nearer.
+    """Choose the frame in which the debugger stops, and add to the report how to debug the action itself.
 
-    In local mode it opens where the action failed. In others the action's frames are pictures of those of a worker;
-    there it opens in the last frame that is not ours: at the line that made the call.
+    In local mode the debugger stops where the action failed. In other modes the action's frames are reconstructed from
+    the worker's, so it stops in the last frame outside this package: at the line that made the call.
 
     Args:
         item: The test.
         mode: The mode that its actions run in.
-        call: The phase of the test that has raised; its exception is replaced, or its traceback is cut.
+        call: The phase of the test that raised; its exception is replaced, or its traceback shortened.
         report: The phase's report.
     """
     if call.excinfo is None or not isinstance(call.excinfo.value, PluginError):
@@ -39,53 +40,55 @@ def prepare(item: pytest.Item, mode: str, call: pytest.CallInfo[object], report:
     ):
         call.excinfo = pytest.ExceptionInfo.from_exception(cause)
         return
-    call.excinfo = pytest.ExceptionInfo.from_exception(error.with_traceback(_without_ours(error.__traceback__)))
+    call.excinfo = pytest.ExceptionInfo.from_exception(
+        error.with_traceback(_without_hidden_frames(error.__traceback__))
+    )
     if not MODES[mode].in_process and isinstance(error, ExecutionError):
         _add_section(report, f"{_why(error)}\n{_how(item, mode)}")
 
 
 def _why(error: ExecutionError) -> str:
     if isinstance(error, WorkerCrashed):
-        return "The worker is gone. In local mode pytest itself may end in its place."
+        return "The worker crashed. In local mode the crash may end pytest itself."
     if isinstance(error, ExecutionTimeout):
-        return "It was stuck as told above. In local mode it may get stuck elsewhere, or not."
-    return "No debugger reaches a worker: here it opens at the call, locally in the action."
+        return (
+            "The action timed out; its stack is shown above. In local mode it may get stuck elsewhere, or not at all."
+        )
+    return "pdb cannot attach to a worker, so it stops at the call in your test."
 
 
 def _how(item: pytest.Item, mode: str) -> str:
-    """Return the command that runs a test in local mode, and what is to be changed before, if anything is."""
+    """Return the command that runs a test in local mode, and what to change first, if anything."""
     decided_by = _decided_by(item, mode)
     if decided_by is None:
-        return (
-            f"To run it in local mode:\n    pytest {_quoted(item, _test_name(item, mode))} --synapse-mode=local --pdb"
-        )
+        return f"{_RUN_LOCALLY}\n    pytest {_quoted(item, _test_name(item, mode))} --synapse-mode=local --pdb"
     if decided_by == "marker" and "local" in modes_of(item, item.config):
-        return f"To run it in local mode:\n    pytest {_quoted(item, _test_name(item, mode, 'local'))} --pdb"
-    # All of its parameters where these decide: only they know their ids.
+        return f"{_RUN_LOCALLY}\n    pytest {_quoted(item, _test_name(item, mode, 'local'))} --pdb"
+    # Without parameters if parametrize decides, since the ids after that change are unknown.
     name = item.nodeid.partition("::")[2].partition("[")[0] if decided_by == "parametrize" else _test_name(item, mode)
     return (
-        f"To run it in local mode, let its {decided_by} say 'local' in place of {mode!r}, as that wins over "
-        f"--synapse-mode; then:\n    pytest {_quoted(item, name)} --pdb"
+        f"To stop inside the action, change {mode!r} to 'local' in the test's {decided_by}, which overrides "
+        f"--synapse-mode, and run:\n    pytest {_quoted(item, name)} --pdb"
     )
 
 
 def _decided_by(item: pytest.Item, mode: str) -> str | None:
-    """Return what decides a test's mode and wins over the command line; None where nothing does."""
+    """Return what sets a test's mode and overrides the command line; None if nothing does."""
     if is_parametrized_by_user(item):
         return "parametrize"
     if mode not in modes_of(item, item.config):
-        return "own fixture synapse_mode"
+        return "fixture synapse_mode"
     return None if marked(item).get("mode") is None else "marker"
 
 
 def _test_name(item: pytest.Item, mode: str, other: str | None = None) -> str:
-    """Return a test's id without its file, as it is in another mode; without any where there is only one."""
+    """Return a test's id without its file, with its mode replaced by another one or, if None, removed."""
     _, _, name = item.nodeid.partition("::")
     callspec = getattr(item, "callspec", None)
     if callspec is None or "synapse_mode" not in callspec.params:
         return name
     parts = callspec.id.split("-")
-    place = len(parts) - 1 - parts[::-1].index(mode)  # it is the last of the parameters
+    place = len(parts) - 1 - parts[::-1].index(mode)  # the mode is the last parameter of this value
     parts[place : place + 1] = [] if other is None else [other]
     return name.removesuffix(f"[{callspec.id}]") + (f"[{'-'.join(parts)}]" if parts else "")
 
@@ -95,16 +98,16 @@ def _quoted(item: pytest.Item, name: str) -> str:
 
 
 def _add_section(report: pytest.TestReport, text: str) -> None:
-    """Let a text come below the traceback: just before the debugger opens, and in the report of the test."""
+    """Add a text below the traceback: it is shown just before the debugger opens, and in the test's report."""
     add = getattr(report.longrepr, "addsection", None)
     if add is not None:
         add(_TITLE, text)
-    else:  # another plugin makes reports of its own
+    else:  # another plugin has replaced the report's representation
         report.sections.append((_TITLE, text))
 
 
-def _without_ours(tb: TracebackType | None) -> TracebackType | None:
-    """Return a traceback up to its last frame that is not hidden."""
+def _without_hidden_frames(tb: TracebackType | None) -> TracebackType | None:
+    """Return a traceback cut after its last frame that is not hidden."""
     entries = []
     while tb is not None:
         entries.append(tb)

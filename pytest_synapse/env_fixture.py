@@ -1,4 +1,4 @@
-"""The environment of a test's actions: what the `plugin_env` fixture shows, and what of it is given to executors."""
+"""The environment of a test's actions: what the `plugin_env` fixture returns, and what of it executors get."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from synapse_runtime.environment import PluginEnvironment, Variables
 
 
 class _Inherited(str):
-    """A value of this process's own environment. It is there to look at; it never travels with a call."""
+    """A value from this process's own environment. Tests can read it, but it is never sent with a call."""
 
     __slots__ = ()
 
@@ -25,7 +25,7 @@ class _InheritedVariables(Variables):
 
 
 class _Layered(PluginEnvironment):
-    """What the fixture shows: variables of this process, under those of config file and marker, which are given."""
+    """What the fixture returns: this process's variables, overridden by `given`, those of config file and marker."""
 
     __slots__ = ("given",)
 
@@ -33,7 +33,7 @@ class _Layered(PluginEnvironment):
 
 
 def layer_over(config: Mapping[str, Any], marker: Mapping[str, Any]) -> PluginEnvironment:
-    """Return the environment that actions will see: variables of this process, under config, under marker."""
+    """Return the environment that actions get: this process's variables, overridden by config, then by marker."""
     given = {**config, **marker}
     env = _Layered.over(_InheritedVariables(), given)
     env.given = given
@@ -41,11 +41,11 @@ def layer_over(config: Mapping[str, Any], marker: Mapping[str, Any]) -> PluginEn
 
 
 def plugin_env_of(plugin_env: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a test gives over the environment of the process that its actions run in.
+    """Return the variables that a test adds to the environment of the process that its actions run in.
 
     Args:
-        plugin_env: What the fixture returned: our own, or, where a user overrides it, a mapping of variables, which
-            may be made from ours.
+        plugin_env: What the fixture returned: our own environment, or, if a user overrides the fixture, a mapping of
+            variables, which may be derived from it.
         marker: The marker's `env`.
     """
     if type(plugin_env) is _Layered:

@@ -1,4 +1,4 @@
-"""The fixtures. They import the runtime when a test asks for one, not before."""
+"""The fixtures. They import the runtime when a test requests one, not earlier."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def synapse_mode(request: pytest.FixtureRequest) -> str:
     """The mode this test runs in: 'local', 'task' or 'job'.
 
     Set by @pytest.mark.synapse(mode=...), --synapse-mode, the ini option synapse_mode or SYNAPSE_MODE. A test that
-    behaves differently in different modes can ask for it; most never need to.
+    behaves differently in different modes can request it; most tests do not need it.
     """
     if hasattr(request, "param"):
         return str(request.param)
@@ -32,13 +32,13 @@ def synapse_mode(request: pytest.FixtureRequest) -> str:
 def synapse_plugin(request: pytest.FixtureRequest) -> Plugin:
     """The plugin under test: its root directory, manifest and action names.
 
-    Named by --synapse-plugin or the ini option synapse_plugin, else the nearest config.yaml above the test file.
+    Set by --synapse-plugin or the ini option synapse_plugin. Default: the nearest config.yaml above the test file.
     """
     plugin = _plugin(request)
     if plugin is None:
         pytest.fail(
-            f"no plugin found: there is no plugin's config.yaml at or above {request.path.parent}; "
-            "name one with --synapse-plugin or the ini option synapse_plugin",
+            f"no plugin found: no plugin's config.yaml in {request.path.parent} or a directory above it; "
+            "pass --synapse-plugin or set the ini option synapse_plugin",
             pytrace=False,
         )
     return plugin
@@ -46,10 +46,10 @@ def synapse_plugin(request: pytest.FixtureRequest) -> Plugin:
 
 @pytest.fixture
 def plugin_env(request: pytest.FixtureRequest) -> PluginEnvironment:
-    """The environment that the actions of this test get, with typed getters: plugin_env.get_int('BATCH_SIZE').
+    """The environment of this test's actions, with typed getters: plugin_env.get_int('BATCH_SIZE').
 
-    Layers, the later wins: this process's variables, 'env' of config.yaml, env= of @pytest.mark.synapse. Override it
-    in a conftest or test class to give variables to many tests: return a dict, the marker's env= still wins over it.
+    Merges this process's variables, 'env' of config.yaml, env= of @pytest.mark.synapse; later ones win. To set
+    variables for many tests, override it in a conftest or test class and return a dict; the marker's env= still wins.
     """
     from pytest_synapse.env_fixture import layer_over
 
@@ -59,10 +59,10 @@ def plugin_env(request: pytest.FixtureRequest) -> PluginEnvironment:
 
 @pytest.fixture
 def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_env: Any) -> Iterator[Executor]:
-    """Runs actions, in the mode that was chosen for this test.
+    """Runs actions in the mode of this test.
 
-    synapse_executor.execute(action, params) returns the action's result, or raises ValidationError where the params
-    do not fit and ExecutionError where the action failed, with its own exception as __cause__.
+    synapse_executor.execute(action, params) returns the action's result. It raises ValidationError if the params are
+    invalid, and ExecutionError if the action failed, with the action's own exception as __cause__.
     synapse_executor.run(action, params) returns the ActionRun: result or error, events, metrics, output, duration.
     An action is a class, an @action function, an entrypoint 'module:Name', or an action's name in the plugin.
     """
@@ -86,4 +86,12 @@ def _plugin(request: pytest.FixtureRequest) -> Plugin | None:
         return SynapseSession.of(request.config).plugin_for(request.path)
     except PluginError as error:
         problem = str(error)
-    pytest.fail(f"the plugin of this test cannot be used: {problem}", pytrace=False)
+    pytest.fail(f"{_plugin_source(request.config)}: {problem}", pytrace=False)
+
+
+def _plugin_source(config: pytest.Config) -> str:
+    if config.getoption("synapse_plugin"):
+        return "--synapse-plugin"
+    if config.getini("synapse_plugin"):
+        return f"synapse_plugin in {config.inipath}"
+    return "cannot load the plugin of this test"

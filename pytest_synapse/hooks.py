@@ -1,4 +1,4 @@
-"""The hooks that this plugin calls, for conftests and other plugins to implement; docs/hooks.md tells how."""
+"""The hooks that this plugin calls. Implement them in a conftest or in another plugin; see docs/hooks.md."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ if TYPE_CHECKING:
 
 @pytest.hookspec
 def pytest_synapse_run_started(item: pytest.Item, call: ActionCall) -> None:
-    """Called when a test is about to run an action with `synapse_executor`, in every mode.
+    """Called before a test runs an action with `synapse_executor`, in every mode.
 
-    It is followed by `pytest_synapse_run_finished` of the same job id, unless there is no run: no cluster, a test that
-    is interrupted, or a job that is submitted and never asked for its outcome.
+    `pytest_synapse_run_finished` is called later with the same job id, unless there is no run: no cluster is available,
+    the test is interrupted, or a job is submitted and the test never requests its result.
 
     Args:
         item: The test.
-        call: What it runs: `name`, `params`, `env`, `job_id`, `timeout`. The params are not validated yet. A change to
-            any of them is not promised to have an effect. `env` may hold secrets.
+        call: The call: `name`, `params`, `env`, `job_id`, `timeout`. The params are not validated yet. Changes to any
+            of them are not guaranteed to have an effect. `env` may contain secrets.
     """
 
 
 @pytest.hookspec
 def pytest_synapse_run_finished(item: pytest.Item, run: ActionRun) -> None:
-    """Called when an action has ended, before the test has its result or error, in every mode.
+    """Called after an action has ended, before the test gets its result or error, in every mode.
 
-    Called for each `run` and `execute`, and once for each job that was submitted, when the test asks for its outcome.
-    A run that failed is a run, too: then `run.error` is set.
+    Called for each `run` and `execute`, and once for each submitted job, when the test requests its result. Also called
+    for a failed run, with `run.error` set.
 
-    Called in the test's own process – with pytest-xdist, the worker's – and in the thread that made the call, but never
-    at the same time as another of these hooks for the same test. What it raises fails the test.
+    Called in the test's own process (with pytest-xdist, the worker process) and in the thread that made the call, never
+    concurrently with another of these hooks for the same test. An exception that it raises fails the test.
 
     Args:
         item: The test.
-        run: What happened: `name`, `mode`, `result` or `error`, `events`, `metrics`, output, `duration` in seconds,
+        run: The run: `name`, `mode`, `result` or `error`, `events`, `metrics`, output, `duration` in seconds,
             `job_id`, and where it ran: `host`, `pid`, `node`.
     """

@@ -24,7 +24,7 @@ MARKER_HELP = (
     + ", ".join(f"{mode.name!r} ({mode.place})" for mode in MODES.values())
     + ", or several as a tuple: the test runs once in each. env: a dict of variables for the "
     "actions. timeout: seconds that an action may take. num_cpus, num_gpus, memory (bytes, or a text such as '2GB'), "
-    "resources (a dict of the cluster's own kinds): what the worker asks of the cluster. isolation: 'fresh' gives the "
+    "resources (a dict of the cluster's own kinds): what the worker requests. isolation: 'fresh' gives the "
     "test a worker of its own (task) or freshly imported plugin modules for each call (local), so that no state is "
     "left from other tests; a job is always fresh. On a class or module it holds for all tests in it; the nearest "
     "wins, env is merged."
@@ -39,7 +39,7 @@ def parse_modes(value: str | Iterable[str], source: str) -> tuple[str, ...]:
         source: Where it was given, for the error.
 
     Raises:
-        pytest.UsageError: A word is no mode.
+        pytest.UsageError: A word is not a mode.
     """
     texts = [value] if isinstance(value, str) else list(value)
     modes: list[str] = []
@@ -54,7 +54,7 @@ def parse_modes(value: str | Iterable[str], source: str) -> tuple[str, ...]:
 
 
 def session_modes(config: pytest.Config) -> tuple[str, ...]:
-    """Return the modes of tests that do not say themselves."""
+    """Return the modes of tests without a mode of their own."""
     given = config.getoption("synapse_mode")
     if given:
         return parse_modes(given, "--synapse-mode")
@@ -99,7 +99,7 @@ def modes_of(node: Any, config: pytest.Config) -> tuple[str, ...]:
 
 
 def wanted_modes(node: Any, config: pytest.Config) -> tuple[str, ...]:
-    """Return the modes that marker or options ask for, also where the test's class is there once for each."""
+    """Return the modes selected by marker or options, even if the test's class was collected once for each."""
     mode = marked(node).get("mode")
     if mode is None:
         return session_modes(config)
@@ -107,7 +107,7 @@ def wanted_modes(node: Any, config: pytest.Config) -> tuple[str, ...]:
 
 
 def is_parametrized_by_user(node: Any) -> bool:
-    """Tell whether a test says itself, by `pytest.mark.parametrize`, which modes it runs in."""
+    """Return whether a test parametrizes `synapse_mode` itself."""
     for mark in node.iter_markers("parametrize"):
         names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
         if "synapse_mode" in ([name.strip() for name in names.split(",")] if isinstance(names, str) else names):
@@ -118,13 +118,13 @@ def is_parametrized_by_user(node: Any) -> bool:
 def _check(mark: pytest.Mark, source: str) -> None:
     if mark.args:
         raise pytest.UsageError(
-            f"{source}: give its arguments by name, such as mode={mark.args[0]!r}: {', '.join(_MARKER_ARGUMENTS)}"
+            f"{source}: pass arguments by name, such as mode={mark.args[0]!r}: {', '.join(_MARKER_ARGUMENTS)}"
         )
     for name, value in mark.kwargs.items():
         if name not in _MARKER_ARGUMENTS:
             raise pytest.UsageError(
                 f"{source}: unknown argument {name!r}{_hint(name, _MARKER_ARGUMENTS)}; "
-                f"there are {', '.join(_MARKER_ARGUMENTS)}"
+                f"expected {', '.join(_MARKER_ARGUMENTS)}"
             )
         if value is None:
             continue
@@ -142,7 +142,7 @@ def _check(mark: pytest.Mark, source: str) -> None:
                 if not isinstance(key, str) or not key or "=" in key or "\0" in key:
                     # What is after the equals sign may be a secret.
                     shown = key.partition("=")[0] + "=…" if isinstance(key, str) and "=" in key else key
-                    raise pytest.UsageError(f"{source}: {shown!r} in env is no name of a variable")
+                    raise pytest.UsageError(f"{source}: {shown!r} in env is not a valid variable name")
         elif name in ("memory", "resources"):
             _check_resources({name: value}, source)
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:

@@ -1,6 +1,6 @@
-"""The pytest plugin: options, marker, and the hooks that put a test into its modes. Nothing else.
+"""The pytest plugin: options, the marker, and the hooks that run each test in its modes. Nothing else.
 
-Imported in every pytest run of everybody who has it installed, so it imports the standard library and pytest only.
+Every pytest run imports it wherever it is installed, so it imports the standard library and pytest only.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ __all__ = ["plugin_env", "synapse_executor", "synapse_mode", "synapse_plugin"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options and their ini forms."""
-    group = parser.getgroup("synapse", "tests of Synapse plugin actions")
+    """Add the command-line and ini options."""
+    group = parser.getgroup("synapse", "Synapse plugin actions")
     group.addoption(
         "--synapse-mode",
         action="append",
         default=None,
         metavar="MODE[,MODE...]",
-        help=f"where actions run: {', '.join(MODES)}, several of them, or all; each test runs once in each. "
+        help=f"Run actions in these modes: {', '.join(MODES)}, or all; each test runs once in each. "
         "Default: the ini option synapse_mode, the environment variable SYNAPSE_MODE, else local.",
     )
     group.addoption(
         "--synapse-plugin",
         default=None,
         metavar="PATH",
-        help="the plugin under test: its directory, config file or module name. Default: the ini option "
+        help="Test this plugin: a directory, config file or module name. Default: the ini option "
         "synapse_plugin, else the nearest config.yaml above each test file.",
     )
     group.addoption(
         "--synapse-ray-address",
         default=None,
         metavar="ADDRESS",
-        help="the cluster for task and job mode: host:port, ray://host:port, http(s)://dashboard, or auto. "
+        help="Use this cluster in task and job mode: host:port, ray://host:port, http(s)://dashboard, or auto. "
         "Default: RAY_ADDRESS, else the warm cluster of `synapse cluster up`, else an ephemeral one on this machine.",
     )
     group.addoption(
@@ -64,60 +64,61 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         type=at_least(1),
         metavar="N",
-        help="CPUs that the ephemeral cluster gives. Default: those of this machine.",
+        help="Start the ephemeral cluster with N CPUs. Default: as many as this machine has.",
     )
     group.addoption(
         "--synapse-num-gpus",
         default=None,
         type=at_least(0),
         metavar="N",
-        help="GPUs that the ephemeral cluster gives; there need not be real ones. Default: those of this machine.",
+        help="Start the ephemeral cluster with N GPUs; they need not be real. Default: as many as this machine has.",
     )
     group.addoption(
         "--synapse-keep-cluster",
         action="store_true",
-        help="keep the run's cluster for the next run. `synapse cluster down` ends it, or half an hour without use.",
+        help="Keep the run's cluster for the next run, until `synapse cluster down` or 30 minutes without use.",
     )
     group.addoption(
         "--synapse-timeout",
         default=None,
         type=seconds,
         metavar="SECONDS",
-        help="how long an action may take, unless its test's marker says. Default: the ini option, else no limit.",
+        help="Stop an action after SECONDS, unless the test's marker sets a timeout. Default: the ini option, else "
+        "no limit.",
     )
     group.addoption(
         "--synapse-debug-sdk",
         action="store_true",
-        help="let this runtime travel with the plugin to a cluster on other machines, instead of using the one there.",
+        help="Upload this runtime with the plugin to a cluster on other machines, instead of using the one there.",
     )
     group.addoption(
         "--synapse-durations",
         default=None,
         type=at_least(0),
         metavar="N",
-        help="show the N slowest runs of actions in the summary, 0 for all. Default: the ini option, else none.",
+        help="Show the N slowest runs of actions in the summary, 0 for all. Default: the ini option, else none.",
     )
-    parser.addini("synapse_mode", "as --synapse-mode", type="args", default=[])
-    parser.addini("synapse_plugin", "as --synapse-plugin, relative to the ini file", default="")
-    parser.addini("synapse_timeout", "as --synapse-timeout", default="")
-    parser.addini("synapse_durations", "as --synapse-durations", default="")
+    parser.addini("synapse_mode", "Default for --synapse-mode", type="args", default=[])
+    parser.addini("synapse_plugin", "Default for --synapse-plugin, relative to the ini file", default="")
+    parser.addini("synapse_timeout", "Default for --synapse-timeout", default="")
+    parser.addini("synapse_durations", "Default for --synapse-durations", default="")
     parser.addini(
         "synapse_sdk_names",
-        "where synapse-sdk is not installed, let imports of synapse_sdk find what this package offers instead "
+        "If synapse-sdk is not installed, resolve imports of synapse_sdk to the equivalents in this package "
         "(default: true)",
         type="bool",
         default=True,
     )
     parser.addini(
         "synapse_strict",
-        "in local mode, let params and results be pickled as on the way to a worker (default: true)",
+        "In local mode, pickle params and results as if they were sent to a worker (default: true)",
         type="bool",
         default=True,
     )
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Let others listen to runs."""
+    """Register the hooks that report runs."""
     from pytest_synapse import hooks
 
     pluginmanager.add_hookspecs(hooks)
@@ -125,9 +126,9 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Give the tests of each plugin its own modules, from the first conftest file on.
+    """Set up each plugin's own modules before the first conftest file is imported.
 
-    Before those the names of `synapse-sdk` mean ours, or nothing.
+    By then, `synapse_sdk` must resolve to this package's equivalents or, if they are turned off, to nothing.
     """
     if not early_config.getini("synapse_sdk_names") and import_hook.is_installed():
         import_hook.uninstall()
@@ -136,27 +137,27 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check what was given and register the marker."""
+    """Register the marker and check the options."""
     config.addinivalue_line("markers", MARKER_HELP)
     session_modes(config)
     SynapseSession.of(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say where actions run, and on which cluster."""
+    """Show the modes, and the cluster that they use."""
     modes = session_modes(config)
     return "; ".join([f"synapse: mode {', '.join(modes)}", *SynapseSession.of(config).describe(modes)])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell each worker of pytest-xdist where the run's one cluster is."""
+    """Pass the address of the run's shared cluster to each pytest-xdist worker."""
     SynapseSession.of(node.config).configure_xdist_worker(node.workerinput)
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Let `-n auto` mean as many processes as the run's cluster and this machine's memory bear."""
+    """Make `-n auto` start as many processes as the run's cluster and this machine's memory allow."""
     if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None
     return SynapseSession.of(config).max_processes(session_modes(config))
@@ -164,8 +165,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Let a test with several modes run once in each."""
-    if hasattr(metafunc.config, "workerinput"):  # of xdist, which has no way to tell of a usage error
+    """Parametrize a test that has several modes, so that it runs once in each."""
+    if hasattr(metafunc.config, "workerinput"):  # pytest-xdist workers cannot raise a usage error
         try:
             modes_of(metafunc.definition, metafunc.config)
         except pytest.UsageError as error:
@@ -175,15 +176,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         modes = modes_of(metafunc.definition, metafunc.config)
     except pytest.UsageError:
-        return  # told for all tests at once, after collection
+        return  # reported for all tests at once, after collection
     if len(modes) > 1:
-        # Of session scope, so that pytest groups the tests by mode.
+        # Session scope makes pytest group the tests by mode.
         metafunc.parametrize("synapse_mode", modes, indirect=True, scope="session")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
-    """Let a `SynapseTestCase` with several modes be there once in each."""
+    """Collect a `SynapseTestCase` that has several modes once for each."""
     made = yield
     cases = sys.modules.get("pytest_synapse.unittest_cases")
     if cases is not None and isinstance(made, pytest.Class) and issubclass(made.obj, cases.SynapseTestCase):
@@ -193,7 +194,7 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
-    """Import a plugin's tests with its modules, and leave out those of a `SynapseTestCase` that are for other modes."""
+    """Import a plugin's tests with its modules; drop tests of a `SynapseTestCase` that are for other modes."""
     importing = ModuleImporter.of(collector.config)
     importing.activate(collector.path)
     report = yield
@@ -201,7 +202,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
     if CHOSEN in collector.stash and report.passed:
         mode = collector.stash[CHOSEN]
         report.result = [test for test in report.result if mode in wanted_modes(test, test.config)]
-    # In a worker of xdist, which has no way to tell of a usage error.
+    # pytest-xdist workers cannot raise a usage error.
     if report.passed and hasattr(collector.config, "workerinput"):
         try:
             for item in report.result:
@@ -212,17 +213,17 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Begin to start an ephemeral cluster while collection goes on, as soon as a test is found that will need one."""
+    """Start an ephemeral cluster in the background during collection, once a test is found that needs one."""
     allow_function_scoped_fixtures(item)
     session = SynapseSession.of(item.config)
     if session.starts_while_collecting and "synapse_mode" in getattr(item, "fixturenames", ()):
-        with contextlib.suppress(pytest.UsageError):  # told for all tests at once, after collection
+        with contextlib.suppress(pytest.UsageError):  # reported for all tests at once, after collection
             session.start_while_collecting(_modes_to_run(item))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse wrong markers and modes before any test runs."""
+    """Report invalid markers and modes before any test runs."""
     for item in items:
         marked(item)
         _modes_to_run(item)
@@ -231,7 +232,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Begin to start an ephemeral cluster while the first tests run, if any test will need one."""
+    """Start an ephemeral cluster in the background while the first tests run, if any test needs one."""
     if (
         session.config.option.collectonly
         or session.config.getoption("setuponly", False)
@@ -244,13 +245,13 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let the reports of a test tell of its runs."""
+    """Add a test's runs to its reports."""
     runs = item.stash.get(ItemRuns.KEY, None)
     if runs is not None:
         runs.name_properties()
     report = yield
-    if runs is not None and (told := runs.collect()) is not None:
-        vars(report)["synapse_runs"] = told
+    if runs is not None and (collected := runs.collect()) is not None:
+        vars(report)["synapse_runs"] = collected
     return report
 
 
@@ -258,7 +259,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_exception_interact(
     node: pytest.Item | pytest.Collector, call: pytest.CallInfo[object], report: pytest.TestReport
 ) -> None:
-    """Let `--pdb` open where the action failed, if that was here, else where the test made the call."""
+    """Make `--pdb` stop where the action failed if it ran in this process, else where the test made the call."""
     runs = node.stash.get(ItemRuns.KEY, None)
     if runs is not None and isinstance(node, pytest.Item) and node.config.getoption("usepdb", False):
         from pytest_synapse.debugging import prepare
@@ -267,17 +268,17 @@ def pytest_exception_interact(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Tell of the runs of all tests, if there were any."""
+    """Show the summary of all tests' runs, if there were any."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    told = [(report.nodeid, report.synapse_runs) for report in reports if hasattr(report, "synapse_runs")]
-    if told and config.get_verbosity() > -2:
+    runs = [(report.nodeid, report.synapse_runs) for report in reports if hasattr(report, "synapse_runs")]
+    if runs and config.get_verbosity() > -2:
         from pytest_synapse.reporting import summarize
 
-        summarize(terminalreporter, told, SynapseSession.of(config).slowest())
+        summarize(terminalreporter, runs, SynapseSession.of(config).slowest())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End workers, jobs and the cluster of this run, and forget the modules of plugins."""
+    """Stop this run's workers, jobs and cluster, and unload the modules of plugins."""
     if SynapseSession.KEY in config.stash:
         config.stash[SynapseSession.KEY].close()
     ModuleImporter.of(config).stop()
@@ -299,6 +300,7 @@ def _require_one_mode(item: pytest.Item) -> None:
         return
     if "synapse_mode" in getattr(item, "fixturenames", ()) and len(modes := modes_of(item, item.config)) > 1:
         raise pytest.UsageError(
-            f"{item.nodeid}: pytest runs each test of a unittest.TestCase once, but the modes are {', '.join(modes)}: "
-            "derive the class from pytest_synapse.SynapseTestCase, which runs it in each, or choose one mode"
+            f"{item.nodeid}: pytest runs each test of a unittest.TestCase once, but several modes are selected "
+            f"({', '.join(modes)}): derive the class from pytest_synapse.SynapseTestCase, which runs in each of them, "
+            "or select one mode"
         )

@@ -1,4 +1,4 @@
-"""What a session tells at its end of the actions that its tests have run."""
+"""The summary, at the end of a session, of the actions that its tests ran."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _ORIGINS = {
     "ephemeral": "started for this run",
     "warm": "warm, see `synapse cluster status`",
-    "this process's": "this process was connected to it",
+    "this process's": "already connected in this process",
 }
 
 
 @dataclass
 class Tally:
-    """The runs of one mode, counted; `raised` ended in an error, `waited` is seconds from the call to the run."""
+    """The counts of one mode: runs, runs that raised, seconds in actions, and `waited`, seconds in calls."""
 
     count: int = 0
     raised: int = 0
@@ -32,13 +32,13 @@ class Tally:
 
 @dataclass
 class Summary:
-    """What reports have told, added up.
+    """The sum of what the reports of a session contain.
 
     Attributes:
         modes: The runs of each mode.
-        slowest: Of the slowest runs, seconds, mode, the action's name and the test's id.
+        slowest: Seconds, mode, action name and test id of each of the slowest runs.
         backends: Kind, address and origin of each cluster or server.
-        lines: Lines that workers' coverage has brought, by file.
+        lines: Lines covered in workers, by file.
     """
 
     modes: dict[str, Tally] = field(default_factory=dict)
@@ -46,20 +46,20 @@ class Summary:
     backends: list[tuple[str, str, str]] = field(default_factory=list)
     lines: dict[str, set[int]] = field(default_factory=dict)
 
-    def add(self, test: str, told: TestRuns) -> None:
-        """Add what a report tells."""
-        tally = self.modes.setdefault(told["mode"], Tally())
-        tally.count += told["count"]
-        tally.raised += told["raised"]
-        tally.seconds += told["seconds"]
-        tally.waited += told["waited"]
-        self.slowest += [(seconds, told["mode"], action, test) for seconds, action in told["slowest"]]
-        self.backends += [backend for backend in told["backends"] if backend not in self.backends]
-        for file, lines in told["lines"].items():
+    def add(self, test: str, runs: TestRuns) -> None:
+        """Add the runs of one report."""
+        tally = self.modes.setdefault(runs["mode"], Tally())
+        tally.count += runs["count"]
+        tally.raised += runs["raised"]
+        tally.seconds += runs["seconds"]
+        tally.waited += runs["waited"]
+        self.slowest += [(seconds, runs["mode"], action, test) for seconds, action in runs["slowest"]]
+        self.backends += [backend for backend in runs["backends"] if backend not in self.backends]
+        for file, lines in runs["lines"].items():
             self.lines.setdefault(file, set()).update(lines)
 
     def line(self) -> str:
-        """Return everything in one line."""
+        """Return the summary as one line."""
         modes = []
         for mode, tally in self._ordered():
             raised = f" ({tally.raised} raised)" if tally.raised else ""
@@ -67,8 +67,8 @@ class Summary:
         return f"synapse: {'; '.join(modes)}"
 
     def block(self, slowest: int | None) -> Iterator[str]:
-        """Yield the lines of the block, with so many of the slowest runs: 0 for all, None for none."""
-        yield f"{'mode':<6}{'runs':>8}{'raised':>8}{'in actions':>14}{'in calls':>14}"
+        """Yield the lines of the block, with this many of the slowest runs: 0 for all, None for none."""
+        yield f"{'mode':<6}{'runs':>8}{'raised':>8}{'action time':>14}{'call time':>14}"
         for mode, tally in self._ordered():
             times = f"{duration(tally.seconds):>14}{duration(tally.waited):>14}"
             yield f"{mode:<6}{tally.count:>8}{tally.raised:>8}{times}"
@@ -76,7 +76,7 @@ class Summary:
             yield f"{kind}: {address} ({_ORIGINS.get(origin, origin)})"
         if self.lines:
             lines = _times(sum(map(len, self.lines.values())), "line")
-            yield f"coverage: {lines} of {_times(len(self.lines), 'file')} came from workers"
+            yield f"coverage: {lines} of {_times(len(self.lines), 'file')} collected from workers"
         if slowest is not None and self.slowest:
             yield ""
             shown = sorted(self.slowest, key=lambda run: -run[0])[: slowest or None]
@@ -89,20 +89,20 @@ class Summary:
         return [(mode, self.modes[mode]) for mode in MODES if mode in self.modes]
 
 
-def summarize(reporter: pytest.TerminalReporter, told: Iterable[tuple[str, TestRuns]], slowest: int | None) -> None:
-    """Write the summary: a block, or one line with -q, and where only local mode ran and no more is asked for.
+def summarize(reporter: pytest.TerminalReporter, runs: Iterable[tuple[str, TestRuns]], slowest: int | None) -> None:
+    """Write the summary: a block, or one line with -q or if only local mode ran and no details are requested.
 
     Args:
-        reporter: Where to.
-        told: What reports tell, each with its test's id.
+        reporter: Writes the summary.
+        runs: The runs of each report, with the test's id.
         slowest: How many of the slowest runs to show: 0 for all, None for none.
     """
     summary = Summary()
-    for test, part in told:
+    for test, part in runs:
         summary.add(test, part)
     verbosity = reporter.config.get_verbosity()
-    modest = set(summary.modes) == {"local"} and slowest is None and verbosity == 0
-    if verbosity < 0 or modest:
+    brief = set(summary.modes) == {"local"} and slowest is None and verbosity == 0
+    if verbosity < 0 or brief:
         reporter.write_sep("=", summary.line())
         return
     reporter.write_sep("=", "synapse actions")
@@ -111,7 +111,7 @@ def summarize(reporter: pytest.TerminalReporter, told: Iterable[tuple[str, TestR
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that it reads best in."""
+    """Format a duration in milliseconds or seconds."""
     return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
 
 

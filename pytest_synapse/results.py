@@ -1,4 +1,4 @@
-"""The results of a session as JSON: what `synapse plugin test --json` prints, which loads this plugin."""
+"""Writes the results of a session as JSON; `synapse plugin test --json` loads this plugin and prints them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ _OPTION = "--synapse-results-to"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that says where the results go."""
-    parser.addoption(_OPTION, type=int, metavar="DESCRIPTOR", help="write the results as JSON to this open file")
+    """Add the option that sets where the results are written."""
+    parser.addoption(
+        _OPTION, type=int, metavar="DESCRIPTOR", help="Write the results as JSON to this open file descriptor."
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Listen in the process that hears of all tests; pytest-xdist's workers tell it."""
+    """Collect results in the process that gets all reports: with pytest-xdist, the controller."""
     descriptor = config.getoption(_OPTION)
     if descriptor is not None and not hasattr(config, "workerinput"):
         os.set_inheritable(descriptor, False)
@@ -25,19 +27,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Results:
-    """Gathers what becomes of each test, and writes it at the end."""
+    """Collects the outcome of each test, and writes all of them when the session finishes."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._tests: dict[str, dict[str, Any]] = {}
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Take a file that cannot be collected for a test that ended in an error."""
+        """Record a file that cannot be collected as a test with the outcome `error`."""
         if report.failed:
             self._of(report.nodeid).update(outcome="error", message=_last_line(report))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take one part of a test: setup, call or teardown."""
+        """Record one phase of a test: setup, call or teardown."""
         test = self._of(report.nodeid)
         test["seconds"] = round(test["seconds"] + report.duration, 6)
         test["mode"] = dict(report.user_properties).get("synapse_mode", test["mode"])

@@ -1,7 +1,7 @@
-"""The runs of a test: told to hooks as they begin and end, and to reports, which bring them to whoever shows them.
+"""The runs of a test: passes them to the hooks as they start and finish, and adds them to the test's reports.
 
-Reports travel from the workers of pytest-xdist to its controller one by one, so that a worker that crashes takes along
-the runs of one test only. What is in them is plain data.
+pytest-xdist workers send reports to the controller one by one, so a worker that crashes loses the runs of one test
+only. Reports contain plain data.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from synapse_runtime.core.execution import ActionCall, ActionRun
     from synapse_runtime.executors.base import Backend, Executor
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-# So many runs, and nodes, of a test are named in its properties; the other runs are only counted.
+__tracebackhide__ = True  # of all functions here: a test's report shows the test's own lines only
+# The maximum of runs, and of nodes, in a test's properties; further runs are only counted.
 _NAMED = 20
 _PROPERTIES = ("synapse_mode", "synapse_runs", "synapse_job_id", "synapse_node")
 _MEASUREMENT = "synapse_runtime.core.coverage_support"
-# Lines that workers' coverage has brought into this process, by file, as far as reports have told of them.
+# Lines covered in workers, by file, that are in a report already.
 _reported_lines: pytest.StashKey[dict[str, set[int]]] = pytest.StashKey()
 
 
 class TestRuns(TypedDict):
-    """What a report tells, in its attribute `synapse_runs`, of its test's runs since the report before.
+    """The value of a report's attribute `synapse_runs`: its test's runs since the previous report.
 
     Attributes:
-        mode: The mode that they were in.
-        count: How many there were.
-        raised: How many of them ended in an error.
-        seconds: How long their actions took, together.
-        waited: How long they took from the call to the run, together.
-        slowest: Of the slowest, seconds and the action's name.
+        mode: The mode of the runs.
+        count: The number of runs.
+        raised: The number of runs that ended with an error.
+        seconds: The total time in actions.
+        waited: The total time in calls, from the call to its return.
+        slowest: Seconds and action name of each of the slowest runs.
         backends: Kind, address and origin of each cluster or server that their calls were sent to.
-        lines: Lines that workers' coverage has brought, by file.
+        lines: Lines covered in workers, by file.
     """
 
     mode: str
@@ -61,7 +61,7 @@ class ItemRuns:
     Args:
         item: The test.
         executor: Its executor.
-        slowest: How many of the slowest runs to tell of: 0 for all, None for none.
+        slowest: How many of the slowest runs to report: 0 for all, None for none.
     """
 
     KEY: pytest.StashKey[ItemRuns] = pytest.StashKey()
@@ -73,7 +73,7 @@ class ItemRuns:
         self._wanted = slowest
         self._on_start = item.ihook.pytest_synapse_run_started
         self._on_end = item.ihook.pytest_synapse_run_finished
-        self._lock = threading.RLock()  # runs may be made in several threads
+        self._lock = threading.RLock()  # a test may run actions in several threads
         self._began: dict[str, float] = {}
         self._jobs: set[str] = set()
         self._count = 0
@@ -82,15 +82,15 @@ class ItemRuns:
         self._discard()
 
     def started(self, call: ActionCall) -> None:
-        """Take a call that is about to be made."""
+        """Record a call that is about to be made."""
         with self._lock:
-            if self._on_start.get_hookimpls():  # to find that there is none is cheaper than to call them all
-                with _blamed(self._on_start.name, call.name, self.mode):
+            if self._on_start.get_hookimpls():  # checking this is cheaper than calling the hook
+                with _naming_hook(self._on_start.name, call.name, self.mode):
                     self._on_start(item=self._item, call=call)
             self._began[call.job_id] = time.perf_counter()
 
     def finished(self, run: ActionRun) -> None:
-        """Take a run, unless it is of a job that was asked for before."""
+        """Record a run, unless it is of a job whose result was requested before."""
         now = time.perf_counter()
         with self._lock:
             began = self._began.pop(run.job_id, None)
@@ -100,11 +100,11 @@ class ItemRuns:
                 self._jobs.add(run.job_id)
             self._record(run, run.duration if began is None else now - began)
             if self._on_end.get_hookimpls():
-                with _blamed(self._on_end.name, run.name, self.mode, run.error):
+                with _naming_hook(self._on_end.name, run.name, self.mode, run.error):
                     self._on_end(item=self._item, run=run)
 
     def name_properties(self) -> None:
-        """Write the runs into the test's properties, in place of what was there of them."""
+        """Write the runs into the test's properties, replacing what an earlier call wrote."""
         if not self._count:
             return
         properties: list[tuple[str, object]] = [("synapse_mode", self.mode), ("synapse_runs", self._count)]
@@ -114,11 +114,11 @@ class ItemRuns:
         self._item.user_properties[:] = [*others, *properties]
 
     def collect(self) -> TestRuns | None:
-        """Return what is to be told of the runs since this was called last; None where there were none."""
+        """Return the runs since the last call of this method; None if there were none."""
         with self._lock:
             if not self._new:
                 return None
-            told = TestRuns(
+            collected = TestRuns(
                 mode=self.mode,
                 count=self._new,
                 raised=self._raised,
@@ -129,16 +129,16 @@ class ItemRuns:
                 lines=_new_lines(self._item.config),
             )
             self._discard()
-        return told
+        return collected
 
     def close(self) -> None:
-        """Let go of the executor: the test has ended."""
+        """Release the executor after the test has ended."""
         self._executor = None
         self._began.clear()
         self._jobs.clear()
 
     def _discard(self) -> None:
-        """Begin to count anew what the next report tells."""
+        """Reset what the next report counts."""
         self._new = self._raised = 0
         self._seconds = self._waited = 0.0
         self._slowest: list[tuple[float, str]] = []
@@ -156,16 +156,16 @@ class ItemRuns:
         if self._wanted is not None:
             self._rank(run.duration, run.name)
         if not MODES[self.mode].in_process and self._executor is not None:
-            self._record_place(run.node, self._executor.backend)
+            self._record_backend(run.node, self._executor.backend)
 
     def _rank(self, seconds: float, action: str) -> None:
-        """Keep a run if it is among the slowest."""
+        """Keep the run if it is among the slowest."""
         if self._wanted == 0 or len(self._slowest) < (self._wanted or 0):
             heapq.heappush(self._slowest, (seconds, action))
         else:
             heapq.heappushpop(self._slowest, (seconds, action))
 
-    def _record_place(self, node: str, backend: Backend | None) -> None:
+    def _record_backend(self, node: str, backend: Backend | None) -> None:
         if node and node not in self._nodes and len(self._nodes) < _NAMED:
             self._nodes.append(node)
         if backend is not None and (shown := (*backend,)) not in self._backends:
@@ -185,26 +185,26 @@ def observe(item: pytest.Item, executor: Executor, slowest: int | None) -> Itera
 
 
 @contextlib.contextmanager
-def _blamed(hook: str, action: str, mode: str, lost: BaseException | None = None) -> Iterator[None]:
-    """Let what a hook raises say that a hook did; `lost` is the error that the test would have got."""
+def _naming_hook(hook: str, action: str, mode: str, lost: BaseException | None = None) -> Iterator[None]:
+    """Add the hook's name to an exception that it raises; `lost` is the error that the test would have got."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"Raised by an implementation of the hook {hook}, for {action} in {mode} mode.")
+        error.add_note(f"Raised by an implementation of the hook {hook} for {action} in {mode} mode.")
         if lost is not None:
-            error.add_note(f"The action had failed: {lost}")
+            error.add_note(f"The action itself failed: {lost}")
         raise
 
 
 def _new_lines(config: pytest.Config) -> dict[str, list[int]]:
-    """Return the lines that workers' coverage has brought since this was called last, by file."""
-    measurement = sys.modules.get(_MEASUREMENT)  # where there are workers, not in local mode
+    """Return the lines that were covered in workers since the last call of this function, by file."""
+    measurement = sys.modules.get(_MEASUREMENT)  # imported if there are workers, not in local mode
     if measurement is None:
         return {}
-    told = config.stash.setdefault(_reported_lines, {})
+    reported = config.stash.setdefault(_reported_lines, {})
     found: dict[str, list[int]] = {}
-    for file, lines in dict(measurement.received()).items():  # a thread of the test may still add to it
-        before = told.setdefault(file, set())
+    for file, lines in dict(measurement.received()).items():  # a copy, as a thread of the test may still add to it
+        before = reported.setdefault(file, set())
         if len(before) != len(lines):
             found[file] = sorted(lines - before)
             before |= lines

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from synapse_runtime.plugins.plugin import Plugin
 
 _SHARED = "synapse_sessions"  # key of `workerinput`
+_MODE_OPTIONS = ("ray_address", "num_cpus", "num_gpus", "keep_cluster", "debug_sdk")
 
 
 class SynapseSession:
@@ -50,7 +51,10 @@ class SynapseSession:
         )
         self.timeout()
         self.slowest()
-        self._mode_sessions = self._start_mode_sessions()
+        self._mode_sessions: dict[str, Any] = {}
+        self._mode_options = {name: config.getoption(f"synapse_{name}") for name in _MODE_OPTIONS}
+        if any(value not in (None, False) for value in self._mode_options.values()):
+            self._share_all()  # which checks them
 
     @classmethod
     def of(cls, config: pytest.Config) -> SynapseSession:
@@ -67,29 +71,24 @@ class SynapseSession:
     def _is_xdist_worker(self) -> bool:
         return hasattr(self._config, "workerinput")
 
-    def _start_mode_sessions(self) -> dict[str, Any]:
-        """Create what the executors of each mode share, by the class that it is of. This starts nothing."""
-        option = self._config.getoption
-        options = {
-            "ray_address": option("synapse_ray_address"),
-            "num_cpus": option("synapse_num_cpus"),
-            "num_gpus": option("synapse_num_gpus"),
-            "keep_cluster": option("synapse_keep_cluster"),
-            "debug_sdk": option("synapse_debug_sdk"),
-        }
-        shared = getattr(self._config, "workerinput", {}).get(_SHARED, {})
-        sessions: dict[str, Any] = {}
-        for mode in MODES.values():
-            if mode.session and mode.session not in sessions:
-                try:
-                    sessions[mode.session] = mode.session_class()(options, shared.get(mode.session))
-                except ValueError as error:
-                    raise pytest.UsageError(str(error)) from None
-        return sessions
+    def _mode_session(self, name: str) -> Any:
+        """Return what the executors of a mode share, created when it is first needed. This starts nothing."""
+        if name not in self._mode_sessions:
+            shared = getattr(self._config, "workerinput", {}).get(_SHARED, {}).get(name)
+            session_class = next(mode.session_class() for mode in MODES.values() if mode.session == name)
+            try:
+                self._mode_sessions[name] = session_class(self._mode_options, shared)
+            except ValueError as error:
+                raise pytest.UsageError(str(error)) from None
+        return self._mode_sessions[name]
+
+    def _share_all(self) -> dict[str, Any]:
+        """Return what other processes of this run need to use the same clusters and servers."""
+        return {name: self._mode_session(name).share() for name in {mode.session for mode in MODES.values()} if name}
 
     def configure_xdist_worker(self, workerinput: dict[str, Any]) -> None:
         """Pass on what a worker of pytest-xdist needs to take part in this run."""
-        workerinput[_SHARED] = {name: session.share() for name, session in self._mode_sessions.items()}
+        workerinput[_SHARED] = self._share_all()
 
     def describe(self, modes: Iterable[str]) -> list[str]:
         """Return in a few words what these modes will use, such as the cluster; each once."""
@@ -114,7 +113,7 @@ class SynapseSession:
 
     def _sessions_of(self, modes: Iterable[str]) -> list[Any]:
         names = dict.fromkeys(MODES[mode].session for mode in modes)
-        return [self._mode_sessions[name] for name in names if name]
+        return [self._mode_session(name) for name in names if name]
 
     def plugin_for(self, path: Path) -> Plugin | None:
         """Return the plugin of a test file: the one that was named, else the nearest above the file.
@@ -159,12 +158,12 @@ class SynapseSession:
             yield executor_class(strict=strict, fresh=fresh, **options)
             return
         resources = {name: marks[name] for name in RESOURCES if name in marks}
-        session = self._mode_sessions[chosen.session]
+        session = self._mode_session(chosen.session)
         with session.executor(chosen.name, resources, fresh=fresh, strict=strict, **options) as executor:
             yield executor
 
     def _pickle_tests_by_value(self, item: pytest.Item) -> None:
-        """Let classes and functions of this test's module, and of conftests, travel by value: no worker has those."""
+        """Pickle by value what this test's module and conftest files define, as no worker can import them."""
         module = getattr(item, "module", None)
         name = "" if module is None else module.__name__
         if name in self._pickled_by_value:
@@ -196,7 +195,7 @@ class SynapseSession:
         """Return the time limit of actions whose tests set none, in seconds.
 
         Raises:
-            pytest.UsageError: It is no positive number.
+            pytest.UsageError: It is not a positive number.
         """
         option: float | None = self._config.getoption("synapse_timeout")
         ini = self._config.getini("synapse_timeout")
@@ -206,7 +205,7 @@ class SynapseSession:
         """Return how many of the slowest runs the summary shows: 0 for all, None for none.
 
         Raises:
-            pytest.UsageError: It is no whole number.
+            pytest.UsageError: It is not an integer.
         """
         option: int | None = self._config.getoption("synapse_durations")
         ini = self._config.getini("synapse_durations")
@@ -225,16 +224,16 @@ def seconds(text: str, source: str = "--synapse-timeout") -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise pytest.UsageError(f"{source}: a positive number of seconds is wanted, not {text!r}")
+        raise pytest.UsageError(f"{source}: expected a positive number of seconds, got {text!r}")
     return value
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return a type of option: a whole number that is not less."""
+    """Return an option type: an integer that is not less."""
 
     def number(text: str) -> int:
         if not text.isascii() or not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"a whole number of at least {least} is wanted, not {text!r}")
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
         return int(text)
 
     return number

@@ -1,4 +1,4 @@
-"""Tests in the style of unittest: the executor is an attribute, and a class runs once in each of its modes."""
+"""unittest-style tests: the executor is an attribute, and a class runs once in each of its modes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class SynapseTestCase(unittest.TestCase):
-    """Base of test classes in the style of unittest. pytest runs them; marker and options hold for them.
+    """Base class of unittest-style tests. pytest runs them, and marker and options apply to them.
 
-    With several modes the class runs once in each: `TestX-local`, `TestX-task`. (pytest reads what is in
-    brackets as a function's parameters.)
+    With several modes the class runs once in each: `TestX-local`, `TestX-task`. (Brackets would look like the
+    parameters of a function to pytest.)
 
     Attributes:
-        synapse_executor: What the fixture of this name gives; a new one for each test.
+        synapse_executor: The value of the fixture with this name; a new one for each test.
 
     Example:
         >>> class TestDouble(SynapseTestCase):
@@ -32,17 +32,17 @@ class SynapseTestCase(unittest.TestCase):
     synapse_executor: Executor
 
     @pytest.fixture(autouse=True)
-    def _take_synapse_executor(self, synapse_executor: Executor) -> None:
+    def _set_synapse_executor(self, synapse_executor: Executor) -> None:
         self.synapse_executor = synapse_executor
 
 
 def in_each_mode(node: pytest.Class) -> list[pytest.Class]:
-    """Return a class of tests as pytest has made it, or one for each of its modes where a test of it has several."""
+    """Return the collected class, or one class for each mode if any of its tests has several modes."""
     names = unittest.TestLoader().getTestCaseNames(node.obj)
     try:
         modes = [_modes_of_method(node, getattr(node.obj, name)) for name in names]
     except pytest.UsageError:
-        return [node]  # told for all tests at once, after collection
+        return [node]  # reported for all tests at once, after collection
     if all(len(each) == 1 for each in modes):
         return [node]
     wanted = {mode for each in modes for mode in each}

@@ -1,4 +1,4 @@
-"""Run Synapse plugin actions: in this process, on a Ray actor, or as a Ray job. The same everywhere."""
+"""Run Synapse plugin actions in this process, on a Ray actor, or as a Ray job, with the same behaviour in each."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ from typing import TYPE_CHECKING, Any
 from synapse_runtime.sdk_compat import import_hook
 
 if TYPE_CHECKING:
-    from synapse_runtime.action import BaseAction as BaseAction
-    from synapse_runtime.context import RuntimeContext as RuntimeContext
-    from synapse_runtime.core.execution import ActionRun as ActionRun
-    from synapse_runtime.environment import PluginEnvironment as PluginEnvironment
-    from synapse_runtime.executors.local import LocalExecutor as LocalExecutor
-    from synapse_runtime.executors.ray import RayActorExecutor as RayActorExecutor
-    from synapse_runtime.executors.ray import RayJobsApiExecutor as RayJobsApiExecutor
-    from synapse_runtime.plugins.plugin import Plugin as Plugin
-    from synapse_runtime.runner import run_plugin as run_plugin
+    from synapse_runtime.action import BaseAction
+    from synapse_runtime.context import RuntimeContext
+    from synapse_runtime.core.execution import ActionRun
+    from synapse_runtime.environment import PluginEnvironment
+    from synapse_runtime.executors.local import LocalExecutor
+    from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+    from synapse_runtime.plugins.plugin import Plugin
+    from synapse_runtime.runner import run_plugin
 
+__all__ = [
+    "ActionRun",
+    "BaseAction",
+    "LocalExecutor",
+    "Plugin",
+    "PluginEnvironment",
+    "RayActorExecutor",
+    "RayJobsApiExecutor",
+    "RuntimeContext",
+    "run_plugin",
+]
 __version__ = "0.1.0"
 
 import_hook.install()
@@ -35,7 +45,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first use: asking where a config file is must not import pydantic."""
+    """Import public names on first use, so that finding a config file does not import pydantic."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -1,4 +1,4 @@
-"""`BaseAction`: what an action author writes against; and `as_action`: anything else that counts as an action."""
+"""`BaseAction`, the base class of actions; and how actions of any form are recognised, validated and called."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from synapse_runtime.messages import LocalizedMessage, LogMessageCode
 from synapse_runtime.sdk_compat import sdk_actions
 from synapse_runtime.types import DataType
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__all__ = ["BaseAction", "NoResult", "is_action", "validate_result"]
+
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 P = TypeVar("P", bound=BaseModel)
 
 
 class NoResult:
-    """Stands for the `result_model` of an action that has none."""
+    """The default `result_model`: results are not checked."""
 
 
 class BaseAction(ABC, Generic[P]):
     """Base class of actions: `class Train(BaseAction[TrainParams])` with an `execute` method.
 
     Attributes:
-        action_name: The action's name; the key in the config file, or derived from the class name, by default.
-        category: The plugin category that it belongs to; that of the config file by default.
-        input_type: Kind of data that it takes, of `synapse_runtime.types`.
-        output_type: Kind of data that it gives.
-        params_model: Taken from the generic parameter. Without one, `params` is the dict as given.
-        result_model: Pydantic model that the result is checked against; `NoResult` where there is none.
+        action_name: The action's name; by default the key in the config file, or derived from the class name.
+        category: The plugin category that it belongs to; by default that of the config file.
+        input_type: The kind of data that it takes, one of `synapse_runtime.types`.
+        output_type: The kind of data that it produces.
+        params_model: The generic parameter. Without one, `params` is the dict as given.
+        result_model: Pydantic model that the result is checked against; `NoResult` for no check.
         params: The validated params: an instance of `params_model`.
-        ctx: The `RuntimeContext`: environment, job id, and everything the action may say.
+        ctx: The `RuntimeContext`: environment, job id, logging, progress and metrics.
 
     Example:
         >>> from pydantic import BaseModel
@@ -64,14 +66,14 @@ class BaseAction(ABC, Generic[P]):
         super().__init_subclass__(**kwargs)
         if "params_model" in cls.__dict__:
             return
-        for base in cls.__dict__.get("__orig_bases__", ()):  # its own: those above have had their turn
+        for base in cls.__dict__.get("__orig_bases__", ()):  # only its own: parent classes are bound already
             origin = get_origin(base)
             if isinstance(origin, type) and issubclass(origin, BaseAction):
                 cls._bind(origin, get_args(base))
 
     @classmethod
     def _bind(cls, generic: type[BaseAction[Any]], arguments: tuple[Any, ...]) -> None:
-        """Take what stands for the type variable `P`: a model, or the type variable of a generic action's own."""
+        """Set `params_model` to the argument for `P`, or remember the type variable that a generic action uses."""
         variables = dict(zip(getattr(generic, "__parameters__", ()), arguments, strict=False))
         argument = variables.get(generic._params_variable)
         if isinstance(argument, type) and issubclass(argument, BaseModel):
@@ -94,24 +96,24 @@ class BaseAction(ABC, Generic[P]):
 
     @abstractmethod
     def execute(self) -> Any:
-        """Do the work and return the result. May be `async`."""
+        """Run the action and return the result. May be `async`."""
 
     def run(self) -> Any:
-        """Run the action: `execute`, unless a class has more to do around it."""
+        """Run the action. Calls `execute`; override it to wrap that call."""
         return self.execute()
 
     @classmethod
     def dispatch(cls, params: Mapping[str, Any] | P, ctx: RuntimeContext) -> Any:
-        """Check the params, make the action and run it.
+        """Validate the params, create the action and run it.
 
-        A class that overrides this gets the params as they were given, unchecked.
+        An override receives the params as given, without validation.
 
         Args:
             params: The params: a dict, or an instance of the model.
-            ctx: The context that the action gets.
+            ctx: The context for the action.
 
         Raises:
-            ValidationError: The params do not fit.
+            ValidationError: The params are invalid.
         """
         try:
             checked = _validated(cls, ctx.name, params)
@@ -121,13 +123,13 @@ class BaseAction(ABC, Generic[P]):
         return cls(checked, ctx).run()
 
     def log(self, event: str, data: Mapping[str, Any] | None = None, file: str | None = None) -> None:
-        """Record that something happened; see `RuntimeContext.log`."""
+        """Log an event; see `RuntimeContext.log`."""
         self.ctx.log(event, data, file)
 
     def set_progress(
         self, current: float, total: float, step: str | None = None, *, category: str | None = None
     ) -> None:
-        """Tell how far the action has come; see `RuntimeContext.set_progress`. `category` is an old name of `step`."""
+        """Report progress; see `RuntimeContext.set_progress`. `category` is an old name of `step`."""
         self.ctx.set_progress(current, total, category if step is None else step)
 
     def set_metrics(self, value: Mapping[str, Any], step: str) -> None:
@@ -140,20 +142,20 @@ class BaseAction(ABC, Generic[P]):
         level: str = "info",
         **values: Any,
     ) -> None:
-        """Say something to the person who runs the action; see `RuntimeContext.log_message`."""
+        """Show a message to the user who runs the action; see `RuntimeContext.log_message`."""
         self.ctx.log_message(message, level, **values)
 
     def log_metric(self, category: str, key: str, value: float, **metrics: Any) -> None:
-        """Record one point of a curve; see `RuntimeContext.log_metric`."""
+        """Log one data point of a metric; see `RuntimeContext.log_metric`."""
         self.ctx.log_metric(category, key, value, **metrics)
 
     def log_visualization(self, category: str, group: str, index: int, image: str, **meta: Any) -> None:
-        """Record a picture; see `RuntimeContext.log_visualization`."""
+        """Log an image; see `RuntimeContext.log_visualization`."""
         self.ctx.log_visualization(category, group, index, image, **meta)
 
     @classmethod
     def get_log_message_code_class(cls) -> type[LogMessageCode]:
-        """Return the class of this action's message codes, which it says by overriding this."""
+        """Return the class of this action's message codes. Override it if the action has any."""
         raise NotImplementedError(f"{cls.__name__} has no message codes: override get_log_message_code_class")
 
 
@@ -161,33 +163,33 @@ BaseAction._params_variable = P
 
 
 def is_action(value: object) -> bool:
-    """Tell whether `value` can be run: a class with `execute` or `dispatch`, or an `@action` function."""
+    """Return whether `value` can be run: a class with `execute` or `dispatch`, or an `@action` function."""
     if isinstance(value, type):
         return callable(getattr(value, "execute", None)) or callable(getattr(value, "dispatch", None))
     return callable(value) and getattr(value, "_is_action", False) is True
 
 
 def require_action(value: object) -> Any:
-    """Return `value`, or raise `ConfigError` that says what an action is."""
+    """Return `value`, or raise `ConfigError` if it is not an action."""
     if is_action(value):
         return value
     lacks = "; this class has neither execute nor dispatch" if isinstance(value, type) else ""
     if inspect.isfunction(value):
-        lacks = "; this function has no @action"
+        lacks = "; this function is not decorated with @action"
     raise ConfigError(
-        f"{describe(value)} is not an action: give a class with an execute method, an @action function, "
+        f"{describe(value)} is not an action: expected a class with an execute method, an @action function, "
         f"an entrypoint 'module:Name', or the name of an action of the plugin{lacks}"
     )
 
 
 def describe(value: object) -> str:
-    """Return how people call it: module and name of a class or function, else its repr."""
+    """Return a description for messages: module and name of a class or function, else its repr."""
     name = getattr(value, "__qualname__", None)
     return f"{getattr(value, '__module__', '?')}.{name}" if name else repr(value)
 
 
 def name_of(value: Any) -> str:
-    """Return the name of an action: its own, else made from the class's: `TrainModelAction` → `train_model`.
+    """Return the name of an action: its own, or derived from the class name: `TrainModelAction` → `train_model`.
 
     Example:
         >>> name_of(type("TrainModelAction", (), {}))
@@ -196,18 +198,18 @@ def name_of(value: Any) -> str:
     own = getattr(value, "action_name", None) or getattr(value, "_action_name", None)
     if isinstance(own, str):
         return own
-    return _in_words(value.__name__)
+    return _snake_case(value.__name__)
 
 
 @functools.lru_cache
-def _in_words(name: str) -> str:
+def _snake_case(name: str) -> str:
     stem = name.removesuffix("Action") or name
     words = "".join("_" + c if c.isupper() and i and not stem[i - 1].isupper() else c for i, c in enumerate(stem))
     return words.lower()
 
 
 def params_model_of(target: Any) -> type[BaseModel] | None:
-    """Return the model that the params of this action are checked against, if it has one."""
+    """Return the model that validates the params of this action, if it has one."""
     model = getattr(target, "params_model", None) or getattr(target, "_action_params", None)
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
@@ -219,13 +221,13 @@ def result_model_of(target: Any) -> type[BaseModel] | None:
 
 
 def validate_params(target: Any, name: str, params: Any) -> Any:
-    """Check params by the action's model and return what the action gets: a model instance.
+    """Validate params with the action's model and return a model instance.
 
-    An instance of the model passes as it is. Without a model, the params pass unchecked; so they do where the action
-    has its own `dispatch` in place of `BaseAction`'s, as nobody else knows what they must be.
+    An instance of the model is returned unchanged. Params are not validated if the action has no model, or overrides
+    `dispatch`, which then defines what is valid.
 
     Raises:
-        ValidationError: Names action and fields; the cause is pydantic's error, or what a validator raised.
+        ValidationError: The message names action and fields; the cause is pydantic's error, or a validator's exception.
     """
     own = sdk_actions.has_own_dispatch if sdk_actions.is_of_sdk(target) else _has_own_dispatch
     return params if own(target) else _validated(target, name, params)
@@ -239,20 +241,20 @@ def _validated(target: Any, name: str, params: Any) -> Any:
         return model.model_validate(_own(params), context=sdk_actions.validation_context(target))
     except PydanticValidationError as error:
         raise _validation_error(name, model, error) from error
-    except Exception as error:  # of a validator of the author's
-        text = f"{name}: checking the parameters failed ({model.__name__}): {type(error).__name__}: {safe_str(error)}"
+    except Exception as error:  # raised by a custom validator
+        text = f"{name}: validating the parameters failed ({model.__name__}): {type(error).__name__}: {safe_str(error)}"
         raise ValidationError(text) from error
 
 
 _CONTAINERS = frozenset({dict, list, tuple, set})
-# Tuples within tuples are copied to this depth; nothing else costs stack.
+# Nested tuples are copied to this depth; only they are copied recursively.
 _MAX_TUPLES = 100
 
 
 def _own(value: Any) -> Any:
-    """Copy the builtin containers of a value, so that a validator can take them apart; all else stays as it is.
+    """Copy the builtin containers of a value, which a validator may modify; other objects are not copied.
 
-    What is one thing stays one thing, so that containers may contain themselves.
+    Shared references stay shared, so containers may contain themselves.
     """
     if type(value) is dict and _CONTAINERS.isdisjoint(map(type, value.values())):
         return value.copy()
@@ -270,15 +272,15 @@ def _own(value: Any) -> Any:
                 copies.setdefault(id(item), parts if changed else item)
             else:
                 copies[id(item)] = item.copy()
-                if kind is not set:  # what a set has in it cannot change
+                if kind is not set:  # the items of a set are immutable
                     unfinished.append(copies[id(item)])
         return copies[id(item)]
 
     copy = own(value)
-    for container in unfinished:  # which grows meanwhile
+    for container in unfinished:  # the list grows during the loop
         is_dict = type(container) is dict
         if _CONTAINERS.isdisjoint(map(type, container.values() if is_dict else container)):
-            continue  # quicker to find out than by a loop, for long lists of numbers
+            continue  # faster than the loop below for long lists of numbers
         for place, item in container.items() if is_dict else enumerate(container):
             container[place] = own(item)
     return copy
@@ -304,13 +306,13 @@ def _validation_error(name: str, model: type[BaseModel], error: PydanticValidati
 def _shortened(value: object, limit: int = 80) -> str:
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - a user's __repr__ may do anything
+    except Exception:  # noqa: BLE001 - a user's `__repr__` may raise anything
         text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
-    """Call an action, in whichever form it is, and return what it returns."""
+    """Call an action of any form and return its result."""
     if sdk_actions.is_of_sdk(target):
         try:
             return sdk_actions.invoke(target, params, ctx)
@@ -324,8 +326,8 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     if not isinstance(target, type):
         return target(params, ctx)
     cls: Any = target
-    if issubclass(cls, BaseAction) and not _has_own_dispatch(cls):  # the params are checked already
-        # No frame of ours where it would be in the way of who reads a stack.
+    if issubclass(cls, BaseAction) and not _has_own_dispatch(cls):  # the params are validated already
+        # Calls `execute` directly, to keep frames of this package out of the action's stack.
         return cls(params, ctx).execute() if cls.run is BaseAction.run else cls(params, ctx).run()
     if callable(getattr(cls, "dispatch", None)):
         return cls.dispatch(params, ctx)
@@ -333,19 +335,19 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
 
 
 def _has_own_dispatch(target: Any) -> bool:
-    """Tell whether a subclass of `BaseAction` overrides `dispatch`."""
+    """Return whether this is a subclass of `BaseAction` that overrides `dispatch`."""
     if not isinstance(target, type) or not issubclass(target, BaseAction):
         return False
     return getattr(target.dispatch, "__func__", None) is not BaseAction.dispatch.__func__  # type: ignore[attr-defined]
 
 
 def validate_result(result: Any, result_model: type[BaseModel] | type[NoResult], logger: Logger | None = None) -> Any:
-    """Compare a result with a model, and return it as it is; log a warning where it does not fit.
+    """Validate a result with a model and return it unchanged; log a warning if it does not match.
 
     Args:
-        result: What an action returned.
-        result_model: What it is to be.
-        logger: Where to warn; that of this module by default.
+        result: The result of an action.
+        result_model: The expected model.
+        logger: The logger for the warning; this module's by default.
     """
     mismatch = _mismatch(result_model, "validate_result", result)
     if mismatch is not None:
@@ -354,7 +356,7 @@ def validate_result(result: Any, result_model: type[BaseModel] | type[NoResult],
 
 
 def result_mismatch(target: Any, name: str, result: Any) -> str | None:
-    """Compare a result with the action's `result_model`; return what does not fit, or None."""
+    """Validate a result with the action's `result_model`; return a description of the mismatch, or None."""
     return _mismatch(result_model_of(target), name, result)
 
 
@@ -367,10 +369,10 @@ def _mismatch(model: type[BaseModel] | type[NoResult] | None, name: str, result:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'result'}: {problem['msg']}" for problem in error.errors()
         )
-        return f"{name}: the result does not fit {model.__name__}: {problems}"
+        return f"{name}: the result does not match {model.__name__}: {problems}"
     return None
 
 
 def is_generator(result: object) -> bool:
-    """Tell whether an action returned a generator, which cannot be a result."""
+    """Return whether an action returned a generator, which cannot be a result."""
     return inspect.isgenerator(result) or inspect.isasyncgen(result)

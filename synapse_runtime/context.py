@@ -1,4 +1,4 @@
-"""What an action sees of the world while it runs: `RuntimeContext`."""
+"""`RuntimeContext`: an action's access to environment, logging, progress and metrics while it runs."""
 
 from __future__ import annotations
 
@@ -27,35 +27,36 @@ if TYPE_CHECKING:
 
 __all__ = ["PluginEnvironment", "RuntimeContext"]
 
-# As libraries do: without a handler of the user's, logging stays quiet instead of writing to stderr by itself.
+# The convention for libraries: without a handler of the user's, nothing is written to stderr.
 logging.getLogger("synapse").addHandler(logging.NullHandler())
 
 
 class RuntimeContext:
-    """An action's way to speak: log, progress, metrics, messages; and what it may ask: environment, job id.
+    """What an action uses to emit events (log, progress, metrics, messages) and to read its environment and job id.
 
     Args:
-        logger: Where events go, in order: a function that is called with each, or one of `synapse_runtime.loggers`.
+        logger: Receives the events in order: a function that is called with each, or one of `synapse_runtime.loggers`.
         env: The environment of the action; see `PluginEnvironment`.
         job_id: The id of this run.
-        client: A client of the platform's, for what the action wants of it.
-        v2_client: The same, for the second version of its interface.
+        client: A client of the platform's API.
+        v2_client: A client of version 2 of the platform's API.
         agent_client: A client of the platform's agent.
-        checkpoint: Which model training begins with: its `category` and `path`.
-        language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
+        checkpoint: The model that training starts from: its `category` and `path`.
+        language: Two-letter language code of messages; the variable `SYNAPSE_LANGUAGE` by default, else English.
         name: The action's name.
-        category: The plugin category that the config file names.
+        category: The plugin category that the config file sets.
 
     Attributes:
-        env: The `PluginEnvironment`: this process's variables, under the config file's, under those given.
-        job_id: The id of this run: the one that was given, else a fresh one.
-        logger: A `logging.Logger`. Its records are events of this run too, and reach `logging` as usual. In a context
-            that was made with one of `synapse_runtime.loggers`, that one.
-        client: None, as there are no credentials for the platform; so are the other clients, and `checkpoint`.
+        env: The `PluginEnvironment`: this process's variables, overridden by the config file's, overridden by those
+            given.
+        job_id: The id of this run: the given one, or a new one.
+        logger: A `logging.Logger`. Its records become events of this run too, and are handled by `logging` as usual. If
+            the context was created with one of `synapse_runtime.loggers`, that logger.
+        client: None, as there are no credentials for the platform; as are the other clients, and `checkpoint`.
         name: The action's name.
-        category: The plugin category that the config file names, if any.
-        refusal: Why the params do not fit, where an action that checks them itself found that out.
-        step: The step that goes on, of what is recorded without naming one; None by default.
+        category: The plugin category that the config file sets, if any.
+        refusal: The error about invalid params, if the action itself validates them and raised it.
+        step: The current step, for events that do not name one; None by default.
 
     Example:
         >>> events = []
@@ -96,17 +97,17 @@ class RuntimeContext:
 
     @property
     def client_v1(self) -> Any:
-        """The same as `client`."""
+        """An alias of `client`."""
         return self.client
 
     @property
     def client_v2(self) -> Any:
-        """The same as `v2_client`."""
+        """An alias of `v2_client`."""
         return self.v2_client
 
     @property
     def logger(self) -> logging.Logger:
-        """The action's logger, `synapse.<action name>` in `logging`'s tree; down to debug by default."""
+        """The action's logger, named `synapse.<action name>`; its default level is debug."""
         if self._logger is None:
             self._logger = _ActionLogger(self.name, self)
         own: logging.Logger = self._logger
@@ -121,25 +122,25 @@ class RuntimeContext:
         *,
         step: str | None = None,
     ) -> None:
-        """Record that something happened.
+        """Log an event.
 
         Args:
-            event: What, in one word, such as `epoch_complete`.
-            data: Facts about it.
+            event: The event's name, such as `epoch_complete`.
+            data: The event's data.
             file: A file that belongs to it.
             level: `debug`, `info`, `warning`, `error` or `critical`.
-            step: The step that it belongs to; the one that goes on by default.
+            step: The step that it belongs to; the current one by default.
         """
         step = self.step if step is None else step
         self._emit(Event("log", str(event), _copied(data) if data else {}, _level(level), step, file and str(file)))
 
     def set_progress(self, current: float, total: float, step: str | None = None) -> None:
-        """Tell how far the action has come.
+        """Report the progress of the action.
 
         Args:
-            current: Done so far, in any unit, from 0 to `total`.
-            total: All there is to do, in the same unit; more than 0.
-            step: Which of several steps this is about.
+            current: The amount done so far, in any unit, from 0 to `total`.
+            total: The total amount, in the same unit; more than 0.
+            step: The step that the progress is of, if there are several.
 
         Raises:
             ValueError: `total` is not positive, or `current` not between 0 and `total`.
@@ -151,7 +152,7 @@ class RuntimeContext:
 
         Args:
             value: Names and values.
-            step: What they are of, such as `training`. Not empty.
+            step: The step that they belong to, such as `training`. Not empty.
 
         Raises:
             ValueError: The step is empty.
@@ -173,16 +174,16 @@ class RuntimeContext:
         step: str | None = None,
         **values: Any,
     ) -> None:
-        """Say something to the person who runs the action.
+        """Show a message to the user who runs the action.
 
         Args:
             message: The text; texts by language, as a dict or `LocalizedMessage`; or a code, which has text and level.
                 With `values`, a template: `{name}` is replaced by the value of that name.
             level: `debug`, `info`, `success`, `warning`, `danger`, `error` or `critical`; or a `LogLevel`.
-            context: Its former name; deprecated.
+            context: Deprecated name of `level`.
             language: The language of this message; that of the run by default.
             step: The step that it belongs to.
-            **values: What to fill in.
+            **values: Values for the template.
         """
         if context is not None:
             warnings.warn("log_message: context is deprecated, use level", DeprecationWarning, stacklevel=2)
@@ -198,36 +199,36 @@ class RuntimeContext:
         self.say(text, level=level, step=step, key=key)
 
     def say(self, text: str, *, level: str = "info", step: str | None = None, key: str | None = None) -> None:
-        """Say a text as it is.
+        """Emit a message without filling in values.
 
         Args:
             text: The text.
-            level: How serious it is, as for `log_message`.
+            level: The level, as for `log_message`.
             step: The step that it belongs to.
             key: The code of the message, if it has one.
         """
         self._emit(Event("message", text, {} if key is None else {"key": key}, _level(level), step))
 
     def log_metric(self, category: str, key: str, value: float, **metrics: Any) -> None:
-        """Record one point of a curve, as an event `metric`.
+        """Log one data point of a metric, as an event `metric`.
 
         Args:
-            category: Which data it is of, such as `train` or `validation`.
-            key: What is measured, or what counts, such as `epoch`.
+            category: The data set that it is of, such as `train` or `validation`.
+            key: The name of the metric, or of the axis, such as `epoch`.
             value: Its value.
             **metrics: Further values at this point.
         """
         self.log("metric", {"category": category, "key": key, "value": value, "metrics": metrics})
 
     def log_visualization(self, category: str, group: str, index: int, image: str, **meta: Any) -> None:
-        """Record a picture, as an event `visualization`.
+        """Log an image, as an event `visualization`.
 
         Args:
-            category: Which data it is of, such as `validation`.
-            group: What it belongs to, such as an epoch.
-            index: Which one of its group it is.
-            image: The picture's file; it is not read.
-            **meta: Facts about it.
+            category: The data set that it is of, such as `validation`.
+            group: The group that it belongs to, such as an epoch.
+            index: Its index in the group.
+            image: The path of the image; the file is not read.
+            **meta: Further data about it.
         """
         self.log("visualization", {"category": category, "group": group, "index": index, **meta}, image)
 
@@ -241,15 +242,15 @@ class RuntimeContext:
         metrics: Sequence[str] | None = None,
         best_trial: str = "",
     ) -> None:
-        """Record how far a search for hyperparameters has come, as an event `trials`.
+        """Log the state of a hyperparameter search, as an event `trials`.
 
         Args:
-            data: All of the below, in one.
-            trials: Facts about each trial, by its id.
-            base: Names of columns that are neither of the next two.
+            data: All of the following in one mapping.
+            trials: Data of each trial, by its id.
+            base: Names of columns that are neither hyperparameters nor metrics.
             hyperparameters: Names of columns that are hyperparameters.
             metrics: Names of columns that are metrics.
-            best_trial: The id of the best.
+            best_trial: The id of the best trial.
         """
         if data is None:
             data = {
@@ -262,16 +263,16 @@ class RuntimeContext:
         self.log("trials", data)
 
     def log_dev_event(self, message: str, data: Mapping[str, Any] | None = None) -> None:
-        """Record something for the plugin's developers, as an event `dev_event` of level `debug`.
+        """Log something for the plugin's developers, as an event `dev_event` of level `debug`.
 
         Args:
-            message: What.
-            data: Facts about it.
+            message: The message.
+            data: Data about it.
         """
         self.log("dev_event", {"message": message, "data": data}, level="debug")
 
     def end_log(self) -> None:
-        """Say that the run is complete."""
+        """Show the message that the run is complete."""
         self.log_message(CommonLogMessageCode.PLUGIN_RUN_COMPLETE)
 
     def _language(self, given: str | None) -> str:
@@ -279,9 +280,9 @@ class RuntimeContext:
 
 
 class _ActionLogger(logging.Logger):
-    """A logger whose records are events as well. It is not in `logging`'s registry, so it ends with the run.
+    """A logger whose records become events as well. It is not in `logging`'s registry, so it is freed after the run.
 
-    What the SDK's loggers have besides, it has too.
+    It also has the additional methods of the SDK's loggers.
     """
 
     def __init__(self, name: str, ctx: RuntimeContext) -> None:
@@ -296,7 +297,7 @@ class _ActionLogger(logging.Logger):
         self._log_event(event, data, file, level, step=step)
 
     def log(self, level: Any, msg: Any, *args: Any, **kwargs: Any) -> None:
-        """Log at a level of `logging`, as usual; or, at a `LogLevel`, an event: its name, data, file and step."""
+        """Log a record at a level of `logging`; or, at a `LogLevel`, an event with name, data, file and step."""
         if isinstance(level, int):
             super().log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 1, **kwargs)
         else:
@@ -314,7 +315,7 @@ class _ActionLogger(logging.Logger):
 
 
 def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy an event's data, so that the event says what was true then, in every mode."""
+    """Copy an event's data, so that later changes do not affect the event, in any mode."""
     return {
         key if type(key) is str else str(key): value if type(value) in IMMUTABLE else snapshot(value)
         for key, value in data.items()
@@ -322,5 +323,5 @@ def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _level(level: object) -> str:
-    """Return the level's plain name; enums of levels give their value."""
+    """Return the level's name as a plain string; for an enum member its value."""
     return level if level == "info" and type(level) is str else str(getattr(level, "value", level)).lower()

@@ -1,4 +1,4 @@
-"""`@action`: a plain function as a plugin action."""
+"""`@action`: make a plain function a plugin action."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+__all__ = ["action"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,12 +30,12 @@ def action(
     result: type[BaseModel] | None = None,
     category: str | None = None,
 ) -> Any:
-    """Make a function an action. It is called with `(params, context)` and stays callable as it is.
+    """Make a function an action. It is called with `(params, context)`; the function itself is returned unchanged.
 
     Args:
-        name: The action's name; the function's own by default.
-        description: One line for people.
-        params: Pydantic model that the params are checked against. Without one the function gets the dict.
+        name: The action's name; the function's name by default.
+        description: A one-line description.
+        params: Pydantic model that validates the params. Without one the function receives the dict.
         result: Pydantic model that the result is checked against.
         category: The plugin category that it belongs to.
 

@@ -1,4 +1,4 @@
-"""The words of config files and plugins: categories, methods, kinds of data and annotations."""
+"""Enums of config files and plugins: categories, methods, types of data and annotations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ from enum import StrEnum
 
 from synapse_runtime.modes import MODES
 
+__all__ = [
+    "ACTION_DEFAULT_METHODS",
+    "AnnotationCategory",
+    "AnnotationTool",
+    "AnnotationType",
+    "ContainerKind",
+    "DataType",
+    "ExecutionMode",
+    "MetricsCategory",
+    "PackageManager",
+    "PluginCategory",
+    "RunMethod",
+    "SmartToolType",
+]
+
 
 class PluginCategory(StrEnum):
-    """What a plugin is for.
+    """The category of a plugin.
 
     Example:
         >>> PluginCategory("neural_net") is PluginCategory.NEURAL_NET
@@ -54,14 +69,14 @@ ExecutionMode = StrEnum("ExecutionMode", [(name.upper(), name) for name in MODES
 
 
 class PackageManager(StrEnum):
-    """What installs a plugin's requirements."""
+    """The package manager that installs a plugin's requirements."""
 
     PIP = "pip"
     UV = "uv"
 
 
 class MetricsCategory(StrEnum):
-    """Which data metrics are of."""
+    """The data set that metrics belong to."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -69,7 +84,7 @@ class MetricsCategory(StrEnum):
 
 
 class DataType(StrEnum):
-    """What kind of data a plugin takes."""
+    """The type of data that a plugin processes."""
 
     IMAGE = "image"
     TEXT = "text"
@@ -80,7 +95,7 @@ class DataType(StrEnum):
 
 
 class AnnotationCategory(StrEnum):
-    """What annotations are on."""
+    """The type of data that is annotated."""
 
     IMAGE = "image"
     VIDEO = "video"
@@ -92,7 +107,7 @@ class AnnotationCategory(StrEnum):
 
 
 class AnnotationType(StrEnum):
-    """What a smart tool makes."""
+    """The type of annotation that a smart tool creates."""
 
     BBOX = "bbox"
     POLYGON = "polygon"
@@ -103,7 +118,7 @@ class AnnotationType(StrEnum):
 
 
 class AnnotationTool(StrEnum):
-    """What annotations are made with."""
+    """The tool that annotations are made with."""
 
     BOUNDING_BOX = "bounding_box"
     POLYGON = "polygon"
@@ -122,7 +137,7 @@ class AnnotationTool(StrEnum):
 
 
 class SmartToolType(StrEnum):
-    """How a smart tool works."""
+    """The interaction mode of a smart tool."""
 
     INTERACTIVE = "interactive"
     AUTOMATIC = "automatic"
@@ -130,7 +145,7 @@ class SmartToolType(StrEnum):
 
 
 class ContainerKind(StrEnum):
-    """What a container of the platform is for."""
+    """The purpose of a container of the platform."""
 
     PLUGIN_RUNTIME = "plugin_runtime"
     CODE_SERVER = "code_server"

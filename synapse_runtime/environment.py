@@ -1,4 +1,4 @@
-"""The environment of an action: typed access to variables, and the three layers that make it up."""
+"""The environment of an action: environment variables and settings with typed access."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any, Self, overload
 
 from synapse_runtime.errors import ConfigError, EnvironmentValueError
 
-__tracebackhide__ = True  # of all functions here: a report shows the arguments of functions, and values may be secrets
+__all__ = ["PluginEnvironment"]
+
+__tracebackhide__ = True  # in every function here: a report shows function arguments, and values may be secrets
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
 
 class PluginEnvironment(Mapping[str, Any]):
-    """Variables and settings of an action, with getters that convert and check.
+    """Environment variables and settings of an action, with getters that convert and validate values.
 
-    A value that cannot be converted raises `EnvironmentValueError`; a key that is missing, or set to `None`,
-    gives the default. Values never show in `repr`: they may be secrets.
+    A value that cannot be converted raises `EnvironmentValueError`; for a key that is missing or set to `None` the
+    default is returned. `repr` does not show values, which may be secrets.
 
     Args:
         data: Names and values; values may be of any type.
@@ -36,15 +38,15 @@ class PluginEnvironment(Mapping[str, Any]):
         self._own: dict[str, Any] = {} if data is None else dict(data)
         for key in self._own:
             if not isinstance(key, str):
-                raise EnvironmentValueError(f"names of the environment are strings, not {key!r}")
+                raise EnvironmentValueError(f"environment variable names must be strings, got {key!r}")
 
     @classmethod
     def over(cls, variables: Variables, env: Mapping[str, Any]) -> Self:
-        """Join variables of a process and an environment over them; they are read when they are first asked for.
+        """Merge the variables of a process with an environment that overrides them, on first access.
 
         Args:
-            variables: Those of the process.
-            env: What is over them; its names are strings.
+            variables: The variables of the process.
+            env: The environment that overrides them; its names are strings.
         """
         environment = cls.__new__(cls)
         environment._own = dict(env)
@@ -64,11 +66,11 @@ class PluginEnvironment(Mapping[str, Any]):
 
     @classmethod
     def from_environ(cls, prefix: str = "") -> PluginEnvironment:
-        """Take the variables of this process.
+        """Create an environment from the variables of this process.
 
         Args:
-            prefix: Take only names that start with it, and cut it off them: with `"MYAPP_"`, the variable
-                `MYAPP_TOKEN` becomes `TOKEN`.
+            prefix: Use only variables whose names start with it, and remove it from the names: with `"MYAPP_"`, the
+                variable `MYAPP_TOKEN` becomes `TOKEN`.
 
         Example:
             >>> os.environ["MYAPP_WORKERS"] = "4"
@@ -83,19 +85,19 @@ class PluginEnvironment(Mapping[str, Any]):
 
     @classmethod
     def from_file(cls, path: str | Path) -> PluginEnvironment:
-        """Read a TOML file, or, where the name ends otherwise than `.toml`, lines of `NAME=value`.
+        """Read a TOML file, or, if the name does not end in `.toml`, lines of `NAME=value`.
 
         Args:
-            path: The file. In the line format, empty lines and `#` comments are passed over, an `export`
-                before the name and quotes around the value are taken off.
+            path: The file. In the line format, empty lines and `#` comments are ignored; an `export` before the name
+                and quotes around the value are removed.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ConfigError: The file is broken; names file and line.
+            FileNotFoundError: The file does not exist.
+            ConfigError: The file is invalid; the message names file and line.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"there is no environment file {path}")
+            raise FileNotFoundError(f"environment file {path} does not exist")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -106,7 +108,7 @@ class PluginEnvironment(Mapping[str, Any]):
 
     @classmethod
     def merge(cls, *envs: PluginEnvironment | Mapping[str, Any]) -> PluginEnvironment:
-        """Join environments into a new one; where two have the same name, the later wins.
+        """Merge environments into a new one; later ones override earlier ones.
 
         Example:
             >>> PluginEnvironment.merge(PluginEnvironment({"A": 1, "B": 1}), {"B": 2}).to_dict()
@@ -130,21 +132,21 @@ class PluginEnvironment(Mapping[str, Any]):
         return f"PluginEnvironment({', '.join(sorted(self._data))})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a copy as a plain dict, values as they were given."""
+        """Return a copy as a plain dict, with the values as given."""
         return dict(self._data)
 
     def as_strings(self) -> dict[str, str]:
-        """Return what belongs into `os.environ`: strings only.
+        """Return the variables for `os.environ`, as strings.
 
-        Booleans become `true` and `false`, lists comma-separated text, tables JSON; `None` is left out.
+        Booleans become `true` and `false`, lists comma-separated text, dicts JSON; `None` is left out.
 
         Raises:
-            EnvironmentValueError: A name or value that no process environment can hold.
+            EnvironmentValueError: A name or value is invalid in a process environment.
         """
         return {key: _as_text(key, value) for key, value in self._data.items() if value is not None}
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value as it was given, or `default`."""
+        """Return the value as given, or `default`."""
         return self._data.get(key, default)
 
     @overload
@@ -152,7 +154,7 @@ class PluginEnvironment(Mapping[str, Any]):
     @overload
     def get_str(self, key: str, default: None = None) -> str | None: ...
     def get_str(self, key: str, default: str | None = None) -> str | None:
-        """Return the value as text, written the way it stands in `os.environ`."""
+        """Return the value as text, in the form that it has in `os.environ`."""
         value = self._data.get(key)
         return default if value is None else _as_text(key, value)
 
@@ -161,13 +163,13 @@ class PluginEnvironment(Mapping[str, Any]):
     @overload
     def get_int(self, key: str, default: None = None) -> int | None: ...
     def get_int(self, key: str, default: int | None = None) -> int | None:
-        """Return the value as a whole number. Text such as `"64"` is read; `"6.5"` is refused."""
+        """Return the value as an integer. Text such as `"64"` is converted; `"6.5"` raises an error."""
         value = self._data.get(key)
         if value is None:
             return default
         number: int | None = _converted(int, value)
         if number is None or (isinstance(value, float) and number != value):
-            raise _bad_value(key, value, "an integer")
+            raise _bad_value(key, value, "a valid integer")
         return number
 
     @overload
@@ -181,7 +183,7 @@ class PluginEnvironment(Mapping[str, Any]):
             return default
         number: float | None = _converted(float, value)
         if number is None:
-            raise _bad_value(key, value, "a float")
+            raise _bad_value(key, value, "a valid float")
         return number
 
     @overload
@@ -189,9 +191,9 @@ class PluginEnvironment(Mapping[str, Any]):
     @overload
     def get_bool(self, key: str, default: None = None) -> bool | None: ...
     def get_bool(self, key: str, default: bool | None = None) -> bool | None:
-        """Return the value as a truth value: `true`, `1`, `yes`, `on` or `false`, `0`, `no`, `off`.
+        """Return the value as a boolean: `true`, `1`, `yes`, `on` or `false`, `0`, `no`, `off`.
 
-        Upper and lower case are the same. Anything else raises `EnvironmentValueError`.
+        Case is ignored. Any other value raises `EnvironmentValueError`.
         """
         value = self._data.get(key)
         if value is None:
@@ -201,14 +203,14 @@ class PluginEnvironment(Mapping[str, Any]):
             return True
         if word in _FALSE:
             return False
-        raise _bad_value(key, value, "a boolean (true, 1, yes, on or false, 0, no, off)")
+        raise _bad_value(key, value, "a valid boolean (true, 1, yes, on or false, 0, no, off)")
 
     @overload
     def get_list(self, key: str, default: list[Any]) -> list[Any]: ...
     @overload
     def get_list(self, key: str, default: None = None) -> list[Any] | None: ...
     def get_list(self, key: str, default: list[Any] | None = None) -> list[Any] | None:
-        """Return the value as a list. Text is split at commas, blanks around parts and empty parts dropped."""
+        """Return the value as a list. Text is split at commas; whitespace around parts and empty parts are removed."""
         value = self._data.get(key)
         if value is None:
             return default
@@ -227,14 +229,14 @@ def as_environment(env: PluginEnvironment | Mapping[str, Any] | None) -> PluginE
 def _converted(kind: Callable[[Any], Any], value: Any) -> Any:
     try:
         return kind(value)
-    except (TypeError, ValueError, OverflowError):  # its text, which shows the value, goes no further
+    except (TypeError, ValueError, OverflowError):  # its message contains the value, so it is not chained
         return None
 
 
-def _bad_value(key: str, value: object, wanted: str) -> EnvironmentValueError:
-    """Return the error of a value that cannot be converted. It shows numbers only: a text may be a secret."""
-    shown = f"{key}={value!r}" if isinstance(value, int | float) else f"{key}, a {type(value).__name__},"
-    return EnvironmentValueError(f"environment value {shown} is not {wanted}")
+def _bad_value(key: str, value: object, expected: str) -> EnvironmentValueError:
+    """Return the error about a value that cannot be converted. It shows only numbers: text may be a secret."""
+    shown = f"{key}={value!r}" if isinstance(value, int | float) else f"{key} (of type {type(value).__name__})"
+    return EnvironmentValueError(f"environment value {shown} is not {expected}")
 
 
 def _as_text(key: str, value: Any) -> str:
@@ -251,14 +253,16 @@ def _as_text(key: str, value: Any) -> str:
     else:
         text = str(value)
     if not key or "=" in key or "\0" in key or "\0" in text:
-        raise EnvironmentValueError(f"no process environment can hold the variable {key!r}: NUL or '=' in it")
+        raise EnvironmentValueError(
+            f"invalid environment variable {key!r}: empty name, '=' in its name, or NUL in its name or value"
+        )
     return text
 
 
 class Variables:
-    """The variables of this process as they are when this is made, to be read later, or to be put back.
+    """A snapshot of the environment variables of this process, to be read or restored later.
 
-    Copied as `os.environ` keeps them, not decoded, which takes a microsecond where its own `copy` takes twenty.
+    It copies the undecoded data of `os.environ`, which takes one microsecond; `os.environ.copy()` takes twenty.
     """
 
     __slots__ = ("_raw",)
@@ -271,7 +275,7 @@ class Variables:
         return {_decoded(name): _decoded(value) for name, value in self._raw.items()}
 
     def restore(self) -> None:
-        """Let the process have these variables again, and no others."""
+        """Restore exactly these variables in the process."""
         now, before = _raw_environ(), self._raw
         if now == before:
             return
@@ -283,9 +287,9 @@ class Variables:
 
 
 def _raw_environ() -> dict[Any, Any]:
-    """Return the dict in which `os.environ` keeps names and values: bytes, or text on Windows.
+    """Return the internal dict of `os.environ`: bytes, or text on Windows.
 
-    It is private. Where it is missing, a copy of `os.environ` does, more slowly; a test notices.
+    It is private. If it is missing, a copy of `os.environ` is used, which is slower; a test checks that it exists.
     """
     raw = getattr(os.environ, "_data", None)
     return raw if type(raw) is dict else dict(os.environ)
@@ -296,25 +300,25 @@ def _decoded(raw: bytes | str) -> str:
 
 
 class HiddenValues:
-    """Values of variables that no text may show: each is replaced by the name of its variable.
+    """Redacts values of environment variables in texts: each is replaced by the name of its variable.
 
     Args:
         variables: The variables.
-        shortest: How many characters a value has at least; shorter ones stay, as they are no secrets.
+        shortest: The minimum length of a redacted value; shorter values are kept, as they are not secrets.
 
     Example:
-        >>> HiddenValues({"API_TOKEN": "abc123xyz", "DEBUG": "true"}).out_of("abc123xyz is refused, it is true")
-        '<API_TOKEN> is refused, it is true'
+        >>> HiddenValues({"API_TOKEN": "abc123xyz", "DEBUG": "true"}).out_of("abc123xyz is invalid, debug is true")
+        '<API_TOKEN> is invalid, debug is true'
     """
 
     __slots__ = ("_names",)
 
     def __init__(self, variables: Mapping[str, str], shortest: int = 8) -> None:
         values = [(value, name) for name, value in variables.items() if len(value) >= shortest]
-        self._names = sorted(values, key=lambda pair: -len(pair[0]))  # one may be a part of another
+        self._names = sorted(values, key=lambda pair: -len(pair[0]))  # one may contain another
 
     def out_of(self, text: str) -> str:
-        """Return a text without them."""
+        """Return the text with the values replaced."""
         for value, name in self._names:
             if value in text:
                 text = text.replace(value, f"<{name}>")
@@ -329,7 +333,7 @@ def _read_toml(text: str, path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         line = message.rpartition("(at line ")[2].partition(",")[0]
-        raise ConfigError(f"broken TOML: {message}", path=path, line=int(line) if line.isdigit() else None) from error
+        raise ConfigError(f"invalid TOML: {message}", path=path, line=int(line) if line.isdigit() else None) from error
 
 
 def _read_lines(text: str, path: Path) -> dict[str, str]:
@@ -341,7 +345,7 @@ def _read_lines(text: str, path: Path) -> dict[str, str]:
         name, equals, value = line.removeprefix("export ").partition("=")
         name, value = name.strip(), value.strip()
         if not equals or not name:
-            raise ConfigError("expected NAME=value", path=path, line=number)  # what is there may belong to a secret
+            raise ConfigError("expected NAME=value", path=path, line=number)  # the line may contain a secret
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         values[name] = value

@@ -1,6 +1,6 @@
-"""Every error that the runtime raises on purpose, from one root: `PluginError`.
+"""The exceptions of the runtime, all derived from `PluginError`.
 
-All of them pickle: the message is the only positional argument, everything else is a plain attribute.
+All of them can be pickled: the message is the only positional argument, everything else is a plain attribute.
 """
 
 from __future__ import annotations
@@ -10,12 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+__all__ = [
+    "ActionNotFoundError",
+    "ClusterError",
+    "ConfigError",
+    "ConfigWarning",
+    "CoverageLostWarning",
+    "EnvironmentValueError",
+    "ExecutionError",
+    "ExecutionTimeout",
+    "PluginError",
+    "Problem",
+    "RemoteError",
+    "ResultMismatchWarning",
+    "ResultNotSerializable",
+    "ValidationError",
+    "VersionMismatchWarning",
+    "WorkerCrashed",
+]
+
 
 class PluginError(Exception):
-    """Root of all errors of this package.
+    """Base class of all errors of this package.
 
     Attributes:
-        details: What there is to know besides.
+        details: Further information.
 
     Example:
         >>> str(PluginError("nothing to run"))
@@ -31,13 +50,13 @@ class PluginError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a plugin. As text: where it is, and what it is with the fix.
+    """One problem of a plugin. `str()` gives its position, description and fix.
 
     Attributes:
-        text: What is wrong, and the fix.
-        path: The file at fault, where there is one.
-        line: Line in that file, counted from 1, where it is known.
-        level: `error`, or `warning` where the plugin works nevertheless.
+        text: The description, and the fix.
+        path: The file at fault, if there is one.
+        line: Line in that file, counted from 1, if known.
+        level: `error`, or `warning` if the plugin works nevertheless.
 
     Example:
         >>> str(Problem("unknown field 'entrypont'; did you mean 'entrypoint'?", Path("config.yaml"), 4, "warning"))
@@ -54,12 +73,12 @@ class Problem:
 
 
 class ConfigError(PluginError):
-    """A plugin cannot be read: its config file, an entrypoint in it, or an option given for it.
+    """A plugin cannot be loaded: its config file, an entrypoint in it, or an option for it is invalid.
 
     Attributes:
-        path: The file at fault, where there is one.
+        path: The file at fault, if there is one.
         line: Line in that file, counted from 1.
-        problems: All that is wrong, where that is more than the message tells.
+        problems: All problems; the message contains only the first.
     """
 
     def __init__(self, message: str, *, path: Path | str | None = None, line: int | None = None) -> None:
@@ -70,9 +89,9 @@ class ConfigError(PluginError):
 
     @classmethod
     def of(cls, problems: Sequence[Problem]) -> ConfigError:
-        """Return the error that tells the first of several problems, and how many more there are."""
+        """Return an error whose message has the first of several problems and the number of the others."""
         first = problems[0]
-        more = f" (and {len(problems) - 1} more: `synapse plugin check` tells all)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more; run `synapse plugin check` to list them)" if len(problems) > 1 else ""
         error = cls(first.text + more, path=first.path, line=first.line)
         error.problems = tuple(problems)
         return error
@@ -83,7 +102,7 @@ def _where(path: Path | str | None, line: int | None) -> str:
 
 
 class EnvironmentValueError(PluginError, ValueError):
-    """A value of the environment is not of the wanted type; the text names key and type, and the value if a number."""
+    """A value of the environment cannot be converted. The message has key and type, and the value if it is a number."""
 
 
 class ActionNotFoundError(PluginError):
@@ -99,9 +118,9 @@ class ActionNotFoundError(PluginError):
 
 
 class ValidationError(PluginError, ValueError):
-    """The params do not fit the action's params model. The action has not started.
+    """The params are invalid according to the action's params model. The action has not started.
 
-    The cause (`__cause__`) is pydantic's own error, or what a validator of the model raised instead.
+    The cause (`__cause__`) is pydantic's error, or the exception that a validator of the model raised instead.
     """
 
     def __init__(self, message: str, details: Any = None, *, errors: Iterable[dict[str, Any]] = ()) -> None:
@@ -109,16 +128,16 @@ class ValidationError(PluginError, ValueError):
         self._errors = list(errors)
 
     def errors(self) -> list[dict[str, Any]]:
-        """Return pydantic's list of problems: `type`, `loc`, `msg`, `input` of each."""
+        """Return pydantic's list of errors: `type`, `loc`, `msg`, `input` of each."""
         return list(self._errors)
 
 
 class ExecutionError(PluginError):
-    """The action started and failed. The cause (`__cause__`) is what it raised.
+    """The action started and failed. The cause (`__cause__`) is the exception that it raised.
 
     Attributes:
-        details: What a person needs and the cause cannot tell: the stack at which the action was stuck, the last
-            output of its worker. Empty where there is nothing. It shows below the message, as the exception's note.
+        details: Information that the cause does not have: the stack at which the action was stuck, the last output of
+            its worker. May be empty. It is shown below the message, as the exception's note.
     """
 
     def __init__(self, message: str, details: Any = "", *, title: str = "") -> None:
@@ -127,50 +146,50 @@ class ExecutionError(PluginError):
             self.attach(title, details)
 
     def attach(self, title: str, details: str) -> None:
-        """Add details under a title, unless they are empty."""
+        """Append details under a title, unless they are empty."""
         if details:
             self.details = f"{self.details}\n{title}\n{details}" if self.details else details
             self.add_note(f"{title}\n{details}")
 
 
 class ExecutionTimeout(ExecutionError):
-    """The action did not end within its time limit; `details` holds the stack at which it was stuck."""
+    """The action exceeded its timeout; `details` contains the stack at which it was stuck."""
 
 
 class WorkerCrashed(ExecutionError):
-    """The worker process died under the action; `details` holds what it printed last, where known."""
+    """The worker process exited or was killed during the action; `details` contains its last output, if known."""
 
 
 class ResultNotSerializable(ExecutionError):
-    """The params or the result cannot leave the process; the text names the part that cannot."""
+    """The params or the result cannot be pickled; the message names the part at fault."""
 
 
 class ClusterError(PluginError):
-    """There is no cluster to run on, or it cannot give what was asked."""
+    """There is no cluster to run on, or it does not have the requested resources."""
 
 
 class RemoteError(PluginError):
-    """A Synapse backend refused or failed the call."""
+    """A Synapse backend rejected the call, or failed to run it."""
 
 
 class ConfigWarning(UserWarning):
-    """A config file has a field or a value in it that nobody knows. The plugin works nevertheless."""
+    """A config file contains an unknown field or value. The plugin works nevertheless."""
 
 
 class ResultMismatchWarning(UserWarning):
-    """The result does not fit the action's `result_model`. It is returned unchanged, as the SDK does."""
+    """The result does not match the action's `result_model`. It is returned unchanged, as the SDK does."""
 
 
 class CoverageLostWarning(UserWarning):
-    """What workers execute could not be measured, or not be read here; the coverage of this process lacks it."""
+    """Coverage of workers could not be measured or merged, and is missing from the coverage of this process."""
 
 
 class VersionMismatchWarning(UserWarning):
-    """A cluster runs another Ray than this process. Jobs get along with that; actions that use Ray may not."""
+    """A cluster runs another version of Ray than this process. Jobs work nevertheless; actions that use Ray may not."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that `name` was most likely meant to be, if any is near.
+    """Return the known name that is most similar to `name`, if any is similar enough.
 
     Example:
         >>> nearest("trian", ["train", "infer"])
@@ -186,7 +205,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def safe_str(value: object) -> str:
-    """Return `str(value)`, or a note that says why there is none. Exceptions of users may fail in `__str__`.
+    """Return `str(value)`, or a placeholder with the type of the error if a user's `__str__` fails.
 
     Example:
         >>> safe_str(KeyError("epochs"))
@@ -194,5 +213,5 @@ def safe_str(value: object) -> str:
     """
     try:
         return str(value)
-    except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001 - any code of a user may run here
+    except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001 - users' code may raise anything
         return f"<str() failed: {type(error).__name__}>"

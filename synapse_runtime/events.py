@@ -1,4 +1,4 @@
-"""Events: the things an action says while it runs, and the views that tests assert on."""
+"""Events that an action emits while it runs, and the views of them that tests assert on."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+__all__ = ["Event", "Progress", "StepMetrics"]
+
 Kind = Literal["log", "progress", "metrics", "message"]
 Level = Literal["debug", "info", "success", "warning", "danger", "error", "critical"]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that an action said.
+    """An event of an action.
 
     Attributes:
         kind: `log` (`ctx.log`), `progress`, `metrics`, or `message` (`ctx.log_message`, `ctx.logger`).
         name: The log's event name; the message's text; empty for progress and metrics.
         data: The log's data; `{"current", "total"}` of progress; the values of metrics; the `key` of a message, if it
             has one.
-        level: How serious: `debug`, `info`, `success`, `warning`, `danger`, `error` or `critical`.
-        step: The step it belongs to, if one was named. Metrics always have one.
-        file: A file that belongs to it, as the action gave it.
-        time: When, in seconds since the epoch.
+        level: `debug`, `info`, `success`, `warning`, `danger`, `error` or `critical`.
+        step: The step that it belongs to, if any. Metrics always have one.
+        file: A file that belongs to it, as given by the action.
+        time: Its time in seconds since the epoch.
 
     Example:
         >>> Event("log", "epoch_complete", {"epoch": 3}).data["epoch"]
@@ -43,15 +45,17 @@ def progress_event(current: float, total: float, step: str | None = None) -> Eve
     """Return the event of `set_progress`.
 
     Raises:
-        ValueError: `total` is not positive, or `current` not between 0 and `total`.
+        ValueError: `total` is not positive, or `current` is not between 0 and `total`.
     """
     if not total > 0 or not 0 <= current <= total:
-        raise ValueError(f"set_progress({current!r}, {total!r}): current must be between 0 and total, total above 0")
+        raise ValueError(
+            f"set_progress({current!r}, {total!r}): total must be positive, and current between 0 and total"
+        )
     return Event("progress", "", {"current": current, "total": total}, step=step)
 
 
 class Progress(NamedTuple):
-    """How far an action has come: `current` of `total`, in the action's own unit.
+    """Progress of an action: `current` of `total`, in the action's own unit.
 
     Example:
         >>> Progress(5, 20).percent
@@ -63,12 +67,12 @@ class Progress(NamedTuple):
 
     @property
     def percent(self) -> float:
-        """How far, from 0 to 100."""
+        """The progress in percent, from 0 to 100."""
         return 100.0 * self.current / self.total if self.total else 0.0
 
 
 class StepMetrics(dict[str, Any]):
-    """The metrics of one step: a dict of the latest value of each, with every report in `history`.
+    """The metrics of one step: a dict with the latest value of each; `history` has every report.
 
     Example:
         >>> events = [Event("metrics", data={"loss": loss}, step="train") for loss in (0.5, 0.2)]
@@ -87,7 +91,7 @@ class StepMetrics(dict[str, Any]):
 
 
 def metrics_by_step(events: Iterable[Event]) -> dict[str, StepMetrics]:
-    """Gather the metrics among `events` by their step, steps in order of first appearance."""
+    """Group the metrics in `events` by step; steps are in order of first appearance."""
     history: dict[str, list[Mapping[str, Any]]] = {}
     for event in events:
         if event.kind == "metrics" and event.step is not None:

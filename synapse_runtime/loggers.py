@@ -1,4 +1,4 @@
-"""Loggers: where events go while an action runs. The console shows live bars on a terminal, plain lines elsewhere."""
+"""Loggers: sinks for the events of an action. The console logger shows progress bars on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+__all__ = ["BaseLogger", "ConsoleLogger", "Logger", "NullLogger", "ProgressData"]
+
 
 _REDRAW_SECONDS = 0.1
 _LEVELS = frozenset(level.value for level in LogLevel)
 
 
 class Logger(Protocol):
-    """A sink for events. Called in the order in which the action said them."""
+    """A sink for events. Called in the order in which the action emits them."""
 
     def event(self, event: Event) -> None:
-        """Take one event."""
+        """Handle an event."""
 
     def finish(self) -> None:
-        """The action has ended: let go of the screen. More events may follow, of a next action."""
+        """Called when the action has ended: release the terminal. Events of another action may follow."""
 
 
 @dataclass
 class ProgressData:
-    """How far a step has come.
+    """Progress of a step.
 
     Attributes:
         percent: From 0 to 100.
-        time_remaining: Seconds that it will take yet, going on as before; None where nothing is done.
-        elapsed_time: Seconds since it began.
+        time_remaining: Estimated remaining seconds; None at 0 percent.
+        elapsed_time: Seconds since it started.
         status: `running` or `failed`.
     """
 
@@ -48,7 +50,7 @@ class ProgressData:
 
 
 class BaseLogger:
-    """Base of loggers that can be spoken to, as a context can. Subclasses hear by three methods, or by `event` alone.
+    """Base class of loggers that have the logging methods of a context. Override its hooks, or only `event`.
 
     Example:
         >>> class Recorder(BaseLogger):
@@ -60,12 +62,12 @@ class BaseLogger:
 
     def __init__(self) -> None:
         self._step: str | None = None
-        self._began: dict[str | None, float] = {}
+        self._started_at: dict[str | None, float] = {}
         self._progress: dict[str | None, ProgressData] = {}
         self._metrics: dict[str, dict[str, Any]] = {}
 
     def event(self, event: Event) -> None:
-        """Take one event."""
+        """Handle an event."""
         if event.kind == "progress":
             self._progress[event.step] = self._measure(event)
             self._on_progress(self._progress[event.step], event.step)
@@ -80,7 +82,7 @@ class BaseLogger:
             self._log_impl(name, dict(data), event.file, event.step, level)
 
     def finish(self) -> None:
-        """The action has ended."""
+        """Called when the action has ended."""
         self._on_finish()
 
     def log(
@@ -91,49 +93,49 @@ class BaseLogger:
         file: str | None = None,
         step: str | None = None,
     ) -> None:
-        """Record that something happened: its level, its name, facts, a file, and the step that it belongs to."""
+        """Log an event with a level, a name, data, a file, and the step that it belongs to."""
         self.event(Event("log", event, dict(data), LogLevel(level).value, step or self._step, file))
 
     def debug(self, message: str) -> None:
-        """Say something of level `debug`."""
+        """Log a message with level `debug`."""
         self._say(message, "debug")
 
     def info(self, message: str) -> None:
-        """Say something of level `info`."""
+        """Log a message with level `info`."""
         self._say(message, "info")
 
     def warning(self, message: str) -> None:
-        """Say something of level `warning`."""
+        """Log a message with level `warning`."""
         self._say(message, "warning")
 
     def error(self, message: str) -> None:
-        """Say something of level `error`."""
+        """Log a message with level `error`."""
         self._say(message, "error")
 
     def critical(self, message: str) -> None:
-        """Say something of level `critical`."""
+        """Log a message with level `critical`."""
         self._say(message, "critical")
 
     def set_progress(self, current: float, total: float, step: str | None = None) -> None:
-        """Tell how far a step has come, that of `set_step` by default."""
+        """Report the progress of a step, by default that of `set_step`."""
         self.event(progress_event(current, total, step or self._step))
 
     def set_progress_failed(self, step: str | None = None) -> None:
-        """Tell that a step has failed."""
+        """Report that a step has failed."""
         known = self._progress.get(step)
         elapsed = None if known is None else known.elapsed_time
         self._progress[step] = ProgressData(0.0, elapsed_time=elapsed, status="failed")
         self._on_progress(self._progress[step], step)
 
     def set_metrics(self, value: Mapping[str, Any], step: str | None = None) -> None:
-        """Report metrics of a step, that of `set_step` by default."""
+        """Report metrics of a step, by default that of `set_step`."""
         step = step or self._step
         if not step:
             raise ValueError("set_metrics needs the name of a step, or set_step before it")
         self.event(Event("metrics", "", dict(value), step=step))
 
     def set_step(self, step: str | None, order: int | None = None) -> None:
-        """Name the step that what follows belongs to, unless it says otherwise; `order` is for other loggers."""
+        """Set the default step of the following events; `order` is ignored here, and used by other loggers."""
         self._step = step
 
     def get_step(self) -> str | None:
@@ -141,26 +143,26 @@ class BaseLogger:
         return self._step
 
     def get_progress(self, step: str | None = None) -> ProgressData | None:
-        """Return how far a step has come; None where it has not said."""
+        """Return the progress of a step; None if it has not reported any."""
         return self._progress.get(step)
 
     def get_metrics(self, step: str | None = None) -> dict[str, Any]:
-        """Return the latest metrics of a step; of all steps, by their names, where none is named."""
+        """Return the latest metrics of a step; without a step, those of all steps by name."""
         return dict(self._metrics.get(step, {})) if step else {name: dict(of) for name, of in self._metrics.items()}
 
     def _log_impl(
         self, event: str, data: dict[str, Any], file: str | None, step: str | None, level: LogLevel | None = None
     ) -> None:
-        """Hear what happened; a message has the name `message` and its text in `data["content"]`."""
+        """Called with each event and message; a message has the name `message` and its text in `data["content"]`."""
 
     def _on_progress(self, progress: ProgressData, step: str | None) -> None:
-        """Hear how far a step has come."""
+        """Called with the progress of a step."""
 
     def _on_metrics(self, step: str, metrics: dict[str, Any]) -> None:
-        """Hear the latest metrics of a step."""
+        """Called with the latest metrics of a step."""
 
     def _on_finish(self) -> None:
-        """Hear that the action has ended."""
+        """Called when the action has ended."""
 
     def _say(self, message: str, level: str) -> None:
         self.event(Event("message", str(message), level=level, step=self._step))
@@ -169,24 +171,24 @@ class BaseLogger:
         current, total = event.data["current"], event.data["total"]
         now = time.monotonic()
         if current == 0:
-            self._began[event.step] = now
-        elapsed = now - self._began.setdefault(event.step, now)
+            self._started_at[event.step] = now
+        elapsed = now - self._started_at.setdefault(event.step, now)
         remaining = round(elapsed / current * (total - current), 2) if current else None
         return ProgressData(round(Progress(current, total).percent, 2), remaining, round(elapsed, 2))
 
 
 class NullLogger(BaseLogger):
-    """A sink that drops everything, for callers that read `ActionRun.events` instead."""
+    """A sink that discards all events, for callers that read `ActionRun.events` instead."""
 
     def event(self, event: Event) -> None:
-        """Drop the event."""
+        """Discard the event."""
 
 
 class ConsoleLogger(BaseLogger):
-    """Show events to a person: live progress bars on a terminal, one plain line each elsewhere.
+    """Show events to the user: progress bars on a terminal, elsewhere one plain line for each event.
 
     Args:
-        stream: Where to write. None: the `sys.stdout` of the moment, so that capturing works.
+        stream: The stream to write to. None for the current `sys.stdout` at each event, so that capturing works.
         debug: Whether to show events of level `debug`.
 
     Example:
@@ -231,7 +233,7 @@ class ConsoleLogger(BaseLogger):
             text: Any text, with or without an end of line.
         """
         if self._bars is not None:
-            # The bars stand below the text: an unfinished line would be drawn over, so its end is waited for.
+            # The bars are drawn below the text and would overwrite an unfinished line, so it is buffered.
             lines, newline, self._unfinished = (self._unfinished + text).rpartition("\n")
             if newline:
                 self._print_above(lines)
@@ -241,7 +243,7 @@ class ConsoleLogger(BaseLogger):
             target.flush()
 
     def finish(self) -> None:
-        """End the bars, if any; they stay on the screen as they stand."""
+        """Stop the progress bars, if any; they stay on the screen in their last state."""
         if self._bars is not None:
             if self._unfinished:
                 self._print_above(self._unfinished)
@@ -253,7 +255,7 @@ class ConsoleLogger(BaseLogger):
         self._percent.clear()
 
     def _print_above(self, text: str) -> None:
-        """Print text as it is above the bars."""
+        """Print text without markup above the bars."""
         assert self._bars is not None
         self._bars.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
@@ -269,7 +271,7 @@ class ConsoleLogger(BaseLogger):
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 console=Console(file=stream),
-                # Drawn when there is news only, and no stream is replaced: a debugger's prompt stays undisturbed.
+                # Redrawn only at events, and no stream is replaced, so that a debugger's prompt is not disturbed.
                 auto_refresh=False,
                 redirect_stdout=False,
                 redirect_stderr=False,
@@ -286,7 +288,7 @@ class ConsoleLogger(BaseLogger):
             self._drawn = now
 
     def _worth_a_line(self, event: Event) -> bool:
-        """Keep a log readable: at most one line for each percent of a step."""
+        """Return whether to print progress as a line: at most once for each percent of a step."""
         percent = int(Progress(event.data["current"], event.data["total"]).percent)
         name = event.step or ""
         if self._percent.get(name) == percent:

@@ -1,4 +1,4 @@
-"""Messages to the people who run an action: how serious they are, their codes, their texts in several languages."""
+"""Messages to the users who run an action: levels, codes, and texts in several languages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ from collections.abc import Mapping
 from enum import Enum, StrEnum
 from typing import Any, ClassVar
 
+__all__ = [
+    "DEFAULT_LANGUAGE",
+    "CommonLogMessageCode",
+    "LocalizedMessage",
+    "LogLevel",
+    "LogMessageCode",
+    "register_log_messages",
+    "resolve_log_message",
+]
+
 DEFAULT_LANGUAGE = "en"
 
 
-class LogLevel(str, Enum):  # noqa: UP042 - its text is `LogLevel.INFO`, as that of the SDK's
-    """How serious a message is.
+class LogLevel(str, Enum):  # noqa: UP042 - `str()` gives `LogLevel.INFO`, as in the SDK
+    """The level of a message.
 
     Example:
         >>> LogLevel("warning") is LogLevel.WARNING
@@ -27,7 +37,7 @@ class LogLevel(str, Enum):  # noqa: UP042 - its text is `LogLevel.INFO`, as that
 
 
 class LocalizedMessage:
-    """A template in several languages, by their codes of two letters.
+    """A template in several languages, by two-letter language code.
 
     Example:
         >>> LocalizedMessage(en="{n} images", de="{n} Bilder").format("de", n=3)
@@ -48,16 +58,16 @@ class LocalizedMessage:
         return dict(self._translations)
 
     def get(self, language: str, default_language: str = DEFAULT_LANGUAGE) -> str | None:
-        """Return the template in this language, else in the default one, else None."""
+        """Return the template in this language, else in the default language, else None."""
         return self._translations.get(language) or self._translations.get(default_language)
 
     def format(self, language: str, default_language: str = DEFAULT_LANGUAGE, **values: Any) -> str:
-        """Return the text in this language with the values filled in; empty where there is no template."""
+        """Return the text in this language with the values filled in; empty if there is no template."""
         return filled(self.get(language, default_language) or "", values)
 
 
 class LogMessageCode(StrEnum):
-    """Base of a plugin's codes of messages, each with its level.
+    """Base class of a plugin's message codes, each with its level.
 
     Example:
         >>> class Codes(LogMessageCode):
@@ -67,12 +77,12 @@ class LogMessageCode(StrEnum):
         ('3 Bilder gespeichert', <LogLevel.SUCCESS: 'success'>)
     """
 
-    # Of each class its own: codes of two plugins may read the same, and are equal then.
+    # Per class: codes of two plugins may have the same value, and are then equal.
     _levels: ClassVar[dict[str, LogLevel]]
     _texts: ClassVar[dict[str, LocalizedMessage]]
 
     def __new__(cls, value: str, level: LogLevel | str = LogLevel.INFO) -> LogMessageCode:
-        """Make a member of its value and level."""
+        """Create a member with a value and a level."""
         code = str.__new__(cls, value)
         code._value_ = value
         if "_levels" not in vars(cls):
@@ -82,7 +92,7 @@ class LogMessageCode(StrEnum):
 
     @property
     def level(self) -> LogLevel:
-        """How serious the message is."""
+        """The level of the message."""
         return self._levels[self.value]
 
 
@@ -93,10 +103,10 @@ class CommonLogMessageCode(LogMessageCode):
 
 
 def register_log_messages(templates: Mapping[LogMessageCode, str | Mapping[str, str]]) -> None:
-    """Give codes their texts.
+    """Register the texts of message codes.
 
     Args:
-        templates: Of each code one template, which is English, or templates by language.
+        templates: For each code one template, which is English, or templates by language.
     """
     for code, template in templates.items():
         translations = {DEFAULT_LANGUAGE: template} if isinstance(template, str) else template
@@ -104,14 +114,14 @@ def register_log_messages(templates: Mapping[LogMessageCode, str | Mapping[str, 
 
 
 def resolve_log_message(code: LogMessageCode, language: str | None = None, **values: Any) -> tuple[str, LogLevel]:
-    """Return a code's text in this language, values filled in, and its level. Without a template it is the code."""
+    """Return a code's text in this language, with values filled in, and its level. Without a template, the code."""
     message = code._texts.get(code.value)
     template = None if message is None else message.get(language or DEFAULT_LANGUAGE)
     return filled(template or code.value, values), code.level
 
 
 def localized(message: Mapping[str, str] | LocalizedMessage, language: str) -> str:
-    """Return a message's template in this language, else the English one; empty where there is neither.
+    """Return a message's template in this language, else the English one; empty if there is neither.
 
     Example:
         >>> localized({"en": "done", "ko": "완료"}, "ko"), localized({"en": "done"}, "fr")
@@ -123,7 +133,7 @@ def localized(message: Mapping[str, str] | LocalizedMessage, language: str) -> s
 
 
 def filled(template: str, values: Mapping[str, Any]) -> str:
-    """Return a template with `{name}` replaced by values; a text, braces and all, where there are no values.
+    """Return a template with `{name}` replaced by values; without values, the text unchanged, including braces.
 
     Example:
         >>> filled("{n} images", {"n": 3}), filled("{n} images", {})

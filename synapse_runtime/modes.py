@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
 
-__all__ = ["ALL", "MODES", "Mode", "UnknownModeError", "find_mode"]
+__all__ = ["ALL", "MODES", "Mode", "ModeName", "UnknownModeError", "find_mode"]
+
+# For type checkers: the names in `MODES`.
+ModeName = Literal["local", "task", "job"]
 
 
 @dataclass(frozen=True)

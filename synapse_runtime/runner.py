@@ -7,7 +7,7 @@ from typing import Any
 
 from synapse_runtime.executors.base import Executor
 from synapse_runtime.loggers import ConsoleLogger
-from synapse_runtime.modes import find_mode
+from synapse_runtime.modes import ModeName, find_mode
 from synapse_runtime.plugins.plugin import Plugin
 
 __all__ = ["run_plugin"]
@@ -27,7 +27,7 @@ def run_plugin(
     action: str,
     params: Mapping[str, Any] | None = None,
     *,
-    mode: str = "local",
+    mode: ModeName = "local",
     **executor_kwargs: Any,
 ) -> Any:
     """Find a plugin's action and run it.

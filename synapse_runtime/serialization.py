@@ -1,10 +1,10 @@
-"""Pickling: how calls and runs cross the border between processes, and which part cannot.
+"""Pickle params, actions and results, and find the part of a value that cannot be pickled.
 
-Classes and functions go by reference where the other side can import them, by value otherwise. What a module
-of a test or a conftest defines goes by value: no worker can import those the way pytest did.
+Classes and functions are pickled by reference if the other process can import them, otherwise by value. Definitions of
+test modules and conftests are pickled by value: a worker cannot import those modules the way pytest does.
 
-Large buffers, those of arrays above all, may go beside the pickle, without being copied into it. Whoever gets a result
-has them as they have come, so in results they are read-only.
+Large buffers, mainly those of arrays, can be sent out of band, without being copied into the pickle. The receiver of a
+result gets them without a copy, so buffers in results are read-only.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from typing import Any, Final, TypeVar, get_args
 
 from synapse_runtime.errors import ResultNotSerializable, safe_str
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
-# The one registry of this package: names of modules whose classes and functions travel by value.
+# The names of the modules whose classes and functions are pickled by value: this package's only registry.
 _by_value: set[str] = set()
-# A user's pickling hook may say something to its action's log, which pickles what it says: in the same thread.
+# Reentrant: a user's pickling hook may log to its action's context, which pickles the data in the same thread.
 _lock = threading.RLock()
 
-# Classes of which it is known that they can travel: to pickle one of a test takes a millisecond.
+# Classes that are known to be picklable: pickling a class of a test takes a millisecond.
 _known_picklable: weakref.WeakSet[type] = weakref.WeakSet()
 
-# What a user's hook may raise to end the process, which must not end with it. All else that is no `Exception` comes
-# from outside and passes: Ctrl-C, the end of a time limit, ours or that of pytest-timeout.
+# What a user's hook may raise that must not end the process. Any other `BaseException` comes from outside and is not
+# handled: Ctrl-C, a timeout of ours or of pytest-timeout.
 EXITS: Final = (SystemExit, GeneratorExit)
 
-# So many bytes are worth to go beside the pickle; Ray too keeps what is smaller in its answer, not in shared memory.
+# The minimum size of a buffer to be sent out of band; Ray also puts smaller objects in its reply, not in shared memory.
 OUT_OF_BAND_BYTES: Final = 100_000
 Buffers = list[pickle.PickleBuffer]
-# A pickle so short is looked through for by-value classes before it is read.
+# The maximum size of a pickle that is searched for by-value classes before it is loaded.
 _SHORT = 65_536
 _BY_VALUE_MARK: Final = b"cloudpickle"
 
-# How far the search for a part at fault goes: levels, parts in all, parts at fault beside one another, seconds.
+# Limits of the search for the part at fault: depth, parts in total, parts at fault in one container, seconds.
 _MAX_DEPTH = 100
 _MAX_PARTS = 10_000
 _MAX_BESIDE = 100
@@ -55,64 +55,65 @@ _MAX_SECONDS = 3.0
 
 
 def register_pickle_by_value(module_name: str) -> None:
-    """Let everything that this module defines travel by value from now on.
+    """Pickle everything that this module defines by value from now on.
 
     Args:
-        module_name: A key of `sys.modules`. Nothing happens for a name that is not there when pickling.
+        module_name: A key of `sys.modules`. A name that is not in `sys.modules` when pickling is ignored.
     """
     _by_value.add(module_name)
 
 
 def modules_pickled_by_value() -> frozenset[str]:
-    """Return the names of the modules whose definitions travel by value."""
+    """Return the names of the modules whose definitions are pickled by value."""
     return frozenset(_by_value)
 
 
-def dumps(value: Any, apart: Buffers | None = None) -> bytes:
+def dumps(value: Any, out_of_band: Buffers | None = None) -> bytes:
     """Pickle `value` for another process.
 
     Args:
-        value: Anything.
-        apart: Takes large buffers, which are not in the pickle then: `loads` wants them, in the same order.
+        value: Any value.
+        out_of_band: If given, large buffers are added to it instead of to the pickle. Pass them to `loads`, in the
+            same order.
 
     Raises:
-        Exception: Whatever pickling raises; see `dumps_named` for the part at fault. An exit that a user's hook asks
-            for is a `PickleError`.
+        Exception: Whatever pickling raises; see `dumps_named` for the part at fault. A `SystemExit` or
+            `GeneratorExit` of a user's hook becomes a `PickleError`.
 
     Example:
         >>> loads(dumps({"epochs": 3}))
         {'epochs': 3}
     """
-    if is_plain(value):  # the common case by far, which the C pickler does in microseconds
+    if is_plain(value):  # by far the most common case; the C pickler takes microseconds
         return pickle.dumps(value, protocol=5)
     buffer = io.BytesIO()
     with _lock:
-        pickler = _pickler_class()(buffer, apart)
+        pickler = _pickler_class()(buffer, out_of_band)
         try:
             _guarded(pickler.dump, value)
         finally:
-            pickler.leave_nothing()
+            pickler.unregister_modules()
     return buffer.getvalue()
 
 
 def loads(data: bytes, buffers: Iterable[Any] = ()) -> Any:
-    """Read what another process wrote with `dumps`.
+    """Load a pickle that another process made with `dumps`.
 
     Args:
         data: The pickle.
-        buffers: What was put apart.
+        buffers: Its out-of-band buffers.
     """
     return _guarded(functools.partial(pickle.loads, buffers=buffers), data)
 
 
 def loads_in_caller(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> Any:
-    """Read what came back from a worker, in the process that its classes came from.
+    """Load a worker's pickle in the caller's process, which has the original classes.
 
-    Classes that went there by value come back as the ones they were, and stay as they are here.
+    Classes that were pickled by value are resolved to the original classes, which are not modified.
 
     Args:
         data: The pickle.
-        buffers: What was put apart.
+        buffers: Its out-of-band buffers.
     """
     if isinstance(data, bytes) and len(data) < _SHORT and _BY_VALUE_MARK not in data:
         return loads(data, buffers)
@@ -120,17 +121,17 @@ def loads_in_caller(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> An
 
 
 def read_only(buffers: Iterable[Any]) -> list[memoryview]:
-    """Return views of buffers that nobody can write to."""
+    """Return read-only views of buffers."""
     return [memoryview(buffer).toreadonly() for buffer in buffers]
 
 
 def round_trip(value: Any, *, code_too: bool = False) -> Any:
-    """Return the copy of a value that a trip to another process and back would make, with the same classes.
+    """Return a copy of a value made by pickling and unpickling it, with the same classes and functions.
 
     Args:
-        value: Anything.
-        code_too: Make sure that the classes and functions in the value could make the trip too. They stay here, as
-            they are, but a function may hold what cannot travel.
+        value: Any value.
+        code_too: Also check that the classes and functions in the value can be pickled. They are not copied, but a
+            function may refer to objects that cannot be pickled.
 
     Example:
         >>> params = {"sizes": [1, 2]}
@@ -150,31 +151,31 @@ def round_trip(value: Any, *, code_too: bool = False) -> Any:
 
 
 def copy_params(value: Any, name: str) -> Any:
-    """Return the copy of params that a trip to another process would make.
+    """Return a copy of params as another process would receive them.
 
     Args:
-        value: Anything.
-        name: What the error calls the whole, such as `params`.
+        value: Any value.
+        name: The name of the value in errors, such as `params`.
 
     Raises:
-        ResultNotSerializable: It cannot travel; names the part, and why.
+        ResultNotSerializable: It cannot be pickled; the message names the part at fault and the reason.
     """
     try:
         return round_trip(value, code_too=True)
-    except Exception as error:  # noqa: BLE001 - pickling runs any code of a user
+    except Exception as error:  # noqa: BLE001 - pickling runs users' code
         problem = error
     raise _serialization_error(value, name, problem)
 
 
 def copy_result(value: Any, name: str) -> Any:
-    """Return the copy of a result that its caller gets from another process: large buffers are read-only.
+    """Return a copy of a result as its caller would receive it from another process: large buffers are read-only.
 
     Args:
-        value: Anything.
-        name: What the error calls the whole, such as `result`.
+        value: Any value.
+        name: The name of the value in errors, such as `result`.
 
     Raises:
-        ResultNotSerializable: It cannot travel; names the part, and why.
+        ResultNotSerializable: It cannot be pickled; the message names the part at fault and the reason.
     """
     if is_plain(value):
         return round_trip(value)
@@ -185,13 +186,13 @@ def copy_result(value: Any, name: str) -> Any:
         copy = _load_copy(stream, code, [bytes(buffer.raw()) for buffer in buffers])
         _require_picklable_code(code)
         return copy
-    except Exception as error:  # noqa: BLE001 - pickling runs any code of a user
+    except Exception as error:  # noqa: BLE001 - pickling runs users' code
         problem = error
     raise _serialization_error(value, name, problem)
 
 
 def _serialization_error(value: Any, name: str, problem: Exception) -> ResultNotSerializable:
-    """Return the error of what could not be copied: the one that it meets on its way to another process."""
+    """Return the error about a value that cannot be copied: the one that sending it to a process would raise."""
     try:
         dumps_named(value, name)
     except ResultNotSerializable as refusal:
@@ -202,10 +203,10 @@ def _serialization_error(value: Any, name: str, problem: Exception) -> ResultNot
 
 
 def require_picklable_action(name: str, target: Any) -> None:
-    """Raise `ResultNotSerializable` where an action cannot travel.
+    """Raise `ResultNotSerializable` if an action cannot be pickled.
 
     Args:
-        name: What people call it.
+        name: The action's name, for the message.
         target: A class or function, or an entrypoint.
     """
     if isinstance(target, str):
@@ -214,13 +215,13 @@ def require_picklable_action(name: str, target: Any) -> None:
         _require_picklable_code([target])
     except Exception as error:
         raise ResultNotSerializable(
-            f"{name}: the action itself cannot travel: {safe_str(error)}. "
-            "Define it in a module, or let it refer to less."
+            f"{name}: the action itself cannot be pickled: {safe_str(error)}. "
+            "Define it in an importable module, or remove its references to such objects."
         ) from error
 
 
 def _require_picklable_code(code: list[Any]) -> None:
-    """Raise what pickling raises where classes or functions cannot travel: of classes those that never have."""
+    """Raise pickling's exception if one of these functions and not yet known classes cannot be pickled."""
     unknown = [item for item in code if not (isinstance(item, type) and item in _known_picklable)]
     if unknown:
         dumps(unknown)
@@ -228,10 +229,10 @@ def _require_picklable_code(code: list[Any]) -> None:
 
 
 def require_unpicklable(value: Any) -> None:
-    """Find out that a result which can be pickled can be read too, without copying its arrays.
+    """Check that a result that can be pickled can also be unpickled, without copying its arrays.
 
     Raises:
-        Exception: Whatever reading raises.
+        Exception: Whatever unpickling raises.
     """
     if not is_plain(value):
         code: list[Any] = []
@@ -240,17 +241,17 @@ def require_unpicklable(value: Any) -> None:
         _load_copy(stream, code, read_only(buffers))
 
 
-def _dump_copy(value: Any, code: list[Any], apart: Buffers | None) -> io.BytesIO:
-    """Pickle a value, all but its classes and functions, for this process: by Python's own means where those do."""
+def _dump_copy(value: Any, code: list[Any], out_of_band: Buffers | None) -> io.BytesIO:
+    """Pickle a value without its classes and functions for this process: with `pickle`, else with cloudpickle."""
     stream = io.BytesIO()
     try:
-        _guarded(_CopyPickler(stream, code, apart).dump, value)
-    except Exception:  # noqa: BLE001 - cloudpickle can do more, or tells why not
+        _guarded(_CopyPickler(stream, code, out_of_band).dump, value)
+    except Exception:  # noqa: BLE001 - cloudpickle supports more types, or raises the same error
         stream = io.BytesIO()
         code.clear()
-        if apart is not None:
-            apart.clear()
-        _guarded(_cloud_copy_pickler_class()(stream, code, apart).dump, value)
+        if out_of_band is not None:
+            out_of_band.clear()
+        _guarded(_cloud_copy_pickler_class()(stream, code, out_of_band).dump, value)
     stream.seek(0)
     return stream
 
@@ -259,34 +260,34 @@ def _load_copy(stream: io.BytesIO, code: list[Any], buffers: Iterable[Any] = ())
     return _guarded(_CopyUnpickler(stream, code, buffers).load)
 
 
-def _out_of_band_callback(apart: Buffers | None) -> Callable[[pickle.PickleBuffer], bool] | None:
-    """Return what a pickler asks of each buffer: whether it is to stay in the pickle. Large ones go into the list."""
-    if apart is None:
+def _out_of_band_callback(out_of_band: Buffers | None) -> Callable[[pickle.PickleBuffer], bool] | None:
+    """Return a pickler's `buffer_callback`: it adds large buffers to the list, and returns True for the others."""
+    if out_of_band is None:
         return None
 
-    def stays(buffer: pickle.PickleBuffer) -> bool:
+    def is_in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
             raw = buffer.raw()
-        except BufferError:  # it is in pieces
+        except BufferError:  # not contiguous
             return True
         if raw.nbytes < OUT_OF_BAND_BYTES:
             return True
-        apart.append(pickle.PickleBuffer(raw))
+        out_of_band.append(pickle.PickleBuffer(raw))
         return False
 
-    return stays
+    return is_in_band
 
 
 def snapshot(value: Any) -> Any:
-    """Return the value as it is now: a copy, or its `repr` where it cannot travel, in this process too."""
+    """Return a copy of the value as it is now, or its `repr` if it cannot be pickled; the same in every mode."""
     try:
         return round_trip(value, code_too=True)
-    except Exception:  # noqa: BLE001 - pickling runs any code of a user
+    except Exception:  # noqa: BLE001 - pickling runs users' code
         return safe_repr(value)
 
 
 def safe_repr(value: object) -> str:
-    """Return `repr(value)`, or the name of its type where a user's `__repr__` fails.
+    """Return `repr(value)`, or the name of its type if a user's `__repr__` fails.
 
     Example:
         >>> safe_repr([1])
@@ -294,32 +295,32 @@ def safe_repr(value: object) -> str:
     """
     try:
         return repr(value)
-    except (Exception, *EXITS):  # noqa: BLE001 - a user's __repr__ may do anything
+    except (Exception, *EXITS):  # noqa: BLE001 - a user's `__repr__` may raise anything
         return f"<{type(value).__qualname__}>"
 
 
-def dumps_named(value: Any, name: str, apart: Buffers | None = None) -> bytes:
-    """Pickle `value`, or say which part of it cannot be pickled, or be read again.
+def dumps_named(value: Any, name: str, out_of_band: Buffers | None = None) -> bytes:
+    """Pickle `value`, or raise an error that names the part that cannot be pickled and unpickled.
 
     Args:
-        value: Anything.
-        name: What the error calls the whole, such as `result`.
-        apart: As for `dumps`.
+        value: Any value.
+        name: The name of the value in errors, such as `result`.
+        out_of_band: As for `dumps`.
 
     Raises:
-        ResultNotSerializable: Names the part, for instance `result["model"].lock`, and why.
+        ResultNotSerializable: The message names the part at fault, such as `result["model"].lock`, and the reason.
 
     Example:
         >>> import threading
         >>> dumps_named({"model": threading.Lock()}, "result")
         Traceback (most recent call last):
         ...
-        synapse_runtime.errors.ResultNotSerializable: result["model"] cannot travel ...
+        synapse_runtime.errors.ResultNotSerializable: result["model"] cannot be sent between processes: ...
     """
     if is_plain(value):
         return pickle.dumps(value, protocol=5)
     try:
-        data = dumps(value, apart)
+        data = dumps(value, out_of_band)
         require_unpicklable(value)
     except Exception as error:
         raise not_serializable(value, name, error) from error
@@ -327,23 +328,23 @@ def dumps_named(value: Any, name: str, apart: Buffers | None = None) -> bytes:
 
 
 def not_serializable(value: Any, name: str, error: Exception) -> ResultNotSerializable:
-    """Build the error that names the part of `value` that does not survive pickling."""
+    """Return the error that names the part of `value` that cannot be pickled and unpickled."""
     path, part = explain(value, name)
     what = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
     return ResultNotSerializable(
-        f"{path} cannot travel between processes: {what}: {safe_str(error)}. "
-        "Return plain data, or a path to a file that holds it."
+        f"{path} cannot be sent between processes: {what}: {safe_str(error)}. "
+        "Use plain data instead, or the path of a file that contains it."
     )
 
 
 def explain(value: Any, name: str) -> tuple[str, Any]:
-    """Return the innermost part of `value` that does not survive pickling, as (path, part).
+    """Return the innermost part of `value` that cannot be pickled and unpickled, as (path, part).
 
-    Of several, the one with the shortest path. A search that takes too long ends with the part that it has come to.
+    Of several, the one with the shortest path. A search that takes too long returns the part that it has reached.
     """
     until = time.monotonic() + _MAX_SECONDS
     left = _MAX_PARTS
-    # Level by level. The queue also keeps alive what `seen` knows by id.
+    # Breadth first. The queue also keeps the objects alive whose ids are in `seen`.
     queue = [(name, value, 0)]
     seen = {id(value)}
     for path, part, depth in queue:
@@ -362,15 +363,15 @@ def explain(value: Any, name: str) -> tuple[str, Any]:
                 break
         if not at_fault or depth == _MAX_DEPTH:
             return path, part
-    return name, value  # its parts hold one another, and none is the one
+    return name, value  # the parts at fault refer to each other, and none is the innermost
 
 
-# What is its own copy.
+# Builtin types whose instances need no copy.
 IMMUTABLE: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
-    """Tell whether `value` is builtin data only; large collections are not searched through."""
+    """Return whether `value` is known to consist of builtin data only; False for large collections."""
     kind = type(value)
     if kind in IMMUTABLE:
         return True
@@ -386,12 +387,12 @@ def is_plain(value: Any, depth: int = 0) -> bool:
 
 
 _CODE = (type, types.FunctionType, types.ModuleType)
-# What cloudpickle asks of which module it is.
+# Objects that cloudpickle pickles by value if their module is registered.
 _OF_A_MODULE = (*_CODE, TypeVar)
 
 
 class _CopyUnpickler(pickle.Unpickler):
-    """Reads a copy in the process that wrote it: classes and functions are the same ones."""
+    """Loads a copy in the process that pickled it: classes and functions are the same objects."""
 
     def __init__(self, stream: io.BytesIO, code: list[Any], buffers: Iterable[Any]) -> None:
         super().__init__(stream, buffers=buffers)
@@ -402,15 +403,15 @@ class _CopyUnpickler(pickle.Unpickler):
 
 
 def _guarded(step: Callable[..., Any], *arguments: Any) -> Any:
-    """Write or read a pickle. An exit that a user's hook asks for there is a failure like any other."""
+    """Call a step of pickling or unpickling; convert a hook's `SystemExit` or `GeneratorExit` to a `PickleError`."""
     try:
         return step(*arguments)
     except EXITS as error:
         raise pickle.PickleError(f"a pickling hook raised {error!r}") from error
 
 
-class _CodeStaysOutside:
-    """Of a pickler: classes and functions stay outside of a copy that is read in this process, as they are."""
+class _SharesCode:
+    """Mixin of picklers: classes and functions are not pickled but shared with the copy, in this process."""
 
     _code: list[Any]
 
@@ -421,11 +422,11 @@ class _CodeStaysOutside:
         return len(self._code) - 1
 
 
-class _CopyPickler(_CodeStaysOutside, pickle.Pickler):
-    """Writes a copy to be read in this process."""
+class _CopyPickler(_SharesCode, pickle.Pickler):
+    """Pickles a copy to be loaded in this process."""
 
-    def __init__(self, stream: io.BytesIO, code: list[Any], apart: Buffers | None) -> None:
-        super().__init__(stream, protocol=5, buffer_callback=_out_of_band_callback(apart))
+    def __init__(self, stream: io.BytesIO, code: list[Any], out_of_band: Buffers | None) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=_out_of_band_callback(out_of_band))
         self._code = code
 
 
@@ -433,11 +434,11 @@ class _CopyPickler(_CodeStaysOutside, pickle.Pickler):
 def _cloud_copy_pickler_class() -> type[Any]:
     import cloudpickle
 
-    class CloudCopyPickler(_CodeStaysOutside, cloudpickle.Pickler):  # type: ignore[misc]
-        """The same, of more kinds of things."""
+    class CloudCopyPickler(_SharesCode, cloudpickle.Pickler):  # type: ignore[misc]
+        """Pickles a copy to be loaded in this process; supports more types."""
 
-        def __init__(self, stream: io.BytesIO, code: list[Any], apart: Buffers | None) -> None:
-            super().__init__(stream, protocol=5, buffer_callback=_out_of_band_callback(apart))
+        def __init__(self, stream: io.BytesIO, code: list[Any], out_of_band: Buffers | None) -> None:
+            super().__init__(stream, protocol=5, buffer_callback=_out_of_band_callback(out_of_band))
             self._code = code
 
     return CloudCopyPickler
@@ -445,7 +446,7 @@ def _cloud_copy_pickler_class() -> type[Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _EndOf:
-    """Stands at the end of the attributes of a class that goes by value, to tell when all are written."""
+    """The last attribute of a class that is pickled by value: pickling it means that the class is finished."""
 
     cls: type
 
@@ -454,20 +455,20 @@ class _EndOf:
 def _pickler_class() -> type[Any]:
     import cloudpickle
 
-    class TravelPickler(cloudpickle.Pickler):  # type: ignore[misc]
-        """Writes for another process, with better manners towards classes.
+    class ProcessPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """Pickles for another process; handles generic pydantic models, and registers modules only temporarily.
 
-        Private things, which a test watches: what cloudpickle makes of a class that goes by value, and two attributes
-        of pydantic's models.
+        It depends on private details, which a test checks: the form in which cloudpickle pickles a class by value, and
+        two attributes of pydantic models.
         """
 
-        def __init__(self, stream: io.BytesIO, apart: Buffers | None) -> None:
-            super().__init__(stream, protocol=5, buffer_callback=_out_of_band_callback(apart))
+        def __init__(self, stream: io.BytesIO, out_of_band: Buffers | None) -> None:
+            super().__init__(stream, protocol=5, buffer_callback=_out_of_band_callback(out_of_band))
             self._unfinished: set[type] = set()
             self._registered: list[types.ModuleType] = []
 
-        def leave_nothing(self) -> None:
-            """Let cloudpickle, which others use too, be as it was."""
+        def unregister_modules(self) -> None:
+            """Undo the registrations in cloudpickle's registry, which other code uses too."""
             for module in self._registered:
                 cloudpickle.unregister_pickle_by_value(module)
 
@@ -477,7 +478,7 @@ def _pickler_class() -> type[Any]:
             if isinstance(value, type):
                 return self._reduce_class(value)
             if type(value) is types.CodeType:
-                # cloudpickle from 3.1.3 on leaves out the file's name, without which no traceback shows the source.
+                # cloudpickle since 3.1.3 omits the file name, without which a traceback cannot show the source.
                 return marshal.loads, (marshal.dumps(value),)
             if type(value) is _EndOf:
                 self._unfinished.discard(value.cls)
@@ -485,12 +486,12 @@ def _pickler_class() -> type[Any]:
             return super().reducer_override(value)
 
         def _register(self, value: Any) -> None:
-            """Let cloudpickle know, where the module of this value, or a package that it is in, travels by value."""
+            """Register the value's module in cloudpickle, if it or a parent package is pickled by value."""
             name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
             if isinstance(name, str):
                 parts = name.split(".")
                 names = {".".join(parts[: count + 1]) for count in range(len(parts))} & _by_value
-            else:  # cloudpickle looks for it in all modules
+            else:  # cloudpickle searches all modules for it
                 names = _by_value
             for module in [sys.modules[name] for name in names if name in sys.modules]:
                 if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
@@ -498,8 +499,9 @@ def _pickler_class() -> type[Any]:
                     self._registered.append(module)
 
         def _reduce_class(self, cls: type) -> Any:
-            # `Box[int]` is made anew wherever it is asked for, and is the same class for all who ask there. Not so
-            # while what it is made of is itself still being read: there is no model to build upon yet.
+            # A parametrized generic model such as `Box[int]` is pickled as the subscription: pydantic caches the class,
+            # so it is the same one in each process. Not while its origin or arguments are still being pickled: then
+            # there is no model to subscribe yet when unpickling.
             generic = vars(cls).get("__pydantic_generic_metadata__") or {}
             origin, args = generic.get("origin"), generic.get("args", ())
             if origin is not None and not _mentions((origin, *args), self._unfinished):
@@ -509,25 +511,26 @@ def _pickler_class() -> type[Any]:
                 return reduced  # by reference
             make, arguments, (attributes, slots), *rest = reduced
             if "__pydantic_parent_namespace__" in attributes:
-                # All that the function around the class had in its variables, for names that were not known yet.
+                # The local variables of the enclosing function, which pydantic keeps to resolve forward references.
                 attributes["__pydantic_parent_namespace__"] = None
-            attributes["__qualname__"] = cls.__qualname__  # cloudpickle knows the last part only
+            attributes["__qualname__"] = cls.__qualname__  # cloudpickle keeps only its last part
             self._unfinished.add(cls)
             return make, arguments, (attributes, {**slots, "": _EndOf(cls)}), *rest
 
-    return TravelPickler
+    return ProcessPickler
 
 
 def _mentions(args: tuple[Any, ...], classes: set[type]) -> bool:
-    """Tell whether the arguments of a type are or have in them one of these classes."""
+    """Return whether the arguments of a type are, or contain, one of these classes."""
     return any((isinstance(arg, type) and arg in classes) or _mentions(get_args(arg), classes) for arg in args)
 
 
 class _CallerUnpickler(pickle.Unpickler):
-    """Leaves classes alone that this process has already.
+    """Does not modify classes that already exist in this process.
 
-    cloudpickle finds the class that a by-value copy was made from, but then writes the copy's attributes into it:
-    every method would become a stranger's, with globals of its own. No public way around; a test watches the names.
+    cloudpickle finds the class that a by-value copy was made from, but then sets the copy's attributes on it: every
+    method would be replaced by a copy with its own globals. There is no public API to avoid that; a test checks the
+    private names.
     """
 
     def __init__(self, stream: io.BytesIO, buffers: Iterable[Any]) -> None:
@@ -560,13 +563,13 @@ class _CallerUnpickler(pickle.Unpickler):
 def _survives(value: Any) -> bool:
     try:
         round_trip(value, code_too=True)
-    except Exception:  # noqa: BLE001 - the question is only whether it works
+    except Exception:  # noqa: BLE001 - only success matters
         return False
     return True
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    # Walking through an object runs its author's code. What cannot be reached cannot be named.
+    # Iterating over an object runs its author's code; parts that cannot be reached are skipped.
     with contextlib.suppress(Exception, *EXITS):
         if isinstance(value, Mapping):
             for key, item in value.items():
@@ -582,11 +585,11 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes that pickling takes along, those in slots too."""
+    """Yield the attributes that are pickled, including slots."""
     state = value.__getstate__()
     for names in state if isinstance(state, tuple) else (state,):
         for name, item in names.items() if isinstance(names, dict) else ():
-            if name.startswith("__") and isinstance(item, dict):  # pydantic's models keep theirs in several dicts
+            if name.startswith("__") and isinstance(item, dict):  # a pydantic model has several dicts of attributes
                 yield from ((f".{inner}", innermost) for inner, innermost in item.items())
             else:
                 yield f".{name}", item

@@ -1,17 +1,35 @@
-"""Kinds of data that actions take and give, for `input_type` and `output_type`."""
+"""Types of data that actions take and produce, for `input_type` and `output_type`."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+__all__ = [
+    "COCODataset",
+    "DMDataset",
+    "DMv1Dataset",
+    "DMv2Dataset",
+    "DataType",
+    "Dataset",
+    "InferenceResults",
+    "Model",
+    "ModelWeights",
+    "ONNXModel",
+    "PascalVOCDataset",
+    "Result",
+    "TensorRTModel",
+    "TestResults",
+    "YOLODataset",
+]
+
 
 class DataType:
-    """Root of all kinds.
+    """Base class of all data types.
 
     Attributes:
-        name: What config files call it.
-        format: Its format on disk, where it has one.
-        description: One line for people.
+        name: Its name in config files.
+        format: Its file format, if it has one.
+        description: A one-line description.
 
     Example:
         >>> YOLODataset.is_compatible_with(Dataset), YOLODataset.is_compatible_with(COCODataset)
@@ -24,7 +42,7 @@ class DataType:
 
     @classmethod
     def is_compatible_with(cls, other: type[DataType]) -> bool:
-        """Tell whether one of the two is a kind of the other."""
+        """Return whether one of the two is a subclass of the other."""
         return issubclass(cls, other) or issubclass(other, cls)
 
 
@@ -36,31 +54,31 @@ class Dataset(DataType):
 
 
 class DMDataset(Dataset):
-    """A dataset of Datamaker's."""
+    """A Datamaker dataset."""
 
     name = "dm_dataset"
     format = "dm"
-    description = "a dataset of Datamaker's"
+    description = "a Datamaker dataset"
 
 
 class DMv1Dataset(DMDataset):
-    """One of its first format."""
+    """A Datamaker dataset, version 1."""
 
     name = "dm_v1_dataset"
     format = "dm_v1"
-    description = "a dataset of Datamaker's, version 1"
+    description = "a Datamaker dataset, version 1"
 
 
 class DMv2Dataset(DMDataset):
-    """One of its second format."""
+    """A Datamaker dataset, version 2."""
 
     name = "dm_v2_dataset"
     format = "dm_v2"
-    description = "a dataset of Datamaker's, version 2"
+    description = "a Datamaker dataset, version 2"
 
 
 class YOLODataset(Dataset):
-    """A dataset for YOLO, with its `dataset.yaml`."""
+    """A YOLO dataset, with its `dataset.yaml`."""
 
     name = "yolo_dataset"
     format = "yolo"
@@ -68,19 +86,19 @@ class YOLODataset(Dataset):
 
 
 class COCODataset(Dataset):
-    """A dataset in COCO's format."""
+    """A dataset in COCO format."""
 
     name = "coco_dataset"
     format = "coco"
-    description = "a dataset in COCO's format"
+    description = "a dataset in COCO format"
 
 
 class PascalVOCDataset(Dataset):
-    """A dataset in Pascal VOC's format."""
+    """A dataset in Pascal VOC format."""
 
     name = "pascal_voc_dataset"
     format = "pascal"
-    description = "a dataset in Pascal VOC's format"
+    description = "a dataset in Pascal VOC format"
 
 
 class Model(DataType):
@@ -99,19 +117,19 @@ class ModelWeights(Model):
 
 
 class ONNXModel(Model):
-    """A model in ONNX's format."""
+    """A model in ONNX format."""
 
     name = "onnx_model"
     format = "onnx"
-    description = "a model in ONNX's format"
+    description = "a model in ONNX format"
 
 
 class TensorRTModel(Model):
-    """A model in TensorRT's format."""
+    """A model in TensorRT format."""
 
     name = "tensorrt_model"
     format = "tensorrt"
-    description = "a model in TensorRT's format"
+    description = "a model in TensorRT format"
 
 
 class Result(DataType):
@@ -122,17 +140,17 @@ class Result(DataType):
 
 
 class TestResults(Result):
-    """What a test of a model measured."""
+    """The metrics of a model test."""
 
-    __test__ = False  # nothing for pytest to collect
+    __test__ = False  # not a test class for pytest
     name = "test_results"
     format = "metrics"
-    description = "what a test of a model measured"
+    description = "the metrics of a model test"
 
 
 class InferenceResults(Result):
-    """What a model predicted."""
+    """The predictions of a model."""
 
     name = "inference_results"
     format = "predictions"
-    description = "what a model predicted"
+    description = "the predictions of a model"

@@ -1,9 +1,9 @@
-"""Python programs in processes of their own, without the time that their imports take.
+"""Run Python programs in separate processes without waiting for their imports.
 
-A server process imports what programs need, once, and forks itself for each of them. A fork runs its program as
-`python` would: with its own arguments, environment, directory and outputs, and it exits like any interpreter. But its
-`sys.modules` is full from the start, and `/proc` shows the server's command line and environment. So tests about
-imports, and tests that search `/proc` for a program, start Python itself.
+A server process imports what programs need once, and forks for each program. A fork runs its program as `python` does:
+with its own arguments, environment, working directory and output, and with normal interpreter exit. But `sys.modules`
+already contains those imports, and `/proc` shows the server's command line and environment. Therefore tests about
+imports, and tests that search `/proc` for a program, start Python directly.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from tests.patience import patience
 
 _HEADER = struct.Struct("!I")
 _START_SECONDS = 60.0
-# What Python reads as it starts, before anything of ours runs.
+# Variables that Python reads at startup, before any of our code runs.
 _READ_AT_START = tuple(
     f"PYTHON{name}" for name in ("DEVMODE", "WARNINGS", "HASHSEED", "UNBUFFERED", "HOME", "SAFEPATH", "OPTIMIZE")
 )
 
 
-# Plugins of pytest's that are turned off in the sessions that tests run: one shuffles the tests, one starts processes.
+# pytest plugins that are disabled in the sessions that tests run: one shuffles tests, one starts processes.
 _TURNED_OFF = ("anyio", "asyncio", "benchmark", "html", "hypothesispytest", "metadata", "randomly", "rerunfailures")
 ALONE = " ".join(f"-pno:{name}" for name in _TURNED_OFF)
 _IMPORTED = (
@@ -59,17 +59,17 @@ _IMPORTED_WITH_RAY = (
 
 
 def fork_server(env: Mapping[str, str]) -> ForkServer:
-    """Return this process's server for programs in this environment; it is started on first use, and ends with us.
+    """Return this process's server for programs in this environment; it starts on first use and ends with this process.
 
-    Its forks have pytest, the runtime and its command imported; and Ray, where the environment names a cluster.
+    Its forks have imported pytest, the runtime and its command, and Ray if the environment names a cluster.
     """
-    # Ray reads its settings as it is imported.
+    # Ray reads its settings when it is imported.
     settings = {name: value for name, value in env.items() if name.startswith("RAY_") and name != "RAY_ADDRESS"}
     with _starting:
         return _server(tuple(sorted(settings.items())), bool(env.get("RAY_ADDRESS")))
 
 
-_starting = threading.Lock()  # `functools.cache` alone may start one server for each of several threads
+_starting = threading.Lock()  # `functools.cache` alone might start a server for each of several threads
 
 
 @functools.cache
@@ -81,12 +81,12 @@ def _server(settings: tuple[tuple[str, str], ...], ray: bool) -> ForkServer:
 
 
 class ForkServer:
-    """A server process and its forks. It ends with the process that started it.
+    """A server process and its forks. It exits together with the process that started it.
 
     Args:
-        warm_up: A program as `run` takes it, whose imports the forks find done; it runs in the server itself.
+        warm_up: A program, in the form of `run`, that runs in the server, so that its imports are done in the forks.
         modules: Further modules to import.
-        settings: Variables of the server's environment, beside this process's.
+        settings: Environment variables of the server, in addition to those of this process.
     """
 
     def __init__(self, warm_up: Sequence[str], modules: Sequence[str], settings: Mapping[str, str]) -> None:
@@ -103,7 +103,7 @@ class ForkServer:
             )
 
     def close(self) -> None:
-        """End the server, and wait for its end."""
+        """Stop the server and wait until it has exited."""
         self._ours.close()
         self._process.wait(timeout=patience(30))
 
@@ -116,17 +116,17 @@ class ForkServer:
         timeout: float,
         stderr_to_stdout: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end.
+        """Run a program until it exits.
 
         Args:
-            arguments: What would follow `python` on a command line: `-m MODULE …`, `-c CODE …` or `FILE …`.
+            arguments: The arguments of `python`: `-m MODULE …`, `-c CODE …` or `FILE …`.
             cwd: Its working directory.
-            env: Its whole environment.
-            timeout: After so many seconds it is killed, and `subprocess.TimeoutExpired` raised.
-            stderr_to_stdout: Both outputs in one.
+            env: Its complete environment.
+            timeout: Seconds after which it is killed and `subprocess.TimeoutExpired` is raised.
+            stderr_to_stdout: Write standard error to standard output.
         """
         for name in _READ_AT_START:
-            assert env.get(name) == os.environ.get(name), f"{name} is read as Python starts: start it itself"
+            assert env.get(name) == os.environ.get(name), f"{name} is read when Python starts: start Python directly"
         request = json.dumps({"arguments": list(arguments), "cwd": os.fspath(cwd), "env": dict(env)}).encode()
         with (
             tempfile.TemporaryFile() as out,
@@ -152,14 +152,14 @@ class ForkServer:
 
     def _wait(self, connection: socket.socket, arguments: Sequence[str], timeout: float) -> dict[str, Any]:
         connection.settimeout(patience(_START_SECONDS))
-        with connection.makefile("r") as told:
-            line = told.readline()
+        with connection.makefile("r") as replies:
+            line = replies.readline()
             if not line:
-                raise RuntimeError(f"the fork server ended with status {self._process.wait(timeout=30)}")
+                raise RuntimeError(f"the fork server exited with status {self._process.wait(timeout=30)}")
             pid = json.loads(line)["pid"]
             connection.settimeout(timeout)
             try:
-                ended: dict[str, Any] = json.loads(told.readline())
+                ended: dict[str, Any] = json.loads(replies.readline())
             except TimeoutError:
                 os.kill(pid, signal.SIGKILL)
                 raise subprocess.TimeoutExpired(list(arguments), timeout) from None
@@ -168,7 +168,7 @@ class ForkServer:
 
 @dataclass
 class Totals:
-    """What this process's forks were: how many, and the seconds of CPU time that they took."""
+    """The number of this process's forks, and the seconds of CPU time that they used."""
 
     number: int = 0
     cpu: float = 0.0
@@ -178,15 +178,15 @@ totals = Totals()
 
 
 def serve(connection: socket.socket, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Fork for each request; return it in the fork, and nothing once the other side has gone."""
+    """Fork for each request, and return the request in the fork; return None when the client closes the connection."""
     if plan["warm_up"]:
         _warm_up(plan["warm_up"])
     for name in plan["modules"]:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # so that a fork's collections write to nothing that the server has
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the processes that wait for the programs are reaped by the kernel
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, which closes the connection
+    gc.freeze()  # so that garbage collection in a fork does not write to memory shared with the server
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the processes that wait for programs
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # pytest handles Ctrl-C, and closes the connection
     while True:
         header, descriptors, _, _ = socket.recv_fds(connection, _HEADER.size, 4)
         if len(header) < _HEADER.size:
@@ -209,7 +209,7 @@ def serve(connection: socket.socket, plan: dict[str, Any]) -> dict[str, Any] | N
 
 
 def _warm_up(program: Sequence[str]) -> None:
-    """Run a program for its imports, and put back what belongs to the process."""
+    """Run a program for its imports, and restore the state of the process."""
     before = os.getcwd(), dict(os.environ), list(sys.path)
     with tempfile.TemporaryDirectory() as empty:
         with contextlib.suppress(SystemExit):
@@ -221,8 +221,8 @@ def _warm_up(program: Sequence[str]) -> None:
 
 
 def _report(pid: int, descriptor: int) -> None:
-    """Say which process it is, wait for its end, say how it ended, and end."""
-    # Whoever waits may have given up.
+    """Send the process id, wait for the process, send its exit status, and exit."""
+    # The client may have stopped waiting.
     with contextlib.suppress(BrokenPipeError), open(descriptor, "w", buffering=1) as out:
         out.write(json.dumps({"pid": pid}) + "\n")
         _, status, usage = os.wait4(pid, 0)
@@ -233,12 +233,12 @@ def _report(pid: int, descriptor: int) -> None:
 
 
 def become(request: dict[str, Any]) -> None:
-    """Run the program that was asked for, as `python` would."""
+    """Run the requested program as `python` does."""
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     time.tzset()
-    tempfile.tempdir = None  # it is looked for once, by TMPDIR
+    tempfile.tempdir = None  # recompute it from TMPDIR
     arguments = request["arguments"]
     if arguments[0] == "-B":
         sys.dont_write_bytecode = True
@@ -260,7 +260,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # where this file is
-    asked = serve(socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[2]))
-    if asked is not None:
-        become(asked)
+    del sys.path[0]  # the directory of this file
+    request = serve(socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[2]))
+    if request is not None:
+        become(request)

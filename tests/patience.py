@@ -1,7 +1,7 @@
-"""How long tests wait: each wait is for a condition, and its deadline grows with `SYNAPSE_TEST_PATIENCE`.
+"""Deadlines of tests: each wait is for a condition, and its deadline is multiplied by `SYNAPSE_TEST_PATIENCE`.
 
-The variable is a factor, 1 by default. On a machine three times slower than the one that a deadline was chosen on, or a
-busy one, it is 3. A passing test takes no longer for it.
+The variable is a factor, 1 by default. Set it to 3 on a machine that is busy or three times slower than usual. It does
+not slow down passing tests.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _FACTOR = float(os.environ.get("SYNAPSE_TEST_PATIENCE", "1"))
 
 
 def patience(seconds: float) -> float:
-    """Return a deadline, or a longest duration, in seconds as long as this machine may take."""
+    """Return a timeout or maximum duration in seconds, scaled for this machine."""
     return seconds * _FACTOR
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Wait until a condition holds, for so many seconds times the patience; return whether it does."""
+    """Wait until a condition is true, for at most this many seconds, scaled; return whether it is."""
     deadline = time.monotonic() + patience(seconds)
     while not condition():
         if time.monotonic() > deadline:

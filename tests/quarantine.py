@@ -1,4 +1,4 @@
-"""The tests of `quarantine.txt`: they run, are retried once by pytest-rerunfailures, and are listed at the end."""
+"""Retry the tests listed in `quarantine.txt` once, with pytest-rerunfailures, and list them in the summary."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import pytest
 
 FILE = Path(__file__).with_name("quarantine.txt")
-_FORM = "expected `test id | YYYY-MM-DD | symptom | what is known`"
+_FORMAT = "expected `test id | YYYY-MM-DD | symptom | what is known`"
 
 
 class Entry(NamedTuple):
-    """A line of the file."""
+    """An entry of the quarantine file."""
 
     test: str
     since: str
@@ -26,23 +26,23 @@ def entries(text: str) -> Iterator[Entry]:
     """Yield the entries of a quarantine file.
 
     Raises:
-        ValueError: A line lacks a part, or its date is none; the message has the line's number.
+        ValueError: An entry is incomplete or has an invalid date; the message has the line number.
     """
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         parts = [part.strip() for part in line.split("|")]
         if len(parts) != len(Entry._fields) or not all(parts):
-            raise ValueError(f"line {number}: {_FORM}, got {line!r}")
+            raise ValueError(f"line {number}: {_FORMAT}, got {line!r}")
         try:
             datetime.date.fromisoformat(parts[1])
         except ValueError:
-            raise ValueError(f"line {number}: {_FORM}, got the date {parts[1]!r}") from None
+            raise ValueError(f"line {number}: {_FORMAT}, got the date {parts[1]!r}") from None
         yield Entry(*parts)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quarantine", metavar="FILE", default=str(FILE), help="tests that are retried once")
+    parser.addoption("--quarantine", metavar="FILE", default=str(FILE), help="file that lists tests to retry once")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,14 +55,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Quarantine:
-    """Marks the tests of the file, and lists how they ended."""
+    """Marks the tests of the file for a retry, and lists their outcomes."""
 
     def __init__(self, found: Iterable[Entry]) -> None:
         self._entries = {entry.test: entry for entry in found}
         self._outcomes: dict[str, list[str]] = {}
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        # Without the plugin, as where a single test is run by hand, nothing is retried.
+        # If the plugin is disabled, such as when a single test is run by hand, nothing is retried.
         if config.pluginmanager.hasplugin("rerunfailures"):
             for item in items:
                 if item.nodeid in self._entries:

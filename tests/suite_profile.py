@@ -1,7 +1,7 @@
-"""Where the suite's time goes: wall time and CPU of each test file, and what each of them starts.
+"""Profile the test suite: wall and CPU time of each test file, and the processes that it starts.
 
-`pytest --suite-profile=FILE` watches all processes of the run, writes what it saw to FILE as JSON, and prints the files
-that cost most; `make test` does so. A process belongs to the test file that ran when it, or its parent, was started.
+`pytest --suite-profile=FILE` watches all processes of the run, writes the profile to FILE as JSON, and prints the
+slowest files; `make test` does so. A process belongs to the test file that was running when it, or its parent, started.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ import pytest
 
 from tests import forks
 
-# Inherited by every process that a test starts, so that its CPU time and kind can be booked on the test's file.
+# Inherited by every process that a test starts, to assign its CPU time and kind to the test's file.
 VARIABLE = "TEST_FILE_RUNNING"
 KINDS = ("cluster", "session", "command", "job", "worker", "python", "fork")
-_INTERVAL = 0.1  # seconds between two looks; no Python starts and ends within one
+_INTERVAL = 0.1  # seconds between two samples; no Python process is shorter
 _SHOWN = 15
 _ITSELF = "(pytest itself)"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--suite-profile", metavar="FILE", help="write where the time went to FILE, and print the top")
+    parser.addoption(
+        "--suite-profile", metavar="FILE", help="profile the suite: write all files to FILE, print the slowest"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +47,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put into each report what this process, and its forks, have done since the last one; xdist sends it on."""
+    """Add to each report the CPU time and forks of this process since the last report; xdist forwards it."""
     report = yield
     cpu, number = time.process_time() + forks.totals.cpu, forks.totals.number
     report.spent = {"cpu": cpu - _last["cpu"], "fork": number - _last["fork"]}  # type: ignore[attr-defined]
@@ -57,12 +59,12 @@ _last: dict[str, float] = {"cpu": time.process_time(), "fork": 0}
 
 
 class SuiteProfile:
-    """Watches the run's processes from a thread, and collects the durations of its tests."""
+    """Watches the processes of the run from a thread, and collects the durations of its tests."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._wall: defaultdict[str, float] = defaultdict(float)
-        # Of pytest's own processes and their forks.
+        # CPU time and number of pytest's own processes and their forks.
         self._cpu: defaultdict[str, float] = defaultdict(float)
         self._forks: defaultdict[str, int] = defaultdict(int)
         self._processes = ProcessWatch()
@@ -90,8 +92,8 @@ class SuiteProfile:
         terminalreporter.write_line(f"all files: {self._path}")
 
     def profile(self) -> dict[str, Any]:
-        """Return what was measured: totals, and a row for each test file, in seconds and numbers of processes."""
-        # What reports book on files was also measured as that of pytest's own processes.
+        """Return the profile: totals and a row for each test file, in seconds and numbers of processes."""
+        # The time in reports was also measured for pytest's own processes, so subtract it there.
         own = self._cpu | {_ITSELF: -sum(self._cpu.values())}
         files = {
             name: {"wall": round(self._wall[name], 2), "cpu": round(own.get(name, 0) + self._processes.cpu_of(name), 2)}
@@ -108,11 +110,11 @@ class SuiteProfile:
 
 
 class ProcessWatch:
-    """Looks at the processes below this one, and at those that bear a test file's name in their environment."""
+    """Samples the descendants of this process, and processes with a test file's name in their environment."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
-        self._seen: dict[tuple[int, float], _Seen] = {}
+        self._seen: dict[tuple[int, float], _Process] = {}
         self._ignored: set[int] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="suite-profile")
@@ -124,30 +126,30 @@ class ProcessWatch:
     def stop(self) -> None:
         self._stopped.set()
         self._thread.join()
-        self._look()
+        self._sample()
 
     def cpu_of(self, file: str) -> float:
-        """Return the seconds of CPU time that processes of a test file took."""
+        """Return the seconds of CPU time that the processes of a test file used."""
         return sum(seen.cpu for seen in self._seen.values() if seen.file == file)
 
     def kinds_of(self, file: str) -> dict[str, int]:
-        """Return how many processes of each kind a test file started."""
+        """Return the number of processes of each kind that a test file started."""
         counts = Counter(seen.kind for seen in self._seen.values() if seen.file == file)
         return {kind: counts[kind] for kind in KINDS if kind != "fork"}
 
     def _watch(self) -> None:
         while not self._stopped.wait(_INTERVAL):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
-        alive: dict[int, _Seen] = {seen.process.pid: seen for seen in self._seen.values() if not seen.gone}
+    def _sample(self) -> None:
+        alive: dict[int, _Process] = {seen.process.pid: seen for seen in self._seen.values() if not seen.gone}
         for pid in psutil.pids():
             if pid not in alive and pid not in self._ignored:
-                self._meet(pid, alive)
+                self._add(pid, alive)
         for seen in alive.values():
             seen.measure()
 
-    def _meet(self, pid: int, alive: dict[int, _Seen]) -> None:
+    def _add(self, pid: int, alive: dict[int, _Process]) -> None:
         try:
             process = psutil.Process(pid)
             parent = alive.get(process.ppid())
@@ -155,17 +157,17 @@ class ProcessWatch:
             if not file and pid != os.getpid() and parent is None:
                 self._ignored.add(pid)
                 return
-            if kind_of(process.cmdline()) == "fork":  # test reports book forks on their files
+            if kind_of(process.cmdline()) == "fork":  # test reports assign forks to their files
                 file = _ITSELF
-            seen = self._seen[pid, process.create_time()] = _Seen(process, file or _ITSELF)
+            seen = self._seen[pid, process.create_time()] = _Process(process, file or _ITSELF)
         except (psutil.Error, OSError):
             return
         alive[pid] = seen
         self.files.add(seen.file)
 
 
-class _Seen:
-    """One process: the test file it belongs to, what it is, and the CPU time it took."""
+class _Process:
+    """A process: its test file, its kind, and the CPU time that it used."""
 
     def __init__(self, process: psutil.Process, file: str) -> None:
         self.process, self.file = process, file
@@ -177,7 +179,7 @@ class _Seen:
     def measure(self) -> None:
         try:
             times = self.process.cpu_times()
-            if time.monotonic() - self._born < 1:  # a fork first looks like its parent
+            if time.monotonic() - self._born < 1:  # a fork first has the command line of its parent
                 self.kind = kind_of(self.process.cmdline()) or self.kind
         except psutil.Error:
             self.gone = True
@@ -186,21 +188,21 @@ class _Seen:
 
 
 def kind_of(command: list[str]) -> str:
-    """Return which of KINDS a process is, by its command line; empty for any other."""
+    """Return which of KINDS a process is, by its command line; empty if none."""
     line = " ".join(command[:8])
     program = os.path.basename(command[0]) if command else ""
     if program == "gcs_server":
         return "cluster"
     if "tests/forks.py" in line:
         return "fork"
-    if "executors.ray.job_main" in line:
+    if "executors.ray.job_supervisor" in line:
         return "job"
     if "default_worker.py" in line or line.startswith("ray::"):
         return "worker"
     if not program.startswith(("python", "synapse", "pytest")):
         return ""
     if "synapse_runtime.executors" in line or "ray/dashboard" in line or "ray/_private" in line:
-        return ""  # a part of a cluster
+        return ""  # part of a cluster
     if " -m pytest" in line or "/pytest" in line:
         return "session"
     if " -m synapse_runtime" in line or "bin/synapse" in line:
@@ -209,7 +211,7 @@ def kind_of(command: list[str]) -> str:
 
 
 def table(profile: dict[str, Any]) -> list[str]:
-    """Return the rows to print: the total, and the files that took most CPU time."""
+    """Return the rows to print: the total, and the files that used most CPU time."""
     head = f"{'wall':>7} {'cpu':>7} " + " ".join(f"{kind:>8}" for kind in KINDS)
     rows = [("all", profile["total"]), *list(profile["files"].items())[:_SHOWN]]
     return [head] + [

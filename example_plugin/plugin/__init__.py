@@ -1,1 +1,1 @@
-"""A plugin that learns to read handwritten digits."""
+"""A plugin that classifies handwritten digits."""

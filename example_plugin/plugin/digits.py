@@ -1,4 +1,4 @@
-"""The data: 1,797 scans of handwritten digits that come with scikit-learn, part of them held out for evaluation."""
+"""The data: the 1,797 handwritten digits of scikit-learn, split into training and held-out digits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HELD_OUT = 360
 
 
 class Digits(NamedTuple):
-    """Images and what they show.
+    """Images and their labels.
 
     Attributes:
         images: (n, 64), float64: 8 x 8 pixels row by row, from 0 for paper to 16 for ink.
@@ -23,15 +23,15 @@ class Digits(NamedTuple):
 
 
 class Split(NamedTuple):
-    """All digits, in two parts that share none."""
+    """All digits, split into two disjoint parts."""
 
     training: Digits
     held_out: Digits
 
 
 def load_split() -> Split:
-    """Return 1,437 digits for training and 360 held out: the same ones, in the same order, each time."""
-    # Imported here, since it takes a second, and not every call needs it.
+    """Return 1,437 digits for training and 360 held-out ones; the split and the order are always the same."""
+    # Imported here since it takes a second and not every call needs it.
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""The action `evaluate`: how well trained weights read digits that training has not seen."""
+"""The action `evaluate`: accuracy and confusion matrix of trained weights on held-out digits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from synapse_runtime.decorators import action
 
 
 class EvaluateParams(BaseModel):
-    """What `evaluate` can be told.
+    """The params of `evaluate`.
 
     Attributes:
-        weights: A file that `train` wrote; by default the one in WEIGHTS_DIR of the environment.
+        weights: A file written by `train`. Default: the one in the directory WEIGHTS_DIR.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -26,12 +26,12 @@ class EvaluateParams(BaseModel):
 
 
 class EvaluateResult(BaseModel):
-    """What `evaluate` returns.
+    """The result of `evaluate`.
 
     Attributes:
-        accuracy: Share of the held-out digits that are read right, from 0 to 1.
-        confusion: 10 rows of 10 counts: in row i, column j, how many images of the digit i were taken for j.
-        images: How many digits were held out.
+        accuracy: Fraction of the held-out digits that are classified correctly, from 0 to 1.
+        confusion: 10 rows of 10 counts: row i, column j is the number of images of digit i classified as j.
+        images: The number of held-out digits.
     """
 
     accuracy: float
@@ -41,11 +41,11 @@ class EvaluateResult(BaseModel):
 
 @action(params=EvaluateParams, result=EvaluateResult)
 def evaluate(params: EvaluateParams, context: RuntimeContext) -> EvaluateResult:
-    """Read the held-out digits and compare with what they are.
+    """Classify the held-out digits and compare the predictions with their labels.
 
     Raises:
-        FileNotFoundError: There are no such weights.
-        ValueError: The file holds something else.
+        FileNotFoundError: The weights file does not exist.
+        ValueError: The file does not contain weights of this classifier.
     """
     model = DigitClassifier.load(file_to_read(params.weights, context.env))
     images, labels = load_split().held_out
@@ -57,6 +57,8 @@ def evaluate(params: EvaluateParams, context: RuntimeContext) -> EvaluateResult:
     )
     context.set_metrics({"accuracy": result.accuracy}, step="evaluation")
     context.log_message(
-        "{right} of {images} digits read right", right=int((labels == predicted).sum()), images=len(labels)
+        "{correct} of {images} digits classified correctly",
+        correct=int((labels == predicted).sum()),
+        images=len(labels),
     )
     return result

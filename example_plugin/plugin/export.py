@@ -1,4 +1,4 @@
-"""The action `export`: predictions as a table, and a picture of which digits are taken for which."""
+"""The action `export`: predictions as CSV, and the confusion matrix as an image."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ COLUMNS = ("image", "label", "predicted", "probability")
 
 
 class ExportParams(BaseModel):
-    """What `export` can be told.
+    """The params of `export`.
 
     Attributes:
-        weights: A file that `train` wrote; by default the one in WEIGHTS_DIR of the environment.
-        output_dir: Where to write; made where missing.
+        weights: A file written by `train`. Default: the one in the directory WEIGHTS_DIR.
+        output_dir: The directory to write to; created if it does not exist.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -30,11 +30,11 @@ class ExportParams(BaseModel):
 
 
 class ExportResult(BaseModel):
-    """What `export` returns.
+    """The result of `export`.
 
     Attributes:
-        predictions: CSV file with one row per held-out digit: its index, what it is, what it was read as, and how
-            likely that seemed, from 0 to 1.
+        predictions: CSV file with one row per held-out digit: its index, label, prediction, and the probability of the
+            prediction, from 0 to 1.
         confusion: PNG file with the confusion matrix.
     """
 
@@ -43,7 +43,7 @@ class ExportResult(BaseModel):
 
 
 class ExportAction(BaseAction[ExportParams]):
-    """Reads the held-out digits with trained weights and writes down how that went."""
+    """Classifies the held-out digits with trained weights and writes the results."""
 
     action_name = "export"
     result_model = ExportResult
@@ -52,8 +52,8 @@ class ExportAction(BaseAction[ExportParams]):
         """Write both files.
 
         Raises:
-            FileNotFoundError: There are no such weights.
-            ValueError: The file holds something else.
+            FileNotFoundError: The weights file does not exist.
+            ValueError: The file does not contain weights of this classifier.
         """
         model = DigitClassifier.load(file_to_read(self.params.weights, self.ctx.env))
         digits = load_split().held_out
@@ -78,14 +78,14 @@ def _write_predictions(path: Path, model: DigitClassifier, digits: Digits) -> No
 
 
 def _draw_confusion(path: Path, counts: Labels) -> None:
-    # Imported here, since it takes longest to import and nothing else of the plugin needs it. Figures that are
-    # made without pyplot have no window and share no state, so that any worker can draw them.
+    # Imported here since it is slow to import and only needed here. Figures created without pyplot need no display and
+    # share no state, so any worker can draw them.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="read as", ylabel="is", title="Held-out digits")
+    axes = figure.add_subplot(xlabel="prediction", ylabel="label", title="Held-out digits")
     axes.imshow(counts, cmap="Blues")
     axes.set_xticks(range(CLASSES))
     axes.set_yticks(range(CLASSES))

@@ -1,4 +1,4 @@
-"""The action `infer`: reads the digits on given images."""
+"""The action `infer`: classifies the digits on given images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synapse_runtime.action import BaseAction
 
 
 def _row_by_row(image: object) -> object:
-    """Return 8 rows of 8 as one list of 64, and anything else as it is."""
+    """Flatten 8 rows of 8 into one list of 64; return anything else unchanged."""
     if not isinstance(image, list) or len(image) != SIDE:
         return image
     if not all(isinstance(row, list) and len(row) == SIDE for row in image):
@@ -27,11 +27,11 @@ Image = Annotated[list[Pixel], Field(min_length=PIXELS, max_length=PIXELS), Befo
 
 
 class InferParams(BaseModel):
-    """What `infer` needs.
+    """The params of `infer`.
 
     Attributes:
         input: One or more images: 8 rows of 8 numbers, or the 64 numbers row by row, from 0 for paper to 16 for ink.
-        weights: A file that `train` wrote; by default the one in WEIGHTS_DIR of the environment.
+        weights: A file written by `train`. Default: the one in the directory WEIGHTS_DIR.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -41,11 +41,11 @@ class InferParams(BaseModel):
 
 
 class InferResult(BaseModel):
-    """What `infer` returns.
+    """The result of `infer`.
 
     Attributes:
-        labels: The likeliest digit of each image, 0 to 9, in the order of the input.
-        probabilities: For each image 10 numbers that sum to 1: how likely it shows each digit.
+        labels: The most likely digit of each image, 0 to 9, in the order of the input.
+        probabilities: For each image 10 numbers that sum to 1: the probability of each digit.
     """
 
     labels: list[int]
@@ -53,17 +53,17 @@ class InferResult(BaseModel):
 
 
 class InferAction(BaseAction[InferParams]):
-    """Reads digits with trained weights."""
+    """Classifies digits with trained weights."""
 
     action_name = "infer"
     result_model = InferResult
 
     def execute(self) -> InferResult:
-        """Read the digits.
+        """Classify the images.
 
         Raises:
-            FileNotFoundError: There are no such weights.
-            ValueError: The file holds something else.
+            FileNotFoundError: The weights file does not exist.
+            ValueError: The file does not contain weights of this classifier.
         """
         model = DigitClassifier.load(file_to_read(self.params.weights, self.ctx.env))
         images = np.array(self.params.input)

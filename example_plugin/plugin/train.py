@@ -1,4 +1,4 @@
-"""The action `train`: teaches the classifier and writes its weights."""
+"""The action `train`: trains the classifier and writes its weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _STEP = "training"
 
 
 class TrainParams(BaseModel):
-    """What `train` can be told.
+    """The params of `train`.
 
     Attributes:
-        epochs: How often to go through all images.
-        learning_rate: Length of each step, as a factor of the loss's gradient.
-        batch_size: Images per step; BATCH_SIZE of the environment by default.
-        seed: Decides the order of the images. The same seed gives the same weights.
-        output_dir: Where to write the weights; WEIGHTS_DIR of the environment by default.
+        epochs: The number of passes over all images.
+        learning_rate: The step size, as a factor of the loss's gradient.
+        batch_size: The number of images per step. Default: the environment variable BATCH_SIZE.
+        seed: Seed for the order of the images. The same seed gives the same weights.
+        output_dir: The directory to write the weights to. Default: the environment variable WEIGHTS_DIR.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,14 +36,14 @@ class TrainParams(BaseModel):
 
 
 class TrainResult(BaseModel):
-    """What `train` returns.
+    """The result of `train`.
 
     Attributes:
-        weights: The file with the weights, as an absolute path.
-        accuracy: Share of the held-out digits that are read right, from 0 to 1.
+        weights: The absolute path of the weights file.
+        accuracy: Fraction of the held-out digits that are classified correctly, from 0 to 1.
         loss: Mean cross-entropy on the training images after the last epoch, in nats per image.
-        epochs: How many epochs were trained.
-        batch_size: Images per step.
+        epochs: The number of epochs.
+        batch_size: The number of images per step.
     """
 
     weights: Path
@@ -54,16 +54,16 @@ class TrainResult(BaseModel):
 
 
 class TrainAction(BaseAction[TrainParams]):
-    """Trains softmax regression on the digits, and tells after each epoch how it goes."""
+    """Trains softmax regression on the digits, and reports metrics after each epoch."""
 
     action_name = "train"
     result_model = TrainResult
 
     def execute(self) -> TrainResult:
-        """Train and write the weights.
+        """Train the classifier and write its weights.
 
         Raises:
-            ValueError: BATCH_SIZE of the environment is not a positive whole number.
+            ValueError: The environment variable BATCH_SIZE is not a positive integer.
         """
         path = file_to_write(self.params.output_dir, self.ctx.env)
         batch_size = self._batch_size()
@@ -88,7 +88,7 @@ class TrainAction(BaseAction[TrainParams]):
             return self.params.batch_size
         batch_size = self.ctx.env.get_int("BATCH_SIZE", default=32)
         if batch_size < 1:
-            raise ValueError(f"BATCH_SIZE must be at least 1, not {batch_size}")
+            raise ValueError(f"BATCH_SIZE must be at least 1, got {batch_size}")
         return batch_size
 
     def _report(self, epoch: int, model: DigitClassifier, digits: Split) -> None:

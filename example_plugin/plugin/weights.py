@@ -1,4 +1,4 @@
-"""Where trained weights are on disk, unless a param says: in the directory that WEIGHTS_DIR names."""
+"""The path of the weights file: given by a param, else in the directory WEIGHTS_DIR."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _FILE_NAME = "digits.npz"
 
 
 def file_to_write(output_dir: Path | None, env: PluginEnvironment) -> Path:
-    """Return the absolute path of the weights file in `output_dir`, or in WEIGHTS_DIR where that is None."""
+    """Return the absolute path of the weights file in `output_dir`, or in WEIGHTS_DIR if that is None."""
     return (output_dir or Path(env.get_str("WEIGHTS_DIR", default="weights"))).absolute() / _FILE_NAME
 
 
 def file_to_read(weights: Path | None, env: PluginEnvironment) -> Path:
-    """Return the absolute path of the file `weights`, or of the one in WEIGHTS_DIR where that is None."""
+    """Return the absolute path of the file `weights`, or of the one in WEIGHTS_DIR if that is None."""
     return weights.absolute() if weights else file_to_write(None, env)

@@ -1,4 +1,4 @@
-"""Weights for the tests of the actions that need some."""
+"""Trained weights for tests that need them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ PLUGIN = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """Trained once, in this process whatever the mode: which weights a test reads does not depend on it."""
+    """Weights trained once per session, always in local mode, so that they are the same for every mode."""
     executor = LocalExecutor(plugin=PLUGIN)
     return executor.execute("train", {"output_dir": tmp_path_factory.mktemp("weights")})

@@ -1,4 +1,4 @@
-"""Evaluation: it counts what was read right, and says what to do where there is nothing to evaluate."""
+"""The action `evaluate`: its counts, and its error for missing weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synapse_runtime.errors import ExecutionError
 from synapse_runtime.executors.base import Executor
 
 
-def test_every_held_out_digit_is_counted(synapse_executor: Executor, trained: TrainResult) -> None:
+def test_confusion_counts_every_held_out_digit(synapse_executor: Executor, trained: TrainResult) -> None:
     result = synapse_executor.execute(evaluate, {"weights": trained.weights})
 
     assert isinstance(result, EvaluateResult)
@@ -26,7 +26,7 @@ def test_every_held_out_digit_is_counted(synapse_executor: Executor, trained: Tr
     assert confusion.trace() / confusion.sum() == pytest.approx(result.accuracy)
 
 
-def test_missing_weights_are_told_with_their_path(synapse_executor: Executor, tmp_path: Path) -> None:
+def test_missing_weights_error_names_their_path(synapse_executor: Executor, tmp_path: Path) -> None:
     with pytest.raises(ExecutionError, match="run the action 'train' first") as caught:
         synapse_executor.execute("evaluate", {"weights": tmp_path / "nowhere.npz"})
 

@@ -1,4 +1,4 @@
-"""Export: a table that other programs read, and a picture."""
+"""The action `export`: a CSV file and an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synapse_runtime.executors.base import Executor
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def test_predictions_and_confusion_are_written(
+def test_export_writes_predictions_and_confusion(
     synapse_executor: Executor, trained: TrainResult, tmp_path: Path
 ) -> None:
     result = synapse_executor.execute("export", {"weights": trained.weights, "output_dir": tmp_path / "report"})
@@ -25,8 +25,8 @@ def test_predictions_and_confusion_are_written(
     rows = _rows(result.predictions)
     assert len(rows) == 360
     assert tuple(rows[0]) == COLUMNS
-    right = sum(row["label"] == row["predicted"] for row in rows)
-    assert right / len(rows) == pytest.approx(trained.accuracy)
+    correct = sum(row["label"] == row["predicted"] for row in rows)
+    assert correct / len(rows) == pytest.approx(trained.accuracy)
     assert all(0 < float(row["probability"]) <= 1 for row in rows)
     assert _png_size(result.confusion) == (500, 500)
 
@@ -37,7 +37,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _png_size(path: Path) -> tuple[int, int]:
-    """Return width and height in pixels, from the file's header."""
+    """Return width and height in pixels, read from the file's header."""
     data = path.read_bytes()
     assert data.startswith(PNG_SIGNATURE)
     width, height = struct.unpack(">II", data[16:24])

@@ -1,4 +1,4 @@
-"""Inference: it reads real digits, in both forms that images may have, with weights from a param or WEIGHTS_DIR."""
+"""The action `infer`: both image formats, and weights from a param or from WEIGHTS_DIR."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from synapse_runtime.executors.base import Executor
 
 @pytest.fixture
 def unseen() -> Digits:
-    """Ten scans that training has not seen."""
+    """Ten held-out digits."""
     images, labels = load_split().held_out
     return Digits(images[:10], labels[:10])
 
 
-def test_unseen_digits_are_read(synapse_executor: Executor, trained: TrainResult, unseen: Digits) -> None:
+def test_unseen_digits_are_classified(synapse_executor: Executor, trained: TrainResult, unseen: Digits) -> None:
     result = synapse_executor.execute("infer", {"input": unseen.images.tolist(), "weights": trained.weights})
 
     assert isinstance(result, InferResult)
@@ -29,12 +29,12 @@ def test_unseen_digits_are_read(synapse_executor: Executor, trained: TrainResult
     assert [row.index(max(row)) for row in result.probabilities] == result.labels
 
 
-class TestWithWeightsFromTheEnvironment:
+class TestWeightsFromEnvironment:
     @pytest.fixture
     def plugin_env(self, trained: TrainResult) -> dict[str, Any]:
         return {"WEIGHTS_DIR": str(trained.weights.parent)}
 
-    def test_square_and_flat_images_are_the_same(self, synapse_executor: Executor, unseen: Digits) -> None:
+    def test_square_and_flat_images_give_the_same_result(self, synapse_executor: Executor, unseen: Digits) -> None:
         flat = unseen.images[0]
         square = flat.reshape(8, 8)
 
@@ -47,11 +47,11 @@ class TestWithWeightsFromTheEnvironment:
 @pytest.mark.parametrize(
     "image",
     [
-        pytest.param([0.0] * 63, id="a pixel short"),
-        pytest.param([[0.0] * 8] * 7, id="a row short"),
-        pytest.param([17.0] * 64, id="blacker than black"),
+        pytest.param([0.0] * 63, id="missing pixel"),
+        pytest.param([[0.0] * 8] * 7, id="missing row"),
+        pytest.param([17.0] * 64, id="pixel out of range"),
     ],
 )
-def test_what_is_no_image_is_refused(synapse_executor: Executor, image: Any) -> None:
+def test_invalid_image_is_rejected(synapse_executor: Executor, image: Any) -> None:
     with pytest.raises(ValidationError, match=r"input\.0"):
         synapse_executor.execute("infer", {"input": [image]})

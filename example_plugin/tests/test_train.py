@@ -1,4 +1,4 @@
-"""Training: what it learns, what it says, what it writes, and where its settings come from."""
+"""The action `train`: accuracy, reported events, written weights, and settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synapse_runtime.errors import ValidationError
 from synapse_runtime.executors.base import Executor
 
 
-def test_training_learns_to_read_digits(synapse_executor: Executor, tmp_path: Path) -> None:
+def test_training_learns_digits(synapse_executor: Executor, tmp_path: Path) -> None:
     result = synapse_executor.execute(TrainAction, {"output_dir": tmp_path})
 
     assert isinstance(result, TrainResult)
@@ -25,10 +25,10 @@ def test_training_learns_to_read_digits(synapse_executor: Executor, tmp_path: Pa
         assert {name: array.shape for name, array in arrays.items()} == {"weights": (64, 10), "bias": (10,)}
 
 
-def test_every_epoch_is_reported(synapse_executor: Executor, tmp_path: Path) -> None:
+def test_training_reports_every_epoch(synapse_executor: Executor, tmp_path: Path) -> None:
     run = synapse_executor.run("train", {"epochs": 5, "output_dir": tmp_path})
 
-    losses = [report["loss"] for report in run.metrics["training"].history]
+    losses = [metrics["loss"] for metrics in run.metrics["training"].history]
     assert len(losses) == 5
     assert losses == sorted(losses, reverse=True)
     assert run.metrics["training"] == {"loss": run.result.loss, "accuracy": run.result.accuracy}
@@ -37,7 +37,7 @@ def test_every_epoch_is_reported(synapse_executor: Executor, tmp_path: Path) -> 
     assert run.logs[-1].file == str(run.result.weights)
 
 
-def test_the_same_seed_gives_the_same_weights(synapse_executor: Executor, tmp_path: Path) -> None:
+def test_same_seed_gives_same_weights(synapse_executor: Executor, tmp_path: Path) -> None:
     def weights(seed: int, directory: str) -> np.ndarray:
         params = {"epochs": 1, "seed": seed, "output_dir": tmp_path / directory}
         with np.load(synapse_executor.execute("train", params).weights) as arrays:
@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_weights(synapse_executor: Executor, tmp_pa
     assert not np.array_equal(first, weights(seed=2, directory="other"))
 
 
-def test_the_batch_size_comes_from_the_config_file(
+def test_batch_size_defaults_to_config(
     synapse_executor: Executor, plugin_env: PluginEnvironment, tmp_path: Path
 ) -> None:
     result = synapse_executor.execute("train", {"epochs": 1, "output_dir": tmp_path})
@@ -58,14 +58,14 @@ def test_the_batch_size_comes_from_the_config_file(
 
 
 @pytest.mark.synapse(env={"BATCH_SIZE": "64"})
-def test_a_marker_sets_the_batch_size(synapse_executor: Executor, tmp_path: Path) -> None:
+def test_marker_overrides_batch_size(synapse_executor: Executor, tmp_path: Path) -> None:
     result = synapse_executor.execute("train", {"epochs": 1, "output_dir": tmp_path})
 
     assert result.batch_size == 64
 
 
 @pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("learning_rate", -0.1), ("batchsize", 8)])
-def test_a_bad_param_is_named_and_nothing_is_written(
+def test_invalid_param_is_named_and_nothing_is_written(
     synapse_executor: Executor, tmp_path: Path, name: str, value: Any
 ) -> None:
     with pytest.raises(ValidationError, match=name) as caught:

@@ -15,8 +15,8 @@ class _Commands(LazyGroup):
     lazy_commands = (
         LazyCommand(
             "doctor",
-            "doctor:doctor",
-            "Show what is installed, which cluster would be used, and problems with their fixes.",
+            "doctor.command:doctor",
+            "Check the installation, plugin, cluster and machine.",
         ),
         LazyCommand("plugin", "plugin:app", "Create, check, inspect, test and run plugins."),
         LazyCommand("job", "job:app", "List, inspect, stop and delete jobs."),

@@ -124,8 +124,8 @@ def _show(update: Update, *, only_checked: bool) -> None:
     if only_checked:
         typer.echo(update.diff, nl=False)
     for change in update.changes:
-        if not only_checked or change.kind == "gone":
-            note(_in_words(change)) if change.kind == "gone" else typer.echo(_in_words(change))
+        if not only_checked or change.kind == "missing":
+            note(_in_words(change)) if change.kind == "missing" else typer.echo(_in_words(change))
     if not update.diff:
         typer.echo(f"{_shown(update.config)} is up to date")
 
@@ -133,7 +133,7 @@ def _show(update: Update, *, only_checked: bool) -> None:
 def _in_words(change: Change) -> str:
     fields = ", ".join(f"{name}: {value}" for name, value in change.fields.items())
     what = f" ({fields})" if fields else ""
-    if change.kind == "gone":
+    if change.kind == "missing":
         what = ": its entrypoint does not exist, and no action in the code has its name; use --prune to remove it"
     return f"{change.kind}: {change.action}{what}"
 

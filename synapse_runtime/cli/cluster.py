@@ -98,7 +98,10 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def down(as_json: AsJson = False) -> None:
-    """Shut down the warm cluster, even if it is in use, and wait until its processes and files are gone."""
+    """Shut down the warm cluster.
+
+    It is shut down even if it is in use. Waits until its processes and files are gone.
+    """
     with exit_on_errors():
         from synapse_runtime.executors.ray.cluster.persistent import down as end
 

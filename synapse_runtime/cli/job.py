@@ -67,9 +67,10 @@ def list_jobs(
 
 @app.command()
 def status(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None) -> None:
-    """Print the job's status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+    """Print the job's status.
 
-    SUCCEEDED means that the job ended and returned a result or an error. `synapse job result` shows which.
+    It is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. SUCCEEDED means that the job ended and returned a result or an
+    error; `synapse job result` shows which.
     """
     with _jobs_at(ray_address) as cluster:
         _show_status(job_id, cluster.get_status(job_id), as_json=as_json)

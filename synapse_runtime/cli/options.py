@@ -31,7 +31,11 @@ ActionName = Annotated[
 ]
 PluginPath = Annotated[
     Path,
-    typer.Option("--path", help="Plugin directory. Default: the nearest plugin at or above the current directory."),
+    typer.Option(
+        "--path",
+        help="Plugin directory. Default: the nearest plugin at or above the current directory.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -66,4 +66,4 @@ def import_action(plugin: Plugin, name: str, env: Mapping[str, Any] | None = Non
         try:
             return resolve(call)
         except SystemExit as end:
-            raise ExecutionError(f"{name}: importing its module ended with sys.exit({end.code!r})") from end
+            raise ExecutionError(f"{name}: importing its module called sys.exit({end.code!r})") from end

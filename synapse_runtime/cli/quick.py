@@ -90,7 +90,7 @@ def run(arguments: Sequence[str]) -> int | None:
     given = read(arguments[2:])
     if given is None:
         return None
-    from synapse_runtime.cli.run_impl import run_action
+    from synapse_runtime.cli.run_action import run_action
 
     try:
         run_action(**given)

@@ -1,4 +1,4 @@
-"""The options of `synapse plugin run`, which is implemented in `run_impl.py`."""
+"""The options of `synapse plugin run`, which is implemented in `run_action.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from synapse_runtime.cli.modes import mode_names
 from synapse_runtime.cli.options import ActionName
 from synapse_runtime.cli.params import INFER_PATH
-from synapse_runtime.cli.run_impl import run_action
+from synapse_runtime.cli.run_action import run_action
 
 
 def run(
@@ -20,7 +20,7 @@ def run(
         str | None,
         typer.Option("--plugin", "-p", help="Plugin code or module. Default: read from config.yaml."),
     ] = None,
-    path: Annotated[Path, typer.Option("--path", help="Plugin directory.")] = Path("."),
+    path: Annotated[Path, typer.Option("--path", help="Plugin directory, or one below it.")] = Path("."),
     param: Annotated[
         list[str] | None,
         typer.Option(

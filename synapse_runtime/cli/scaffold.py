@@ -95,17 +95,17 @@ class NewPlugin:
         }
         files = {
             "config.yaml": self._config(),
-            "README.md": _filled("README.md", whole),
-            "requirements.txt": _filled("requirements.txt", whole),
-            ".gitignore": _filled("gitignore", whole).rstrip() + "\n",
+            "README.md": _render("README.md", whole),
+            "requirements.txt": _render("requirements.txt", whole),
+            ".gitignore": _render("gitignore", whole).rstrip() + "\n",
             "plugin/__init__.py": f'"""The actions of the plugin {self.code}."""\n',
         }
         for action in self.actions:
             stem = "".join(part.capitalize() for part in action.split("_"))
             names = {"action": action, "stem": stem, "base": "synapse_sdk.plugins" if self.sdk else "synapse_runtime"}
             template = _kind(action).template
-            files[f"plugin/{action}.py"] = _filled(f"{template}.py", names)
-            files[f"tests/test_{action}.py"] = _filled(f"test_{template}.py", names)
+            files[f"plugin/{action}.py"] = _render(f"{template}.py", names)
+            files[f"tests/test_{action}.py"] = _render(f"test_{template}.py", names)
         return files
 
     @property
@@ -144,7 +144,7 @@ def checked_code(text: str) -> str:
         'my-plugin'
     """
     text = text.strip()
-    if not re.fullmatch(r"[a-z]([a-z0-9_-]*[a-z0-9])?", text) or _is_reserved(text) or len(text) > _LONGEST:
+    if not re.fullmatch(r"[a-z]([a-z0-9_-]*[a-z0-9])?", text) or _is_keyword(text) or len(text) > _LONGEST:
         raise ValueError(f"invalid code {text!r}: {CODE_RULE}")
     return text
 
@@ -152,7 +152,7 @@ def checked_code(text: str) -> str:
 def checked_action(text: str) -> str:
     """Return an action's name, or raise `ValueError` with the rule."""
     text = text.strip()
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", text) or _is_reserved(text) or len(text) > _LONGEST:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", text) or _is_keyword(text) or len(text) > _LONGEST:
         raise ValueError(f"invalid action name {text!r}: {ACTION_RULE}; such as train")
     return text
 
@@ -176,7 +176,7 @@ def code_from(text: str) -> str | None:
     """
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_").lstrip("0123456789-_")[:_LONGEST].rstrip("-_")
-    return slug if slug and not _is_reserved(slug) else None
+    return slug if slug and not _is_keyword(slug) else None
 
 
 def write(files: Mapping[str, str], target: Path) -> None:
@@ -237,10 +237,10 @@ def _kind(action: str) -> _Kind:
     return _KINDS.get(action, _WORK)
 
 
-def _filled(name: str, values: Mapping[str, str]) -> str:
+def _render(name: str, values: Mapping[str, str]) -> str:
     template = resources.files("synapse_runtime.cli").joinpath("templates", f"{name}.template")
     return Template(template.read_text(encoding="utf-8")).substitute(values)
 
 
-def _is_reserved(text: str) -> bool:
+def _is_keyword(text: str) -> bool:
     return keyword.iskeyword(text.replace("-", "_"))

@@ -104,8 +104,8 @@ def list_plugins(
 def list_actions(path: PluginPath = Path("."), as_json: AsJson = False) -> None:
     """List a plugin's actions and their params.
 
-    An action that cannot be imported is listed with the reason, and does not change the exit status; it does for
-    `synapse plugin check`.
+    An action that cannot be imported is listed with the reason. The exit status is 0 even then; `synapse plugin check`
+    exits with 1.
     """
     with exit_on_errors():
         with only_results_on_stdout():  # modules may print when they are imported
@@ -125,7 +125,7 @@ def schema(
     action: ActionName,
     path: PluginPath = Path("."),
     result: Annotated[bool, typer.Option("--result", help="Print the schema of the action's result instead.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it on one line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on one line.")] = False,
 ) -> None:
     """Print the JSON Schema of an action's params.
 

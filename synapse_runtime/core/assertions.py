@@ -1,9 +1,9 @@
-"""Assertions of actions: pytest's explanations of why one failed, the same from a worker as in the test's process.
+"""Assertions in actions: pytest's explanation of a failed assertion is the same in a worker as in the test's process.
 
-pytest rewrites the `assert` statements of test modules, conftests, and of what `pytest.register_assert_rewrite` names.
-A rewritten assertion asks the running test, through hooks, for an explanation of a comparison. A worker runs no test:
-it notes what was compared, and the explanation is made where the test is. There is no public way to any of this; a
-test watches the private names. pytest is imported only where a module is to be rewritten.
+pytest rewrites the `assert` statements of test modules, conftests, and modules named by
+`pytest.register_assert_rewrite`. A rewritten assertion calls hooks of the running test to explain a comparison. A
+worker runs no test: it records the operands, and the test's process makes the explanation. pytest has no public API
+for this; a test checks the private names. pytest is imported only if a module has to be rewritten.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ANY_MARK = re.compile(_MARK + r"\d+[<>]")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison that failed; its number marks its place in the assertion's template. The operands are pickled."""
+    """A failed comparison; its number marks its position in the assertion's template. The operands are pickled."""
 
     number: int
     operator: str
@@ -32,7 +32,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class FailedAssertion:
-    """The message that an assertion failed with, and what it is made from: a template with marks."""
+    """The message of a failed assertion, and the template with marks that it is made from."""
 
     message: str
     template: str
@@ -40,7 +40,7 @@ class FailedAssertion:
 
 
 class FailureRecorder:
-    """Notes the assertions that fail in this process, for where the test is. One per worker."""
+    """Records the assertions that fail in this process, for the test's process. One per worker."""
 
     def __init__(self) -> None:
         self._comparisons: list[Comparison] = []
@@ -48,7 +48,7 @@ class FailureRecorder:
         self._patched = False
 
     def start(self) -> None:
-        """Start a call, whose modules are imported: listen to pytest's rewritten assertions, if there are any."""
+        """Start a call, after its modules are imported: hook into pytest's rewritten assertions, if there are any."""
         self._comparisons.clear()
         self._failed.clear()
         rewrite = sys.modules.get("_pytest.assertion.rewrite")
@@ -72,7 +72,7 @@ class FailureRecorder:
         rewrite._format_explanation = noted_form  # type: ignore[attr-defined]
 
     def collect(self, error: BaseException | None) -> tuple[FailedAssertion, ...]:
-        """Return those that are in this error or its chain."""
+        """Return the failed assertions that are in this error or its chain."""
         if not self._failed:
             return ()
         texts = {str(part.args[0]) for part in _chain(error) if isinstance(part, AssertionError) and part.args}
@@ -83,14 +83,14 @@ class FailureRecorder:
         for number, result in enumerate(results):
             try:
                 failed = not result
-            except Exception:  # noqa: BLE001 - an array says neither yes nor no; pytest takes it for a failure too
+            except Exception:  # noqa: BLE001 - the truth value of an array is ambiguous; pytest treats it as failed too
                 failed = True
             if failed:
                 index = number
                 break
         try:
             left, right = serialization.dumps(each_obj[index]), serialization.dumps(each_obj[index + 1])
-        except Exception:  # noqa: BLE001 - what cannot travel is explained by its text
+        except Exception:  # noqa: BLE001 - operands that cannot be pickled are explained by their text
             return plain
         number = len(self._comparisons)
         self._comparisons.append(Comparison(number, ops[index], left, right))
@@ -98,11 +98,11 @@ class FailureRecorder:
 
 
 def explain(error: BaseException | None, failed: Collection[FailedAssertion]) -> None:
-    """Give assertions in an error that came from a worker the messages that they would have had in this process.
+    """Replace the messages of failed assertions in a worker's error by those that pytest makes in this process.
 
     Args:
-        error: The error of a run; its own text, which quotes the message, changes with it.
-        failed: What the worker noted.
+        error: The error of a run; its own text, which quotes the message, is updated too.
+        failed: The failed assertions that the worker recorded.
     """
     util = sys.modules.get("_pytest.assertion.util")
     compare = getattr(util, "_reprcompare", None)
@@ -118,7 +118,7 @@ def explain(error: BaseException | None, failed: Collection[FailedAssertion]) ->
                     serialization.loads_in_caller(comparison.right),
                 )
                 text = compare(comparison.operator, left, right)
-            except Exception:  # noqa: BLE001 - operands, and hooks of users, may fail in any way
+            except Exception:  # noqa: BLE001 - operands and users' hooks may raise anything
                 text = None
             if text is not None:
                 template = _fill_in(template, comparison.number, text.replace("%%", "%"))
@@ -129,15 +129,15 @@ def explain(error: BaseException | None, failed: Collection[FailedAssertion]) ->
 
 
 def is_rewriting() -> bool:
-    """Tell whether pytest may rewrite assertions in this process."""
+    """Return whether pytest may rewrite assertions in this process."""
     return "_pytest.assertion.rewrite" in sys.modules
 
 
 def rewritten_modules(top_level_names: frozenset[str]) -> tuple[str, ...]:
-    """Return which modules below these names pytest rewrites on import in this process.
+    """Return the names of the modules in these packages that pytest rewrites on import in this process.
 
     Args:
-        top_level_names: Names of modules and packages of a plugin.
+        top_level_names: Names of a plugin's top-level modules and packages.
     """
     if not is_rewriting():
         return ()
@@ -146,7 +146,7 @@ def rewritten_modules(top_level_names: frozenset[str]) -> tuple[str, ...]:
 
 
 def enable_rewriting(names: Collection[str]) -> None:
-    """Let this process, a worker, rewrite the assertions of these modules, and of what is in them, on import."""
+    """Rewrite the assertions of these modules and packages when this process, a worker, imports them."""
     if not names:
         return
     from _pytest import assertion

@@ -1,4 +1,4 @@
-"""Wait in an event loop, asyncio's or trio's, for a call that runs in a thread."""
+"""Await a call that runs in a thread, under asyncio or trio."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from synapse_runtime.core.threads import CallThread, InterruptibleThread
 if TYPE_CHECKING:
     import asyncio
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 _log = logging.getLogger("synapse")
-# How long an event loop waits for a call that it has stopped: a worker is ended, or a job, over the network.
+# How long an event loop waits for a cancelled call: it may have to kill a worker or stop a job over the network.
 _STOP_SECONDS = 10.0
 
 
 class EventLoop(ABC):
-    """An event loop that waits for a call in a thread: what differs between asyncio and trio. Each serves one call."""
+    """An event loop that awaits a call in a thread: the differences between asyncio and trio. One object per call."""
 
     def __init__(self) -> None:
         self._thread: InterruptibleThread | None = None
@@ -32,10 +32,10 @@ class EventLoop(ABC):
 
     @staticmethod
     def running() -> EventLoop:
-        """Return the one that runs in this thread.
+        """Return the event loop that runs in this thread.
 
         Raises:
-            RuntimeError: There is none.
+            RuntimeError: No event loop runs in this thread.
         """
         if "trio" in sys.modules:
             import trio
@@ -47,12 +47,12 @@ class EventLoop(ABC):
             return _Asyncio()
         except RuntimeError:
             raise RuntimeError(
-                "arun and aexecute wait in an event loop, and none runs here: await them under asyncio or trio, "
-                "or call run and execute"
+                "arun and aexecute need a running event loop: await them under asyncio or trio, "
+                "or call run and execute instead"
             ) from None
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Call the function in a thread, and return or raise its outcome; where this is cancelled, stop it first."""
+        """Call the function in a thread, and return or raise its outcome. If this is cancelled, stop the call first."""
         thread = self._thread = CallThread(function, name="synapse-call", on_end=self._notify_ended)
         try:
             thread.start()
@@ -60,56 +60,56 @@ class EventLoop(ABC):
         except BaseException:
             thread.stop()
             if not await self._wait_for_end(_STOP_SECONDS):
-                _log.warning("%s did not stop within %g s, and is left", thread.name, _STOP_SECONDS)
+                _log.warning("%s did not stop within %g s and keeps running", thread.name, _STOP_SECONDS)
             raise
         if self._failure is not None:
             raise self._failure
         return thread.outcome()
 
     def in_loop_thread(self, listener: Callable[..., object] | None) -> Callable[..., None] | None:
-        """Return what the call may tell from its thread, so that the listener hears it in the event loop's.
+        """Return a function for the call's thread that calls the listener in the event loop's thread.
 
-        What the listener raises ends the call, and is raised by `run`.
+        An exception of the listener stops the call, and is raised by `run`.
         """
         return None if listener is None else partial(self._call_listener, listener)
 
-    def _call_listener(self, listener: Callable[..., object], *told: Any) -> None:
-        def hear() -> None:
+    def _call_listener(self, listener: Callable[..., object], *args: Any) -> None:
+        def call() -> None:
             if self._failure is not None:
                 return
             try:
-                listener(*told)
+                listener(*args)
             except BaseException as error:  # noqa: BLE001 - raised again by `run`
                 self._failure = error
                 assert self._thread is not None
                 self._thread.stop()
 
-        self._post(hear)
+        self._post(call)
 
     def _notify_ended(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended before the call that it had left
+        with contextlib.suppress(RuntimeError):  # the loop was closed before its abandoned call ended
             self._post(self._set_ended)
 
     @abstractmethod
     def _post(self, function: Callable[[], object]) -> None:
-        """Let the function be called in the loop's thread soon, after those posted before. From any thread."""
+        """Schedule the function in the loop's thread, in the order of these calls. May be called from any thread."""
 
     @abstractmethod
     def _set_ended(self) -> None:
-        """End the waits."""
+        """Wake up those who wait for the end of the call."""
 
     @abstractmethod
     async def _wait(self) -> None:
-        """Wait for the call's end."""
+        """Wait until the call has ended."""
 
     @abstractmethod
     async def _wait_for_end(self, seconds: float) -> bool:
-        """Wait for the call's end, cancelled or not, for so many seconds at most; tell whether it has ended."""
+        """Wait at most this many seconds until the call has ended, even if cancelled; return whether it has ended."""
 
 
 class _Asyncio(EventLoop):
     def __init__(self) -> None:
-        import asyncio  # with what it imports it takes longer than all that a call needs
+        import asyncio  # importing it takes longer than a whole call
 
         super().__init__()
         self._loop = asyncio.get_running_loop()
@@ -131,7 +131,7 @@ class _Asyncio(EventLoop):
 
         until = time.monotonic() + seconds
         while not self._end.done() and (left := until - time.monotonic()) > 0:
-            with contextlib.suppress(asyncio.CancelledError):  # anyio cancels again and again
+            with contextlib.suppress(asyncio.CancelledError):  # anyio cancels repeatedly
                 await asyncio.wait([self._end], timeout=left)
         return self._end.done()
 

@@ -1,11 +1,11 @@
-"""Coverage: what a worker executes is measured there as it would be here, and counted here with this process's own.
+"""Coverage of actions in workers: measured in the worker with the caller's settings, and merged into the caller's data.
 
-Each call says how coverage.py measures in the caller's process, if it does; the worker measures in the same way, in
-memory, and its run brings home what was executed. Where the caller measures nothing, coverage is not even imported.
+Each call contains the settings of coverage.py in the caller's process, if it measures; the worker measures with the
+same settings, in memory, and returns the executed lines with the run. If the caller does not measure, coverage is not
+imported.
 
-Almost all of it goes by coverage's public API. Private are `Coverage._data`, as the public way to it looks for source
-files each time, the context that it is in, and `Coverage._inorout`, which knows what is to be measured. A test watches
-them.
+Private names of coverage are `Coverage._data`, as `get_data` searches for source files each time, its
+`_current_context`, and `Coverage._inorout`, which decides which files are measured. A test checks them.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from synapse_runtime.errors import CoverageLostWarning, safe_str
 if TYPE_CHECKING:
     from coverage import Coverage, CoverageData
 
-# What coverage measures, and how; as its `get_option` names it.
+# The options of coverage that affect the measurement, as `get_option` names them.
 _OPTIONS = (
     *("run:branch", "run:concurrency", "run:core", "run:cover_pylib", "run:dynamic_context", "run:include"),
     *("run:omit", "run:patch", "run:plugins", "run:source", "run:source_dirs", "run:source_pkgs", "run:timid"),
 )
-# What is measured, by place: a worker that has the plugin elsewhere leaves this to the caller.
-_BY_PLACE = ("run:include", "run:omit", "run:source", "run:source_dirs", "run:source_pkgs")
+# Options that name files or directories: with the plugin in another directory, the caller applies them.
+_PATH_OPTIONS = ("run:include", "run:omit", "run:source", "run:source_dirs", "run:source_pkgs")
 _CORE = "COVERAGE_CORE"
 
 
 @dataclass(frozen=True)
 class CoverageSettings:
-    """How coverage measures in a process.
+    """The settings of coverage in a process.
 
     Attributes:
-        options: Values of coverage's options, by name; files and directories are absolute.
-        core: The technology that the environment chooses, for versions that have no option for it.
+        options: Values of coverage's options by name; paths are absolute.
+        core: The value of the environment variable `COVERAGE_CORE`, for versions without the option `run:core`.
     """
 
     options: Mapping[str, Any]
@@ -55,12 +55,12 @@ class CoverageSettings:
 
 @dataclass(frozen=True, slots=True)
 class FileData:
-    """What was executed in a file.
+    """The executed lines or branches of a file.
 
     Attributes:
-        module: Name of its module, where it has one.
-        tracer: Name of coverage's plugin that measured it; empty for Python itself.
-        executed: Line numbers, or pairs of them for branches, by the dynamic context that they were executed in.
+        module: Name of its module, if it has one.
+        tracer: Name of the coverage plugin that measured it; empty if coverage itself did.
+        executed: Line numbers, or pairs of line numbers for branches, by dynamic context.
     """
 
     module: str | None
@@ -70,12 +70,12 @@ class FileData:
 
 @dataclass(frozen=True, slots=True)
 class CoverageResult:
-    """What a worker has executed in a call.
+    """What a worker executed in a call.
 
     Attributes:
-        branches: Whether branches were measured, not just lines.
-        files: By name of the file on the caller's disk.
-        problem: Why there is less than there should be.
+        branches: Whether branches were measured, not only lines.
+        files: The files, by their path in the caller's file system.
+        problem: Why the measurement is incomplete; empty if it is complete.
     """
 
     branches: bool = False
@@ -84,7 +84,7 @@ class CoverageResult:
 
 
 def current_settings() -> CoverageSettings | None:
-    """Return how coverage measures in this process now; None where it does not."""
+    """Return the settings of coverage in this process; None if it does not measure."""
     cov = _current()
     if cov is None:
         return None
@@ -93,7 +93,7 @@ def current_settings() -> CoverageSettings | None:
 
     options: dict[str, Any] = {}
     for name in _OPTIONS:
-        with contextlib.suppress(ConfigError):  # of another version
+        with contextlib.suppress(ConfigError):  # not an option of this version
             options[name] = cov.get_option(name)
     base = relative_directory()
     options["run:source"] = [_absolute_source(source, base) for source in options["run:source"] or ()] or None
@@ -107,10 +107,10 @@ def current_settings() -> CoverageSettings | None:
 
 
 def merge(measured: CoverageResult | None) -> None:
-    """Count what a worker has executed with what this process has, in the context that it is in.
+    """Add what a worker executed to the data of this process, in its current context.
 
     Warns:
-        CoverageLostWarning: The worker could not measure, or what it measured cannot be read.
+        CoverageLostWarning: The worker could not measure, or its data cannot be merged.
     """
     cov = _current()
     if measured is None or cov is None:
@@ -118,21 +118,21 @@ def merge(measured: CoverageResult | None) -> None:
     problem = measured.problem
     try:
         _add(cov, measured)
-    except Exception as error:  # noqa: BLE001 - the action's outcome is not to depend on how it is measured
-        problem = _in_words(error)
-    if problem and problem not in _told:
-        _told.add(problem)
-        text = f"coverage of actions is not complete: what workers execute could not be measured: {problem}"
+    except Exception as error:  # noqa: BLE001 - a failure to measure must not change the action's outcome
+        problem = _describe(error)
+    if problem and problem not in _reported_problems:
+        _reported_problems.add(problem)
+        text = f"coverage of actions is incomplete: code executed in workers could not be measured: {problem}"
         warnings.warn(text, CoverageLostWarning, stacklevel=2)
 
 
 def received() -> Mapping[str, set[int]]:
-    """Return the lines that workers have executed for this process while it was measured, by file."""
+    """Return the lines that workers executed for this process while coverage measured, by file."""
     return _received
 
 
 class CoverageCollector:
-    """Measures what this process, a worker, executes in its calls."""
+    """Measures coverage of the calls of this process, a worker."""
 
     def __init__(self) -> None:
         self._settings: CoverageSettings | None = None
@@ -144,26 +144,26 @@ class CoverageCollector:
         self._children: Path | None = None
 
     def start(self, settings: CoverageSettings | None, *, shares_filesystem: bool = True) -> None:
-        """Measure from now on, in this way; None ends it.
+        """Start to measure with these settings.
 
         Args:
-            settings: How the caller measures.
-            shares_filesystem: Whether this worker sees the caller's file system; if not, what its path there names
-                is for the caller to choose.
+            settings: The caller's settings; None to stop measuring.
+            shares_filesystem: Whether this worker shares the caller's file system; if not, the caller applies the
+                options that name files or directories.
         """
         if settings != self._settings or shares_filesystem != self._shares_filesystem:
-            self._end()
+            self._stop()
             self._settings, self._shares_filesystem = settings, shares_filesystem
             if settings is not None:
                 self._start(settings)
         elif self._coverage is not None and sys.version_info >= (3, 12):
-            sys.monitoring.restart_events()  # which tell of each line once, also where it is executed in each call
+            sys.monitoring.restart_events()  # otherwise only the first call that executes a line reports it
 
-    def collect(self, told: Callable[[str], str | None] = str) -> CoverageResult | None:
-        """Return what was executed since the last time.
+    def collect(self, to_caller: Callable[[str], str | None] = str) -> CoverageResult | None:
+        """Return what was executed since the last `collect`.
 
         Args:
-            told: Gives a file's name on the caller's disk; None for one that is not to be told of.
+            to_caller: Returns a file's path in the caller's file system; None for a file that is left out.
         """
         if self._settings is None:
             return None
@@ -172,15 +172,15 @@ class CoverageCollector:
         files: dict[str, FileData] = {}
         try:
             with _silent():
-                self._coverage.switch_context("")  # which writes to the data what is in memory still
-                self._read(self._data, files, told)
+                self._coverage.switch_context("")  # flushes the collected lines to the data
+                self._read(self._data, files, to_caller)
                 branches = self._data.has_arcs()
                 self._data.erase()
                 for data in self._data_of_children():
                     branches = branches or data.has_arcs()
-                    self._read(data, files, told)
+                    self._read(data, files, to_caller)
         except Exception as error:  # noqa: BLE001 - as in `merge`
-            return CoverageResult(problem=_in_words(error))
+            return CoverageResult(problem=_describe(error))
         return CoverageResult(branches, files)
 
     def _start(self, settings: CoverageSettings) -> None:
@@ -189,28 +189,28 @@ class CoverageCollector:
             import coverage
             from coverage.exceptions import ConfigError
         except ImportError as error:
-            self._problem = f"coverage is not installed where they run: {error}"
+            self._problem = f"coverage is not installed in the workers: {error}"
             return
         options = dict(settings.options)
         if not self._shares_filesystem:
-            for name in _BY_PLACE:
+            for name in _PATH_OPTIONS:
                 options.pop(name, None)
         try:
             file = self._settings_for_children(options) if _measures_children(options) else False
             with _silent(), _core(settings.core):
                 cov = coverage.Coverage(data_file=None, config_file=file, messages=False)
                 for name, value in options.items():
-                    with contextlib.suppress(ConfigError):  # of another version
+                    with contextlib.suppress(ConfigError):  # not an option of this version
                         cov.set_option(name, value)
                 cov.start()
                 self._data = cov.get_data()
             self._coverage = cov
         except Exception as error:  # noqa: BLE001 - as in `merge`
-            self._problem = _in_words(error)
+            self._problem = _describe(error)
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         if self._coverage is not None:
-            # What fails here is an assertion: an action has begun to measure itself, and has not ended it.
+            # coverage raises an AssertionError if an action started its own measurement and did not stop it.
             with _silent(), contextlib.suppress(AssertionError):
                 self._coverage.stop()
         self._coverage = self._data = None
@@ -218,9 +218,9 @@ class CoverageCollector:
             shutil.rmtree(self._children, ignore_errors=True)
             self._children = None
 
-    def _read(self, data: CoverageData, files: dict[str, FileData], told: Callable[[str], str | None]) -> None:
-        """Add what is in the data to the files."""
-        names = {file: told(file) for file in data.measured_files()}
+    def _read(self, data: CoverageData, files: dict[str, FileData], to_caller: Callable[[str], str | None]) -> None:
+        """Add the content of the data to the files."""
+        names = {file: to_caller(file) for file in data.measured_files()}
         modules = self._modules_of(file for file, name in names.items() if name is not None)
         read = data.arcs if data.has_arcs() else data.lines
         for context in data.measured_contexts():
@@ -233,7 +233,7 @@ class CoverageCollector:
                     files[name].executed.setdefault(context, []).extend(executed)
 
     def _modules_of(self, files: Iterable[str]) -> Mapping[str, str | None]:
-        """Return the names of the modules that files hold; all files' that are known."""
+        """Return the module names of all known files, including these."""
         unknown = {file for file in files if file not in self._modules}
         if unknown:
             self._modules.update(dict.fromkeys(unknown))
@@ -244,7 +244,7 @@ class CoverageCollector:
         return self._modules
 
     def _settings_for_children(self, options: Mapping[str, Any]) -> str:
-        """Write a file with settings for the processes that an action starts, whose data goes beside it."""
+        """Write a settings file for the child processes of an action; their data files are in the same directory."""
         self._children = Path(temporary_directory("synapse-coverage-"))
         sections: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, value in options.items():
@@ -263,7 +263,7 @@ class CoverageCollector:
         return str(file)
 
     def _data_of_children(self) -> Iterator[CoverageData]:
-        """Yield what processes have measured that an action has started, of those that have ended."""
+        """Yield the data of the child processes of an action that have exited."""
         if self._children is None:
             return
         from coverage import CoverageData
@@ -273,17 +273,17 @@ class CoverageCollector:
             data = CoverageData(basename=str(file))
             try:
                 data.read()
-            except CoverageException:  # it is being written
+            except CoverageException:  # still being written
                 continue
             yield data
             data.erase()
 
 
-# The lines that came from workers, and what was told of problems.
+# The lines received from workers, and the problems that a warning has reported.
 _received: defaultdict[str, set[int]] = defaultdict(set)
-_told: set[str] = set()
-# Whether a file is to be measured, by the part of a `Coverage` that says so.
-_admitted: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
+_reported_problems: set[str] = set()
+# Whether a file is measured, for each `Coverage._inorout`.
+_measured_files: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
 
 
 def _current() -> Coverage | None:
@@ -302,7 +302,7 @@ def _add(cov: Coverage, measured: CoverageResult) -> None:
     by_context: defaultdict[str | None, dict[str, list[Any]]] = defaultdict(dict)
     tracers: dict[str, str] = {}
     for name, file in measured.files.items():
-        if not _is_admitted(cov, name, file):
+        if not _is_measured(cov, name, file):
             continue
         known = relative_filename(name) if cov.get_option("run:relative_files") else name
         if file.tracer:
@@ -322,19 +322,19 @@ def _add(cov: Coverage, measured: CoverageResult) -> None:
 
 
 def _own_context(context: str, now: str | None, static: str | None) -> str | None:
-    """Return the context that is counted for one of a worker's: the caller's, if it is in one, as in one process."""
+    """Return the caller's context for a worker's: the caller's current one, if any, as in a single process."""
     if not context or (now and now != static):
         return now
     return f"{static}|{context}" if static else context
 
 
-def _is_admitted(cov: Coverage, name: str, file: FileData) -> bool:
-    """Tell whether coverage would measure a file here; it learns by this what was imported."""
+def _is_measured(cov: Coverage, name: str, file: FileData) -> bool:
+    """Return whether coverage would measure a file in this process; this also registers the file as imported."""
     if file.tracer:
         return True
     rules = cov._inorout
     assert rules is not None
-    known = _admitted.setdefault(rules, {})
+    known = _measured_files.setdefault(rules, {})
     if name not in known:
         frame: Any = SimpleNamespace(f_globals={"__name__": file.module} if file.module else {})
         known[name] = not rules.check_include_omit_etc(name, frame)
@@ -342,13 +342,13 @@ def _is_admitted(cov: Coverage, name: str, file: FileData) -> bool:
 
 
 def _absolute_source(source: str, base: str) -> str:
-    """Return a directory as an absolute path, and a package's name as it is."""
+    """Return a directory as an absolute path, and a package name unchanged."""
     path = os.path.join(base, source)
     return os.path.realpath(path) if os.path.isdir(path) else source
 
 
 def _absolute_pattern(pattern: str, base: str) -> str:
-    """Return a pattern of file names that means in any working directory what it means in this."""
+    """Return a file pattern that matches the same files in any working directory."""
     if pattern.startswith(("*", "?")) or "/" not in pattern.replace("\\", "/"):
         return pattern
     return os.path.join(base, pattern)
@@ -367,7 +367,7 @@ def _real_path(file: str) -> str:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Let coverage not warn: what it has to say, it says to the caller, who sees all data."""
+    """Suppress coverage's warnings: the caller's coverage, which has all data, issues them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -386,5 +386,5 @@ def _core(name: str | None) -> Iterator[None]:
             os.environ[_CORE] = before
 
 
-def _in_words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {safe_str(error)}"

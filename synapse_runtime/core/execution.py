@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -251,12 +251,13 @@ def process_state_for(call: ActionCall) -> AbstractContextManager[None]:
     return process_state.applied(call.import_root, call.cwd, call.env)
 
 
-def check_params(call: ActionCall) -> Any:
-    """Validate the params of a call in this process, with the environment that the action will have.
+@contextlib.contextmanager
+def checked_params(call: ActionCall) -> Iterator[Any]:
+    """Validate the params of a call in this process, with the process state that the action will have.
 
-    Returns:
-        The validated params, or the params as given if the action cannot be imported in this process: then the
-        worker validates them.
+    Yields:
+        The validated params, with that process state still applied; or the params as given if the action cannot be
+        imported in this process: then the worker validates them.
 
     Raises:
         ValidationError: The params are invalid.
@@ -268,8 +269,10 @@ def check_params(call: ActionCall) -> Any:
             if isinstance(call.action, str):
                 import_entrypoint(call.action)
         except Exception:  # noqa: BLE001 - the worker may be able to import it, and reports the error if not
-            return call.params
-        return actions.validate_params(resolve(call), call.name, call.params)
+            params = call.params
+        else:
+            params = actions.validate_params(resolve(call), call.name, call.params)
+        yield params
 
 
 def resolve(call: ActionCall) -> Any:

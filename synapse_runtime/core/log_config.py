@@ -1,4 +1,4 @@
-"""What is heard of an action's logging and warnings: decided where the call comes from, in force where it runs."""
+"""Log levels and warning filters of the caller's process, applied in the worker while its action runs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# A filter of warnings as it travels: the class of warnings by the names of its module and its own, patterns as text.
+# A pickled warning filter: the category as the names of its module and class, patterns as text.
 _Filter = tuple[str, str, str, str, str, int]
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What a process listens to: make one where a call comes from with `LoggingConfig.current`.
+    """Log levels and warning filters of a process. Create one in the caller with `LoggingConfig.current`.
 
     Attributes:
-        levels: The level of each logger that has one of its own; the root logger's name is empty.
-        disabled: The level up to which `logging.disable` has silenced all of them.
-        filters: The filters of warnings; plain data, as a worker may lack the class that one is about.
+        levels: The level of each logger that sets one; the root logger's name is empty.
+        disabled: The level up to which `logging.disable` silences all loggers.
+        filters: The warning filters, as plain data: the worker may not be able to import a filter's category.
     """
 
     levels: tuple[tuple[str, int], ...] = (("", logging.WARNING),)
@@ -32,17 +32,17 @@ class LoggingConfig:
 
     @classmethod
     def current(cls) -> LoggingConfig:
-        """Return what this process listens to at the moment: the same object for as long as that does not change."""
+        """Return the current configuration of this process: the same object until it changes."""
         return _cache.current()
 
     @contextlib.contextmanager
     def apply(self) -> Iterator[list[warnings.WarningMessage]]:
-        """Let this process listen to the same, inside the block; gives the list that warnings are put into."""
+        """Apply the configuration in the block; yields the list that records the warnings."""
         disabled = logging.root.manager.disable
         changed = [(logger, logger.level, level) for logger, level in _loggers(self.levels) if logger.level != level]
         for logger, _, level in changed:
             logger.setLevel(level)
-        if self.disabled != disabled:  # it looks through all loggers
+        if self.disabled != disabled:  # `disable` iterates over all loggers
             logging.disable(self.disabled)
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -57,9 +57,9 @@ class LoggingConfig:
 
 
 class _ConfigCache:
-    """Knows what this process listens to, and gathers it anew only where it has changed.
+    """The current configuration of this process, computed again only if it has changed.
 
-    A change of any level empties all loggers' caches, this one's too: `_cache` is private, a test watches it.
+    A change of any level clears the caches of all loggers, `_logger._cache` too. That is private; a test checks it.
     """
 
     def __init__(self) -> None:
@@ -79,14 +79,14 @@ class _ConfigCache:
             or len(manager.loggerDict) != self._loggers
         ):
             self._loggers, self._root_level = len(manager.loggerDict), root.level
-            self._logger.isEnabledFor(logging.CRITICAL)  # which fills the cache
+            self._logger.isEnabledFor(logging.CRITICAL)  # fills the cache
             levels = _levels()
-        told = known.filters
+        encoded = known.filters
         if filters != self._filters:
             self._filters = list(filters)
-            told = tuple(map(_encode_filter, self._filters))
-        if levels is not known.levels or told is not known.filters or manager.disable != known.disabled:
-            self._known = LoggingConfig(levels, manager.disable, told)
+            encoded = tuple(map(_encode_filter, self._filters))
+        if levels is not known.levels or encoded is not known.filters or manager.disable != known.disabled:
+            self._known = LoggingConfig(levels, manager.disable, encoded)
         return self._known
 
 
@@ -112,7 +112,7 @@ def _encode_filter(item: Any) -> _Filter:
 
 
 def _pattern(matcher: re.Pattern[str] | str | None) -> str:
-    """Return what `filterwarnings` takes: it makes patterns, Python's own filters have plain names."""
+    """Return a regular expression: `filterwarnings` compiles patterns, but Python's default filters use plain names."""
     if matcher is None:
         return ""
     return re.escape(matcher) + r"\Z" if isinstance(matcher, str) else matcher.pattern
@@ -120,7 +120,7 @@ def _pattern(matcher: re.Pattern[str] | str | None) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _decode_filters(filters: tuple[_Filter, ...]) -> list[Any]:
-    """Return filters in the form in which `warnings` keeps them."""
+    """Return filters in the format of `warnings.filters`."""
     return [
         (
             action,
@@ -140,7 +140,7 @@ def _category(module_name: str, name: str) -> type:
 
 
 class _NamedCategory(type):
-    """A class of warnings of this name, wherever it is and whenever it is imported: to import it may take long."""
+    """Matches a warning category by module and name, without importing it: that may take long or fail."""
 
     def __subclasscheck__(cls, other: type) -> bool:
         return any(

@@ -1,4 +1,4 @@
-"""What an action prints, logs and warns in a worker: taken there, carried back, and put out again here."""
+"""Output, log records and warnings of an action in a worker: captured there, and replayed in the caller's process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from synapse_runtime import serialization
 from synapse_runtime.core.log_config import LoggingConfig
 from synapse_runtime.errors import safe_str
 
-# How many events came before a piece of output, its stream, how many characters it has.
+# A piece of output: the number of events before it, its stream, its number of characters.
 OutputPosition = tuple[int, str, int]
 
 
 class CapturedWarning(NamedTuple):
-    """A Python warning, and the place that it points at."""
+    """A Python warning with its file and line."""
 
     message: Warning
     category: type[Warning]
@@ -33,15 +33,15 @@ class CapturedWarning(NamedTuple):
 
 @dataclass
 class Captured:
-    """What an action put out in a worker.
+    """The output of an action in a worker.
 
     Attributes:
-        stdout: Everything that reached file descriptor 1, child processes included.
-        stderr: The same of file descriptor 2.
-        records: Records of `logging`, of any logger.
+        stdout: Everything written to file descriptor 1, including by child processes.
+        stderr: Everything written to file descriptor 2.
+        records: The `logging` records of all loggers.
         warnings: Python warnings.
-        printed: Positions of the records that a handler in the worker has printed; they are in its output.
-        interjections: Where the output came among the events, of a run that was watched.
+        already_printed: Indexes of the records that a handler in the worker has printed; they are in its output.
+        output_positions: The positions of output between the events, if the run was streamed.
     """
 
     stdout: str = ""
@@ -52,10 +52,10 @@ class Captured:
     output_positions: list[OutputPosition] = field(default_factory=list, repr=False)
 
     def replay(self, *, output: bool = True) -> None:
-        """Put it all out in this process: print, log and warn, as the action would have here.
+        """Print, log and warn in this process, as the action would have done here.
 
         Args:
-            output: Whether to print too; not where the output was shown while it came.
+            output: Whether to print as well; False if the output was already streamed.
         """
         __tracebackhide__ = True
         if output and self.stdout:
@@ -67,7 +67,7 @@ class Captured:
         for index, record in enumerate(self.records):
             _dispatch(record, printed=index in self.already_printed)
         for warning in self.warnings:
-            # Past the filters, which the worker has applied: straight to whoever shows or records warnings here.
+            # Not `warnings.warn`: the worker has already applied the filters.
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.line)
 
 
@@ -83,11 +83,11 @@ def last_lines(text: str, count: int = 50) -> str:
 
 @contextlib.contextmanager
 def capture_logging(into: Captured, config: LoggingConfig | None = None) -> Iterator[None]:
-    """Collect log records and warnings of this process while the block runs.
+    """Capture log records and warnings of this process while the block runs.
 
     Args:
-        into: What collects them.
-        config: Levels and filters to apply; those of this process by default.
+        into: Where they are added.
+        config: Levels and filters to apply; the current ones of this process by default.
     """
     handler = _idle_recorders.pop() if _idle_recorders else _Recorder()
     handler.into = into
@@ -105,25 +105,24 @@ def capture_logging(into: Captured, config: LoggingConfig | None = None) -> Iter
 
 
 class OutputFiles:
-    """Takes over file descriptors 1 and 2 of a worker for good, into files whose content is read per call.
+    """Redirects file descriptors 1 and 2 of a worker to files for its lifetime; each call reads its part.
 
-    Files, not pipes: nothing has to read along, so that a call costs no thread, and nothing is lost or blocks
-    however much is printed.
+    Files, not pipes: no thread has to read while the action runs, and nothing is lost or blocks however much it prints.
     """
 
     def __init__(self) -> None:
         self._streams = _RedirectedStream(1), _RedirectedStream(2)
-        # Ray's own streams pass on each piece at once.
+        # Ray's own streams are unbuffered, so they need no flush.
         self._unbuffered = [s if type(s).__name__ == "Unbuffered" else None for s in (sys.stdout, sys.stderr)]
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """The descriptors of the two files, for whoever wants to read them from outside: stdout's and stderr's."""
+        """The descriptors of the two files, (stdout, stderr), so that other processes can read them."""
         stdout, stderr = (stream.reader for stream in self._streams)
         return stdout, stderr
 
     def start(self) -> None:
-        """Start a call: what was printed before does not belong to it."""
+        """Start a call: discard what was printed before it."""
         self._flush()
         for stream in self._streams:
             stream.reset()
@@ -132,7 +131,7 @@ class OutputFiles:
         """Return whether anything was printed since the last `read_new` or `start`. Cheap: called for each event."""
         self._flush()
         stdout, stderr = self._streams
-        # Whoever writes to a descriptor moves the position that its file shares with it.
+        # Writing to a descriptor moves the position that it shares with its file.
         printed = _lseek(stdout.reader, 0, _CURRENT) != stdout.position
         return printed or _lseek(stderr.reader, 0, _CURRENT) != stderr.position
 
@@ -143,7 +142,7 @@ class OutputFiles:
         return stdout, stderr
 
     def read_all(self) -> tuple[str, str]:
-        """Return all that was printed since `start`, peeked at or not, as (stdout, stderr)."""
+        """Return all that was printed since `start`, whether or not `read_new` returned it, as (stdout, stderr)."""
         self._flush()
         stdout, stderr = self._streams
         return stdout.read_all(), stderr.read_all()
@@ -161,13 +160,13 @@ _lseek, _CURRENT = os.lseek, os.SEEK_CUR
 
 
 class _RedirectedStream:
-    """One descriptor, sent to a file of ours; what is taken is passed on to where it went before."""
+    """A descriptor redirected to a temporary file; what is read from the file is also written to the original one."""
 
     def __init__(self, descriptor: int) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the worker
         self.reader = self._file.fileno()
         self.position = 0
-        # A character may be cut in two between two reads: the decoder keeps its first bytes for the next.
+        # A read may end inside a multi-byte character: the decoder keeps the first bytes for the next read.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._parts: list[str] = []
         self._returned = 0
@@ -179,7 +178,7 @@ class _RedirectedStream:
         self._returned = 0
         if not self.position:
             return
-        # The descriptor shares this file's position: back to the start, so that the file does not grow for ever.
+        # The descriptor shares this file's position: rewind it, so that the file does not grow forever.
         os.ftruncate(self.reader, 0)
         os.lseek(self.reader, 0, os.SEEK_SET)
         self.position = 0
@@ -188,8 +187,8 @@ class _RedirectedStream:
 
     def read_new(self) -> str:
         self._read()
-        told, self._returned = self._returned, len(self._parts)
-        return "".join(self._parts[told:])
+        start, self._returned = self._returned, len(self._parts)
+        return "".join(self._parts[start:])
 
     def read_all(self) -> str:
         self._read()
@@ -209,7 +208,7 @@ class _RedirectedStream:
 
 
 class _Recorder(logging.Handler):
-    """Keeps records in a form that travels: text instead of arguments and tracebacks."""
+    """Captures records in a form that can be pickled: text instead of arguments and tracebacks."""
 
     into: Captured | None = None
 
@@ -227,12 +226,12 @@ class _Recorder(logging.Handler):
         into.records.append(_picklable_record(copy))
 
 
-# Recorders that nobody uses now: to make one takes longer than all else that there is to do for a call.
+# Recorders for reuse: creating one takes longer than everything else here.
 _idle_recorders: list[_Recorder] = []
 
 
 def _dispatch(record: logging.LogRecord, *, printed: bool) -> None:
-    """Give a worker's record to the handlers of this process, but not to those that would print it a second time."""
+    """Pass a worker's record to the handlers of this process, except those that would print it a second time."""
     handlers = list(_handlers_of(record))
     if not printed or not any(map(_writes_to_terminal, handlers)):
         logging.getLogger(record.name).handle(record)
@@ -250,12 +249,12 @@ def _handlers_of(record: logging.LogRecord) -> Iterator[logging.Handler]:
 
 
 def _writes_to_terminal(handler: logging.Handler) -> bool:
-    """Tell whether it is the plain handler that modules and `basicConfig` add, which writes to the terminal."""
+    """Return whether this is a plain `StreamHandler` as `basicConfig` adds it, which writes to the terminal."""
     return type(handler) is logging.StreamHandler and not isinstance(handler.stream, io.StringIO)
 
 
 def _picklable_record(record: logging.LogRecord) -> logging.LogRecord:
-    """Replace `extra` values that do not pickle by their text."""
+    """Replace values of `extra` that cannot be pickled by their text."""
     values: dict[str, Any] = {name: serialization.snapshot(value) for name, value in record.__dict__.items()}
     return logging.makeLogRecord(values)
 

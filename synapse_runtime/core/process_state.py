@@ -1,4 +1,4 @@
-"""The surroundings of actions: environment, working directory and names of modules belong to the whole process."""
+"""Process-wide state of actions: environment variables, working directory and the plugin's modules."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from synapse_runtime.environment import PluginEnvironment, Variables
 from synapse_runtime.errors import ExecutionError
 from synapse_runtime.plugins.module_scopes import activate_modules
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 
 class ProcessState:
-    """Gives the process the surroundings of an action while it runs, and puts back what was there before.
+    """Applies the state that an action needs to the process while it runs, and restores the previous state.
 
-    A thread that runs an action waits for those whose actions need other surroundings; those that need the same run
-    beside each other. An action that an action runs has its surroundings within those.
+    A thread that runs an action waits while other threads run actions with a different state; actions with the same
+    state run concurrently. The state of an action that another action runs is applied on top of the outer one's.
     """
 
     def __init__(self) -> None:
@@ -34,82 +34,83 @@ class ProcessState:
         self._outermost: _CallState | None = None
         self._is_inside = contextvars.ContextVar("_is_inside", default=False)
 
-    def applied(self, import_root: str | None, cwd: str | None, env: Mapping[str, Any]) -> _Applied:
-        """Return a block inside which the process has these surroundings.
+    def applied(self, import_root: str | None, cwd: str | None, env: Mapping[str, Any]) -> _Activation:
+        """Return a context manager that applies this state to the process.
 
         Args:
             import_root: The directory of the plugin's modules, if there is a plugin.
-            cwd: The working directory; None for that of the process.
+            cwd: The working directory; None to keep that of the process.
             env: Variables to set; see `PluginEnvironment.as_strings`.
 
         Raises:
-            ConfigError: The block is entered, and there is no such plugin.
-            ExecutionError: There is no such working directory.
+            ConfigError: On entering: the plugin's directory does not exist.
+            ExecutionError: On entering: the working directory does not exist.
         """
-        return _Applied(self, (import_root, cwd, env), _CallState(import_root, cwd, env))
+        return _Activation(self, (import_root, cwd, env), _CallState(import_root, cwd, env))
 
-    def exclusive(self) -> _Applied:
-        """Return a block that keeps actions of other threads out; those that are run in it have their surroundings."""
-        return _Applied(self, object(), None)
+    def exclusive(self) -> _Activation:
+        """Return a context manager that excludes actions of other threads; actions run inside it apply their state."""
+        return _Activation(self, object(), None)
 
     def locked(self) -> contextlib.AbstractContextManager[object]:
-        """Return a block during which no action's surroundings are made or undone, those of other threads included.
+        """Return a context manager during which no action's state is applied or restored, in any thread.
 
-        Variables that are set for a moment are neither taken away in it, nor kept by an action that began meanwhile.
+        Environment variables that are set temporarily inside it are neither removed by the end of an action, nor seen
+        as the previous state by an action that starts meanwhile.
         """
         return self._changed
 
-    def _apply(self, stay: _Applied) -> None:
+    def _apply(self, activation: _Activation) -> None:
         nested = self._is_inside.get()
         with self._changed:
-            while not nested and self._inside and (self._key != stay.key or self._nested):
+            while not nested and self._inside and (self._key != activation.key or self._nested):
                 self._changed.wait(POLL_SECONDS)
             if not self._inside:
-                self._outermost = stay.surroundings
-                if stay.surroundings is not None:
-                    stay.surroundings.apply()
-                self._key = stay.key
+                self._outermost = activation.state
+                if activation.state is not None:
+                    activation.state.apply()
+                self._key = activation.key
             self._inside += 1
             self._nested += nested
-            stay.is_nested, stay.is_counted = nested, True
-        if nested and stay.surroundings is not None:
-            stay.own = stay.surroundings.reapply()
-            stay.own.apply()
-        stay.token = self._is_inside.set(True)
+            activation.is_nested, activation.is_counted = nested, True
+        if nested and activation.state is not None:
+            activation.nested_state = activation.state.reapply()
+            activation.nested_state.apply()
+        activation.token = self._is_inside.set(True)
 
-    def _restore(self, stay: _Applied) -> None:
+    def _restore(self, activation: _Activation) -> None:
         try:
-            if stay.token is not None:
-                self._is_inside.reset(stay.token)
-            if stay.own is not None:
-                stay.own.restore()
+            if activation.token is not None:
+                self._is_inside.reset(activation.token)
+            if activation.nested_state is not None:
+                activation.nested_state.restore()
         finally:
-            if stay.is_counted:
+            if activation.is_counted:
                 with self._changed:
-                    self._nested -= stay.is_nested
+                    self._nested -= activation.is_nested
                     self._inside -= 1
                     if not self._inside and self._outermost is not None:
                         self._outermost.restore()
                     self._changed.notify_all()
 
 
-class _Applied:
-    """One action's time in its surroundings."""
+class _Activation:
+    """A context manager that applies one action's state. Actions with equal keys run concurrently."""
 
-    __slots__ = ("_process", "is_counted", "is_nested", "key", "own", "surroundings", "token")
+    __slots__ = ("_process", "is_counted", "is_nested", "key", "nested_state", "state", "token")
 
-    def __init__(self, process: ProcessState, key: object, surroundings: _CallState | None) -> None:
+    def __init__(self, process: ProcessState, key: object, state: _CallState | None) -> None:
         self._process = process
         self.key = key
-        self.surroundings = surroundings
-        self.own: _CallState | None = None
+        self.state = state
+        self.nested_state: _CallState | None = None
         self.token: contextvars.Token[bool] | None = None
         self.is_counted = self.is_nested = False
 
     def __enter__(self) -> None:
         try:
             self._process._apply(self)
-        except BaseException:  # this thread may be stopped anywhere
+        except BaseException:  # this thread may be interrupted anywhere
             self._process._restore(self)
             raise
 
@@ -118,7 +119,7 @@ class _Applied:
 
 
 class _CallState:
-    """A change of the process's surroundings, and what was there before it."""
+    """The state of one call, and the process state before it was applied."""
 
     __slots__ = ("_before", "_cwd", "_directory", "_env", "_modules", "_root")
 
@@ -131,7 +132,7 @@ class _CallState:
         self._before: Variables | None = None
 
     def reapply(self) -> _CallState:
-        """Return the same change, not made."""
+        """Return a copy that has not been applied."""
         return _CallState(self._root, self._cwd, self._env)
 
     def apply(self) -> None:
@@ -147,7 +148,7 @@ class _CallState:
             modules.__enter__()
             self._modules = modules
         if self._cwd is not None:
-            self._go_to(self._cwd)
+            self._chdir(self._cwd)
         self._before = Variables()
         if self._env:
             os.environ.update(PluginEnvironment(self._env).as_strings())
@@ -168,7 +169,7 @@ class _CallState:
                 if modules is not None:
                     modules.__exit__(None, None, None)
 
-    def _go_to(self, path: str) -> None:
+    def _chdir(self, path: str) -> None:
         try:
             before: str | None = os.getcwd()
         except FileNotFoundError:

@@ -1,11 +1,10 @@
-"""Exceptions across the process border: class, arguments, notes, chain and the frames of the traceback.
+"""Send exceptions between processes: class, arguments, attributes, notes, chain and the frames of the traceback.
 
-A pickled exception loses its traceback, and many exceptions do not survive pickling at all: their constructors
-want other arguments, their attributes hold locks. So each exception is taken apart, every part is pickled for
-itself, and what cannot travel is replaced by its text, the rest stays. Frames come back as real traceback
-objects that know file, function, lines and columns, so that every renderer shows the source and Python marks the
-part of the line that failed. (tblib has no first line of a function, without which pytest shows a single line
-instead of the function.)
+A pickled exception loses its traceback, and many exceptions cannot be pickled at all: their constructors require
+other arguments, their attributes hold locks. So the parts of each exception are pickled separately, and only parts
+that cannot be pickled are replaced by their text. Frames are rebuilt as real traceback objects with file, function,
+lines and columns, so that every renderer shows the source and Python marks the failing part of the line. (tblib does
+not keep a function's first line, without which pytest shows a single line instead of the function.)
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from synapse_runtime import serialization
 from synapse_runtime.environment import HiddenValues
 from synapse_runtime.errors import safe_str
 
-# Longer chains than this cannot be pickled, being nested; the far end of one is left out.
+# A chain is pickled as nested objects, so its length is limited; the rest is left out.
 _MAX_CHAIN = 100
-# Of how many frames, from either end of a traceback, the arguments are kept, and how long it may take to show them.
+# Function arguments are kept for this many frames at each end of a traceback, and only as long as this takes.
 _MAX_SHOWN = 20
 _SHOW_SECONDS = 1.0
 _MAX_TEXT = 4000
-# What may come of a user's code where nothing but an answer is wanted.
+# What users' code, such as `__reduce__` or `__init__`, may raise.
 _FAILURES = (Exception, *serialization.EXITS)
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSummary:
-    """One frame of a traceback: where it was, and whether pytest is asked to hide it.
+    """One frame of a traceback: its position, its arguments, and whether pytest should hide it.
 
-    `span` tells which part of the line failed: last line, first and last column in bytes; None where not known.
+    `span` is the part of the source that failed: last line, first and last column in bytes; None if unknown.
     """
 
     filename: str
@@ -56,7 +55,7 @@ class FrameSummary:
 
 @dataclass(frozen=True, slots=True)
 class ReprText:
-    """Stands for an argument of a function where only its `repr` is wanted."""
+    """Stands for a function argument of which only the `repr` is kept."""
 
     text: str
 
@@ -66,7 +65,7 @@ class ReprText:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """An argument of a group's: a list or tuple of its members, by their places in it."""
+    """An argument of an exception group that is a list or tuple of its members, as their indexes."""
 
     kind: type[list[Any]] | type[tuple[Any, ...]]
     places: tuple[int, ...]
@@ -74,7 +73,7 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class EncodedException:
-    """An exception in parts that pickle. Exceptions that two others share are shared here too."""
+    """An exception as parts that can be pickled. An exception shared by two others is shared here too."""
 
     type_name: str
     module: str
@@ -92,23 +91,23 @@ class EncodedException:
     group: tuple[EncodedException, ...] | None
 
 
-def encode_exception(error: BaseException, told: Callable[[str], str] = str) -> EncodedException:
-    """Take an exception apart, with its chain.
+def encode_exception(error: BaseException, to_caller: Callable[[str], str] = str) -> EncodedException:
+    """Encode an exception and its chain.
 
     Args:
         error: The exception.
-        told: Turns the name of a file into the one that it has where the exception goes to.
+        to_caller: Converts a file name to the file's name in the process that decodes the exception.
     """
-    return _pack(error, {}, 0, told)
+    return _pack(error, {}, 0, to_caller)
 
 
 def decode_exception(packed: EncodedException) -> BaseException:
-    """Put an exception together again: of its own class wherever that can be imported here."""
+    """Rebuild an exception: of its original class if that can be imported in this process."""
     return _unpack(packed, {})
 
 
-def frames_of(tb: types.TracebackType | None, told: Callable[[str], str] = str) -> tuple[FrameSummary, ...]:
-    """Return the frames of a traceback, outermost first; `told` as for `encode_exception`."""
+def frames_of(tb: types.TracebackType | None, to_caller: Callable[[str], str] = str) -> tuple[FrameSummary, ...]:
+    """Return the frames of a traceback, outermost first; `to_caller` as for `encode_exception`."""
     frames = []
     entries = list(_entries(tb))
     until = time.monotonic() + _SHOW_SECONDS
@@ -119,7 +118,7 @@ def frames_of(tb: types.TracebackType | None, told: Callable[[str], str] = str) 
         hidden = bool(frame.f_locals.get("__tracebackhide__") or frame.f_globals.get("__tracebackhide__"))
         frames.append(
             FrameSummary(
-                told(code.co_filename),
+                to_caller(code.co_filename),
                 code.co_name,
                 code.co_qualname,
                 code.co_firstlineno,
@@ -139,15 +138,15 @@ def _entries(tb: types.TracebackType | None) -> Iterator[types.TracebackType]:
         tb = tb.tb_next
 
 
-# Values that are not shown among a function's arguments, each with the name to show in its place; the longest first.
+# Values to redact in function arguments, each with the name to show instead; the longest first.
 _hidden: ContextVar[HiddenValues] = ContextVar("_hidden", default=HiddenValues({}))  # noqa: B039 - it never changes
 
 
 @contextlib.contextmanager
 def redact_values(variables: Mapping[str, str]) -> Iterator[None]:
-    """Show no values of these variables among the arguments of functions, in exceptions that are packed meanwhile.
+    """Redact the values of these variables in the function arguments of exceptions that are encoded in the block.
 
-    A report goes into a job's log, which others can read. Short values stay: those are no secrets.
+    A run is written to the job's log, which other users can read. Short values are kept: they are not secrets.
     """
     token = _hidden.set(HiddenValues(variables))
     try:
@@ -157,7 +156,7 @@ def redact_values(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _arguments(frame: types.FrameType) -> tuple[tuple[str, Any], ...]:
-    """Return a function's arguments for display, by the names that pytest shows them under."""
+    """Return a function's arguments for display, with the names that pytest shows."""
     code = frame.f_code
     starred = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
     count = code.co_argcount + code.co_kwonlyargcount + starred
@@ -166,7 +165,7 @@ def _arguments(frame: types.FrameType) -> tuple[tuple[str, Any], ...]:
 
 
 def _shown(value: Any, depth: int = 0) -> Any:
-    """Return what has the same `repr` as a value, and travels."""
+    """Return an object that has the same `repr` as the value and can be pickled."""
     kind = type(value)
     if value is None or kind in (bool, int, float, complex):
         return value
@@ -190,7 +189,7 @@ def _key(key: Any) -> Any:
 def _span(tb: types.TracebackType) -> tuple[int, int, int] | None:
     if tb.tb_lasti < 0:
         return None
-    # An instruction takes two bytes. Python leaves positions out where it was told to (`-X no_debug_ranges`).
+    # An instruction takes two bytes. With `-X no_debug_ranges` there are no positions.
     positions = itertools.islice(tb.tb_frame.f_code.co_positions(), tb.tb_lasti // 2, None)
     line, end_line, column, end_column = next(positions, (None, None, None, None))
     if line != tb.tb_lineno or end_line is None or column is None or end_column is None or end_line < line:
@@ -199,9 +198,9 @@ def _span(tb: types.TracebackType) -> tuple[int, int, int] | None:
 
 
 def _pack(
-    error: BaseException, seen: dict[int, EncodedException | None], depth: int, told: Callable[[str], str]
+    error: BaseException, seen: dict[int, EncodedException | None], depth: int, to_caller: Callable[[str], str]
 ) -> EncodedException:
-    """Pack an exception. `seen` has those before it by id: None for those that are not finished, the ones above."""
+    """Encode an exception. `seen` maps ids to the encoded ones; to None for ancestors, which are not finished yet."""
     seen[id(error)] = None
     cls = type(error)
     group = error.exceptions if isinstance(error, BaseExceptionGroup) and depth < _MAX_CHAIN else None
@@ -211,7 +210,7 @@ def _pack(
             return None
         if id(other) in seen:
             return seen[id(other)]
-        return _pack(other, seen, depth + 1, told) if depth < _MAX_CHAIN else None
+        return _pack(other, seen, depth + 1, to_caller) if depth < _MAX_CHAIN else None
 
     packed = EncodedException(
         type_name=cls.__qualname__,
@@ -222,29 +221,29 @@ def _pack(
         args=tuple(_pack_argument(value, group or (), linked) for value in error.args),
         state={name: _pack_part(value) for name, value in getattr(error, "__dict__", {}).items()},
         members=dict(_pack_members(error)),
-        frames=frames_of(error.__traceback__, told),
+        frames=frames_of(error.__traceback__, to_caller),
         cause=linked(error.__cause__),
         context=linked(error.__context__),
         suppress_context=error.__suppress_context__,
         message=error.message if isinstance(error, BaseExceptionGroup) else "",
-        # A member that is one of those above is packed again.
-        group=None if group is None else tuple(seen.get(id(m)) or _pack(m, seen, depth + 1, told) for m in group),
+        # A member that is also an ancestor is encoded again.
+        group=None if group is None else tuple(seen.get(id(m)) or _pack(m, seen, depth + 1, to_caller) for m in group),
     )
     seen[id(error)] = packed
     return packed
 
 
 def _pack_whole(error: BaseException) -> bytes | None:
-    """Pickle the exception as its author meant it, if it comes back as itself."""
+    """Return the exception pickled as a whole if unpickling gives an equal one, else None."""
     data = _try_dumps(error)
     if data is None:
         return None
     try:
         copy = serialization.round_trip(error)
         same = type(copy).__qualname__ == type(error).__qualname__ and safe_str(copy) == safe_str(error)
-        if type(error).__reduce__ is BaseException.__reduce__:  # another one knows what makes up the exception
+        if type(error).__reduce__ is BaseException.__reduce__:  # a custom `__reduce__` may use other arguments
             same = same and repr(copy.args) == repr(error.args)
-    except _FAILURES:  # the author's __reduce__, __init__ or __repr__ runs here and may do anything
+    except _FAILURES:  # a custom `__reduce__`, `__init__` or `__repr__` may raise anything
         return None
     return data if same else None
 
@@ -252,7 +251,7 @@ def _pack_whole(error: BaseException) -> bytes | None:
 def _try_dumps(value: Any) -> bytes | None:
     try:
         return serialization.dumps(value)
-    except Exception:  # noqa: BLE001 - the author's own pickling hooks run here
+    except Exception:  # noqa: BLE001 - custom pickling hooks may raise anything
         return None
 
 
@@ -273,7 +272,7 @@ def _pack_argument(
         places = {id(member): place for place, member in enumerate(group)}
         if all(id(item) in places for item in value):
             return Members(type(value), tuple(places[id(item)] for item in value))
-    # An exception's own pickling may lose its text, as that of urllib3's in requests' does.
+    # Pickling an exception may lose its text, for instance that of a urllib3 exception inside one of requests.
     packed = linked(value) if isinstance(value, BaseException) else None
     return _pack_part(value) if packed is None else packed
 
@@ -282,15 +281,15 @@ def _pack_members(error: BaseException) -> Iterator[tuple[str, bytes | str]]:
     for name, member in _members_of(type(error)).items():
         with contextlib.suppress(AttributeError):  # a slot that was never set
             value = member.__get__(error)
-            # Python's own read as None where they are not set, and are another thing once they are set to None.
+            # Members of builtin exceptions read as None if they are not set; setting them to None is different.
             if value is not None or "__slots__" in vars(member.__objclass__):
                 yield name, _pack_part(value)
 
 
 def _members_of(cls: type[BaseException]) -> dict[str, types.MemberDescriptorType]:
-    """Return what exceptions of a class hold beside `__dict__`: slots, and what Python's own have, as `filename`.
+    """Return the members of an exception class outside `__dict__`: slots, and those of builtin classes (`filename`).
 
-    But for the object of an `AttributeError`: that may be anything, of any size. Python leaves it at home as well.
+    Except the `obj` of an `AttributeError`, which may be any object of any size; Python does not pickle it either.
     """
     return {
         name: member
@@ -306,17 +305,17 @@ def _unpack_part(part: bytes | str) -> Any:
         return part
     try:
         return serialization.loads_in_caller(part)
-    except Exception as error:  # noqa: BLE001 - a class that this process cannot import
-        return f"<cannot be read here: {type(error).__name__}: {safe_str(error)}>"
+    except Exception as error:  # noqa: BLE001 - such as a class that this process cannot import
+        return f"<cannot be unpickled here: {type(error).__name__}: {safe_str(error)}>"
 
 
 def _set(error: BaseException, name: str, value: Any) -> None:
-    """Set an attribute past a `__setattr__` that refuses, as that of a frozen dataclass."""
+    """Set an attribute without calling a custom `__setattr__`: a frozen dataclass's would raise."""
     BaseException.__setattr__(error, name, value)
 
 
 def _unpack(packed: EncodedException, made: dict[int, BaseException]) -> BaseException:
-    """Unpack an exception, unless it is among those `made` already, by the id of what they were packed in."""
+    """Decode an exception, or return it from `made` (by id of the encoded exception) if it is already decoded."""
     if id(packed) in made:
         return made[id(packed)]
     error = made[id(packed)] = _rebuild(packed, made)
@@ -334,7 +333,7 @@ def _rebuild(packed: EncodedException, made: dict[int, BaseException]) -> BaseEx
     args = tuple(_unpack_argument(part, members, made) for part in packed.args)
     error = _read_whole(packed)
     if error is not None:
-        # What the author's __reduce__ knows may be better than a text.
+        # A custom `__reduce__` may restore better arguments than a text that replaces one.
         if not any(isinstance(part, str) for part in packed.args):
             with contextlib.suppress(Exception):  # a class may make them read-only
                 _set(error, "args", args)
@@ -370,17 +369,17 @@ def _read_whole(packed: EncodedException) -> BaseException | None:
 
 
 def _restore_attributes(error: BaseException, packed: EncodedException, *, keep: bool) -> None:
-    """Give an exception the attributes that the original had, and no others; `keep` those that it has already."""
+    """Set exactly the attributes of the original exception; with `keep`, do not replace those that are already set."""
     attributes: dict[str, Any] = getattr(error, "__dict__", {})
     for name in attributes.keys() - packed.state.keys():
         del attributes[name]
     for name, part in packed.state.items():
-        # Its constructor may have made anew what cannot travel.
+        # A text only replaces a missing attribute: the constructor may have recreated one that cannot be pickled.
         if name not in attributes or not (keep or isinstance(part, str)):
             attributes[name] = _unpack_part(part)
     known = _members_of(type(error))
     for name, part in packed.members.items():
-        with contextlib.suppress(Exception):  # some can only be read, or take numbers only
+        with contextlib.suppress(Exception):  # some are read-only, or accept only numbers
             if name in known:
                 known[name].__set__(error, _unpack_part(part))
             else:
@@ -388,12 +387,12 @@ def _restore_attributes(error: BaseException, packed: EncodedException, *, keep:
 
 
 def _bare(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | None:
-    """Make an exception past its constructors: the author's may want what cannot be known here."""
+    """Create an exception without calling a custom constructor, whose arguments are unknown."""
     makers: tuple[Any, ...] = (BaseException, BaseExceptionGroup, cls)
     for maker in makers:
         try:
             error: BaseException = maker.__new__(cls, *args)
-        except _FAILURES:  # a class that only one of the others can make
+        except _FAILURES:  # only another base can create this class
             continue
         with contextlib.suppress(*_FAILURES):
             _builtin_init(cls)(error, *args)
@@ -402,7 +401,7 @@ def _bare(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | No
 
 
 def _builtin_init(cls: type[BaseException]) -> Callable[..., None]:
-    """Return the nearest `__init__` that is Python's own: it sets `args`, and `errno`, `code` and their like."""
+    """Return the nearest builtin `__init__` of the class: it sets `args`, `errno`, `code` and the like."""
     found: Callable[..., None] = next(
         vars(base)["__init__"]
         for base in cls.__mro__
@@ -420,26 +419,26 @@ def _class_of(packed: EncodedException) -> type[BaseException]:
         if isinstance(cls, type) and issubclass(cls, BaseException):
             return cls
     if packed.group is not None:
-        return BaseExceptionGroup  # which makes an `ExceptionGroup` of plain exceptions
+        return BaseExceptionGroup  # creates an `ExceptionGroup` if all members are plain exceptions
     return _stand_in(packed)
 
 
 def _stand_in(packed: EncodedException) -> type[BaseException]:
-    """Make a class of the same name for an exception whose own class this process cannot have."""
+    """Create a class of the same name for an exception whose class cannot be imported in this process."""
     name = packed.type_name.rpartition(".")[2]
     return type(name, (Exception,), {"__module__": packed.module, "__qualname__": packed.type_name})
 
 
 def _traceback(frames: tuple[FrameSummary, ...]) -> types.TracebackType | None:
     tb: types.TracebackType | None = None
-    codes: dict[Any, types.CodeType] = {}  # frames of one place share their code, by which pytest detects recursion
+    codes: dict[Any, types.CodeType] = {}  # frames at one position share their code: pytest detects recursion by it
     for summary in reversed(frames):
-        place = (replace(summary, arguments=()), tuple(name for name, _ in summary.arguments))
-        if place not in codes:
-            codes[place] = _code_of(summary)
-        code = codes[place]
+        position = (replace(summary, arguments=()), tuple(name for name, _ in summary.arguments))
+        if position not in codes:
+            codes[position] = _code_of(summary)
+        code = codes[position]
         frame = _frame_of(code, summary)
-        # Without a position no instruction (-1): renderers then take the line from the traceback, not from the stub.
+        # No instruction (-1) without a span: renderers then use the line of the traceback, not of the stub.
         instruction = -1 if summary.span is None else len(code.co_code) - 2
         tb = types.TracebackType(tb, frame, instruction, summary.line)
     return tb
@@ -459,11 +458,11 @@ def _code_of(summary: FrameSummary) -> types.CodeType:
 
 
 def _location(summary: FrameSummary) -> bytes:
-    """Return the entry of the stub's last instruction in its line table: CPython's `Objects/locations.md`."""
+    """Return the line table entry of the stub's last instruction; see CPython's `Objects/locations.md`."""
     if summary.span is None:
         return bytes([0x80 | 15 << 3])  # no location
     end_line, column, end_column = summary.span
-    lines = summary.line - summary.first_line  # the entries before have come back to the first line
+    lines = summary.line - summary.first_line  # relative to the preceding entries, which end at the first line
     numbers = (-lines << 1 | 1 if lines < 0 else lines << 1, end_line - summary.line, column + 1, end_column + 1)
     return bytes([0x80 | 14 << 3]) + b"".join(map(_varint, numbers))
 
@@ -478,10 +477,10 @@ def _varint(number: int) -> bytes:
 
 @functools.cache
 def _stub(arguments: int) -> types.CodeType:
-    """Return the code that a frame that came back has run: a function with so many arguments.
+    """Return the code object of rebuilt frames: a function with this many arguments.
 
-    An instruction is added to it that is never reached. It is there to have a position: no tracer may take the lines of
-    others for lines that ran here.
+    `_code_of` adds an instruction that is never executed, only to have a position: so a tracer in this process does not
+    record lines that were executed elsewhere.
     """
     namespace: dict[str, Any] = {}
     exec(f"def stub({', '.join(f'a{number}' for number in range(arguments))}): raise __error__", namespace)
@@ -490,11 +489,11 @@ def _stub(arguments: int) -> types.CodeType:
 
 
 def _frame_of(code: types.CodeType, summary: FrameSummary) -> types.FrameType:
-    around: dict[str, Any] = {"__name__": summary.module, "__file__": summary.filename, "__error__": RuntimeError()}
+    namespace: dict[str, Any] = {"__name__": summary.module, "__file__": summary.filename, "__error__": RuntimeError()}
     if summary.hidden:
-        around["__tracebackhide__"] = True
+        namespace["__tracebackhide__"] = True
     try:
-        types.FunctionType(code, around)(*(value for _, value in summary.arguments))
+        types.FunctionType(code, namespace)(*(value for _, value in summary.arguments))
     except RuntimeError as raised:
         tb = raised.__traceback__
     assert tb is not None

@@ -1,4 +1,4 @@
-"""Temporary directories that end with the process that made them, however it ends."""
+"""Temporary directories that are deleted when the process that created them exits, even if it is killed."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import subprocess
 import tempfile
 from typing import Final
 
-# Gives a worker of our own cluster the TMPDIR of the process that started it; empty if it had none.
+# Passes the TMPDIR of the process that started our cluster to its workers; empty if it was not set.
 CALLERS_TMPDIR: Final = "SYNAPSE_CALLERS_TMPDIR"
 
-# Deletes a directory when its input closes, which is when the last process ends that holds the other end. A shell, as
-# it is small; in the background of one that has ended, so that nobody takes it for a child of the worker.
+# Deletes a directory when its stdin closes: when the last process that holds the other end exits. A shell because it is
+# small; in the background of a shell that has exited, so that it does not count as a child of the worker.
 _DELETE_LATER = 'trap "" HUP INT TERM; exec 3<&0; (cat <&3 >/dev/null; rm -rf -- "$1") & exit 0'
 
 
 def temporary_directory(prefix: str) -> str:
-    """Make a temporary directory, which is deleted when this process has ended, killed or not.
+    """Create a temporary directory, which is deleted when this process exits, even if it is killed.
 
     Args:
-        prefix: What its name begins with.
+        prefix: The prefix of its name.
     """
     directory = tempfile.mkdtemp(prefix=prefix)
     deleter = subprocess.Popen(
@@ -31,7 +31,7 @@ def temporary_directory(prefix: str) -> str:
         start_new_session=True,
     )
     assert deleter.stdin is not None
-    os.dup(deleter.stdin.fileno())  # stays open as long as this process is there
+    os.dup(deleter.stdin.fileno())  # stays open until this process exits
     deleter.stdin.close()
     deleter.wait()
     return directory

@@ -1,4 +1,4 @@
-"""Threads that another thread can interrupt, a lock whose waiters can be interrupted, shared process-wide changes."""
+"""Interruptible threads, a lock whose waiters can be interrupted, and reference-counted process-wide changes."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ import contextvars
 import logging
 import sys
 import threading
+import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from synapse_runtime.core.timeouts import ActionInterrupted, absorb_pending_interrupt, raise_in_thread
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 _log = logging.getLogger("synapse")
-# A thread that waits can be stopped between two waits only, so each is short.
+# A waiting thread can only be interrupted between two waits, so each wait is short.
 POLL_SECONDS = 0.05
-# How long until a stop that was lost is raised again.
+# The delay before a lost interrupt is raised again.
 _RERAISE_SECONDS = 0.01
 
 
 class InterruptibleThread(threading.Thread):
-    """A thread that calls one function, in a copy of this thread's context, and can be stopped by another.
+    """A thread that calls one function, in a copy of the current context, and can be interrupted by another thread.
 
-    What stops it is `ActionInterrupted`, raised between two of its instructions: a call that blocks in C ends first.
+    `ActionInterrupted` is raised between two of its instructions, so a call that blocks in C returns first.
 
     Args:
-        function: What to call.
+        function: The function to call.
         name: The thread's name.
-        on_end: Called in the thread when it has ended.
+        on_end: Called in the thread after the function has ended.
     """
 
     def __init__(self, function: Callable[[], Any], *, name: str, on_end: Callable[[], object] | None = None) -> None:
@@ -38,8 +40,8 @@ class InterruptibleThread(threading.Thread):
         self._function = function
         self._context = _own_context()
         self._on_end = on_end
-        self.parent_thread = threading.get_ident()  # whose stack this one's belongs to
-        self._ended = threading.Event()  # `join` takes a thread for ended when it is interrupted
+        self.parent_thread = threading.get_ident()  # `timeouts.format_stacks` reads it
+        self._ended = threading.Event()  # an interrupted `join` would consider the thread ended
         self._lock = threading.Lock()
         self._is_running = self._was_stopped = False
         self._result: Any = None
@@ -50,7 +52,7 @@ class InterruptibleThread(threading.Thread):
         with reraise_dropped_interrupts():
             try:
                 self._run()
-            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            except BaseException as error:  # noqa: BLE001 - `outcome` raises it again
                 self._error = error
         self._ended.set()
         if self._on_end is not None:
@@ -70,25 +72,25 @@ class InterruptibleThread(threading.Thread):
                 absorb_pending_interrupt()
 
     def stop(self) -> None:
-        """Let the function be left where it is, or not be called."""
+        """Interrupt the function, or do not call it if it has not started."""
         with self._lock:
             self._was_stopped = True
             if self._is_running and self.ident is not None:
                 raise_in_thread(self.ident, ActionInterrupted)
 
     def outcome(self) -> Any:
-        """Return what the function returned, or raise what it raised; call it when the thread has ended."""
-        error, self._error = self._error, None  # which refers to frames, which refer to this
+        """Return what the function returned, or raise what it raised. The thread must have ended."""
+        error, self._error = self._error, None  # breaks the cycle: error, traceback, frames, this object
         if error is not None:
             raise error
         return self._result
 
     def start_and_wait(self, grace: float) -> Any:
-        """Start the thread, wait for its end, and return or raise its outcome.
+        """Start the thread, wait until it ends, and return or raise its outcome.
 
         Args:
-            grace: How long to wait for it where this thread is stopped itself, and stops that one. Longer is no use: it
-                is left, and goes on until its call returns.
+            grace: Seconds to wait for it to stop if the current thread is interrupted. After that the thread is
+                abandoned: it keeps running until its blocking call returns.
         """
         try:
             self.start()
@@ -97,17 +99,17 @@ class InterruptibleThread(threading.Thread):
         except BaseException:
             self.stop()
             if not self._ended.wait(grace):
-                _log.warning("%s is stuck in a call that is not Python's, and is left until that returns", self.name)
+                _log.warning("%s is blocked in native code and keeps running in the background", self.name)
             raise
         return self.outcome()
 
 
 class CallThread(InterruptibleThread):
-    """The thread of a call that an event loop waits for. What may get stuck runs in another, so that this one ends."""
+    """The thread of a call that an event loop awaits. The action runs in another thread, so this one always ends."""
 
 
 class InterruptibleLock:
-    """One thread at a time, as with a lock; unlike that, a thread that waits for it can be stopped."""
+    """A lock; unlike with `threading.Lock`, a thread that waits for it can be interrupted."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -115,26 +117,26 @@ class InterruptibleLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Wait for the turn, and have it inside the block."""
-        mine = False  # told in one instruction with that it is taken: this thread may be stopped anywhere
+        """Acquire the lock for the block."""
+        acquired = False  # set in the same statement as `_is_held`: this thread may be interrupted anywhere
         try:
             with self._changed:
                 while self._is_held:
                     self._changed.wait(POLL_SECONDS)
-                self._is_held = mine = True
+                self._is_held = acquired = True
             yield
         finally:
-            if mine:
+            if acquired:
                 with self._changed:
                     self._is_held = False
                     self._changed.notify()
 
 
 class SharedContext:
-    """A change of the whole process that several threads may want at once: made for the first, undone after the last.
+    """A process-wide change that several threads may use at once: the first applies it, the last undoes it.
 
     Args:
-        change: Makes it, as a context manager.
+        change: Returns a context manager that applies and undoes the change.
     """
 
     def __init__(self, change: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
@@ -144,7 +146,7 @@ class SharedContext:
         self._stack = contextlib.ExitStack()
 
     def __call__(self) -> SharedContext:
-        """Return a block inside which it is made."""
+        """Return a context manager in which the change is applied."""
         return self
 
     def __enter__(self) -> None:
@@ -160,6 +162,18 @@ class SharedContext:
                 self._stack.close()
 
 
+def _call_outside(function: Callable[[], object], thread_id: int | None, code: types.CodeType) -> None:
+    """Call a function that interrupts another thread, once that thread does not execute this code any more."""
+    while True:
+        time.sleep(_RERAISE_SECONDS)
+        frame = sys._current_frames().get(thread_id or 0)
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back
+        if frame is None:
+            break
+    function()
+
+
 @contextlib.contextmanager
 def _reraise_dropped() -> Iterator[None]:
     before = sys.unraisablehook
@@ -173,25 +187,25 @@ def _reraise_dropped() -> Iterator[None]:
         else:
             before(dropped)
             return
-        threading.Timer(_RERAISE_SECONDS, again).start()
+        threading.Thread(target=_call_outside, args=(again, thread.ident, hook.__code__), daemon=True).start()
 
     sys.unraisablehook = hook
     try:
         yield
     finally:
-        if sys.unraisablehook is hook:  # else somebody has put theirs over it
+        if sys.unraisablehook is hook:  # otherwise other code has installed its own hook since
             sys.unraisablehook = before
 
 
-# A block in which neither the stop of a `InterruptibleThread` nor Ctrl-C is lost where it comes while a finalizer runs.
-# Python drops what is raised in those, that of a connection for instance, so it is raised again.
+# A context in which neither the interrupt of an `InterruptibleThread` nor Ctrl-C is lost if it is raised in a finalizer
+# (such as that of a connection). Python drops exceptions of finalizers, so they are raised again.
 reraise_dropped_interrupts = SharedContext(_reraise_dropped)
 
 
 def _own_context() -> contextvars.Context:
-    """Return a copy of this context, for a thread in which no event loop runs yet."""
+    """Return a copy of the current context for a new thread, in which no event loop runs yet."""
     context = contextvars.copy_context()
-    if "sniffio" in sys.modules:  # by which anyio and httpx tell which library runs
+    if "sniffio" in sys.modules:  # anyio and httpx detect the running async library with it
         import sniffio
 
         context.run(sniffio.current_async_library_cvar.set, None)

@@ -146,7 +146,7 @@ class _Watchdog:
 
 
 def raise_in_thread(thread_id: int, error: type[BaseException]) -> None:
-    """Raise an exception in another thread, between two of its instructions, and wake up an event loop waiting there."""
+    """Raise an exception in another thread, between two of its instructions; wake up an event loop waiting there."""
     import ctypes
 
     loop = _loop_of(sys._current_frames().get(thread_id))
@@ -168,19 +168,19 @@ def absorb_pending_interrupt() -> None:
 
 
 def format_stacks(frame: FrameType | None, *, own: int, threads_before: set[threading.Thread]) -> str:
-    """Return where an action is, as text: its own thread's stack first, then those of threads that it has started.
+    """Return the stacks of an action as text: its own thread's first, then those of the threads that it has started.
 
     Args:
         frame: The innermost frame of the action's thread.
         own: The id of that thread.
-        threads_before: The threads that were there before the action.
+        threads_before: The threads that existed before the action started.
     """
     parts = [_stack_text(frame)]
     frames = sys._current_frames()
     for thread in threading.enumerate():
         if thread in threads_before or thread.name in ("synapse-deadline", "synapse-call"):
             continue
-        if getattr(thread, "parent_thread", own) != own:  # another call's
+        if getattr(thread, "parent_thread", own) != own:  # belongs to another call
             continue
         text = _stack_text(frames.get(thread.ident or 0))
         if text:
@@ -189,7 +189,7 @@ def format_stacks(frame: FrameType | None, *, own: int, threads_before: set[thre
 
 
 def _stack_text(frame: FrameType | None) -> str:
-    """Return a thread's stack as text, the action's own part of it: without frames of ours and of an event loop."""
+    """Return the action's part of a thread's stack as text, without frames of this package and of an event loop."""
     if frame is None:
         return ""
     entries = traceback.extract_stack(frame)
@@ -217,8 +217,8 @@ def _tasks_of(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
 
 
 def _loop_of(frame: FrameType | None) -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that a thread is running, told by its stack: a loop is asked for in its own thread only."""
-    if "asyncio" not in sys.modules:  # so none of its loops runs; to import it takes long
+    """Return the event loop that a thread runs, found in its stack: asyncio returns only the current thread's loop."""
+    if "asyncio" not in sys.modules:  # so no loop runs, and importing it would take long
         return None
     import asyncio
 
@@ -231,7 +231,7 @@ def _loop_of(frame: FrameType | None) -> asyncio.AbstractEventLoop | None:
 
 
 def _coroutine_frames(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
-    """Yield the frames of a coroutine that waits, outermost first; nothing of one that runs."""
+    """Yield the frames of a suspended coroutine, outermost first; nothing for a running one."""
     while coroutine is not None and not getattr(coroutine, "cr_running", False):
         frame = getattr(coroutine, "cr_frame", None)
         if frame is not None:

@@ -1,1 +1,22 @@
-"""Executors: each takes a call somewhere, lets the kernel run it there, and brings the run back."""
+"""Executors: each runs actions in one place. Importing this package imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synapse_runtime.executors.base import Executor
+    from synapse_runtime.executors.local import LocalExecutor
+    from synapse_runtime.executors.ray.job import RayJobsApiExecutor
+    from synapse_runtime.executors.ray.task import RayActorExecutor
+
+__all__ = ["Executor", "LocalExecutor", "RayActorExecutor", "RayJobsApiExecutor"]
+
+_HOMES = {"Executor": "base", "LocalExecutor": "local", "RayActorExecutor": "ray.task", "RayJobsApiExecutor": "ray.job"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What all executors share: from an action and params to an `ActionCall`, from a run to its result."""
+"""The base class of all executors: makes an `ActionCall` from action and params, and returns the run or its result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from synapse_runtime.plugins.manifest import Manifest
     from synapse_runtime.plugins.plugin import Plugin
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 OnEvent = Callable[[Event], object]
 OnOutput = Callable[[str, str], object]
@@ -44,32 +44,32 @@ class Backend(NamedTuple):
 
 
 class Observer(Protocol):
-    """Is told of an executor's calls and runs, in the thread that makes them. What it raises, the caller gets."""
+    """Observes the calls and runs of an executor, in the calling thread. Its exceptions are raised to the caller."""
 
     def started(self, call: ActionCall) -> object:
-        """Take a call that is about to be made."""
+        """Called before a call is made."""
 
     def finished(self, run: ActionRun) -> object:
-        """Take a run before the caller has it. Of a job that is asked for again, it comes again."""
+        """Called with a run before it is returned; again each time that the result of a job is fetched again."""
 
 
 class Executor(ABC):
-    """Runs actions somewhere. A context manager: leaving the block frees what it holds.
+    """Base class of executors. A context manager: leaving the block releases its resources.
 
     Args:
-        env: Variables of the action's environment, over those of the config file and of the process.
-        job_id: Id of the runs; each run gets a fresh one by default.
-        plugin: The plugin whose actions can be named: a `Plugin`, its directory, config file or module name.
-        timeout: Seconds that a call may take, unless the call says otherwise.
+        env: Environment variables for the action; they override those of the config file and of the process.
+        job_id: Id of the runs; a new one for each run by default.
+        plugin: The plugin whose actions can be run by name: a `Plugin`, its directory, config file or module name.
+        timeout: Default timeout of calls in seconds.
         logger: Sink for events; the console by default.
-        language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
+        language: Two-letter language code of messages; the variable `SYNAPSE_LANGUAGE` by default, else English.
 
     Raises:
         ConfigError: The plugin cannot be read.
         ValueError: The timeout is not positive.
 
     Attributes:
-        observer: Told of each call and run.
+        observer: Called before each call and after each run; see `Observer`.
     """
 
     mode: ClassVar[str]
@@ -86,7 +86,7 @@ class Executor(ABC):
         language: str | None = None,
     ) -> None:
         self._env = as_environment(env)
-        self._env.as_strings()  # a variable that no process can hold is found here, not in each run
+        self._env.as_strings()  # raises for an invalid variable here, not in each run
         self._job_id = job_id
         self._plugin = _load(plugin)
         self._timeout = checked_timeout(timeout)
@@ -102,19 +102,19 @@ class Executor(ABC):
         on_event: OnEvent | None = None,
         on_output: OnOutput | None = None,
     ) -> ActionRun:
-        """Run an action and return what happened, failure included.
+        """Run an action and return the run, even if the action failed.
 
         Args:
             action: A class, an `@action` function, an entrypoint `module:Name`, or an action's name in the plugin.
             params: A dict, or an instance of the action's params model.
-            timeout: Seconds that the action may take.
+            timeout: Timeout of the action in seconds.
             on_event: Called with each event as it happens.
-            on_output: Called with (`"stdout"` or `"stderr"`, text) as a worker prints. Never in local mode, where
-                the action prints straight to this process's own output.
+            on_output: Called with (`"stdout"` or `"stderr"`, text) as a worker prints. Never in local mode, in which
+                the action prints directly to this process's own output.
 
         Raises:
             ActionNotFoundError: The plugin has no such action.
-            ConfigError: What was given is not an action.
+            ConfigError: `action` is not an action.
             ClusterError: There is no cluster to run on.
         """
         return self._run(self.call(action, params, timeout=timeout), on_event, on_output)
@@ -128,8 +128,8 @@ class Executor(ABC):
             **kwargs: As for `run`.
 
         Raises:
-            ValidationError: The params do not fit; the action has not started.
-            ExecutionError: The action failed; the cause is what it raised.
+            ValidationError: The params are invalid; the action has not started.
+            ExecutionError: The action failed; the cause is the exception that it raised.
         """
         return self.run(action_cls, params, **kwargs).unwrap()
 
@@ -142,25 +142,25 @@ class Executor(ABC):
         on_event: OnEvent | None = None,
         on_output: OnOutput | None = None,
     ) -> ActionRun:
-        """Run an action as `run` does, while the event loop goes on: asyncio's, or trio's.
+        """Run an action as `run` does, while the event loop (asyncio or trio) keeps running.
 
-        Where the wait is cancelled, the action is stopped as by Ctrl-C: a worker is replaced, a job is stopped. In
-        local mode the action runs in a thread, with this task's context variables; there a call that blocks in C
-        cannot be stopped, so its thread is left after a second. Environment and working directory are the whole
-        process's while it runs.
+        Cancelling the await stops the action as Ctrl-C does: a worker is replaced, a job is stopped. In local mode the
+        action runs in a thread, with this task's context variables; a call that blocks in C cannot be interrupted
+        there, so its thread is abandoned after a second. Environment and working directory of the action apply to the
+        whole process while it runs.
 
         Args:
             action: As for `run`.
             params: As for `run`.
             timeout: As for `run`.
-            on_event: As for `run`, but called in the event loop's thread. What it raises stops the action, and comes
-                out here.
-            on_output: As for `run`; called as `on_event` is.
+            on_event: As for `run`, but called in the event loop's thread. An exception that it raises stops the action
+                and is raised by this method.
+            on_output: As for `run`; called like `on_event`.
 
         Raises:
-            RuntimeError: No event loop runs here.
+            RuntimeError: No event loop is running in this thread.
             ActionNotFoundError: The plugin has no such action.
-            ConfigError: What was given is not an action.
+            ConfigError: `action` is not an action.
             ClusterError: There is no cluster to run on.
         """
         loop = EventLoop.running()
@@ -179,8 +179,8 @@ class Executor(ABC):
             **kwargs: As for `arun`.
 
         Raises:
-            ValidationError: The params do not fit; the action has not started.
-            ExecutionError: The action failed; the cause is what it raised.
+            ValidationError: The params are invalid; the action has not started.
+            ExecutionError: The action failed; the cause is the exception that it raised.
 
         Example:
             >>> import asyncio
@@ -225,7 +225,7 @@ class Executor(ABC):
         )
 
     def close(self) -> None:  # noqa: B027 - local mode holds nothing
-        """Free what the executor holds; it can be used again, which takes it anew."""
+        """Release the executor's resources. The executor can be used again, which acquires them again."""
 
     def __enter__(self) -> Self:
         return self
@@ -240,7 +240,7 @@ class Executor(ABC):
 
     @property
     def _import_root(self) -> str | None:
-        """The directory that the plugin's modules are imported from, if there is a plugin with a directory."""
+        """The directory that the plugin's modules are imported from; None without a plugin that has a directory."""
         plugin = self._plugin
         return None if plugin is None or plugin.config_path is None else str(plugin.root)
 
@@ -259,10 +259,10 @@ class Executor(ABC):
 
     @abstractmethod
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
-        """Take the call to where it runs, and bring back the run."""
+        """Run the call in the process of this executor, and return the run."""
 
     def _replay(self, run: ActionRun, *, events: bool, output: bool) -> None:
-        """Let what a worker said and printed be seen here too, unless it was while it came."""
+        """Replay a worker's events and output in this process, unless they were already streamed."""
         if events:
             for event in run.events:
                 self._logger.event(event)
@@ -279,14 +279,14 @@ class Executor(ABC):
 
         if not is_entrypoint(action):
             raise ActionNotFoundError(
-                f"there is no action {action!r}: without a plugin, give a class, an @action function or an "
+                f"there is no action {action!r}: without a plugin, pass a class, an @action function or an "
                 "entrypoint 'module:Name'"
             )
         return standard_entrypoint(action), action
 
 
 def checked_timeout(timeout: float | None) -> float | None:
-    """Return the timeout, or raise `ValueError` where it is not a positive number of seconds."""
+    """Return the timeout, or raise `ValueError` if it is not a positive number of seconds."""
     if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
         raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
     return timeout

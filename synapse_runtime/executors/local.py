@@ -1,4 +1,4 @@
-"""Local mode: this process, this thread. Debuggers work, output goes where the process's output goes."""
+"""Local mode: run actions in this process and thread. Debuggers work, and output is not captured."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from synapse_runtime.loggers import Logger
 if TYPE_CHECKING:
     from synapse_runtime.plugins.plugin import Plugin
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__all__ = ["LocalExecutor"]
+
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 
 class LocalExecutor(Executor):
-    """Runs actions in this process. Needs nothing, starts at once; `breakpoint()` works inside.
+    """Runs actions in this process. Needs no cluster and starts immediately; `breakpoint()` works in actions.
 
     Args:
-        env: Variables of the action's environment, over those of this process.
-        job_id: Id of the runs; each run gets a fresh one by default.
-        plugin: The plugin whose actions can be named; see `Executor`.
-        timeout: Seconds that a call may take.
+        env: Environment variables for the action; they override those of this process.
+        job_id: Id of the runs; a new one for each run by default.
+        plugin: The plugin whose actions can be run by name; see `Executor`.
+        timeout: Default timeout of calls in seconds.
         logger: Sink for events; the console by default.
-        language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
-        fresh: Import the plugin's modules anew for each call, so that no state which an action leaves in a module or
-            class is seen by the next; includes `strict`.
-        strict: Let params and result cross a border as they would on the way to a worker and back, so that what
-            cannot travel fails here already.
+        language: Two-letter language code of messages; the variable `SYNAPSE_LANGUAGE` by default, else English.
+        fresh: Import the plugin's modules again for each call, so that an action does not see state that an earlier one
+            left in modules or classes; includes `strict`.
+        strict: Pickle and unpickle params and result as a worker would, so that values that cannot be pickled fail
+            in this process too.
 
     Example:
         >>> from synapse_runtime.action import BaseAction
@@ -61,16 +63,16 @@ class LocalExecutor(Executor):
         self._fresh = fresh
 
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
-        listen: Callable[[Event], object] = self._logger.event
+        emit: Callable[[Event], object] = self._logger.event
         if on_event is not None:
 
             def both(event: Event) -> None:
                 self._logger.event(event)
                 on_event(event)
 
-            listen = both
+            emit = both
         if self._fresh:
             from synapse_runtime.executors.worker import run_in_fresh_modules
 
-            return run_in_fresh_modules(call, on_event=listen)
-        return run_call(call, on_event=listen, strict=self._strict)
+            return run_in_fresh_modules(call, on_event=emit)
+        return run_call(call, on_event=emit, strict=self._strict)

@@ -1,7 +1,7 @@
-"""A worker that does not see the caller's disk: its own copy of the plugin's directory, and which path means what.
+"""Map paths between caller and worker if the worker does not share the caller's file system.
 
-The copy is the worker's alone, so that what an action writes there is not seen by other workers, as Ray's directory
-for a package would be, and it ends with the worker.
+Each such worker has its own copy of the plugin's directory, unlike Ray's directory of a package, which workers share:
+so other workers do not see the files that an action writes. The copy is deleted when the worker exits.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from synapse_runtime.errors import ConfigError, ExecutionError, PluginError
 
 @dataclass(frozen=True)
 class PathMap:
-    """Where the caller's plugin is in this worker.
+    """The plugin's directory in the caller's file system and in this worker's.
 
     Attributes:
-        there: The plugin's directory on the caller's disk; None where there is no plugin, or it is an installed one.
-        here: This worker's copy of it, or an empty directory.
+        caller_root: The plugin's directory in the caller's file system; None if there is no plugin, or it is installed.
+        worker_root: This worker's copy of it, or an empty directory.
 
     Example:
-        >>> moved = PathMap("/home/ada/digits", "/tmp/synapse-plugin-1/digits")
-        >>> moved.to_worker("/home/ada/digits/plugin"), moved.to_worker("/home/ada/other")
+        >>> path_map = PathMap("/home/ada/digits", "/tmp/synapse-plugin-1/digits")
+        >>> path_map.to_worker("/home/ada/digits/plugin"), path_map.to_worker("/home/ada/other")
         ('/tmp/synapse-plugin-1/digits/plugin', None)
-        >>> moved.to_caller('File "/tmp/synapse-plugin-1/digits/plugin/train.py", line 7')
+        >>> path_map.to_caller('File "/tmp/synapse-plugin-1/digits/plugin/train.py", line 7')
         'File "/home/ada/digits/plugin/train.py", line 7'
     """
 
@@ -38,7 +38,7 @@ class PathMap:
     worker_root: str
 
     def to_worker(self, path: str | None) -> str | None:
-        """Return where a file or directory of the caller's is here; None for one that has not come along."""
+        """Return the path in this worker of a caller's file or directory; None if it is not in the plugin."""
         if path is None or self.caller_root is None:
             return None
         if path == self.caller_root:
@@ -47,11 +47,11 @@ class PathMap:
         return os.path.join(self.worker_root, path.removeprefix(inside)) if path.startswith(inside) else None
 
     def all_to_worker(self, paths: Iterable[str]) -> tuple[str, ...]:
-        """Return where those of the caller's paths are here that have come along."""
+        """Return the paths in this worker of those of the caller's paths that are in the plugin."""
         return tuple(filter(None, map(self.to_worker, paths)))
 
     def call(self, call: ActionCall) -> ActionCall:
-        """Return a call of the caller's with the paths that it has here."""
+        """Return the caller's call with paths of this worker."""
         return replace(
             call,
             import_root=self.to_worker(call.import_root),
@@ -60,17 +60,17 @@ class PathMap:
         )
 
     def to_caller(self, text: str) -> str:
-        """Return a text of ours, such as a file's name or a stack, with the paths that it has at the caller's."""
+        """Return a text of this worker, such as a file name or a stack, with the caller's paths."""
         return text if self.caller_root is None else text.replace(self.worker_root, self.caller_root)
 
     def file_to_caller(self, path: str) -> str | None:
-        """Return the name that a file has at the caller's; None for one that is only here."""
+        """Return the caller's path of a file; None for a file that exists only in this worker."""
         if path.startswith(os.path.join(self.worker_root, "")):
             return self.to_caller(path) if self.caller_root is not None else None
-        return None if os.path.exists(path) else path  # of a function that has come along by value
+        return None if os.path.exists(path) else path  # the file of a function that was pickled by value
 
     def rewrite_error(self, error: PluginError) -> None:
-        """Let an error of ours name the caller's files: in what it says of the config file, in stacks."""
+        """Replace this worker's paths in an error by the caller's: those of the config file, and in stacks."""
         if isinstance(error, ExecutionError):
             error.details = self.to_caller(error.details)
             if hasattr(error, "__notes__"):
@@ -86,31 +86,31 @@ class PathMap:
                 error.path = type(error.path)(self.to_caller(os.fspath(error.path)))
 
     def rewrite_captured(self, captured: Captured) -> None:
-        """Let log records and warnings name the caller's files."""
+        """Replace this worker's paths in log records and warnings by the caller's."""
         for record in captured.records:
             record.pathname = self.to_caller(record.pathname)
         captured.warnings[:] = [item._replace(filename=self.to_caller(item.filename)) for item in captured.warnings]
 
 
-def create_worker_copy(there: str | None, arrived_at: str | None) -> PathMap:
-    """Give this worker a directory of its own, with a copy of what has come along, until it ends, however it does.
+def create_worker_copy(caller_root: str | None, package_dir: str | None) -> PathMap:
+    """Create this worker's own copy of the plugin, which is deleted when the worker exits, even if it is killed.
 
     Args:
-        there: The plugin's directory on the caller's disk.
-        arrived_at: Where Ray has put the package; workers share that, so nothing is imported from there any more.
+        caller_root: The plugin's directory in the caller's file system.
+        package_dir: Ray's directory of the uploaded package. Workers share it, so it is removed from `sys.path`.
     """
     directory = os.path.realpath(temporary_directory("synapse-plugin-"))
-    here = os.path.join(directory, os.path.basename(there or "") or "plugin")
-    if arrived_at is None:
-        os.mkdir(here)
+    worker_root = os.path.join(directory, os.path.basename(caller_root or "") or "plugin")
+    if package_dir is None:
+        os.mkdir(worker_root)
     else:
-        shutil.copytree(arrived_at, here)
-        remove_import_path(arrived_at)
-    return PathMap(there, here)
+        shutil.copytree(package_dir, worker_root)
+        remove_import_path(package_dir)
+    return PathMap(caller_root, worker_root)
 
 
 def remove_import_path(directory: str) -> None:
-    """Take a directory out of where this process, and those that it starts, import modules from."""
+    """Remove a directory from the import path of this process and of its child processes."""
     real = os.path.realpath(directory)
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != real]
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -1,7 +1,7 @@
-"""How a worker died: what it notes down on its way out, and what that means in words.
+"""Crashes of a worker: the log that it writes when it exits, and the exit status and stack read from it.
 
-A worker keeps a file without a name. The interpreter's fault handler writes to it when a signal kills the process,
-and `os._exit` does before it ends it. Whoever watches over the worker holds the same file open, and reads it then.
+A worker has an unnamed temporary file. The interpreter's fault handler writes to it when a signal kills the process,
+and our `os._exit` before it exits. The process that supervises the worker has the same file open, and reads it then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
-# The fault handler's own words for the signals that it catches.
+# The fault handler's names of the signals that it catches.
 _FAULTS = {
     "Segmentation fault": signal.SIGSEGV,
     "Floating point exception": signal.SIGFPE,
@@ -29,7 +29,7 @@ _FAULTS = {
 _OUR_LAST = re.compile(
     r'^  File ".*synapse_runtime/(?:action\.py", line \d+ in invoke|core/execution\.py", line \d+ in _await)'
 )
-# Threads with such frames are Ray's, or those of ours that run beside an action.
+# Threads with such frames are Ray's or this package's own, not the action's.
 _NOT_ACTION_CODE = re.compile(r'File ".*[/\\](?:synapse_runtime|site-packages[/\\]ray)[/\\]')
 
 
@@ -38,10 +38,10 @@ class ProcessExit:
     """How a process ended.
 
     Attributes:
-        status: Its exit status, or the number of the signal that killed it, negative.
-        stack: Where it was, as text, where the process could still tell.
-        timed_out: Whether it was ended at the time limit of its action.
-        out_of_memory: Whether the kernel killed a process of this machine for want of memory meanwhile.
+        status: Its exit status, or the negative number of the signal that killed it.
+        stack: Its stack as text, if the process could still write it.
+        timed_out: Whether it was killed because its action exceeded its timeout.
+        out_of_memory: Whether the kernel's OOM killer killed a process of this machine meanwhile.
     """
 
     status: int
@@ -50,7 +50,7 @@ class ProcessExit:
     out_of_memory: bool = False
 
     def describe(self) -> str:
-        """Say it as the end of a sentence.
+        """Return a description that completes a sentence.
 
         Example:
             >>> ProcessExit(3).describe()
@@ -69,9 +69,9 @@ class ProcessExit:
 
 
 class CrashLog:
-    """The file in which a worker notes how it ends.
+    """The file in which a worker records how it exits.
 
-    Make it where it is to be read, and call `install` in the worker; a child process made by `fork` shares it.
+    Create it in the process that reads it, and call `install` in the worker; a forked child process shares it.
     """
 
     def __init__(self) -> None:
@@ -79,39 +79,39 @@ class CrashLog:
         self.descriptor = self._file.fileno()
 
     def install(self) -> None:
-        """Let this process note down how it ends, from now on; to be called in its main thread."""
-        owner, exit_at_once = os.getpid(), os._exit
+        """Record from now on how this process exits. Must be called in its main thread."""
+        owner, original_exit = os.getpid(), os._exit
 
-        def noted_exit(status: int) -> NoReturn:
-            if os.getpid() == owner:  # not of a child that it has forked
+        def recorded_exit(status: int) -> NoReturn:
+            if os.getpid() == owner:  # not in a forked child
                 with contextlib.suppress(OSError):
                     os.write(self.descriptor, f"exit {status}\n".encode())
-            exit_at_once(status)
+            original_exit(status)
 
-        os._exit = noted_exit
+        os._exit = recorded_exit
         faulthandler.disable()
-        for number in _FAULTS.values():  # Ray's handlers would print stacks of C++ into the action's output
+        for number in _FAULTS.values():  # Ray's handlers would print C++ stacks to the action's output
             signal.signal(number, signal.SIG_DFL)
         faulthandler.enable(file=self.descriptor)
         signal.signal(signal.SIGTERM, self._terminated)
 
     def reset(self) -> None:
-        """Forget what was noted: a next call begins."""
+        """Empty the file before the next call."""
         if not os.lseek(self.descriptor, 0, os.SEEK_CUR):
             return
         os.ftruncate(self.descriptor, 0)
         os.lseek(self.descriptor, 0, os.SEEK_SET)
 
     def exit_after(self, seconds: float) -> None:
-        """End the process from C after this long, whatever it does then, and note where it was."""
+        """Exit after this many seconds, even if the process is stuck in native code, and record its stack."""
         faulthandler.dump_traceback_later(seconds, exit=True, file=self.descriptor)
 
     def read(self) -> str:
-        """Return what was noted."""
+        """Return the content of the file."""
         return read_crash_log(self.descriptor)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
@@ -122,40 +122,40 @@ class CrashLog:
 
 
 def read_crash_log(descriptor: int) -> str:
-    """Return the content of a worker's file of notes."""
+    """Return the content of a worker's crash log."""
     return os.pread(descriptor, 1_000_000, 0).decode("utf-8", errors="replace")
 
 
-def parse_crash_log(notes: str, status: int | None = None, *, out_of_memory: bool = False) -> ProcessExit:
-    r"""Make out how a process ended.
+def parse_crash_log(log: str, status: int | None = None, *, out_of_memory: bool = False) -> ProcessExit:
+    r"""Return how a process exited.
 
     Args:
-        notes: What it has noted.
-        status: Its exit status, where its parent knows that.
-        out_of_memory: Whether the kernel has killed for want of memory meanwhile.
+        log: The content of its crash log.
+        status: Its exit status, if its parent process knows it.
+        out_of_memory: Whether the kernel's OOM killer has killed a process meanwhile.
 
     Example:
         >>> parse_crash_log("exit 3\n").status
         3
-        >>> parse_crash_log("").status  # not even a last word: only SIGKILL does that
+        >>> parse_crash_log("").status  # nothing recorded: only SIGKILL does that
         -9
     """
-    fault = re.search(r"^Fatal Python error: .*?(" + "|".join(_FAULTS) + ")", notes, re.MULTILINE)
-    ended = re.findall(r"^(exit|signal) (-?\d+)$", notes, re.MULTILINE)
-    if notes.startswith("Timeout ("):
-        return ProcessExit(1 if status is None else status, _stack(notes), timed_out=True)
+    fault = re.search(r"^Fatal Python error: .*?(" + "|".join(_FAULTS) + ")", log, re.MULTILINE)
+    ended = re.findall(r"^(exit|signal) (-?\d+)$", log, re.MULTILINE)
+    if log.startswith("Timeout ("):
+        return ProcessExit(1 if status is None else status, _stack(log), timed_out=True)
     if status is None and fault:
         status = -_FAULTS[fault[1]]
     elif status is None and ended:
         how, number = ended[-1]
         status = int(number) & 0xFF if how == "exit" else -int(number)
     return ProcessExit(
-        -signal.SIGKILL if status is None else status, _stack(notes) if fault else "", False, out_of_memory
+        -signal.SIGKILL if status is None else status, _stack(log) if fault else "", False, out_of_memory
     )
 
 
 def kernel_oom_kills() -> int:
-    """Return how many processes the kernel of this machine has killed for want of memory; 0 where it does not tell."""
+    """Return how many processes the kernel's OOM killer has killed on this machine; 0 if that is unknown."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
             name, _, number = line.partition(" ")
@@ -164,11 +164,11 @@ def kernel_oom_kills() -> int:
     return 0
 
 
-def _stack(notes: str) -> str:
-    """Return the stacks that the fault handler wrote: the action's own, the one that failed first."""
+def _stack(log: str) -> str:
+    """Return the action's stacks among those that the fault handler wrote, the failing thread's first."""
     threads: list[list[str]] = []
     cut = False
-    for line in notes.splitlines():
+    for line in log.splitlines():
         if re.match(r"(Current thread|Thread) 0x", line):
             threads.append([line])
             cut = False

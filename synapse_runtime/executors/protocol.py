@@ -1,14 +1,14 @@
-"""The message between a caller and a worker: a `CallRequest` there, a `RunResponse` back.
+"""The messages between a caller and a worker: a `CallRequest` to the worker, a `RunResponse` back to the caller.
 
 A message has four parts:
 
-    synapse 1 0.1.0 LF    the number of the protocol and the sender's version of this package, in ASCII
+    synapse 1 0.1.0 LF    the protocol version and the sender's version of this package, in ASCII
     a pickled dict        the header: named fields of builtin types, and the sizes of the two parts that follow
-    two pickles           what may contain objects of any class
+    two pickles           values that may be instances of any class
 
-The line is the same in all protocols, so sender and receiver of different versions can always name both. The header is
-readable before the plugin's modules can be imported; the two pickles are read once they can. Large buffers, those of
-arrays, may be sent beside the message.
+The line is the same in all protocols, so that an error about different versions can always name both. The header is
+read before the plugin's modules can be imported, the two pickles afterwards. Large buffers, those of arrays, may be
+sent out of band.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from synapse_runtime import __version__, serialization
 from synapse_runtime.core import assertions, coverage_support, remote_exceptions
-from synapse_runtime.core.execution import ActionCall, ActionRun, check_params, require_picklable
+from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
 from synapse_runtime.core.log_config import LoggingConfig
 from synapse_runtime.core.output_capture import Captured
 from synapse_runtime.core.threads import SharedContext
@@ -44,16 +44,16 @@ from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.plugins.module_scopes import activate_modules, is_installed_path, top_level_names
 from synapse_runtime.sdk_compat import import_hook
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 PROTOCOL: Final = 1
 _NAME: Final = b"synapse"
-# What a message of ours begins with. Alone, it is a worker's answer to a request of another version.
+# The first line of each message. On its own it is a worker's answer to a request of another version.
 VERSION_LINE: Final = b"%s %d %s\n" % (_NAME, PROTOCOL, __version__.encode())
-# Errors of `encode_call`: the call is not sent, and they are the error of its run.
+# Errors of `encode_call`: the call is not sent, and the error becomes that of its run.
 REFUSALS: Final = (ValidationError, ResultNotSerializable, ConfigError)
 
-# One thread at a time reads or writes messages with objects of a plugin: meanwhile its modules are the active ones.
+# Held while a plugin's modules are active to read messages with its objects.
 _module_lock = threading.RLock()
 
 
@@ -81,7 +81,7 @@ class CallerSettings:
         logging: Levels of loggers and filters of warnings.
         rewritten_modules: The plugin's modules whose assertions pytest rewrites in the caller.
         coverage: How the caller measures coverage, if it does.
-        sdk_names: Whether `synapse_sdk` is our stand-in in the caller.
+        sdk_names: Whether `synapse_sdk` is provided by `sdk_compat` in the caller.
     """
 
     import_paths: tuple[str, ...]
@@ -98,9 +98,9 @@ class CallRequest:
     Attributes:
         name: The action's name.
         job_id: The id of the run.
-        timeout: The time limit of the action in seconds, or None.
+        timeout: The timeout of the action in seconds, or None.
         import_root: The directory of the plugin's modules, if there is a plugin.
-        shares_filesystem: Whether the worker sees the caller's file system; if not, the plugin was sent along.
+        shares_filesystem: Whether the worker shares the caller's file system; if not, the plugin was uploaded.
         settings: Settings of the caller's process.
     """
 
@@ -114,8 +114,8 @@ class CallRequest:
     buffers: Sequence[Any] = field(default=(), repr=False)
 
     def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
-        """Return the call; this imports the modules that its params and its action come from."""
-        # Params are the action's own: it may write to them.
+        """Return the call; this imports the modules of its params and its action."""
+        # Writable copies: an action may modify its params.
         fields = loads(self.call_data, map(bytearray, self.buffers))
         return ActionCall(
             name=self.name, job_id=self.job_id, timeout=self.timeout, import_root=self.import_root, **fields
@@ -127,8 +127,8 @@ class EncodedCall:
     """A call that is ready to be sent.
 
     Attributes:
-        call: The call, its params validated where the action can be imported here.
-        buffers: Large buffers of its params, which are not in the message.
+        call: The call; its params are validated if the action can be imported in this process.
+        buffers: Large buffers of its params, which are sent out of band.
     """
 
     call: ActionCall
@@ -154,35 +154,31 @@ class EncodedCall:
 
 
 def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
-    """Validate the params of a call, where its action can be imported here, and encode it.
+    """Validate the params of a call, if its action can be imported in this process, and encode the call.
 
     Args:
         call: The call.
-        out_of_band: Whether large buffers of the params may be sent beside the message.
+        out_of_band: Whether large buffers of the params may be sent out of band.
 
     Raises:
-        ValidationError: The params do not fit; nothing has been sent.
-        ConfigError: What was to be run is not an action.
-        ResultNotSerializable: The params or the action cannot be sent.
+        ValidationError: The params are invalid; nothing has been sent.
+        ConfigError: The object to run is not an action.
+        ResultNotSerializable: The params or the action cannot be pickled.
     """
-    with _no_bytecode():
-        params = check_params(call)
-    if params is not call.params:
-        call = replace(call, params=params)
     buffers: serialization.Buffers = []
-    fields = {
-        "action": call.action,
-        "params": params,
-        "env": call.env,
-        "cwd": call.cwd,
-        "config_path": call.config_path,
-        "category": call.category,
-        "language": call.language,
-    }
-    if serialization.is_plain(fields):
-        data = serialization.dumps(fields)
-    else:
-        with _plugin_modules(call.import_root):
+    with _no_bytecode(), checked_params(call) as params:
+        if params is not call.params:
+            call = ActionCall(**{**vars(call), "params": params})  # several times as fast as dataclasses.replace
+        fields = {
+            "action": call.action,
+            "params": params,
+            "env": call.env,
+            "cwd": call.cwd,
+            "config_path": call.config_path,
+            "category": call.category,
+            "language": call.language,
+        }
+        with contextlib.nullcontext() if serialization.is_plain(fields) else _module_lock:
             try:
                 data = serialization.dumps(fields, buffers if out_of_band else None)
             except Exception:
@@ -192,11 +188,11 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
 
 
 def decode_request(data: bytes, buffers: Sequence[Any] = ()) -> CallRequest:
-    """Read a message that `encode_call` made.
+    """Decode a message of `encode_call`.
 
     Args:
         data: The message.
-        buffers: The large buffers that came with it.
+        buffers: The buffers that were sent out of band.
 
     Raises:
         VersionMismatch: Its sender has another version.
@@ -207,7 +203,7 @@ def decode_request(data: bytes, buffers: Sequence[Any] = ()) -> CallRequest:
 
 @dataclass(frozen=True)
 class RunResponse:
-    """A run as its caller receives it, beside what of it may be of any class.
+    """The header of a run as its caller receives it, without the parts that may contain instances of any class.
 
     Attributes:
         name: The action's name.
@@ -248,8 +244,8 @@ def encode_run(
         env: The variables of the call, whose values must not appear in tracebacks.
         recorder: What this worker has recorded of failed assertions.
         collector: What it has measured of coverage.
-        path_map: Which path of the worker is which of the caller's, if they do not share a file system.
-        out_of_band: Takes large buffers of the result, which are not in the message then.
+        path_map: Maps the worker's paths to the caller's, if they do not share a file system.
+        out_of_band: If given, large buffers of the result are added to it and are not in the message.
     """
     result = b""
     buffers: serialization.Buffers = []
@@ -303,16 +299,16 @@ def encode_run(
 def decode_run(
     data: bytes, call: ActionCall | None = None, *, import_root: str | None = None, buffers: Iterable[Any] = ()
 ) -> ActionRun:
-    """Read a run in the caller's process.
+    """Decode a run in the caller's process.
 
     Args:
-        data: What `encode_run` returned.
+        data: The return value of `encode_run`.
         call: The call that it answers, with its validated params.
-        import_root: The directory of the plugin's modules, if the call is not known: another process made it.
-        buffers: What `encode_run` put beside it.
+        import_root: The directory of the plugin's modules, if the call is unknown as another process made it.
+        buffers: The out-of-band buffers of `encode_run`.
 
     Raises:
-        ClusterError: The worker has another version of this package; names both.
+        ClusterError: The worker has another version of this package; the message names both.
     """
     try:
         header, details, result, *in_band = _parts(data)
@@ -343,9 +339,9 @@ def decode_run(
         if run.error is None and result:
             try:
                 run.result = serialization.loads_in_caller(result, result_buffers)
-            except Exception as problem:  # noqa: BLE001 - reading runs any code of the result's classes
+            except Exception as problem:  # noqa: BLE001 - unpickling runs code of the result's classes
                 run.error = ResultNotSerializable(
-                    f"the result of {run.name} cannot be read here: {type(problem).__name__}: {safe_str(problem)}"
+                    f"the result of {run.name} cannot be unpickled here: {type(problem).__name__}: {safe_str(problem)}"
                 )
                 run.error.__cause__ = problem
     if call is not None and run.error is not None and not run.duration:
@@ -354,11 +350,11 @@ def decode_run(
 
 
 def version_error(mismatch: VersionMismatch) -> ClusterError:
-    """Return the error for a worker that has another version of this package than its caller."""
+    """Return the error about a worker that has another version of this package than its caller."""
     return ClusterError(
         f"the worker has version {mismatch.version} of pytest-synapse-harness (protocol {mismatch.protocol}), this "
         f"process has {__version__} (protocol {PROTOCOL}): install the same version on both. On a cluster that does "
-        "not share your file system, --debug-sdk (pytest: --synapse-debug-sdk) sends this one with the plugin"
+        "not share your file system, --debug-sdk (pytest: --synapse-debug-sdk) uploads this version with the plugin"
     )
 
 
@@ -368,12 +364,12 @@ def row_of(event: Event) -> tuple[Any, ...]:
 
 
 def is_builtin_data(data: bytes | memoryview) -> bool:
-    """Tell whether a pickle surely consists of builtin types: no instruction in it looks up a name in a module."""
+    """Return whether a pickle is known to contain only builtin types: no opcode in it looks up a name in a module."""
     return isinstance(data, bytes) and len(data) < serialization.OUT_OF_BAND_BYTES and pickle.STACK_GLOBAL not in data
 
 
 def loads_in_plugin(data: bytes, import_root: str | None) -> Any:
-    """Read a pickle that may contain objects of a plugin, in the caller's process.
+    """Unpickle data that may contain objects of a plugin, in the caller's process.
 
     Args:
         data: The pickle.
@@ -389,7 +385,7 @@ def _message(header: dict[str, Any], *parts: bytes | memoryview) -> bytes:
 
 
 def _parts(data: bytes) -> tuple[Any, ...]:
-    """Return a message's header and its parts; small ones as bytes.
+    """Return a message's header and its parts; small parts as bytes, large ones as views.
 
     Raises:
         VersionMismatch: Its sender has another version.
@@ -397,7 +393,7 @@ def _parts(data: bytes) -> tuple[Any, ...]:
     if not data.startswith(VERSION_LINE) or len(data) == len(VERSION_LINE):
         raise VersionMismatch(data[:100].partition(b"\n")[0])
     whole = memoryview(data)
-    header: dict[str, Any] = pickle.loads(whole[len(VERSION_LINE) :])  # which ignores what follows
+    header: dict[str, Any] = pickle.loads(whole[len(VERSION_LINE) :])  # ignores the data after the pickle
     sizes = header.pop("sizes")
     parts: list[Any] = [header]
     start = len(data) - sum(sizes)
@@ -421,9 +417,9 @@ def _read_details(run: ActionRun, captured: Captured, details: dict[str, Any]) -
 
 
 def _call_problem(call: ActionCall, error: PluginError) -> PluginError:
-    """Return why an action did not start: the worker's error, unless it turns out here that the call cannot be sent.
+    """Return why an action did not start: the worker's error, or the better error that its call cannot be unpickled.
 
-    Some params can be pickled but not unpickled, which is too expensive to find out before each call.
+    Some params can be pickled but not unpickled; checking that before each call would be too expensive.
     """
     try:
         require_picklable(call.name, call.action, call.params)
@@ -433,19 +429,19 @@ def _call_problem(call: ActionCall, error: PluginError) -> PluginError:
 
 
 def _without_traceback(error: BaseException) -> PluginError:
-    error.__traceback__ = None  # the frames of its cause say where; its own are this package's
+    error.__traceback__ = None  # its own frames are this package's; those of its cause show where it failed
     if isinstance(error, PluginError):
         return error
     return ExecutionError(safe_str(error))
 
 
 class _SettingsCache:
-    """The settings of this process, pickled again only when they have changed."""
+    """The settings of this process, pickled again only if they have changed."""
 
     def __init__(self) -> None:
         self._known: dict[str | None, tuple[tuple[Any, ...], bytes]] = {}
         self._path: list[str] = []
-        self._directory: str | None = None  # the working directory, where it matters
+        self._directory: str | None = None  # the working directory, if `sys.path` has relative paths
         self._absent: list[str] = []
         self._import_paths: tuple[str, ...] = ()
 
@@ -467,7 +463,7 @@ class _SettingsCache:
         return known[1]
 
     def _additions(self) -> tuple[str, ...]:
-        """Return what is on `sys.path` beside Python's own directories and installed packages."""
+        """Return the entries of `sys.path` other than Python's own directories and installed packages."""
         if (
             sys.path != self._path
             or (self._directory is not None and self._directory != os.getcwd())
@@ -500,7 +496,7 @@ def _writes_no_bytecode() -> Iterator[None]:
         sys.dont_write_bytecode = before
 
 
-# Keeps Python from writing `__pycache__` into a plugin's directory: a call to a worker leaves no trace there.
+# Keeps Python from writing `__pycache__` to the plugin's directory when a call imports its modules here.
 _no_bytecode = SharedContext(_writes_no_bytecode)
 
 

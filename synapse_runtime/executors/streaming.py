@@ -1,4 +1,4 @@
-"""What a running action logs and prints, sent while it runs: in batches, from a thread beside the action."""
+"""Stream the events and output of a running action to the caller, in batches sent by a background thread."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from synapse_runtime.core.output_capture import OutputFiles, OutputPosition
 from synapse_runtime.events import Event
 from synapse_runtime.executors.protocol import is_builtin_data, loads_in_plugin
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 
 def decode_batch(data: bytes, import_root: str | None) -> Any:
-    """Read what a worker sent while its action was running, in the caller's process.
+    """Decode what a worker sent while its action was running, in the caller's process.
 
     Args:
         data: An event, or a batch of events and output, as `Forwarder` sends it.
@@ -28,12 +28,12 @@ def decode_batch(data: bytes, import_root: str | None) -> Any:
 
 
 class Forwarder:
-    """Sends what a running action says and prints, in numbered batches, from another thread.
+    """Sends the events and output of a running action in numbered batches, from another thread.
 
     Args:
-        send: Takes a batch: its number, and what `decode_batch` reads, a list of events (as tuples) and of
-            (stream, text) pairs, in order. It may fail: all of it comes home with the run.
-        output: Where this worker's output is collected.
+        send: Sends a batch: its number, and the data for `decode_batch`, a list of events (as tuples) and of
+            (stream, text) pairs, in order. It may fail: the run contains everything as well.
+        output: The captured output of this worker.
     """
 
     EVERY_SECONDS = 0.05
@@ -43,29 +43,29 @@ class Forwarder:
         self._output = output
         self._number = 0
         self._events = 0
-        self._queue: deque[Event | tuple[str, str]] = deque()  # and not taken into a batch yet
-        self._interjections: list[OutputPosition] = []
+        self._queue: deque[Event | tuple[str, str]] = deque()  # not in a batch yet
+        self._output_positions: list[OutputPosition] = []
         self._is_gathering = self._is_closed = False
         self._lock = threading.Lock()
         _ticker.start(self._forward)
 
     def event(self, event: Event) -> None:
-        """Take an event, to be sent soon."""
-        # What was printed before the event comes before it, also where the other thread has just found that: it says so
-        # before it looks, so here it is asked after.
+        """Queue an event, to be sent soon."""
+        # Output printed before the event is queued before it, even if the other thread is reading that output: that
+        # thread sets `_is_gathering` before it reads, so it is checked after `has_new_output` here.
         if self._output.has_new_output() or self._is_gathering:
             with self._lock:
                 self._gather_output()
         self._queue.append(event)
 
     def close(self) -> list[OutputPosition]:
-        """End; return where output came among the events. What has not been sent comes home with the run."""
+        """Stop, and return the positions of output between events. The run contains what has not been sent."""
         _ticker.stop()
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
                 self._take_batch()
-        return self._interjections
+        return self._output_positions
 
     def _forward(self) -> None:
         with self._lock:
@@ -85,7 +85,7 @@ class Forwarder:
                 self._events += 1
             else:
                 stream, text = item
-                self._interjections.append((self._events, stream, len(text)))
+                self._output_positions.append((self._events, stream, len(text)))
         return batch
 
     def _gather_output(self) -> None:
@@ -97,33 +97,33 @@ class Forwarder:
 
 
 class _Ticker:
-    """Calls a function from time to time, in one thread that is kept: to start one for each call would take longer.
+    """Calls a function periodically in one thread, which is kept: starting a thread for each call would take longer.
 
     Args:
-        seconds: The time between.
+        seconds: The interval.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._tick: Callable[[], object] | None = None
-        self._is_wanted = threading.Event()
+        self._is_active = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, tick: Callable[[], object]) -> None:
-        """Call this from now on."""
+        """Call this function from now on."""
         self._tick = tick
-        self._is_wanted.set()
+        self._is_active.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._loop, name="synapse-forwarder", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Call nothing any more, except what is just being called."""
-        self._is_wanted.clear()
+        """Stop calling the function; a call that is in progress continues."""
+        self._is_active.clear()
         self._tick = None
 
     def _loop(self) -> None:
-        while self._is_wanted.wait():
+        while self._is_active.wait():
             time.sleep(self._seconds)
             tick = self._tick
             if tick is not None:
@@ -134,5 +134,5 @@ _ticker = _Ticker(Forwarder.EVERY_SECONDS)
 
 
 def _row(event: Event) -> tuple[Any, ...]:
-    """Return an event as plain data, which makes it many times cheaper to carry."""
+    """Return an event as plain data, which is many times cheaper to pickle."""
     return event.kind, event.name, event.data, event.level, event.step, event.file, event.time

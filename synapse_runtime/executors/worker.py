@@ -1,4 +1,4 @@
-"""The worker: it serves calls, each a message in and a message out."""
+"""The worker: it runs calls, each a `CallRequest` that it answers with an encoded run."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from synapse_runtime.executors.protocol import (
 from synapse_runtime.plugins.module_scopes import ModuleScope, fresh_modules
 from synapse_runtime.sdk_compat import import_hook
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
-# How long after its time limit an action may take to notice, before its worker exits with it.
+# How long an action may run past its timeout before its worker exits.
 GRACE_SECONDS = 1.0
-# In a worker a plugin stays active, also between calls, for threads that its actions have left.
+# In a worker the plugin's modules stay active between calls, for threads that its actions have left running.
 _module_scope = ModuleScope()
-# What this process, a worker, records of failed assertions, and measures of coverage.
+# Failed assertions and coverage of this process, a worker.
 _failure_recorder = assertions.FailureRecorder()
 _coverage_collector = coverage_support.CoverageCollector()
 
 
 def restore_temp_dir() -> None:
-    """Use the caller's temporary directory for this worker's temporary files, not the cluster's."""
+    """Use the caller's TMPDIR for temporary files of this worker, not the cluster's."""
     value = os.environ.pop(CALLERS_TMPDIR, None)
     if value:
         os.environ["TMPDIR"] = value
@@ -70,17 +70,17 @@ def serve(
 
     Args:
         request: The call.
-        mode: The mode, for the record.
-        node: Ray's id of this node, for the record.
+        mode: The mode to record in the run.
+        node: Ray's id of this node, to record in the run.
         crash_log: Where this worker records how it exits.
-        output: Where this worker's output is collected, if here.
-        path_map: Where the caller's plugin is here, if this worker does not share the caller's file system.
+        output: The captured output of this worker, if it captures output.
+        path_map: Maps the caller's paths to this worker's, if this worker does not share the caller's file system.
         on_event: Called with each event as it happens.
-        on_start: Called when everything is imported and validated, and the action starts.
-        on_end: Called when the action has ended; returns where its output came among its events.
-        out_of_band: Takes large buffers of the result, which are not in what is returned then.
+        on_start: Called after imports and validation, just before the action starts.
+        on_end: Called when the action has ended; returns the positions of its output between its events.
+        out_of_band: If given, large buffers of the result are added to it and are not in the encoded run.
     """
-    sys.dont_write_bytecode = True  # into a plugin's directory: a call to a worker leaves no trace
+    sys.dont_write_bytecode = True  # no `__pycache__` in the plugin's directory
     settings = request.settings
     paths = settings.import_paths
     if path_map is not None:
@@ -120,10 +120,10 @@ def serve(
 
 
 def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object] | None = None) -> ActionRun:
-    """Run a call in this process as a new worker would: with modules of the plugin that are imported again.
+    """Run a call in this process as a new worker would: the plugin's modules are imported again.
 
-    Params and result are encoded and decoded as for a worker; so results are instances of the classes that the caller
-    knows, not of those that the fresh modules define.
+    Params and result are encoded and decoded as for a worker, so results are instances of the caller's classes, not of
+    the classes that the newly imported modules define.
     """
     with process_state.exclusive():
         try:
@@ -135,7 +135,7 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
         kept = serialization.modules_pickled_by_value()
         with contextlib.nullcontext() if root is None else fresh_modules(root, but=kept):
             run, _ = _run(request, "local", on_event, None, serialization.loads_in_caller)
-            # It stays in this process, so there is no value to redact.
+            # The error does not leave this process, so no values are redacted.
             data = encode_run(run, env=None, recorder=_failure_recorder, collector=_coverage_collector)
         return decode_run(data, encoded.call)
 
@@ -148,12 +148,12 @@ def _run(
     loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads,
     path_map: PathMap | None = None,
 ) -> tuple[ActionRun, Mapping[str, Any] | None]:
-    """Run the call of a request; return its run and its variables."""
+    """Run the call of a request; return the run, and the call's environment for redaction."""
     try:
         call = request.read_call(loads)
         if path_map is not None:
             call = path_map.call(call)
-    except Exception as error:  # noqa: BLE001 - reading the call imports any code of the user
+    except Exception as error:  # noqa: BLE001 - reading the call imports users' code
         problem = ExecutionError(
             f"{request.name} cannot be imported in the worker: {type(error).__name__}: {safe_str(error)}"
         )
@@ -171,9 +171,9 @@ def _run(
 def _prepare_start(
     timeout: float | None, crash_log: CrashLog, on_start: Callable[[], object] | None
 ) -> Callable[[], object]:
-    """Make ready for the moment when an action starts: listen to its assertions, and set its time limit.
+    """Return an `on_start` that also starts to record assertions and sets the worker's own timeout.
 
-    The worker ends itself where an action does not notice its limit, stuck in code that is not Python's.
+    The worker exits if an action cannot be interrupted at its timeout, being stuck in native code.
     """
 
     def start() -> None:

@@ -1,4 +1,4 @@
-"""The actions of a plugin's code, brought into its config file."""
+"""Write the actions of a plugin's code into its config file."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _TYPES = ("input_type", "output_type")
 
 @dataclass(frozen=True)
 class Change:
-    """One change of the file, or an action that the code no longer has.
+    """One change to the file, or an action that is no longer in the code.
 
     Attributes:
-        kind: `added`, `moved`, `typed`, `removed`, or `gone`: the code no longer has it, and it stays in the file.
+        kind: `added`, `moved`, `typed`, `removed`, or `gone`: no longer in the code, but kept in the file.
         action: The action's name in the file.
-        fields: What is set.
+        fields: The fields that are set.
     """
 
-    kind: Literal["added", "moved", "typed", "removed", "gone"]
+    kind: Literal["added", "moved", "typed", "removed", "missing"]
     action: str
     fields: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Update:
-    """What the config file would become.
+    """A planned update of a config file.
 
     Attributes:
         config: The file.
         before: Its text.
         after: Its text with the changes.
         changes: The changes.
-        problems: Modules that could not be looked at, names that two actions have, changes that a person must make.
+        problems: Modules that could not be inspected, names used by two actions, changes that must be made by hand.
     """
 
     config: Path
@@ -58,16 +58,16 @@ class Update:
 
     @property
     def diff(self) -> str:
-        """The changes as a unified diff; empty where there are none."""
+        """The changes as a unified diff; empty if there are none."""
         name = self.config.name
         lines = difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), name, name, lineterm="")
         return "".join(f"{line}\n" for line in lines)
 
     def write(self) -> None:
-        """Write the file, whole or not at all; where nothing changes it is not touched.
+        """Write the file atomically; do nothing if its text does not change.
 
         Raises:
-            ConfigError: It cannot be written.
+            ConfigError: The file cannot be written.
         """
         if self.after == self.before:
             return
@@ -84,16 +84,16 @@ class Update:
                     os.unlink(name)
                 raise
         except OSError as error:
-            raise ConfigError(f"cannot be written: {error.strerror}", path=self.config) from error
+            raise ConfigError(f"cannot write the file: {error.strerror}", path=self.config) from error
 
 
 def plan_update(path: Path, *, prune: bool = False, seconds: float = IMPORT_SECONDS) -> Update:
-    """Find the actions of a plugin's code, and say what its config file would become; nothing is written.
+    """Find the actions of a plugin's code and plan the update of its config file, without writing it.
 
     Args:
         path: The plugin's directory or config file.
-        prune: Whether actions that the code no longer has are removed.
-        seconds: How long the import of one module may take.
+        prune: Whether to remove actions that are no longer in the code.
+        seconds: Time limit for importing one module.
 
     Raises:
         ConfigError: The file cannot be read.
@@ -114,26 +114,26 @@ def plan_update(path: Path, *, prune: bool = False, seconds: float = IMPORT_SECO
 
 
 class _ActionsInCode:
-    """What the plugin's modules have in them."""
+    """The actions found in the plugin's modules."""
 
     def __init__(self, root: Path, manifest: Manifest, seconds: float) -> None:
-        wanted = {name: ModuleRequest(module=name, actions=True) for name in modules_of_a_plugin(root)}
+        requests = {name: ModuleRequest(module=name, actions=True) for name in modules_of_a_plugin(root)}
         for action in manifest.actions.values():
             if action.entrypoint:
                 module, name = _parts(action.entrypoint)
-                wanted.setdefault(module, ModuleRequest(module=module)).names.append(name)
+                requests.setdefault(module, ModuleRequest(module=module)).names.append(name)
         env = PluginEnvironment(manifest.env).as_strings()
-        self._seen = {one.module: one for one in introspect(root, list(wanted.values()), env, seconds=seconds)}
+        self._seen = {one.module: one for one in introspect(root, list(requests.values()), env, seconds=seconds)}
         self.actions = [action for module in self._seen.values() for action in module.actions]
         self.problems = [_unchecked(one) for one in self._seen.values() if one.fault is not None and not one.missing]
 
     def is_unknown(self, action: ActionSpec) -> bool:
-        """Tell whether an action's module could not be looked at."""
+        """Return whether an action's module could not be inspected."""
         module = self._seen[_parts(action.entrypoint)[0]]
         return module.fault is not None and not module.missing
 
     def at(self, entrypoint: str) -> ActionInfo | None:
-        """Return what is at an entrypoint."""
+        """Return the object that an entrypoint refers to; None if it does not exist."""
         module, name = _parts(entrypoint)
         return self._seen[module].names.get(name)
 
@@ -146,42 +146,42 @@ def _parts(entrypoint: str) -> tuple[str, str]:
 def _unchecked(module: ModuleInfo) -> Problem:
     assert module.fault is not None
     file = None if module.fault.file is None else Path(module.fault.file)
-    return Problem(f"{module.module} was not looked at: {module.fault.text}", file, module.fault.line)
+    return Problem(f"cannot inspect {module.module}: {module.fault.text}", file, module.fault.line)
 
 
 def _compare(manifest: Manifest, code: _ActionsInCode, *, prune: bool) -> tuple[list[Change], list[Problem]]:
-    """Return what the file lacks of the code, and why some of that cannot be added."""
-    homes: dict[str, ActionInfo] = {}  # of the file's actions, by name
-    lost: list[str] = []
+    """Return how the file differs from the code, and why some actions cannot be added."""
+    matches: dict[str, ActionInfo] = {}  # by the name in the file
+    unmatched: list[str] = []
     for key, action in manifest.actions.items():
         found = code.at(action.entrypoint) if action.entrypoint else None
         if found is not None and (found.is_action or action.method in SERVED):
-            homes[key] = found
+            matches[key] = found
         elif not action.entrypoint or not code.is_unknown(action):
-            lost.append(key)
+            unmatched.append(key)
     changes = []
-    for key in lost:
+    for key in unmatched:
         entrypoint = manifest.actions[key].entrypoint
-        found = _renamed_to(key, entrypoint, _unmatched(code.actions, homes.values()))
+        found = _renamed_to(key, entrypoint, _unmatched(code.actions, matches.values()))
         if found is not None:
-            homes[key] = found
+            matches[key] = found
             changes.append(Change("moved", key, {"entrypoint": _in_style(found.entrypoint, manifest, entrypoint)}))
-        elif entrypoint and code.at(entrypoint) is None:  # what is there, and no action yet, is not gone
-            changes.append(Change("removed" if prune else "gone", key, {}))
-    changes.extend(_typed(manifest, homes))
-    added, problems = _added(manifest, _unmatched(code.actions, homes.values()))
+        elif entrypoint and code.at(entrypoint) is None:  # anything that exists there may still become an action
+            changes.append(Change("removed" if prune else "missing", key, {}))
+    changes.extend(_typed(manifest, matches))
+    added, problems = _added(manifest, _unmatched(code.actions, matches.values()))
     return [*changes, *added], problems
 
 
 def _renamed_to(key: str, entrypoint: str, free: list[ActionInfo]) -> ActionInfo | None:
-    """Return the action of the code that has this name; else the one that is called as the entrypoint's end."""
+    """Return the action in the code that has this name, else the one whose class or function has the same name."""
     end = _parts(entrypoint)[1] if entrypoint else None
     named = [one for one in free if one.name == key]
     return next(iter(named + [one for one in free if _parts(one.entrypoint)[1] == end]), None)
 
 
-def _typed(manifest: Manifest, homes: dict[str, ActionInfo]) -> Iterator[Change]:
-    for key, found in homes.items():
+def _typed(manifest: Manifest, matches: dict[str, ActionInfo]) -> Iterator[Change]:
+    for key, found in matches.items():
         types = {name: value for name in _TYPES if (value := getattr(found, name))}
         new = {name: value for name, value in types.items() if getattr(manifest.actions[key], name) != value}
         if new:
@@ -193,15 +193,15 @@ def _added(manifest: Manifest, actions: list[ActionInfo]) -> tuple[list[Change],
     problems = []
     for found in actions:
         if found.name in added or found.name in manifest.actions:
-            text = f"{found.entrypoint} was not added: there is an action {found.name!r}; give it another action_name"
+            text = f"cannot add {found.entrypoint}: an action {found.name!r} already exists; set another action_name"
             problems.append(Problem(text, None if found.file is None else Path(found.file), found.line))
         else:
             added[found.name] = Change("added", found.name, _fields(found, manifest))
     return list(added.values()), problems
 
 
-def _unmatched(actions: Iterable[ActionInfo], homes: Iterable[ActionInfo]) -> list[ActionInfo]:
-    taken = {one.entrypoint for one in homes}
+def _unmatched(actions: Iterable[ActionInfo], matched: Iterable[ActionInfo]) -> list[ActionInfo]:
+    taken = {one.entrypoint for one in matched}
     return [one for one in actions if one.entrypoint not in taken]
 
 
@@ -217,18 +217,18 @@ def _fields(found: ActionInfo, manifest: Manifest) -> dict[str, str]:
 
 
 def _in_style(entrypoint: str, manifest: Manifest, old: str = "") -> str:
-    """Return an entrypoint in the form of the old one, else in that of the file's others."""
+    """Return an entrypoint in the form of the old one, else in the form of the others in the file."""
     others = [old] if old else [action.entrypoint for action in manifest.actions.values() if action.entrypoint]
     return entrypoint if any(":" in one for one in others) or not others else entrypoint.replace(":", ".")
 
 
 def _changed(text: str, change: Change, config: Path) -> str:
-    """Make a change, and see that the text says it then, and else what it said before.
+    """Apply a change, and verify that the text then has this change and is otherwise equivalent.
 
     Raises:
-        CannotEdit: It must be made by hand.
+        CannotEdit: The change must be made by hand.
     """
-    if change.kind == "gone":
+    if change.kind == "missing":
         return text
     if change.kind == "added":
         changed = yaml_editor.with_action(text, change.action, change.fields)
@@ -239,27 +239,28 @@ def _changed(text: str, change: Change, config: Path) -> str:
         for name, value in change.fields.items():
             changed = yaml_editor.with_field(changed, change.action, name, value)
     try:
-        (wanted, others), said = _content(text, config), _content(changed, config)
-    except ConfigError:  # an anchor that is used elsewhere is gone
+        (expected, others), actual = _content(text, config), _content(changed, config)
+    except ConfigError:  # the change removed an anchor that is used elsewhere
         raise yaml_editor.CannotEdit from None
     if change.kind == "removed":
-        del wanted[change.action]
+        del expected[change.action]
     else:
         fresh = ActionSpec(name=change.action).model_dump()
-        wanted[change.action] = wanted.get(change.action, fresh) | change.fields
-    if said != (wanted, others):  # such as other actions, which merge this one
+        expected[change.action] = expected.get(change.action, fresh) | change.fields
+    if actual != (expected, others):  # such as other actions that merge this one
         raise yaml_editor.CannotEdit
     return changed
 
 
 def _content(text: str, config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a text says: its actions, and all else."""
+    """Return the values of a text: its actions, and everything else."""
     others = yaml_reader.parse(text, config).data
     others.pop("actions", None)
     return {name: action.model_dump() for name, action in examine_text(text, config).actions.items()}, others
 
 
 def _manual_steps(text: str, change: Change, config: Path) -> Problem:
-    wanted = ", ".join(f"{name}: {value}" for name, value in change.fields.items()) or "remove it"
+    steps = ", ".join(f"{name}: {value}" for name, value in change.fields.items())
     line = yaml_reader.parse(text, config).line(("actions", change.action))
-    return Problem(f"action {change.action!r} must be changed by hand: {wanted}", config, line)
+    steps = f"set {steps}" if steps else "remove it"
+    return Problem(f"cannot edit action {change.action!r} automatically; {steps}", config, line)

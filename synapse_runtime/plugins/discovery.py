@@ -1,4 +1,4 @@
-"""Where a plugin's config file is. Standard library only: pytest asks this in every session that has us installed."""
+"""Find a plugin's config file. Standard library only, because every pytest session imports this."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import re
 from pathlib import Path
 
 CONFIG_NAMES = ("config.yaml", "config.yml", "synapse.yaml", "synapse.yml")
-# `config.yaml` is a name that many programs use: only a file with one of these keys is a plugin's.
+# Many programs have a `config.yaml`; only a file with one of these keys belongs to a plugin.
 _PLUGIN_KEY = re.compile(r"""^(?:\{ *)?(["']?)(?:actions|code)\1\s*:""", re.MULTILINE)
 _READ_AT_MOST = 1_000_000
 
 
 def config_file_in(directory: Path) -> Path | None:
-    """Return the config file in this directory: one that looks like a plugin's if there is one, else any."""
+    """Return the config file in this directory, preferring one that looks like a plugin's; None if there is none."""
     found = [directory / name for name in CONFIG_NAMES if (directory / name).is_file()]
     return next(filter(_looks_like_a_plugin, found), found[0] if found else None)
 
 
 def is_plugin(directory: Path) -> bool:
-    """Tell whether a plugin's config file is in this directory."""
+    """Return whether this directory contains a plugin's config file."""
     found = config_file_in(directory)
     return found is not None and _looks_like_a_plugin(found)
 
 
 def find_config_above(start: Path) -> Path | None:
-    """Return the config file of the nearest plugin at or above `start`; None where there is none."""
+    """Return the config file of the nearest plugin at or above `start`; None if there is none."""
     for directory in (start, *start.parents):
         for name in CONFIG_NAMES:
             path = directory / name

@@ -1,4 +1,4 @@
-"""Whether a file is still as it was when it was read; asked often, so it costs a microsecond."""
+"""Detect whether a file has changed since it was read. Called often, so a check takes about a microsecond."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 import time
 from typing import NamedTuple
 
-# A file system's clock is this coarse: what was written less long ago can change, and its time still be the same.
+# File systems have coarse timestamps: a file written more recently than this can change and keep its mtime.
 _RECENT_NS = 50_000_000
 
 
 class FileSnapshot(NamedTuple):
-    """A file as it was.
+    """The state of a file at one moment.
 
     Attributes:
-        path: Where it is.
-        identity: What tells at a glance that it has not changed: time, size and number.
-        content: The hash of its bytes; None where that is not known.
-        young: Whether a change might not show in `identity`, as the last one was so short ago.
+        path: Its path.
+        identity: Its modification time, size and inode: if they are the same, it has not changed.
+        content: The hash of its bytes; None if unknown.
+        is_recent: Whether it was written so recently that the next change might not show in `identity`.
 
     Example:
         >>> import tempfile
@@ -36,10 +36,10 @@ class FileSnapshot(NamedTuple):
 
     @classmethod
     def read(cls, path: str) -> FileSnapshot:
-        """Look at a file.
+        """Take a snapshot of a file.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
         """
         status = os.stat(path)
         with open(path, "rb") as file:
@@ -48,18 +48,18 @@ class FileSnapshot(NamedTuple):
 
     @property
     def changed_at(self) -> int:
-        """When it was written last, in nanoseconds."""
+        """The modification time in nanoseconds."""
         return self.identity[0]
 
     def is_surely_current(self) -> bool:
-        """Tell at a glance whether the file is as it was; if not, it may be nevertheless."""
+        """Return whether the file is certainly unchanged, without reading it; False if that is uncertain."""
         try:
             return not self.is_recent and _identity(os.stat(self.path)) == self.identity
         except OSError:
             return False
 
     def is_current(self) -> bool:
-        """Tell whether the file is there, with the same content."""
+        """Return whether the file exists and has the same content."""
         if self.is_surely_current():
             return True
         try:
@@ -69,12 +69,12 @@ class FileSnapshot(NamedTuple):
 
 
 class DirectorySnapshot(NamedTuple):
-    """What is in a directory, as it was: only that things came or went is noticed.
+    """The state of a directory at one moment; detects only that entries were added or removed.
 
     Attributes:
-        path: Where it is.
-        changed_at: When something came or went last, in nanoseconds.
-        young: Whether a change might not show in that, as the last one was so short ago.
+        path: Its path.
+        changed_at: When an entry was last added or removed, in nanoseconds.
+        is_recent: Whether that was so recent that the next change might not show in `changed_at`.
     """
 
     path: str
@@ -83,16 +83,16 @@ class DirectorySnapshot(NamedTuple):
 
     @classmethod
     def read(cls, path: str) -> DirectorySnapshot:
-        """Look at a directory.
+        """Take a snapshot of a directory.
 
         Raises:
-            OSError: There is none.
+            OSError: The directory does not exist.
         """
         status = os.stat(path)
         return cls(path, status.st_mtime_ns, is_recent(status))
 
     def is_surely_current(self) -> bool:
-        """Tell at a glance whether nothing has come or gone; if not, that may be so nevertheless."""
+        """Return whether certainly no entry was added or removed; False if that is uncertain."""
         try:
             return not self.is_recent and os.stat(self.path).st_mtime_ns == self.changed_at
         except OSError:
@@ -100,7 +100,7 @@ class DirectorySnapshot(NamedTuple):
 
 
 def is_recent(status: os.stat_result) -> bool:
-    """Tell whether something was written so short ago that the next change may leave it the same time."""
+    """Return whether a file was written so recently that the next change may leave its mtime unchanged."""
     return time.time_ns() - status.st_mtime_ns < _RECENT_NS
 
 

@@ -1,4 +1,4 @@
-"""What is in a plugin's modules: they are imported in a process of their own, which may hang, exit or crash."""
+"""Inspect a plugin's modules in a separate process, because their import may hang, exit or crash."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from synapse_runtime.plugins.introspection_worker import ImportProblem, ModuleIn
 
 IMPORT_SECONDS = 60.0
 _START_SECONDS = 60.0
-_GRACE = 5.0  # the process ends itself at its limit; this is for one that cannot
+_GRACE = 5.0  # the process exits at its time limit; after this, one that cannot is killed
 _NO_PACKAGES = frozenset({"tests", "__pycache__", "build", "dist", "node_modules", "wheels", "venv"})
 _NO_MODULES = frozenset({"conftest", "noxfile", "setup"})
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -33,16 +33,16 @@ def introspect(
     *,
     seconds: float = IMPORT_SECONDS,
 ) -> list[ModuleInfo]:
-    """Import modules of a plugin elsewhere, and return what is in them.
+    """Import modules of a plugin in a separate process, and return what they contain.
 
     Args:
         root: The plugin's directory.
         modules: The modules, and what to look for in each.
-        env: Variables that they may read while they are imported.
-        seconds: How long the import of one may take.
+        env: Environment variables during the import.
+        seconds: Time limit for importing one module.
 
     Returns:
-        What was seen, in the order of `modules`. A module that did not survive its import is told by its `fault`.
+        One entry per module, in the order of `modules`. If a module's import failed, its `fault` says why.
 
     Raises:
         PluginError: Python cannot be started.
@@ -55,25 +55,26 @@ def introspect(
 
 
 def _run_worker(request: Request) -> Iterator[ModuleInfo]:
-    """Yield what one process tells, until it has told all or a module was the end of it; that one is the last."""
+    """Yield the results of one process; if a module ends the process, its result is the last."""
     reading, writing = os.pipe()
     with contextlib.ExitStack() as stack:
-        answers = stack.enter_context(os.fdopen(reading, "rb", buffering=0))
-        said = stack.enter_context(tempfile.TemporaryFile())
+        results = stack.enter_context(os.fdopen(reading, "rb", buffering=0))
+        stderr = stack.enter_context(tempfile.TemporaryFile())
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "synapse_runtime.plugins.introspection_worker", str(writing)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=stderr,
             pass_fds=[writing],
             start_new_session=True,
         )
         os.close(writing)
-        stack.callback(_end, process)
+        stack.callback(_kill, process)
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as asked:  # no file: there may be secrets in it
-            asked.write(request.model_dump_json().encode())
-        lines = _lines(answers.fileno(), request.seconds + _GRACE)
+        # A pipe, not a file, because the request may contain secrets.
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(request.model_dump_json().encode())
+        lines = _lines(results.fileno(), request.seconds + _GRACE)
         started = next(lines, None) is not None
         done = 0
         for line in lines:
@@ -83,24 +84,24 @@ def _run_worker(request: Request) -> Iterator[ModuleInfo]:
                 return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
-        said.seek(0)
-        words = said.read().decode(errors="replace")
+        stderr.seek(0)
+        output = stderr.read().decode(errors="replace")
         if not started:
-            why = (words.strip().splitlines() or ["it said nothing"])[-1]
-            raise PluginError(f"the process that imports the plugin's modules did not start: {why}")
-        fault = _describe_exit(process.returncode, words, request)
+            why = (output.strip().splitlines() or ["no output"])[-1]
+            raise PluginError(f"cannot start the Python process that imports the plugin's modules: {why}")
+        fault = _describe_exit(process.returncode, output, request)
         yield ModuleInfo(module=request.modules[done].module, fault=fault)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process, and what it has started."""
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _lines(descriptor: int, seconds: float) -> Iterator[bytes]:
-    """Yield lines, until there are no more, or none comes for so long. The first has the time to start Python."""
+    """Yield lines until the stream ends or times out; the timeout of the first line allows for starting Python."""
     waiting = b""
     limit = _START_SECONDS
     with selectors.DefaultSelector() as selector:
@@ -114,22 +115,22 @@ def _lines(descriptor: int, seconds: float) -> Iterator[bytes]:
             yield from lines
 
 
-def _describe_exit(status: int | None, said: str, request: Request) -> ImportProblem:
-    """Return why a process ended while it imported a module, and where in the plugin that was.
+def _describe_exit(status: int | None, stderr: str, request: Request) -> ImportProblem:
+    """Return why a process ended while it imported a module, and at which line of the plugin.
 
     Args:
-        status: Its exit status, or minus the signal; None if it runs still.
-        said: What it wrote to standard error, where Python leaves its stack.
-        request: What was asked of it.
+        status: Its exit status, or minus the signal; None if it is still running.
+        stderr: Its standard error, which contains Python's traceback.
+        request: The request that it was given.
     """
-    if status is None or "Timeout (" in said:
-        text = f"its import did not end within {request.seconds:g} s"
+    if status is None or "Timeout (" in stderr:
+        text = f"import timed out after {request.seconds:g} s"
     elif status < 0:
-        text = f"its import crashed Python: {signal.Signals(-status).name}"
+        text = f"Python crashed with {signal.Signals(-status).name}"
     else:
-        text = f"its import ended the process with exit status {status}"
+        text = f"the process exited with status {status}"
     inside = os.path.join(request.root, "")
-    for match in _FRAME.finditer(said):  # the innermost first
+    for match in _FRAME.finditer(stderr):  # innermost frame first
         if match["file"].startswith(inside):
             return ImportProblem(text=text, file=match["file"], line=int(match["line"]))
     return ImportProblem(text=text)
@@ -138,14 +139,14 @@ def _describe_exit(status: int | None, said: str, request: Request) -> ImportPro
 def modules_of_a_plugin(root: Path) -> dict[str, Path]:
     """Return the names and files of a plugin's modules that may define actions.
 
-    Tests, directories that are no part of the plugin, and modules without a class or a decorated function are left out:
-    a script would begin to work when it is imported.
+    Leaves out tests, directories that do not belong to the plugin, and modules without a class or a decorated function:
+    importing a script would run it.
     """
     return {name: path for name, path in _modules(root) if _may_define_actions(path)}
 
 
 def module_names(root: Path) -> list[str]:
-    """Return the names of a plugin's modules, but for tests."""
+    """Return the names of a plugin's modules, without tests."""
     return [name for name, _ in _modules(root)]
 
 
@@ -159,18 +160,18 @@ def _modules(root: Path) -> Iterator[tuple[str, Path]]:
 def _python_files(directory: Path) -> Iterator[Path]:
     for entry in sorted(directory.iterdir()):
         if entry.is_dir():
-            if entry.name.isidentifier() and entry.name not in _NO_PACKAGES and not _is_apart(entry):
+            if entry.name.isidentifier() and entry.name not in _NO_PACKAGES and not _is_separate(entry):
                 yield from _python_files(entry)
-        elif entry.suffix == ".py" and entry.stem.isidentifier() and not _is_of_tests(entry.stem):
+        elif entry.suffix == ".py" and entry.stem.isidentifier() and not _is_test(entry.stem):
             yield entry
 
 
-def _is_apart(directory: Path) -> bool:
-    """Tell whether a directory is a plugin of its own, or an environment that Python is installed in."""
+def _is_separate(directory: Path) -> bool:
+    """Return whether a directory is another plugin or a virtual environment."""
     return is_plugin(directory) or (directory / "pyvenv.cfg").exists()
 
 
-def _is_of_tests(stem: str) -> bool:
+def _is_test(stem: str) -> bool:
     return stem in _NO_MODULES or stem.startswith("test_") or stem.endswith("_test")
 
 
@@ -178,7 +179,7 @@ def _may_define_actions(path: Path) -> bool:
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return True  # its import will tell why
+        return True  # importing it reports the error
     return any(
         isinstance(node, ast.ClassDef)
         or (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and bool(node.decorator_list))

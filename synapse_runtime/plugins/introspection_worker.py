@@ -1,7 +1,7 @@
-"""The process that imports a plugin's modules to see what is in them; `inspection.py` starts it and survives it.
+"""The process that imports a plugin's modules to inspect them; started by `introspection.py`.
 
-It reads a `Request` from standard input. To the file descriptor that its argument names it writes an empty line when it
-begins, and for each module a `ModuleInfo`, as a line of JSON.
+It reads a `Request` from standard input. To the file descriptor given as its argument it writes an empty line when it
+starts, then a `ModuleInfo` for each module, as one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _LONGEST_TEXT = 500
 
 
 class ModuleRequest(BaseModel):
-    """A module to look at.
+    """A module to inspect.
 
     Attributes:
         module: Its name.
-        names: What to look for in it, with dots for what is within classes.
-        actions: Whether to look for all actions that it defines.
+        names: Names to look up in it; dotted for attributes of classes.
+        actions: Whether to find all actions that it defines.
     """
 
     module: str
@@ -46,13 +46,13 @@ class ModuleRequest(BaseModel):
 
 
 class Request(BaseModel):
-    """What to look at, and how.
+    """What to inspect, and how.
 
     Attributes:
         root: The plugin's directory.
-        env: Variables that its modules may read while they are imported.
-        seconds: How long the import of one module may take.
-        modules: The modules, in this order.
+        env: Environment variables during the import.
+        seconds: Time limit for importing one module.
+        modules: The modules, in the order of their import.
     """
 
     root: str
@@ -62,7 +62,7 @@ class Request(BaseModel):
 
 
 class ImportProblem(BaseModel):
-    """Something wrong, and where; the file may be one of anybody."""
+    """A problem with a module, and its location; the file may belong to another package."""
 
     text: str
     file: str | None = None
@@ -71,21 +71,21 @@ class ImportProblem(BaseModel):
 
 
 class ActionInfo(BaseModel):
-    """What a name of a module is.
+    """The object that a name in a module refers to.
 
     Attributes:
-        is_action: Whether it can be run.
-        what: What it is otherwise, in words.
-        name: The action's name, by its author or made from that of the class.
+        is_action: Whether it is an action.
+        what: If not, a description such as `a function`.
+        name: The action's name, as declared or derived from the class name.
         entrypoint: Where it is defined, as `module:Name`.
         file: The file that defines it.
-        line: Its line there.
-        description: Its one line for people.
-        method: How it asks to be run in production, if it does.
-        input_type: The name of the data type that it takes, if it says so.
-        output_type: The name of the data type that it gives, likewise.
+        line: Its line in that file.
+        description: One line for display.
+        method: How it runs in production, if declared.
+        input_type: The name of the data type that it takes, if declared.
+        output_type: The name of the data type that it returns, if declared.
         params_model: The name of its params model, if it has one.
-        faults: What is wrong with its params model.
+        faults: Problems of its params model.
     """
 
     is_action: bool
@@ -103,15 +103,15 @@ class ActionInfo(BaseModel):
 
 
 class ModuleInfo(BaseModel):
-    """What was seen of a module.
+    """The result of inspecting a module.
 
     Attributes:
         module: Its name.
         file: Its file.
-        missing: There is no such module.
+        missing: Whether the module does not exist.
         fault: Why it could not be imported.
-        names: What was looked for, by name: what it is, or None where it is not there.
-        near: Names that were perhaps meant, for those that are not there.
+        names: The names that were looked up, each with its object, or None if it does not exist.
+        similar: For names that do not exist, the most similar one that does.
         actions: The actions that the module defines.
     """
 
@@ -125,36 +125,36 @@ class ModuleInfo(BaseModel):
 
 
 def main(descriptor: int) -> None:
-    """Look at what standard input asks for, and tell it to this file descriptor."""
+    """Inspect the modules requested on standard input, and write the results to this file descriptor."""
     request = Request.model_validate_json(sys.stdin.buffer.read())
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request.root)
     os.environ.update(request.env)
-    warnings.simplefilter("ignore")  # they are not what is asked for
+    warnings.simplefilter("ignore")  # only problems of the plugin are reported
     faulthandler.enable()
-    with os.fdopen(descriptor, "wb", buffering=0) as told, activate_modules(request.root):
-        told.write(b"\n")
-        for wanted in request.modules:
+    with os.fdopen(descriptor, "wb", buffering=0) as results, activate_modules(request.root):
+        results.write(b"\n")
+        for module in request.modules:
             faulthandler.dump_traceback_later(request.seconds, exit=True)
-            seen = _introspect_module(wanted, request)
+            seen = _introspect_module(module, request)
             faulthandler.cancel_dump_traceback_later()
-            told.write(seen.model_dump_json().encode() + b"\n")
-    os._exit(0)  # whatever threads and handlers at exit the modules have left
+            results.write(seen.model_dump_json().encode() + b"\n")
+    os._exit(0)  # do not wait for threads or run exit handlers of the modules
 
 
-def _introspect_module(wanted: ModuleRequest, request: Request) -> ModuleInfo:
-    seen = ModuleInfo(module=wanted.module)
+def _introspect_module(target: ModuleRequest, request: Request) -> ModuleInfo:
+    seen = ModuleInfo(module=target.module)
     try:
-        module = importlib.import_module(wanted.module)
-    except BaseException as error:  # noqa: BLE001 - any code of the plugin's runs here
-        if isinstance(error, ModuleNotFoundError) and f"{wanted.module}.".startswith(f"{error.name}."):
+        module = importlib.import_module(target.module)
+    except BaseException as error:  # noqa: BLE001 - arbitrary plugin code runs here
+        if isinstance(error, ModuleNotFoundError) and f"{target.module}.".startswith(f"{error.name}."):
             seen.missing = True
         seen.fault = _import_fault(error, request)
         return seen
     seen.file = getattr(module, "__file__", None)
-    for name in wanted.names:
+    for name in target.names:
         seen.names[name], seen.similar[name] = _named(module, name)
-    if wanted.actions:
+    if target.actions:
         seen.actions = list(_actions_in(module))
     return seen
 
@@ -176,7 +176,7 @@ def _import_fault(error: BaseException, request: Request) -> ImportProblem:
 
 
 def _named(module: ModuleType, name: str) -> tuple[ActionInfo | None, str | None]:
-    """Return what a name is; or the nearest one that there is."""
+    """Return the object that a name refers to; if it does not exist, the most similar name."""
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
@@ -186,7 +186,7 @@ def _named(module: ModuleType, name: str) -> tuple[ActionInfo | None, str | None
 
 
 def _actions_in(module: ModuleType) -> Iterator[ActionInfo]:
-    """Yield the actions that a module defines, in the order of its lines."""
+    """Yield the actions that a module defines, in source order."""
     found = []
     for attribute, value in list(vars(module).items()):
         if getattr(value, "__module__", None) == module.__name__ and _is_meant_as_action(attribute, value):
@@ -195,7 +195,7 @@ def _actions_in(module: ModuleType) -> Iterator[ActionInfo]:
 
 
 def _is_meant_as_action(attribute: str, value: Any) -> bool:
-    """Tell whether an author would call this an action: not all that has an `execute` method is one."""
+    """Return whether this is meant to be an action: not every class with an `execute` method is one."""
     if attribute.startswith("_") or getattr(value, "__qualname__", None) != attribute or not actions.is_action(value):
         return False
     if not isinstance(value, type):
@@ -251,41 +251,41 @@ def _plain(value: Any) -> str | None:
 
 
 def _type_name(value: Any) -> str | None:
-    """Return the name of a data type of the SDK: classes with a `name`; or a name that was given as text."""
+    """Return the name of an SDK data type, which is a class with a `name`, or the value itself if it is a string."""
     return value if isinstance(value, str) else _plain(getattr(value, "name", None))
 
 
 def _params_faults(value: Any, model: Any) -> Iterator[ImportProblem]:
-    """Yield what is wrong with the params model of an action."""
+    """Yield the problems of an action's params model."""
     file, line = _place(value)
     named = f"action {actions.name_of(value)!r}"
     if model is None:
         for other in _other_params(value):
-            text = f"{named}: params of type {actions.describe(other)} are not checked; make it a pydantic model"
+            text = f"{named}: params of type {actions.describe(other)} are not validated; use a pydantic model"
             yield ImportProblem(text=text, file=file, line=line, level="warning")
         return
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        text = f"{named}: its params model, {actions.describe(model)}, is no pydantic model; derive it from BaseModel"
+        text = f"{named}: params model {actions.describe(model)} is not a pydantic model; derive it from BaseModel"
         yield ImportProblem(text=text, file=file, line=line)
         return
     file, line = _place(model)
     try:
         model.model_json_schema()
     except PydanticInvalidForJsonSchema as error:
-        text = f"{named}: {model.__name__} has no JSON schema: {error.message}; no form for its params can be made"
+        text = f"{named}: {model.__name__} has no JSON schema: {error.message}; no form can be built for its params"
         yield ImportProblem(text=" ".join(text.split()), file=file, line=line, level="warning")
-    except Exception as error:  # noqa: BLE001 - of code of the plugin's
+    except Exception as error:  # noqa: BLE001 - arbitrary plugin code runs here
         first = safe_str(error).partition("\n")[0]
         text = f"{named}: {model.__name__} cannot be used: {type(error).__name__}: {first}"
         yield ImportProblem(text=text, file=file, line=line)
     for param in model.model_fields:
         if hasattr(BaseModel, param):
-            text = f"{named}: the param {param!r} hides what pydantic models have by this name; call it otherwise"
+            text = f"{named}: parameter {param!r} shadows BaseModel.{param}; rename it"
             yield ImportProblem(text=text, file=file, line=_line_of_param(model, param) or line, level="warning")
 
 
 def _other_params(value: Any) -> Iterator[Any]:
-    """Yield what stands in the brackets of `BaseAction[…]` and is no pydantic model."""
+    """Yield the type argument of `BaseAction[…]`, for an action without a params model."""
     for base in getattr(value, "__orig_bases__", ()):
         origin = get_origin(base)
         if isinstance(origin, type) and any(map(_is_base_action, origin.__mro__)):

@@ -97,12 +97,12 @@ class _Check:
         except EnvironmentValueError as error:
             self.problems.append(Problem(str(error), self._config, document.line(("env",))))
             env = {}
-        wanted: dict[str, ModuleRequest] = {}
+        requests: dict[str, ModuleRequest] = {}
         for action in manifest.actions.values():
             if action.entrypoint:
                 module, _, name = standard_entrypoint(action.entrypoint).partition(":")
-                wanted.setdefault(module, ModuleRequest(module=module)).names.append(name)
-        seen = {one.module: one for one in introspect(self._root, list(wanted.values()), env, seconds=self._seconds)}
+                requests.setdefault(module, ModuleRequest(module=module)).names.append(name)
+        seen = {one.module: one for one in introspect(self._root, list(requests.values()), env, seconds=self._seconds)}
         self.problems.extend(self._entrypoints(manifest, document, seen))
         self.problems.extend(self._imports(manifest, document, seen.values()))
         found = {one.entrypoint: one for module in seen.values() for one in module.names.values() if one is not None}
@@ -202,7 +202,9 @@ def _versions(manifest: Manifest, config: Path, document: Document) -> Iterator[
         versions = requirements.specifier(text)
         thing, version = here.get(field, (field, None))
         if versions is None:
-            yield Problem(f"requires.{field}: {text!r} is not a version specifier; expected one such as '>=3.11'", config, line)
+            yield Problem(
+                f"requires.{field}: {text!r} is not a version specifier; expected one such as '>=3.11'", config, line
+            )
         elif version is not None and not versions.contains(version, prereleases=True):
             yield Problem(f"the plugin requires {thing} {text}, but this is {version}", config, line, "warning")
 
@@ -234,9 +236,9 @@ def _runtime_env(manifest: Manifest, config: Path, document: Document) -> Iterat
     """Yield the problems of the requirements in `runtime_env`."""
     for installer in ("pip", "uv"):
         keys: tuple[str, ...] = ("runtime_env", installer)
-        wanted: Any = manifest.runtime_env.get(installer)
-        if isinstance(wanted, dict):
-            keys, wanted = (*keys, "packages"), wanted.get("packages")
-        for place, text in enumerate(wanted if isinstance(wanted, list) else ()):
+        required: Any = manifest.runtime_env.get(installer)
+        if isinstance(required, dict):
+            keys, required = (*keys, "packages"), required.get("packages")
+        for place, text in enumerate(required if isinstance(required, list) else ()):
             if isinstance(text, str) and not text.startswith("-"):
                 yield from requirements.check_line(text, config, document.line((*keys, place)))

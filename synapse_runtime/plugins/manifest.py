@@ -1,4 +1,4 @@
-"""A plugin's config file: read, checked, and every problem told with file and line."""
+"""Read and check a plugin's config file; every problem has its file and line."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from synapse_runtime.plugins.sections import (
 )
 from synapse_runtime.plugins.yaml_reader import Document
 
-SERVED = (RunMethod.SERVE, RunMethod.RESTAPI)  # classes of Ray Serve and web applications, which nothing here can call
+SERVED = (RunMethod.SERVE, RunMethod.RESTAPI)  # Ray Serve classes and web applications, which the executors cannot call
 
-# Fields whose values are from a list, which a newer backend may know more of: another value is warned about.
+# Fields with a fixed set of values. A newer backend may know more, so another value is only a warning.
 _KNOWN_VALUES: dict[str, type[StrEnum]] = {
     "category": PluginCategory,
     "data_type": DataType,
@@ -51,7 +51,7 @@ _KNOWN_VALUES: dict[str, type[StrEnum]] = {
 
 _ALSO = {"supported_data_types": "supported_data_type"}
 
-# Where `3.10` is a text, not the number 3.1.
+# Fields in which `3.10` is text, not the number 3.1.
 _TEXT_AT = (
     *((name,) for name in ("code", "name", "version", "variant", "description", "readme")),
     *((name, "*") for name in ("requires", "dependencies", "tags")),
@@ -62,7 +62,7 @@ _TEXT_AT = (
 def _is_entrypoint(value: str) -> str:
     parts = value.replace(":", ".", 1).split(".")
     if value and (len(parts) < 2 or not all(part.isidentifier() for part in parts)):
-        raise ValueError(f"must be 'module:Name' or 'module.Name', not {value!r}")
+        raise ValueError(f"expected 'module:Name' or 'module.Name', got {value!r}")
     return value
 
 
@@ -70,16 +70,16 @@ class ActionSpec(Section):
     """One action of the config file.
 
     Attributes:
-        name: The action's name; where actions are a mapping, its key.
-        entrypoint: `module:Name` or `module.Name`, seen from the plugin's directory. Empty: cannot be run.
+        name: The action's name; its key if the actions are a mapping.
+        entrypoint: `module:Name` or `module.Name`, relative to the plugin's directory. If empty, the action cannot run.
         method: How the action runs in production: `job`, `task`, `serve` or `restapi`.
-        description: One line for people.
-        input_type: What the action takes, by the name of a data type of the SDK, such as `yolo_dataset`.
-        output_type: What the action gives, likewise.
+        description: One line for display.
+        input_type: Name of the SDK data type that the action takes, such as `yolo_dataset`.
+        output_type: Name of the SDK data type that the action returns.
         serve_options: Options of a `serve` action.
-        params_schema: The SDK's; not used here, where the params model is taken from the code.
-        ui_schema: The form for the params, as the SDK's `update-config` writes it.
-        hyperparameters: The form for training params, likewise.
+        params_schema: Read by the SDK; not used here, because the params model comes from the code.
+        ui_schema: The form for the params, as written by the SDK's `update-config`.
+        hyperparameters: The form for training params, as written by the SDK's `update-config`.
     """
 
     name: str
@@ -108,7 +108,7 @@ class ActionSpec(Section):
 
 
 class Requires(Section):
-    """What a plugin needs around it, as version specifiers such as `>=3.10,<3.13`.
+    """The versions that a plugin requires, as specifiers such as `>=3.10,<3.13`.
 
     Attributes:
         sdk: Versions of `synapse-sdk`.
@@ -127,7 +127,7 @@ class Requires(Section):
 
 def _variables_are_a_mapping(value: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value.get("env_vars") or {}, dict):
-        raise ValueError("env_vars must be a mapping of names to values")
+        raise ValueError("env_vars must be a mapping of variable names to values")
     return value
 
 
@@ -150,29 +150,30 @@ class Manifest(Section):
 
     Attributes:
         code: The plugin's unique id.
-        name: The plugin's name for people; the code by default.
+        name: The plugin's display name; the code by default.
         version: `X.Y.Z`.
-        variant: Which of several plugins of this code it is.
+        variant: Distinguishes several plugins with the same code.
         category: What the plugin is for, one of `synapse_runtime.enums.PluginCategory`.
-        description: One line for people.
-        readme: The plugin's page for people, from its directory.
-        env: Variables of the action's environment, under those given in code; those of `runtime_env` under them.
-        runtime_env: What a worker needs that does not share this disk, as Ray takes it; but for `env_vars`, which are
-            in `env`: they travel with each call, and no cluster lists them.
-        package_manager: What installs `requirements.txt` and wheels there: `pip` or `uv`.
+        description: One line for display.
+        readme: The plugin's readme, relative to its directory.
+        env: Environment variables of the actions. Values given in code override them; they override those of
+            `runtime_env`.
+        runtime_env: Ray's runtime environment for workers that do not share this file system. Its `env_vars` are moved
+            to `env`: they are sent with each call, so that no cluster lists them.
+        package_manager: Installs `requirements.txt` and wheels on such workers: `pip` or `uv`.
         package_manager_options: Options of its `install` command.
-        wheels_dir: Directory of wheels to install there, from the plugin's.
-        requires: Versions of what is around the plugin.
-        dependencies: Other plugins that it needs, by code, with their versions.
-        tags: Words to find it by.
-        data_type: What kind of data it works on, such as `image`.
-        tasks: What it does with them, such as `image.object_detection`.
-        supported_data_types: What an upload plugin takes. In the file also `supported_data_type`.
+        wheels_dir: Directory of wheels to install on such workers, relative to the plugin's directory.
+        requires: Required versions of Python, the SDK and CUDA.
+        dependencies: Versions of the plugins that it depends on, by code.
+        tags: Search keywords.
+        data_type: The kind of data it works on, such as `image`.
+        tasks: What it does with the data, such as `image.object_detection`.
+        supported_data_types: Data types that an upload plugin accepts. The file may also say `supported_data_type`.
         supported_annotation_tools: Tools by annotation category.
-        annotation_category: What a smart tool works on.
-        annotation_type: What a smart tool makes, such as `bbox`.
+        annotation_category: The data that a smart tool works on.
+        annotation_type: The annotations that a smart tool creates, such as `bbox`.
         smart_tool: How a smart tool works, such as `interactive`.
-        smart_tool_type: The same, as the SDK's templates write it.
+        smart_tool_type: The same as `smart_tool`, under the name used by the SDK's templates.
         actions: The actions by name, in the order of the file.
     """
 
@@ -231,13 +232,16 @@ class Manifest(Section):
     def __init__(self, /, **values: Any) -> None:
         super().__init__(**values)
         self.name = self.name or self.code
-        # These travel with each call, and no cluster lists them.
+        # Sent with each call instead, so that no cluster lists them: they may be secrets.
         self.env = {**(self.runtime_env.pop("env_vars", None) or {}), **self.env}
         self._problems: tuple[Problem, ...] = ()
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is unknown in the file: fields and values, each with file and line. The plugin works nevertheless."""
+        """Unknown fields and values, each with file and line; the plugin works nevertheless.
+
+        After `examine`, these also include the invalid fields.
+        """
         return self._problems
 
 
@@ -245,14 +249,14 @@ def read_manifest(path: Path) -> Manifest:
     """Read a config file.
 
     Args:
-        path: The file, or the directory that it is in.
+        path: The file, or the directory that contains it.
 
     Returns:
-        What the file says; `problems` tells what is unknown in it.
+        The manifest; its `problems` list unknown fields and values.
 
     Raises:
-        ConfigError: No file there, broken YAML, or fields that do not fit; names file and line. Its `problems` are all
-            that is wrong.
+        ConfigError: The file does not exist, is not valid YAML, or has invalid fields. The message has file and line;
+            `problems` lists everything that is wrong.
     """
     manifest = examine(path)
     errors = [problem for problem in manifest.problems if problem.level == "error"]
@@ -262,34 +266,34 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def examine(path: Path) -> Manifest:
-    """Read of a config file what fits; fields that do not are left out, and told by `problems`, too.
+    """Read a config file leniently: invalid fields are left out and listed in `problems`.
 
     Args:
-        path: The file, or the directory that it is in.
+        path: The file, or the directory that contains it.
 
     Raises:
-        ConfigError: There is no file, or it is no YAML mapping.
+        ConfigError: The file does not exist, or is not a YAML mapping.
     """
     path = config_file(path)
     return examine_text(yaml_reader.read_text(path), path)
 
 
 def examine_text(text: str, path: Path) -> Manifest:
-    """Do the same with a text.
+    """Like `examine`, for the text of a config file.
 
     Args:
-        text: What a config file says.
+        text: The content of a config file.
         path: The file, for problems and errors.
 
     Raises:
-        ConfigError: It is no YAML mapping.
+        ConfigError: The text is not a YAML mapping.
     """
     document = yaml_reader.parse(text, path, text_at=_TEXT_AT)
     if document.data is None:
-        raise ConfigError("is empty; a plugin has at least 'code' and 'actions'", path=path)
+        raise ConfigError("the file is empty; a plugin needs at least 'code' and 'actions'", path=path)
     if not isinstance(document.data, dict):
         kind = type(document.data).__name__
-        raise ConfigError(f"must be a mapping of keys to values, not a {kind}", path=path, line=1)
+        raise ConfigError(f"expected a mapping of keys to values, got a {kind}", path=path, line=1)
     faults = _Faults(path, document)
     manifest = _what_fits(_with_named_actions(document.data, faults), faults)
     for keys, text in _unknown(manifest):
@@ -299,30 +303,30 @@ def examine_text(text: str, path: Path) -> Manifest:
 
 
 def config_file(path: Path) -> Path:
-    """Return the config file that a path stands for: itself, or the one in this directory.
+    """Return the config file for a path: the path itself, or the config file in this directory.
 
     Raises:
-        ConfigError: It is a directory without one.
+        ConfigError: The path is a directory without a config file.
     """
     if not path.is_dir():
         return path
     found = config_file_in(path)
     if found is None:
-        raise ConfigError(f"there is no {' or '.join(CONFIG_NAMES[::2])} in this directory", path=path)
+        raise ConfigError(f"no {' or '.join(CONFIG_NAMES[::2])} in this directory", path=path)
     return found
 
 
 def warn_about_problems(manifest: Manifest) -> None:
-    """Show what is unknown in a config file as Python warnings, of the category `ConfigWarning`."""
+    """Issue a `ConfigWarning` for each problem of a config file."""
     for problem in manifest.problems:
-        # The line is part of the file's name here: where Python can find it, it shows the line's text, which may hold
-        # a secret.
+        # The line number is part of the file name, because Python prints the source line of a file that it can find,
+        # and that line may contain a secret.
         place = f"{problem.path}:{problem.line}"
         warnings.warn_explicit(problem.text, ConfigWarning, place, 1, module=__name__)
 
 
 def line_of(text: str, keys: Sequence[str | int]) -> int | None:
-    r"""Return the line, counted from 1, of the deepest key of this path that the YAML text has.
+    r"""Return the line number, from 1, of the deepest key of this path that exists in the YAML text.
 
     Example:
         >>> line_of("code: x\nactions:\n  train:\n    entrypoint: 3\n", ("actions", "train", "entrypoint"))
@@ -330,12 +334,12 @@ def line_of(text: str, keys: Sequence[str | int]) -> int | None:
     """
     try:
         return yaml_reader.parse(text).line(keys)
-    except ConfigError:  # changed since it was read
+    except ConfigError:  # the file has changed since it was read
         return None
 
 
 class _Faults:
-    """The problems of one file, as they are found."""
+    """Collects the problems of one file."""
 
     def __init__(self, path: Path, document: Document) -> None:
         self.found: list[Problem] = []
@@ -348,7 +352,7 @@ class _Faults:
 
 
 def _with_named_actions(data: dict[str, Any], faults: _Faults) -> dict[str, Any]:
-    """Return the data with its actions by name, where they are a list."""
+    """Return the data with its actions as a mapping by name, if they are a list."""
     entries = data.get("actions")
     if not isinstance(entries, list):
         return data
@@ -356,11 +360,11 @@ def _with_named_actions(data: dict[str, Any], faults: _Faults) -> dict[str, Any]
     for place, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(entry, dict):
-            text = f"must be a mapping with a name and an entrypoint, not a {type(entry).__name__}"
+            text = f"must be a mapping with a name and an entrypoint, got a {type(entry).__name__}"
         elif not name or not isinstance(name, str):
             text = "has no name; add `name: …`"
         elif name in named:
-            text = f"is a second one with the name {name!r}; give it another"
+            text = f"repeats the name {name!r}; rename one of them"
         else:
             named[name] = entry
             continue
@@ -369,7 +373,7 @@ def _with_named_actions(data: dict[str, Any], faults: _Faults) -> dict[str, Any]
 
 
 def _what_fits(data: dict[str, Any], faults: _Faults) -> Manifest:
-    """Validate the data; leave out what does not fit, and take down why."""
+    """Validate the data; leave out invalid values and record why."""
     validator = Manifest.validator()
     while True:
         try:
@@ -389,7 +393,7 @@ def _what_fits(data: dict[str, Any], faults: _Faults) -> Manifest:
 
 
 def _without(data: Any, keys: Sequence[str | int]) -> Any:
-    """Return a copy of nested mappings without what is at these keys, or as deep as they lead."""
+    """Return a copy of nested mappings without the value at these keys, or at the deepest of them that exists."""
     if not keys or not isinstance(data, Mapping) or keys[0] not in data:
         return data
     rest = _without(data[keys[0]], keys[1:])
@@ -405,9 +409,9 @@ _ReportedProblems: TypeAlias = tuple[tuple[str, ...], str]
 
 
 def _unknown(manifest: Manifest) -> Iterator[_ReportedProblems]:
-    """Yield each field and value that nobody knows, by its keys."""
+    """Yield each unknown field and value: its keys, and the message."""
     fields = {*Manifest.model_fields, *_ALSO.values()}
-    yield from _unknown_fields(manifest, (), fields, ActionSpec.model_fields, "it belongs into an action")
+    yield from _unknown_fields(manifest, (), fields, ActionSpec.model_fields, "it belongs in an action")
     yield from _unknown_fields(manifest.requires, ("requires",), Requires.model_fields, (), "")
     for field, words in _KNOWN_VALUES.items():
         value = getattr(manifest, field)
@@ -418,7 +422,7 @@ def _unknown(manifest: Manifest) -> Iterator[_ReportedProblems]:
         yield from _unknown_values((tools, category), named, AnnotationTool)
     for name, action in manifest.actions.items():
         place = ("actions", name)
-        yield from _unknown_fields(action, place, ActionSpec.model_fields, fields, "it belongs to the top level")
+        yield from _unknown_fields(action, place, ActionSpec.model_fields, fields, "it belongs at the top level")
         yield from _unknown_values((*place, "method"), [action.method], RunMethod)
 
 
@@ -426,7 +430,7 @@ def _unknown_fields(
     section: Section, place: tuple[str, ...], known: Iterable[str], elsewhere: Iterable[str], hint: str
 ) -> Iterator[_ReportedProblems]:
     for field in section.model_extra:
-        if field in known or field.startswith(("x-", "_", ".")):  # the latter are where people keep anchors
+        if field in known or field.startswith(("x-", "_", ".")):  # such fields commonly hold anchors
             continue
         guess = nearest(field, known)
         advice = hint if field in elsewhere else f"did you mean {guess!r}?" if guess else "it has no effect"
@@ -442,5 +446,5 @@ def _unknown_values(
         if value is None or value in known:
             continue
         guess = nearest(value, known)
-        advice = f"did you mean {guess!r}?" if guess else f"known are {', '.join(known)}"
+        advice = f"did you mean {guess!r}?" if guess else f"expected one of {', '.join(known)}"
         yield place or field, f"{'.'.join(field)}: unknown value {value!r}; {advice}"

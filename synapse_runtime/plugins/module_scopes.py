@@ -1,9 +1,9 @@
-"""Whose modules a name means: plugins commonly have a top-level package named `plugin`, each its own.
+"""Let several plugins use the same top-level package name, commonly `plugin`, in one process.
 
-While a plugin is the current one, its directory is first on `sys.path`, and the names of its modules mean its modules.
-Afterwards `sys.path` and `sys.modules` are as they were: its modules wait on a shelf until it is the current one again.
-Modules from elsewhere that have the same names are put aside meanwhile; where no names clash, they do not move. Modules
-of installed packages never do.
+While a plugin is active, its directory is first on `sys.path`, and module names refer to its own modules. Afterwards
+`sys.path` and `sys.modules` are restored, and the plugin's modules are stored until its next activation. Other modules
+with the same names are removed from `sys.modules` during the activation; modules whose names do not clash remain.
+Modules of installed packages are always shared.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any, Final
 from synapse_runtime.errors import ConfigError
 from synapse_runtime.plugins.file_state import FileSnapshot, is_recent
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # pytest leaves the frames of this module out of failure reports
 
-# Modules of installed packages and of Python itself are everybody's; they never move.
-_SHARED: Final = tuple(
+# Modules of installed packages and of Python itself are shared by all plugins.
+_INSTALLED: Final = tuple(
     os.path.join(path, "")
     for path in {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
@@ -38,16 +38,16 @@ _SHARED: Final = tuple(
 
 @contextlib.contextmanager
 def activate_modules(root: str | Path) -> Iterator[None]:
-    """Let the modules in this directory be the ones that their names mean, inside the block.
+    """Make module names refer to the modules in this directory, inside the block.
 
-    Where files of theirs have changed since they were imported, and no other block has them in use, they are imported
-    anew.
+    If a module's file has changed since its import, the plugin's modules are imported again, unless another block is
+    using them.
 
     Args:
-        root: The directory that holds them: modules and packages directly in it are importable.
+        root: The directory of the modules: modules and packages directly in it can be imported.
 
     Raises:
-        ConfigError: There is no such directory.
+        ConfigError: The directory does not exist.
 
     Example:
         >>> import tempfile
@@ -58,20 +58,20 @@ def activate_modules(root: str | Path) -> Iterator[None]:
         >>> only_here.answer, "only_here" in sys.modules
         (42, False)
     """
-    block = _registry.activate(os.fspath(root))
+    activation = _registry.activate(os.fspath(root))
     try:
         yield
     finally:
-        _registry.deactivate(block)
+        _registry.deactivate(activation)
 
 
 @contextlib.contextmanager
 def fresh_modules(root: str | Path, *, but: Collection[str] = ()) -> Iterator[None]:
-    """Import the modules of a plugin anew inside the block; afterwards those of before are back.
+    """Import a plugin's modules again inside the block, and restore the previous ones afterwards.
 
     Args:
         root: The plugin's directory.
-        but: Modules that stay as they are, with the packages that they are in.
+        but: Modules that are not imported again, and neither are their packages.
     """
     kept = {name.partition(".")[0] for name in but}
     with activate_modules(root):
@@ -84,79 +84,80 @@ def fresh_modules(root: str | Path, *, but: Collection[str] = ()) -> Iterator[No
 
 
 class ModuleScope:
-    """Keeps a plugin the current one from one moment to another that no block could span.
+    """Keeps a plugin active between two points in time that no `with` block can span.
 
     Example:
-        >>> stay = ModuleScope()
-        >>> stay.activate(None)  # outside of all plugins
-        >>> stay.close()
+        >>> scope = ModuleScope()
+        >>> scope.activate(None)  # outside of all plugins
+        >>> scope.close()
     """
 
     def __init__(self) -> None:
         self._activation: _Activation | None = None
 
     def activate(self, root: str | None) -> None:
-        """Let this directory's modules be the ones that their names mean, from now on; None for no plugin's.
+        """Make module names refer to the modules in this directory from now on; None for outside of all plugins.
 
-        As with a block, those whose files have changed are imported anew.
+        As with `activate_modules`, modules whose files have changed are imported again.
         """
         self._activation = _registry.switch(self._activation, root)
 
     def close(self) -> None:
-        """Let everything be as if this had not been."""
+        """End the scope and restore the previous state."""
         if self._activation is not None:
             _registry.deactivate(self._activation)
             self._activation = None
 
 
 def keep_module(name: str) -> None:
-    """Let a module of the current plugin stay as it is when its plugin is imported anew, with the packages it is in.
+    """Exclude a module of the active plugin, and its packages, from being imported again.
 
     Args:
-        name: That of a test module or conftest, which pytest imports once.
+        name: The name of a test module or conftest, which pytest imports once.
     """
     _registry.keep(name)
 
 
 def top_level_names(root: str | Path) -> frozenset[str]:
     """Return the names of the modules and packages directly in a directory."""
-    corner = _registry.modules_of(os.fspath(root))
-    corner.refresh()
-    return corner.names
+    plugin = _registry.modules_of(os.fspath(root))
+    plugin.refresh()
+    return plugin.names
 
 
 def is_within(module: ModuleType, root: str | Path) -> bool:
-    """Tell whether a module's file is in this directory or below it."""
+    """Return whether a module's file is in this directory or below it."""
     inside = os.path.join(os.fspath(root), "")
-    return any(place.startswith(inside) for place in _places(module))
+    return any(one.startswith(inside) for one in _locations(module))
 
 
 def is_installed(module: ModuleType) -> bool:
-    """Tell whether a module comes with Python or an installed package, so that any worker has it too."""
-    places = _places(module)
-    return not places or any(place.startswith(_SHARED) for place in places)
+    """Return whether a module is part of Python or an installed package, so that every worker has it too."""
+    locations = _locations(module)
+    return not locations or any(one.startswith(_INSTALLED) for one in locations)
 
 
 def is_installed_path(path: str) -> bool:
-    """Tell whether a directory of `sys.path` is Python's own or that of installed packages."""
-    return not os.path.isdir(path) or os.path.join(path, "").startswith(_SHARED)
+    """Return whether an entry of `sys.path` belongs to Python or holds installed packages."""
+    return not os.path.isdir(path) or os.path.join(path, "").startswith(_INSTALLED)
 
 
 @dataclass(eq=False)
 class PluginModules:
-    """What one plugin has for itself. That of no plugin has no root: it is everything outside.
+    """The modules and `sys.path` entries of one plugin, or, without a root, of everything outside of plugins.
 
     Attributes:
         root: The plugin's directory.
-        modules: Its modules by name, as they were when they were last put on the shelf.
-        homes: The directories that they were imported from.
+        modules: Its modules by name, as of the end of its last activation.
+        directories: The directories that they were imported from.
         path: Its own entries of `sys.path`.
-        left: What `sys.path` was when the corner was left, and what of that was not its own, if they were mixed.
-        guests: Modules of other plugins that are to be seen from here too: their owners by their top-level names.
+        path_when_left: `sys.path` at the end of the last activation, and the entries of it that are not the plugin's
+            own; only if the two are mixed.
+        shared_modules: Modules of other plugins that are visible here: their owners by top-level name.
         files: The files that its modules were imported from, by module.
-        kept: Modules that are not imported anew.
-        names: What can be imported from the directory itself, by `refresh`.
-        blocks: How many blocks have it in use.
+        kept: Modules that are never imported again.
+        names: The names that can be imported from the directory itself; set by `refresh`.
+        blocks: The number of blocks that are using it.
     """
 
     root: str | None
@@ -172,10 +173,10 @@ class PluginModules:
     _directories: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Let Python look anew into the directories of this plugin where anything may have come or gone.
+        """Invalidate Python's import caches if entries of this plugin's directories may have been added or removed.
 
         Raises:
-            ConfigError: There is no such plugin any more.
+            ConfigError: The plugin's directory no longer exists.
         """
         assert self.root is not None
         if self._refresh_directory(self.root):
@@ -187,19 +188,19 @@ class PluginModules:
                 self._refresh_directory(directory)
 
     def record_file(self, name: str, module: ModuleType, since: int) -> None:
-        """Remember the file that a module was imported from, some time after `since`."""
+        """Record the file of a module that was imported some time after `since`."""
         path = _attribute(module, "__file__")
         if name in self.kept or not isinstance(path, str) or not path.endswith(".py"):
             return
         with contextlib.suppress(OSError):
             file = FileSnapshot.read(path)
-            # What was written since then may not be what was imported.
+            # If it was written since then, it may not be what was imported.
             self.files[name] = file._replace(content=None, is_recent=True) if file.changed_at > since else file
             if _attribute(module, "__path__") is not None:
                 self._directories.setdefault(os.path.dirname(path), (0, True))
 
     def changed_files(self) -> dict[str, str]:
-        """Return the files that have changed, or are gone, since their modules were imported; by module."""
+        """Return the files that were changed or deleted since their modules were imported, by module."""
         changed = {}
         for name, file in [*self.files.items()]:
             if file.is_surely_current():
@@ -215,7 +216,7 @@ class PluginModules:
         return changed
 
     def _refresh_directory(self, directory: str) -> bool:
-        """Tell whether anything may have come or gone in a directory; if so, Python looks anew too."""
+        """Return whether entries of a directory may have been added or removed; if so, invalidate import caches."""
         try:
             status = os.stat(directory)
         except OSError:
@@ -223,8 +224,8 @@ class PluginModules:
         if status is None or not stat.S_ISDIR(status.st_mode):
             self._directories.pop(directory, None)
             return False
-        changed, young = self._directories.get(directory, (0, True))
-        if changed == status.st_mtime_ns and not young:
+        changed, recent = self._directories.get(directory, (0, True))
+        if changed == status.st_mtime_ns and not recent:
             return False
         self._directories[directory] = (status.st_mtime_ns, is_recent(status))
         importlib.invalidate_caches()
@@ -233,12 +234,12 @@ class PluginModules:
 
 @dataclass(eq=False)
 class _Activation:
-    """One who wants a corner to be the current one: a block, or a stay.
+    """An activation of a plugin: by `activate_modules` or by a `ModuleScope`.
 
     Attributes:
-        corner: The corner.
-        is_block: Whether it is a block: what is in use by one is not imported anew.
-        is_first: Whether the plugin's directory was put first on `sys.path` for it alone.
+        modules: The plugin's modules.
+        is_block: Whether it was made by `activate_modules`; modules that a block is using are not imported again.
+        is_first: Whether the plugin's directory was inserted into `sys.path` for this activation alone.
     """
 
     modules: PluginModules
@@ -247,107 +248,108 @@ class _Activation:
 
 
 class ModuleRegistry:
-    """Which plugin is the current one in this process, and what the others have on their shelves."""
+    """The active plugin of this process, and the stored modules of the others."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._outside = self._current = PluginModules(None)
         self._plugins: dict[str, PluginModules] = {}
-        self._activations: list[_Activation] = []  # the last has its way
-        self._seen: dict[str, PluginModules] = {}  # whose a module is, of those in sys.modules that are a plugin's
+        self._activations: list[_Activation] = []  # the last one is in effect
+        self._owners: dict[str, PluginModules] = {}  # of those modules in sys.modules that belong to plugins
         self._shadowed: dict[str, ModuleType] = {}
         self._outside_path: list[str] = []
-        self._path: list[str] = []  # as it was when the current corner had been entered
-        self._rest: list[str] = []  # and just before
-        self._mark: tuple[int, str | None] = (0, None)  # how sys.modules was when it was looked through last
-        self._looked = 0
+        self._path: list[str] = []  # sys.path just after the current plugin was activated
+        self._rest: list[str] = []  # sys.path just before
+        self._fingerprint: tuple[int, str | None] = (0, None)  # of sys.modules at the last scan
+        self._scanned_at = 0
 
     def modules_of(self, root: str) -> PluginModules:
-        """Return a plugin's corner."""
+        """Return the modules of a plugin."""
         known = self._plugins.get(root) or self._plugins.get(root := os.path.abspath(root))
         if known is not None:
             return known
         with self._lock:
             self._scan_new_modules()
             self._drop_deleted_plugins()
-            corner = self._plugins[root] = PluginModules(root, path=[root])
-            self._mark = (0, None)  # what is loaded already may be that plugin's
-            return corner
+            plugin = self._plugins[root] = PluginModules(root, path=[root])
+            self._fingerprint = (0, None)  # loaded modules may belong to that plugin
+            return plugin
 
     def _drop_deleted_plugins(self) -> None:
-        used = {self._current, *self._seen.values(), *self._outside.shared_modules.values()}
-        used.update(place.modules for place in self._activations)
-        for root, corner in [*self._plugins.items()]:
-            if corner not in used and not os.path.isdir(root):
+        used = {self._current, *self._owners.values(), *self._outside.shared_modules.values()}
+        used.update(one.modules for one in self._activations)
+        for root, plugin in [*self._plugins.items()]:
+            if plugin not in used and not os.path.isdir(root):
                 del self._plugins[root]
 
     def activate(self, root: str) -> _Activation:
-        """Begin a block."""
+        """Activate a plugin for a block."""
         with self._lock:
-            corner = self.modules_of(root)
-            corner.refresh()
-            self._switch_to(corner)
-            if not corner.blocks:
-                self._import_edited_anew(corner)
-            assert corner.root is not None
-            place = _Activation(corner, is_block=True, is_first=sys.path[:1] != [corner.root])
-            if place.is_first:
-                sys.path.insert(0, corner.root)
-            corner.blocks += 1
-            self._activations.append(place)
-            return place
+            plugin = self.modules_of(root)
+            plugin.refresh()
+            self._switch_to(plugin)
+            if not plugin.blocks:
+                self._drop_edited_modules(plugin)
+            assert plugin.root is not None
+            activation = _Activation(plugin, is_block=True, is_first=sys.path[:1] != [plugin.root])
+            if activation.is_first:
+                sys.path.insert(0, plugin.root)
+            plugin.blocks += 1
+            self._activations.append(activation)
+            return activation
 
-    def switch(self, place: _Activation | None, root: str | None) -> _Activation:
-        """Begin a stay, or let it be elsewhere."""
+    def switch(self, activation: _Activation | None, root: str | None) -> _Activation:
+        """Activate a plugin for a scope, or switch the scope to another plugin."""
         with self._lock:
-            corner = self._outside if root is None else self.modules_of(root)
+            plugin = self._outside if root is None else self.modules_of(root)
             if root is not None:
-                with contextlib.suppress(ConfigError):  # then there is nothing to import
-                    corner.refresh()
-            if place is None or self._activations[-1] is not place:  # over what others have left behind
-                if place is not None:
-                    self._activations.remove(place)
-                place = _Activation(corner, is_block=False)
-                self._activations.append(place)
-            place.modules = corner
-            self._switch_to(corner)
-            if root is not None and not corner.blocks:
-                self._import_edited_anew(corner)
-            return place
+                with contextlib.suppress(ConfigError):  # the directory does not exist, so there is nothing to import
+                    plugin.refresh()
+            # A new activation supersedes those that other code has never ended.
+            if activation is None or self._activations[-1] is not activation:
+                if activation is not None:
+                    self._activations.remove(activation)
+                activation = _Activation(plugin, is_block=False)
+                self._activations.append(activation)
+            activation.modules = plugin
+            self._switch_to(plugin)
+            if root is not None and not plugin.blocks:
+                self._drop_edited_modules(plugin)
+            return activation
 
     def keep(self, name: str) -> None:
-        """Keep a module, and the packages that it is in."""
+        """Exclude a module and its packages from being imported again."""
         with self._lock:
             self._scan_new_modules()
-            owner = self._seen.get(name)
+            owner = self._owners.get(name)
             while name and owner is not None:
                 owner.kept.add(name)
                 owner.files.pop(name, None)
                 name = name.rpartition(".")[0]
 
-    def deactivate(self, place: _Activation) -> None:
-        """End a block or a stay; in whatever order they end, those that are left have their way."""
+    def deactivate(self, activation: _Activation) -> None:
+        """End an activation, in any order; the last of the remaining ones is in effect."""
         with self._lock:
-            self._activations.remove(place)
-            place.modules.blocks -= place.is_block
-            if place.is_first and place.modules.root in sys.path:
-                sys.path.remove(place.modules.root)
+            self._activations.remove(activation)
+            activation.modules.blocks -= activation.is_block
+            if activation.is_first and activation.modules.root in sys.path:
+                sys.path.remove(activation.modules.root)
             self._switch_to(self._activations[-1].modules if self._activations else self._outside)
 
-    def _switch_to(self, corner: PluginModules) -> None:
+    def _switch_to(self, plugin: PluginModules) -> None:
         self._scan_new_modules()
-        if corner is not self._current:
+        if plugin is not self._current:
             self._store_current()
-            self._restore(corner)
+            self._restore(plugin)
 
     def _scan_new_modules(self) -> None:
-        """Take note of what has been imported since the last time."""
-        before, self._looked = self._looked, time.time_ns()
-        if self._mark == (mark := _mark()):
+        """Record the modules that were imported since the last scan."""
+        before, self._scanned_at = self._scanned_at, time.time_ns()
+        if self._fingerprint == (fingerprint := _fingerprint()):
             return
         names = list(sys.modules)
-        last = self._mark[1]
-        self._mark = mark
+        last = self._fingerprint[1]
+        self._fingerprint = fingerprint
         new = len(names)
         while new and names[new - 1] != last:
             new -= 1
@@ -355,22 +357,22 @@ class ModuleRegistry:
             module = sys.modules.get(name)
             if module is None:
                 continue
-            owner = self._owner(module) if "." not in name else self._seen.get(name.partition(".")[0])
+            owner = self._owner(module) if "." not in name else self._owners.get(name.partition(".")[0])
             if owner is None:
-                self._seen.pop(name, None)
-            elif owner is not self._seen.get(name) or owner.modules.get(name) is not module:
-                self._seen[name] = owner
+                self._owners.pop(name, None)
+            elif owner is not self._owners.get(name) or owner.modules.get(name) is not module:
+                self._owners[name] = owner
                 owner.modules[name] = module
                 owner.record_file(name, module, before)
 
     def _owner(self, module: ModuleType) -> PluginModules | None:
-        """Return whose a top-level module is: the deepest plugin that has the directory it was imported from."""
-        home = _directory_of(module)
-        if home is None or is_installed(module):
+        """Return the owner of a top-level module: the innermost plugin around the directory it was imported from."""
+        directory = _directory_of(module)
+        if directory is None or is_installed(module):
             return None
-        owner = self._plugin_at(home)
+        owner = self._plugin_at(directory)
         if owner is not None:
-            owner.directories.add(home)
+            owner.directories.add(directory)
         return owner
 
     def _plugin_at(self, directory: str) -> PluginModules | None:
@@ -379,32 +381,32 @@ class ModuleRegistry:
         return self._plugins[max(roots, key=len)] if roots else None
 
     def _store_current(self) -> None:
-        """Put what is a plugin's on its shelf, and bring back what was put aside for the current one."""
-        corner = self._current
-        corner.shared_modules = {
-            name: owner for name, owner in self._seen.items() if owner is not corner and "." not in name
+        """Store the modules of plugins, and restore the modules that the current one shadowed."""
+        plugin = self._current
+        plugin.shared_modules = {
+            name: owner for name, owner in self._owners.items() if owner is not plugin and "." not in name
         }
-        for name, owner in self._seen.items():
+        for name, owner in self._owners.items():
             module = sys.modules.pop(name, None)
             if module is None:
                 owner.modules.pop(name, None)
                 owner.files.pop(name, None)
             else:
                 owner.modules[name] = module
-        self._seen = {}
+        self._owners = {}
         sys.modules.update(self._shadowed)
         self._shadowed = {}
-        if corner is self._outside:
+        if plugin is self._outside:
             self._outside_path = list(sys.path)
         elif sys.path == self._path:
             sys.path[:] = self._rest
         else:
-            self._part_path(corner)
+            self._split_path(plugin)
 
-    def _part_path(self, corner: PluginModules) -> None:
-        """Take out of `sys.path` what has been put there for this plugin."""
-        outside, own, rest = [*self._outside_path], [corner.root], []
-        for entry in reversed(sys.path):  # what was there before is at the end
+    def _split_path(self, plugin: PluginModules) -> None:
+        """Remove the entries that were added to `sys.path` for this plugin."""
+        outside, own, rest = [*self._outside_path], [plugin.root], []
+        for entry in reversed(sys.path):  # earlier entries are at the end
             if entry in outside:
                 outside.remove(entry)
                 rest.append(entry)
@@ -413,77 +415,77 @@ class ModuleRegistry:
             else:
                 rest.append(entry)
         whole, sys.path[:] = list(sys.path), reversed(rest)
-        corner.path_when_left = (whole, list(sys.path))
-        corner.path = [*dict.fromkeys(entry for entry in reversed(own) if entry is not None)]
+        plugin.path_when_left = (whole, list(sys.path))
+        plugin.path = [*dict.fromkeys(entry for entry in reversed(own) if entry is not None)]
 
-    def _restore(self, corner: PluginModules) -> None:
-        """Bring what is this plugin's, and what else is to be seen from there."""
-        self._current = corner
+    def _restore(self, plugin: PluginModules) -> None:
+        """Restore the modules of this plugin, and the modules of others that are visible to it."""
+        self._current = plugin
         self._rest = list(sys.path)
-        if corner.path_when_left is not None and corner.path_when_left[1] == self._rest:
-            sys.path[:] = corner.path_when_left[0]
+        if plugin.path_when_left is not None and plugin.path_when_left[1] == self._rest:
+            sys.path[:] = plugin.path_when_left[0]
         else:
-            sys.path[:0] = corner.path
+            sys.path[:0] = plugin.path
         self._path = list(sys.path)
-        clashing = [name for name in corner.names if name in sys.modules and not self._may_stay(sys.modules[name])]
+        clashing = [name for name in plugin.names if name in sys.modules and not self._may_remain(sys.modules[name])]
         self._shadowed = _pop_modules(clashing) if clashing else {}
         for owner in self._plugins.values():
-            if owner is corner or corner.shared_modules or not owner.directories.isdisjoint(self._path):
-                self._reload(owner)
-        self._mark = _mark()
+            if owner is plugin or plugin.shared_modules or not owner.directories.isdisjoint(self._path):
+                self._restore_modules(owner)
+        self._fingerprint = _fingerprint()
 
-    def _may_stay(self, module: ModuleType) -> bool:
+    def _may_remain(self, module: ModuleType) -> bool:
         return is_installed(module) or (self._current.root is not None and is_within(module, self._current.root))
 
-    def _reload(self, owner: PluginModules) -> None:
+    def _restore_modules(self, owner: PluginModules) -> None:
         for name, module in owner.modules.items():
-            if owner is self._current or self._is_seen(name.partition(".")[0], owner):
+            if owner is self._current or self._is_visible(name.partition(".")[0], owner):
                 sys.modules[name] = module
-                self._seen[name] = owner
+                self._owners[name] = owner
 
-    def _is_seen(self, name: str, owner: PluginModules) -> bool:
-        """Tell whether a top-level module of another plugin is seen from the current one: if Python would find it."""
-        corner = self._current
-        if corner.shared_modules.get(name) is owner:
+    def _is_visible(self, name: str, owner: PluginModules) -> bool:
+        """Return whether the current plugin can import a top-level module of another plugin."""
+        plugin = self._current
+        if plugin.shared_modules.get(name) is owner:
             return True
-        if name in corner.modules or name in corner.names:
+        if name in plugin.modules or name in plugin.names:
             return False
         module = owner.modules.get(name)
         return module is not None and _directory_of(module) in self._path
 
-    def _import_edited_anew(self, corner: PluginModules) -> None:
-        """Forget the modules of the current plugin if any of their files has changed."""
-        edited = corner.changed_files()
+    def _drop_edited_modules(self, plugin: PluginModules) -> None:
+        """Remove the modules of the current plugin from `sys.modules` if any of their files has changed."""
+        edited = plugin.changed_files()
         if not edited:
             return
-        for name, owner in [*self._seen.items()]:
-            if owner is not corner or name in corner.kept:
+        for name, owner in [*self._owners.items()]:
+            if owner is not plugin or name in plugin.kept:
                 continue
             module = sys.modules.pop(name, None)
             parent, _, attribute = name.rpartition(".")
-            if parent in corner.kept and getattr(sys.modules.get(parent), attribute, None) is module is not None:
+            if parent in plugin.kept and getattr(sys.modules.get(parent), attribute, None) is module is not None:
                 delattr(sys.modules[parent], attribute)
-            del self._seen[name], corner.modules[name]
-            corner.files.pop(name, None)
+            del self._owners[name], plugin.modules[name]
+            plugin.files.pop(name, None)
         for path in edited.values():
             _delete_bytecode(path)
         importlib.invalidate_caches()
-        self._mark = _mark()
+        self._fingerprint = _fingerprint()
 
 
 _registry = ModuleRegistry()
 
 
-def _mark() -> tuple[int, str | None]:
-    """Return what tells that nothing has been added to `sys.modules`, but in rare cases."""
+def _fingerprint() -> tuple[int, str | None]:
+    """Return a fingerprint of `sys.modules`; while it is equal, in all but rare cases no module was added."""
     try:
         return len(sys.modules), next(reversed(sys.modules), None)
-    except RuntimeError:  # another thread imports
+    except RuntimeError:  # another thread is importing
         return -1, None
 
 
 def _delete_bytecode(path: str) -> None:
-    """Delete what was compiled from a file: its time is told in seconds there, and an edit may come within one."""
+    """Delete the bytecode of a file: it records the mtime in seconds, so it can miss an edit within the same second."""
     with contextlib.suppress(NotImplementedError):
         compiled = importlib.util.cache_from_source(path)
         stem = os.path.splitext(os.path.basename(path))[0]
@@ -497,30 +499,30 @@ def _loaded_from(root: str | Path, kept: Collection[str]) -> list[str]:
     return [name for name in tops if name in sys.modules and is_within(sys.modules[name], root)]
 
 
-def _places(module: ModuleType) -> list[str]:
+def _locations(module: ModuleType) -> list[str]:
     file = _attribute(module, "__file__")
     return [file] if file else [os.path.join(path, "") for path in _attribute(module, "__path__") or ()]
 
 
 def _directory_of(module: ModuleType) -> str | None:
     """Return the directory of `sys.path` that a top-level module was imported from, if any."""
-    places = _places(module)
-    if not places:
+    locations = _locations(module)
+    if not locations:
         return None
-    directory = os.path.dirname(places[0])
+    directory = os.path.dirname(locations[0])
     return directory if _attribute(module, "__path__") is None else os.path.dirname(directory)
 
 
 def _attribute(module: ModuleType, name: str) -> Any:
-    """Return an attribute, or None; a module that is loaded when it is first used does not notice."""
+    """Return an attribute, or None, without triggering the import of lazily loaded modules."""
     try:
         return object.__getattribute__(module, "__dict__").get(name)
-    except AttributeError:  # there are other things than modules in `sys.modules`
+    except AttributeError:  # `sys.modules` may contain objects that are not modules
         return None
 
 
 def _pop_modules(names: Collection[str]) -> dict[str, ModuleType]:
-    """Take these top-level modules, and all below them, out of `sys.modules`."""
+    """Remove these top-level modules and their submodules from `sys.modules`."""
     tops = set(names)
     taken = {name: module for name, module in list(sys.modules.items()) if name.partition(".")[0] in tops}
     for name in taken:
@@ -533,6 +535,6 @@ def _top_level_names(root: str) -> frozenset[str]:
     for entry in Path(root).iterdir():
         if entry.suffix == ".py":
             names.add(entry.stem)
-        elif entry.name.isidentifier() and entry.is_dir():  # a package, or nothing that clashes with one
+        elif entry.name.isidentifier() and entry.is_dir():  # a package, or a directory that cannot clash with one
             names.add(entry.name)
     return frozenset(names)

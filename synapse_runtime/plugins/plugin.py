@@ -1,4 +1,4 @@
-"""A plugin on disk: its config file, its actions, and the import of its modules."""
+"""Load a plugin: its config file, its actions and its modules."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from synapse_runtime.plugins.module_scopes import activate_modules
 if TYPE_CHECKING:
     from synapse_runtime.plugins.manifest import ActionSpec, Manifest
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # pytest leaves the frames of this module out of failure reports
 
 
 class Plugin:
-    """A plugin: where it is, what its config file says, and its actions.
+    """A plugin: its directory, config file and actions.
 
-    Make one with `Plugin.load`.
+    Created by `Plugin.load`.
 
     Attributes:
-        root: The plugin's directory; actions run there, and their modules are imported from there.
-        config_path: The config file; None for a plugin that is an importable module without one.
+        root: The plugin's directory: the working directory of its actions, from which their modules are imported.
+        config_path: The config file; None if the plugin is an importable module without one.
     """
 
     def __init__(self, root: Path, manifest: Manifest, config_path: Path | None) -> None:
         self.root = root
         self.config_path = config_path
         self._manifest = manifest
-        self._read: FileSnapshot | None = None  # the config file as it was when the manifest was made of it
+        self._read: FileSnapshot | None = None  # state of the config file when the manifest was read
 
     def __repr__(self) -> str:
         return f"<Plugin {self.manifest.code or self.manifest.name} at {self.root}>"
@@ -46,10 +46,10 @@ class Plugin:
         """Find and read a plugin.
 
         Args:
-            source: A directory with a config file, a config file, or an importable module's dotted name.
+            source: A directory with a config file, a config file, or the dotted name of an importable module.
 
         Raises:
-            ConfigError: It is none of these, or its config file is at fault; names file and line.
+            ConfigError: `source` is none of these, or its config file is invalid; the message has file and line.
         """
         path = Path(source)
         if path.is_dir() and not (isinstance(source, str) and _is_bare_package(source)):
@@ -57,12 +57,12 @@ class Plugin:
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             return cls._from_config(path)
         if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_absolute():
-            raise ConfigError("there is no such plugin: neither a directory nor a config file", path=path)
+            raise ConfigError("the plugin does not exist: neither a directory nor a config file", path=path)
         return cls._from_module(str(source))
 
     @classmethod
     def load_cached(cls, source: str | Path) -> Plugin:
-        """Find and read a plugin as `load` does; at once where it was recalled before, and its files are as they were.
+        """Find and read a plugin as `load` does, or return it from the cache if its files have not changed.
 
         Args:
             source: As for `load`.
@@ -79,7 +79,7 @@ class Plugin:
         if plugin.config_path is not None and place in (str(plugin.root), str(plugin.config_path)):
             if len(_cached_plugins) >= _MAX_CACHED:
                 _cached_plugins.clear()
-            with contextlib.suppress(OSError):  # gone meanwhile
+            with contextlib.suppress(OSError):  # deleted in the meantime
                 _cached_plugins[place] = _CachedPlugin(plugin)
         return plugin
 
@@ -91,7 +91,7 @@ class Plugin:
         seen = None
         if config is not None:
             config = config.absolute()
-            with contextlib.suppress(OSError):  # reading it below tells
+            with contextlib.suppress(OSError):  # reading it below raises the error
                 seen = FileSnapshot.read(str(config))
         manifest = read_manifest(path)
         assert config is not None
@@ -108,16 +108,14 @@ class Plugin:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"plugin {name!r} cannot be imported: {error}") from error
         if spec is None or spec.origin is None:
-            raise ConfigError(
-                f"plugin {name!r} is neither a directory, a config file, nor a module that can be imported"
-            )
+            raise ConfigError(f"plugin {name!r} is neither a directory, a config file nor an importable module")
         directory = Path(spec.origin).parent
         if spec.submodule_search_locations and config_file_in(directory) is not None:
             return cls._from_config(directory)
         found = _actions_in(importlib.import_module(name))
         if not found:
             raise ConfigError(
-                f"module {name!r} has no config.yaml beside it and defines no action "
+                f"module {name!r} has no config.yaml next to it and defines no action "
                 "(a BaseAction subclass or an @action function)",
                 path=spec.origin,
             )
@@ -125,13 +123,13 @@ class Plugin:
 
     @property
     def manifest(self) -> Manifest:
-        """The config file's content; read anew when the file has changed.
+        """The content of the config file; read again if the file has changed.
 
         Raises:
-            ConfigError: It has become faulty; names file and line.
+            ConfigError: The file has become invalid; the message has file and line.
         """
         if self._read is not None and not self._read.is_surely_current():
-            with contextlib.suppress(OSError):  # gone, for the moment or for good: what runs will tell
+            with contextlib.suppress(OSError):  # deleted: errors show when an action runs
                 now = FileSnapshot.read(self._read.path)
                 if now.content != self._read.content:
                     from synapse_runtime.plugins.manifest import read_manifest
@@ -142,30 +140,30 @@ class Plugin:
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """Names of the actions, in the order of the config file."""
+        """The names of the actions, in the order of the config file."""
         return tuple(self.manifest.actions)
 
     def entrypoint(self, name: str) -> str:
-        """Return where an action is, as `module:Name`.
+        """Return the entrypoint of an action, as `module:Name`.
 
         Args:
-            name: The name of an action of this plugin, or an entrypoint, which comes back in its standard form.
+            name: The name of an action of this plugin, or an entrypoint, which is returned in standard form.
 
         Raises:
-            ActionNotFoundError: Lists the actions there are and suggests the nearest.
-            ConfigError: The action has no entrypoint; names file and line.
+            ActionNotFoundError: The plugin has no such action; the message lists its actions and suggests the nearest.
+            ConfigError: The action has no entrypoint; the message has file and line.
         """
         return self.entrypoint_by(self.manifest, name)
 
     def entrypoint_by(self, manifest: Manifest, name: str) -> str:
-        """Return the same, by what the config file was found to say."""
+        """Like `entrypoint`, for a manifest that was read before."""
         spec = manifest.actions.get(name)
         if spec is None:
             if is_entrypoint(name):
                 return standard_entrypoint(name)
             raise self._not_found(name)
         if not spec.entrypoint:
-            raise with_config_line(ConfigError("it has no entrypoint"), name, self.config_path)
+            raise with_config_line(ConfigError("no entrypoint; add `entrypoint: module:Name`"), name, self.config_path)
         return standard_entrypoint(spec.entrypoint)
 
     def load_action(self, name: str) -> Any:
@@ -175,8 +173,8 @@ class Plugin:
             name: The name of an action, or an entrypoint.
 
         Raises:
-            ActionNotFoundError, ConfigError: As for `entrypoint`; also where module or name do not exist.
-            Exception: Whatever the plugin's module raises while it is imported.
+            ActionNotFoundError, ConfigError: As for `entrypoint`; also if the module or the name does not exist.
+            Exception: Anything that the plugin's module raises while it is imported.
         """
         entrypoint = self.entrypoint(name)
         with self.importable():
@@ -186,7 +184,7 @@ class Plugin:
                 raise with_config_line(error, name, self.config_path) from error
 
     def importable(self) -> contextlib.AbstractContextManager[None]:
-        """Let this plugin's modules be imported, and be the ones that their names mean, inside the block."""
+        """Return a context manager in which module names refer to this plugin's modules, and they can be imported."""
         return activate_modules(self.root) if self.config_path is not None else contextlib.nullcontext()
 
     def _not_found(self, name: str) -> ActionNotFoundError:
@@ -200,13 +198,13 @@ class Plugin:
 
 
 class _CachedPlugin:
-    """A plugin, and what tells that to find and read it again would give the same."""
+    """A loaded plugin, and the state of the files from which it was loaded."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
         directory = DirectorySnapshot.read(str(plugin.root))
         configs = [path for name in CONFIG_NAMES if (path := plugin.root / name).is_file()]
-        # What is in the only one does not matter: it is the plugin's, which looks itself.
+        # If there is only one, the plugin itself checks whether its content has changed.
         others = configs if len(configs) > 1 else []
         self._seen: list[FileSnapshot | DirectorySnapshot] = [
             directory,
@@ -214,17 +212,17 @@ class _CachedPlugin:
         ]
 
     def is_current(self) -> bool:
-        """Tell at a glance."""
+        """Return whether certainly no file has changed."""
         return all(seen.is_surely_current() for seen in self._seen)
 
 
-# Plugins by the directories and config files that they were recalled by.
+# Plugins by the absolute path that was passed to `load_cached`.
 _cached_plugins: dict[str, _CachedPlugin] = {}
 _MAX_CACHED = 100
 
 
 def _is_bare_package(name: str) -> bool:
-    """Tell whether this directory beside us is a package that its name imports, and that has no config file."""
+    """Return whether a subdirectory of the working directory is an importable package without a config file."""
     if not name.isidentifier() or config_file_in(Path(name)) is not None:
         return False
     spec = importlib.util.find_spec(name)
@@ -232,7 +230,7 @@ def _is_bare_package(name: str) -> bool:
 
 
 def with_config_line(error: ConfigError, name: str, config_path: Path | str | None) -> ConfigError:
-    """Return the error of an entrypoint that led nowhere, with the file and line where the entrypoint stands.
+    """Return the error of an invalid entrypoint, with the file and line that define the entrypoint.
 
     Args:
         error: What is wrong with the entrypoint.
@@ -244,7 +242,7 @@ def with_config_line(error: ConfigError, name: str, config_path: Path | str | No
         return ConfigError(text)
     from synapse_runtime.plugins.manifest import line_of
 
-    with contextlib.suppress(OSError):  # the file may be the caller's, on another machine
+    with contextlib.suppress(OSError):  # on a worker the file may not exist
         line = line_of(Path(config_path).read_text(encoding="utf-8"), ("actions", name, "entrypoint"))
         return ConfigError(text, path=config_path, line=line)
     return ConfigError(text, path=config_path)
@@ -264,23 +262,23 @@ def standard_entrypoint(text: str) -> str:
 
 
 def import_entrypoint(entrypoint: str) -> Any:
-    """Import what an entrypoint names.
+    """Import the object that an entrypoint refers to.
 
     Args:
-        entrypoint: `module:Name` or `module.Name`; the name may have dots itself in the first form.
+        entrypoint: `module:Name` or `module.Name`; in the first form the name may contain dots.
 
     Raises:
-        ConfigError: There is no such module, or no such name in it; suggests the nearest.
-        Exception: Whatever the module raises while it is imported.
+        ConfigError: The module, or the name in it, does not exist; the message suggests the nearest name.
+        Exception: Anything that the module raises while it is imported.
     """
     module_name, _, name = standard_entrypoint(entrypoint).partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A module that the plugin's module imports is another matter: that one is the plugin's own error.
+        # If a module that the plugin's module imports is missing, the error is the plugin's own.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ConfigError(f"there is no module {module_name!r} ({error})") from error
+        raise ConfigError(f"module {module_name!r} does not exist ({error})") from error
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
@@ -292,7 +290,7 @@ def import_entrypoint(entrypoint: str) -> Any:
 
 
 def is_entrypoint(text: str) -> bool:
-    """Tell whether a text has the form of an entrypoint: `module:Name` or `module.Name`."""
+    """Return whether a text has the form of an entrypoint: `module:Name` or `module.Name`."""
     parts = text.replace(":", ".", 1).split(".")
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
 

@@ -37,7 +37,8 @@ def check_file(path: Path) -> tuple[int, list[Problem]]:
             if other:
                 file = current.parent / other["name"]
                 if not file.is_file():
-                    problems.append(Problem(f"file {other['name']!r} does not exist; create it or remove this line", current, number))
+                    text = f"file {other['name']!r} does not exist; add it or remove this line"
+                    problems.append(Problem(text, current, number))
                 elif other["option"] in ("-r", "--requirement") and file not in known:
                     known.add(file)
                     waiting.append(file)
@@ -61,24 +62,22 @@ def check_line(text: str, path: Path, line: int | None) -> Iterator[Problem]:
             yield Problem(f"file {text!r} does not exist; add it or remove this line", path, line)
         return
     try:
-        wanted = Requirement(text)
+        requirement = Requirement(text)
     except InvalidRequirement as error:
         reason = str(error).partition("\n")[0]
         shown = f"{text!r} is" if "://" not in text else "this is"  # a URL may contain a password
         yield Problem(f"{shown} not a valid requirement: {reason}", path, line)
         return
-    if wanted.marker is not None and not wanted.marker.evaluate():
+    if requirement.marker is not None and not requirement.marker.evaluate():
         return
     try:
-        installed = metadata.version(wanted.name)
+        installed = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        yield Problem(f"{wanted.name} is not installed; install the requirements of this file", path, line, "warning")
+        yield Problem(f"{requirement.name} is not installed; install it", path, line, "warning")
         return
-    if not wanted.specifier.contains(installed, prereleases=True):
-        yield Problem(
-            f"{wanted.name} {installed} is installed, but this file requires {wanted.specifier}; install its requirements",
-            *(path, line, "warning"),
-        )
+    if not requirement.specifier.contains(installed, prereleases=True):
+        what = f"{requirement.name} {installed} is installed, but {requirement.specifier} is required"
+        yield Problem(f"{what}; install a matching version", path, line, "warning")
 
 
 def check_wheels(directory: Path) -> tuple[int, list[Problem]]:
@@ -119,7 +118,7 @@ def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        problems.append(Problem(f"is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8", path))
+        problems.append(Problem(f"not UTF-8: {error.reason} at byte {error.start}; save the file as UTF-8", path))
         return
     joined, first = "", 0
     for number, line in enumerate(lines, 1):

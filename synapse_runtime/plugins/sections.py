@@ -1,6 +1,6 @@
-"""Parts of a config file, checked by the core of pydantic as its models are.
+"""Sections of a config file, validated by pydantic-core as pydantic models are.
 
-They are no models of pydantic's: to make those takes as long as all else that a short run of an action needs.
+They are not pydantic models, because building model classes would double the time of a short run of an action.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Field(NamedTuple):
     """A field of a section.
 
     Attributes:
-        kind: What it may be, as pydantic's core takes it.
-        default: Its value where it is not given; a type makes a new one for each section.
-        also: Another name that it has in files.
+        kind: The schema of its values, for pydantic-core.
+        default: Its value if it is not given; if this is a type, each section gets a new instance.
+        also: An alias in files.
         is_secret: Whether its value must not be shown.
     """
 
@@ -37,13 +37,14 @@ class Field(NamedTuple):
 
 
 class Section:
-    """A part of the config file. Fields without a value are as if they were not there; unknown ones are kept.
+    """A section of the config file. Fields without a value are treated as absent; unknown ones are kept.
 
-    It can be read as a model of pydantic's. To make one takes values as they are; `validator` checks them.
+    It has the attributes and methods of a pydantic model that are needed here. The constructor does not validate its
+    values; `validator` does.
 
     Attributes:
         model_fields: The fields, by name.
-        model_extra: What was given that is no field.
+        model_extra: Unknown fields that were given.
         model_fields_set: The names of the fields that were given.
     """
 
@@ -79,10 +80,10 @@ class Section:
         """Return the values as plain data.
 
         Args:
-            include: Take these alone.
-            exclude: Leave these out.
-            exclude_none: Leave out what is None.
-            exclude_defaults: Leave out what is as it would be by default.
+            include: Include only these fields.
+            exclude: Leave out these fields.
+            exclude_none: Leave out fields that are None.
+            exclude_defaults: Leave out fields that equal their default.
         """
         settings: Any = {"exclude_none": exclude_none, "exclude_defaults": exclude_defaults}
         plain: dict[str, Any] = {}
@@ -103,7 +104,7 @@ class Section:
 
     @classmethod
     def kind(cls) -> kinds.CoreSchema:
-        """Return what this section may be, for a field that has it."""
+        """Return the schema of this section, for a field of this type."""
         fields = {}
         for name, field in cls.model_fields.items():
             names: list[list[str | int]] = [[name], [field.also or name]]
@@ -115,7 +116,7 @@ class Section:
 
     @classmethod
     def validator(cls) -> SchemaValidator:
-        """Return what checks a mapping and makes a section of it; its errors show no values, which may be secrets."""
+        """Return a validator that turns a mapping into a section; its errors show no values, which may be secrets."""
         return SchemaValidator(cls.kind(), kinds.CoreConfig(hide_input_in_errors=True))
 
     @classmethod
@@ -130,12 +131,12 @@ class Section:
 
 
 def checked_after(check: Callable[[Any], Any], kind: kinds.CoreSchema) -> kinds.CoreSchema:
-    """Return a kind whose values a function checks, or changes, in the end."""
+    """Return a schema whose values are checked, or changed, by a function after validation."""
     return kinds.no_info_after_validator_function(check, kind)
 
 
 def changed_before(change: Callable[[Any], Any], kind: kinds.CoreSchema) -> kinds.CoreSchema:
-    """Return a kind whose values a function changes before they are checked."""
+    """Return a schema whose values are changed by a function before validation."""
     return kinds.no_info_before_validator_function(change, kind)
 
 

@@ -1,7 +1,7 @@
-"""Changes of a config file's actions in its text: every other character stays as it is.
+"""Edit the actions in the text of a config file; every other character stays unchanged.
 
-Each function takes a text and returns the changed one. What would need more than the line or the brackets that it is
-about, such as an alias, is left to people: `CannotEdit`.
+Each function takes a text and returns the changed text. A change that affects more than the lines or brackets of one
+action, such as one of an alias, raises `CannotEdit`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ACTIONS = "actions"
 
 
 class CannotEdit(Exception):
-    """A change that a person must make."""
+    """The change must be made by hand."""
 
 
 def with_field(text: str, action: str, field: str, value: str) -> str:
@@ -28,7 +28,7 @@ def with_field(text: str, action: str, field: str, value: str) -> str:
         CannotEdit: The action, or the field, is written as an alias.
     """
     spec = _action(text, action)[1]
-    if isinstance(spec, yaml.ScalarNode):  # an entrypoint alone, or nothing yet
+    if isinstance(spec, yaml.ScalarNode):  # only an entrypoint, or empty
         fields = {"entrypoint": spec.value} if spec.value else {}
         if field == "entrypoint" and spec.value:
             return _replaced(text, spec, _scalar(value, spec.style))
@@ -46,10 +46,10 @@ def with_field(text: str, action: str, field: str, value: str) -> str:
 
 
 def with_action(text: str, action: str, fields: Fields) -> str:
-    """Add an action, after those that are there.
+    """Add an action after the existing ones.
 
     Raises:
-        CannotEdit: The actions are written as an alias, or the whole file in brackets.
+        CannotEdit: The actions are written as an alias, or the whole file is written in brackets.
     """
     root = _compose(text)
     pair = _pair(root, _ACTIONS)
@@ -73,7 +73,7 @@ def with_action(text: str, action: str, fields: Fields) -> str:
         column = start.column - (start.index - text.rindex("-", 0, start.index))
         lines = [f"{' ' * (column + 2)}{name}: {_scalar(value)}" for name, value in fields.items()]
         lines[0] = f"{' ' * column}- {lines[0].lstrip()}"
-        return _after(text, actions, lines, apart=_are_apart(text, actions))
+        return _after(text, actions, lines, blank_line=_have_blank_lines(text, actions))
     if actions.flow_style:
         return _into_brackets(text, actions, f"{_scalar(action)}: {_flow(fields)}")
     column = _column(actions)
@@ -81,11 +81,11 @@ def with_action(text: str, action: str, fields: Fields) -> str:
         (_column(spec) for key, spec in actions.value if _is_block(spec) and not _is_alias(key, spec)), column + 2
     )
     lines = _block(action, fields, column, inner)
-    return _after(text, actions, lines, apart=_are_apart(text, actions))
+    return _after(text, actions, lines, blank_line=_have_blank_lines(text, actions))
 
 
 def without_action(text: str, action: str) -> str:
-    """Remove an action. Comments above it stay.
+    """Remove an action. Comments above it are kept.
 
     Raises:
         CannotEdit: The actions are written as an alias.
@@ -106,10 +106,10 @@ def without_action(text: str, action: str) -> str:
 
 
 def _compose(text: str) -> yaml.MappingNode:
-    # Not the loader in C: it counts a mark at a file's begin differently from Python.
+    # Not the C loader: it counts a byte order mark at the start of a file differently.
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:  # by a change before this one
+    except yaml.YAMLError:  # invalid after an earlier change
         raise CannotEdit from None
     assert isinstance(root, yaml.MappingNode)
     return root
@@ -127,14 +127,14 @@ def _actions(text: str) -> yaml.CollectionNode:
 
 
 def _action(text: str, name: str) -> _Pair:
-    """Return where an action begins, and what it is."""
+    """Return the key and value nodes of an action; in a list, the entry twice."""
     for key, spec in _entries(_actions(text)):
         own = key.value if key is not spec else getattr((_pair(spec, "name") or (None, None))[1], "value", None)
         if own == name:
             if _is_alias(key, spec):
                 raise CannotEdit
             return key, spec
-    raise CannotEdit  # it comes with a merge key
+    raise CannotEdit  # defined by a merge key
 
 
 def _entries(actions: yaml.CollectionNode) -> Iterator[_Pair]:
@@ -145,12 +145,12 @@ def _entries(actions: yaml.CollectionNode) -> Iterator[_Pair]:
 
 
 def _is_alias(key: yaml.Node, value: yaml.Node) -> bool:
-    """Tell whether a value stands somewhere else in the file, before its key."""
+    """Return whether a value is an alias: its node is elsewhere in the file, before its key."""
     return key is not value and value.start_mark.index < key.end_mark.index
 
 
 def _end(text: str, key: yaml.Node, node: yaml.Node) -> int:
-    """Return where a value ends, without the comments and empty lines after it."""
+    """Return the end of a value, without the comments and blank lines after it."""
     if _is_alias(key, node):
         line = text.find("\n", key.end_mark.index)
         return len(text) if line < 0 else line
@@ -176,21 +176,21 @@ def _into_brackets(text: str, node: yaml.CollectionNode, new: str) -> str:
     return inside + comma + space + new + text[len(inside) :]
 
 
-def _after(text: str, node: yaml.Node, lines: list[str], *, apart: bool = False) -> str:
-    return _after_line(text, _end(text, node, node), [""] * apart + lines)
+def _after(text: str, node: yaml.Node, lines: list[str], *, blank_line: bool = False) -> str:
+    return _after_line(text, _end(text, node, node), [""] * blank_line + lines)
 
 
-def _after_line(text: str, place: int, lines: list[str]) -> str:
-    """Put lines after the one in which this place is."""
+def _after_line(text: str, position: int, lines: list[str]) -> str:
+    """Insert lines after the line that contains this position."""
     newline = "\r\n" if "\r\n" in text else "\n"
-    end = text.find("\n", place)
+    end = text.find("\n", position)
     before = text + newline if end < 0 else text[: end + 1]
     new = "".join(line + newline for line in lines)
     return before + (new.removesuffix(newline) if end < 0 else new) + ("" if end < 0 else text[end + 1 :])
 
 
-def _are_apart(text: str, actions: yaml.CollectionNode) -> bool:
-    """Tell whether there is an empty line between the actions."""
+def _have_blank_lines(text: str, actions: yaml.CollectionNode) -> bool:
+    """Return whether the actions are separated by blank lines."""
     entries = list(_entries(actions))
     if len(entries) < 2:
         return False
@@ -203,7 +203,7 @@ def _is_block(node: yaml.Node) -> bool:
 
 
 def _column(mapping: yaml.Node) -> int:
-    """Return the column of a mapping's keys. It may begin before them, with an anchor."""
+    """Return the column of a mapping's keys. The mapping may start before them, with an anchor."""
     column: int = mapping.value[0][0].start_mark.column
     return column
 
@@ -222,7 +222,7 @@ def _quoted(value: str) -> str:
 
 
 def _scalar(value: str, style: str | None = None) -> str:
-    """Return a text as YAML, in this style of quotes; without any, where it can be."""
+    """Return a string as YAML, in this quoting style; by default without quotes if possible."""
     if style == '"':
         return _quoted(value)
     if style == "'":

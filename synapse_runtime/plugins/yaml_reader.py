@@ -1,4 +1,4 @@
-"""One YAML document: read within bounds, each fault told with its line, and where each of its parts stands."""
+"""Read one YAML document within size limits; report each problem with its line, and look up the lines of keys."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from synapse_runtime.errors import ConfigError, Problem
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 100
-# Aliases are followed when a file's values are used, so a few lines of them may stand for billions of values.
+# Aliases are expanded when values are used, so a few lines of them can stand for billions of values.
 MAX_ALIASED = 100_000
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is the same, in C
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader, implemented in C
 
 _TAG = "tag:yaml.org,2002:"
 _STR, _MERGE = _TAG + "str", _TAG + "merge"
 _NUMBERS = frozenset({_TAG + "int", _TAG + "float"})
 _PLAIN = frozenset({_STR, *_NUMBERS, *(_TAG + kind for kind in ("null", "bool", "seq", "map"))})
-# JSON, which a plugin's config becomes on its way to a backend, knows neither; `=` no constructor of PyYAML does.
+# A config is sent to a backend as JSON, which has no dates; PyYAML has no constructor for a lone `=`.
 _READ_AS_TEXT = frozenset({_TAG + "timestamp", _TAG + "value", _MERGE})
-# libyaml refuses what is nested deeply, but takes memory without end before it does so of lists within lists on a line.
+# libyaml rejects deep nesting, but uses unbounded memory first if lists within lists are on one line.
 _LISTS_ON_ONE_LINE = re.compile(r"(?:\A|[\r\n\x85\u2028\u2029])[ ]*(?:[-?][ \t]+){50}")
 
 
 class Document:
-    """What a YAML text says, and where.
+    """The values of a YAML text, and their lines.
 
-    Make one with `parse`.
+    Created by `parse`.
 
     Attributes:
-        data: The values, as plain Python; keys are text, as they are written.
+        data: The values as plain Python objects; keys are strings, as written.
     """
 
     def __init__(self, root: yaml.Node | None, data: Any) -> None:
@@ -42,10 +42,10 @@ class Document:
         self.data = data
 
     def line(self, keys: Sequence[str | int]) -> int | None:
-        """Return the line, counted from 1, of the deepest of these keys that there is.
+        """Return the line number, from 1, of the deepest of these keys that exists.
 
         Args:
-            keys: The way from the top: keys of mappings; in a list an index, or the `name` of an entry.
+            keys: The path from the top level: keys of mappings; for lists an index, or the `name` of an entry.
         """
         node, line = self._root, None
         for key in keys:
@@ -57,39 +57,37 @@ class Document:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text, with the ends of lines that it has.
+    """Return a file's text with its line endings unchanged.
 
     Raises:
-        ConfigError: It cannot be read, is larger than 1 MB, or is not UTF-8.
+        ConfigError: The file cannot be read, is larger than 1 MB, or is not UTF-8.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path=path) from error
+        raise ConfigError(f"cannot read the file: {error.strerror}", path=path) from error
     if len(content) > MAX_BYTES:
-        raise ConfigError(
-            f"is too large: a config file may have {MAX_BYTES:,} bytes; keep data in files of its own", path=path
-        )
+        raise ConfigError(f"the file is larger than {MAX_BYTES:,} bytes; move data into separate files", path=path)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        text = f"is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8"
-        raise ConfigError(text, path=path, line=line) from None  # it holds the file's content
+        text = f"not UTF-8: {error.reason} at byte {error.start}; save the file as UTF-8"
+        raise ConfigError(text, path=path, line=line) from None  # the cause contains the file's content
 
 
 def parse(text: str, path: Path | None = None, *, text_at: Collection[tuple[str, ...]] = ()) -> Document:
-    r"""Read a YAML text.
+    r"""Parse a YAML text.
 
     Args:
         text: The text.
-        path: Where it comes from, for errors.
-        text_at: Where numbers are text as it is written, so that `3.10` is not 3.1: ways from the top, `*` for any key.
+        path: The file it was read from, for errors.
+        text_at: Paths of values whose numbers are kept as text, so that `3.10` is not 3.1; `*` stands for any key.
 
     Raises:
-        ConfigError: Broken YAML, keys that are there twice, tags, aliases that stand for too much, more than one
-            document. It names each line at fault, and shows no value: that may be a secret.
+        ConfigError: Invalid YAML, duplicate keys, tags, aliases that expand to too many values, or more than one
+            document. Each problem has its line, and shows no values, which may be secrets.
 
     Example:
         >>> document = parse("code: x\nactions:\n  train:\n    entrypoint: 3\n")
@@ -101,33 +99,33 @@ def parse(text: str, path: Path | None = None, *, text_at: Collection[tuple[str,
     nested = _LISTS_ON_ONE_LINE.search(text)
     if nested:
         line = text.count("\n", 0, nested.end()) + 1
-        raise ConfigError("is nested too deeply", path=path, line=line)
+        raise ConfigError("nested too deeply", path=path, line=line)
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
     except yaml.YAMLError as error:
-        raise _broken(text, path, error) from None  # its text shows lines of the file
-    except RecursionError:  # of the loader that is not in C
-        raise ConfigError("is nested too deeply", path=path) from None
+        raise _broken(text, path, error) from None  # its message shows lines of the file
+    except RecursionError:  # raised by the pure Python loader
+        raise ConfigError("nested too deeply", path=path) from None
     if root is None:
         return Document(None, None)
     census = _Census()
     census.size(root)
     if census.faults:
         raise ConfigError.of([Problem(fault, path, line) for line, fault in sorted(census.faults)])
-    for way in text_at:
-        _keep_text(root, way)
+    for keys in text_at:
+        _keep_text(root, keys)
     try:
         return Document(root, loader.construct_document(root))
     except yaml.YAMLError as error:
         raise _broken(text, path, error) from None
     except (ValueError, LookupError):
         line, kind = _misread(root)
-        raise ConfigError(f"this is no {kind}; put quotes around a text", path=path, line=line) from None
+        raise ConfigError(f"not a valid {kind}; quote it if it is text", path=path, line=line) from None
 
 
 class _Census:
-    """A walk over all nodes: counts them, collects faults, and makes text of what is not to be anything else."""
+    """A walk over all nodes that counts them, collects problems, and turns tags such as timestamps into text."""
 
     def __init__(self) -> None:
         self.faults: list[tuple[int, str]] = []
@@ -139,10 +137,10 @@ class _Census:
         self.faults.append((node.start_mark.line + 1, text))
 
     def size(self, node: yaml.Node, depth: int = 0) -> int:
-        """Return how many values a node stands for, with all aliases followed."""
+        """Return the number of values that a node stands for, with all aliases expanded."""
         known = self._sizes.get(id(node), 0)
         if known is None:
-            self.fault(node, "contains itself, by an alias")
+            self.fault(node, "an alias makes this value contain itself")
             return 1
         if known:
             return known
@@ -150,11 +148,11 @@ class _Census:
         if node.tag in _READ_AS_TEXT and isinstance(node, yaml.ScalarNode):
             node.tag = _STR
         if node.tag not in _PLAIN:
-            self.fault(node, _tag_refused(node.tag))
+            self.fault(node, _tag_error(node.tag))
         size = 1
         if isinstance(node, yaml.CollectionNode):
             if depth == MAX_DEPTH:
-                self.fault(node, "is nested too deeply")
+                self.fault(node, "nested too deeply")
                 return 1
             self._sizes[id(node)] = None
             parts = node.value if isinstance(node, yaml.SequenceNode) else list(self._values(node))
@@ -162,24 +160,24 @@ class _Census:
         self._sizes[id(node)] = size
         if size > MAX_ALIASED + self.nodes and not self._too_many:
             self._too_many = True
-            self.fault(node, f"the aliases here stand for more than {MAX_ALIASED:,} values")
+            self.fault(node, f"the aliases expand to more than {MAX_ALIASED:,} values")
         return size
 
     def _values(self, node: yaml.CollectionNode) -> Iterator[yaml.Node]:
-        """Yield the values of a mapping, and look at its keys."""
+        """Yield the values of a mapping, and check its keys."""
         lines: dict[str, int] = {}
         for place, (key, value) in enumerate(node.value):
             yield value
             if key.tag == _MERGE:
                 continue
             if not isinstance(key, yaml.ScalarNode):
-                self.fault(key, "a key must be a text; put quotes around one that begins with a bracket")
+                self.fault(key, "a key must be text; quote it if it starts with a bracket")
                 continue
             if key.tag not in _PLAIN and key.tag not in _READ_AS_TEXT:
-                self.fault(key, _tag_refused(key.tag))
+                self.fault(key, _tag_error(key.tag))
             name = key.value
             if name in lines:
-                self.fault(key, f"the key {name!r} is there twice, first in line {lines[name]}; remove one")
+                self.fault(key, f"duplicate key {name!r}, first defined in line {lines[name]}; remove one")
             lines.setdefault(name, key.start_mark.line + 1)
             if key.tag != _STR:
                 node.value[place] = (_text_of(key), value)
@@ -189,36 +187,36 @@ def _text_of(node: yaml.ScalarNode) -> yaml.ScalarNode:
     return yaml.ScalarNode(_STR, node.value, node.start_mark, node.end_mark, node.style)
 
 
-def _tag_refused(tag: str) -> str:
-    # What looks like a tag may be a password that begins with `!`.
+def _tag_error(tag: str) -> str:
+    # Do not show it: what looks like a tag may be a password that starts with `!`.
     kind = tag.removeprefix(_TAG)
     if kind.startswith("python/") or kind in ("binary", "omap", "pairs", "set"):
-        return f"the tag '!!{kind}' is not allowed: a config file has plain values only"
-    return "tags ('!…') are not allowed: put quotes around a text that begins with '!'"
+        return f"tag '!!{kind}' is not allowed; a config file has plain values only"
+    return "tags ('!…') are not allowed; quote text that starts with '!'"
 
 
-def _keep_text(node: yaml.Node, way: tuple[str, ...]) -> None:
+def _keep_text(node: yaml.Node, keys: tuple[str, ...]) -> None:
     if not isinstance(node, yaml.CollectionNode):
         return
     for place, item in enumerate(node.value):
         key, value = item if isinstance(item, tuple) else (None, item)
-        if way[0] != "*" and (key is None or key.value != way[0]):
+        if keys[0] != "*" and (key is None or key.value != keys[0]):
             continue
-        if len(way) > 1:
-            _keep_text(value, way[1:])
+        if len(keys) > 1:
+            _keep_text(value, keys[1:])
         elif value.tag in _NUMBERS:
             node.value[place] = _text_of(value) if key is None else (key, _text_of(value))
 
 
 def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
-    """Return the line and the value of what has this key, or in a list this place or name."""
+    """Return the line and the value of a key; in a list, of an index or name."""
     if isinstance(node, yaml.SequenceNode):
         for place, item in enumerate(node.value):
             if key == place or (isinstance(item, yaml.MappingNode) and _name_of(item) == key):
                 return item.start_mark.line + 1, item
     elif isinstance(node, yaml.MappingNode):
         merged: list[yaml.Node] = []
-        for key_node, value in reversed(node.value):  # what was merged comes before what is the mapping's own
+        for key_node, value in reversed(node.value):  # merge keys come before the mapping's own keys
             if key_node.value == str(key):
                 return key_node.start_mark.line + 1, value
             if key_node.tag == _MERGE:
@@ -232,7 +230,7 @@ def _name_of(node: yaml.MappingNode) -> str | None:
 
 
 def _misread(root: yaml.Node) -> tuple[int, str]:
-    """Return the line of the first value that cannot be what its form says, and what it should be."""
+    """Return the line of the first value that cannot be converted to its type, and the name of that type."""
     waiting, seen = [root], set()
     while waiting:
         node = waiting.pop()
@@ -248,7 +246,7 @@ def _misread(root: yaml.Node) -> tuple[int, str]:
             waiting.extend(value for _, value in reversed(node.value))
         else:
             waiting.extend(reversed(node.value))
-    raise AssertionError("all values can be read")  # pragma: no cover - then so can the document
+    raise AssertionError("all values can be constructed")  # pragma: no cover - then the document can be, too
 
 
 def _broken(text: str, path: Path | None, error: yaml.YAMLError) -> ConfigError:
@@ -257,24 +255,24 @@ def _broken(text: str, path: Path | None, error: yaml.YAMLError) -> ConfigError:
     if isinstance(error, yaml.reader.ReaderError):
         character = chr(error.character) if isinstance(error.character, int) else str(error.character)
         line = text.count("\n", 0, max(text.find(character), 0)) + 1
-        problem = f"has a character that no text has: U+{ord(character[0]):04X}; remove it"
+        problem = f"the character U+{ord(character[0]):04X} is not allowed; remove it"
     else:
-        problem = _in_words(text.splitlines(), mark, error)
-    return ConfigError(f"broken YAML: {problem}", path=path, line=line)
+        problem = _description(text.splitlines(), mark, error)
+    return ConfigError(f"invalid YAML: {problem}", path=path, line=line)
 
 
-def _in_words(lines: list[str], mark: Any, error: yaml.YAMLError) -> str:
-    """Return what is wrong. No words of the file: they may be part of a secret."""
-    problem = str(getattr(error, "problem", None) or "it cannot be read")
+def _description(lines: list[str], mark: Any, error: yaml.YAMLError) -> str:
+    """Return what is wrong, without quoting the file: its text may be part of a secret."""
+    problem = str(getattr(error, "problem", None) or "cannot be parsed")
     context = getattr(error, "context", None)
     at = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
     if "\t" in at[: len(at) - len(at.lstrip())]:
         return "the line is indented with a tab; indent with spaces"
     if "another document" in problem:
-        return "a second document begins here; a config file has one: remove this line and what follows"
+        return "a second document starts here; a config file has one document, remove this line and what follows"
     if "undefined alias" in problem:
-        return "an alias ('*…') of something that is not anchored; put quotes around a text that begins with '*'"
+        return "alias ('*…') without an anchor; quote text that starts with '*'"
     if context and "duplicate anchor" in context:
         first = error.context_mark.line + 1  # type: ignore[attr-defined]
-        return f"the anchor ('&…') is there twice, first in line {first}"
+        return f"duplicate anchor ('&…'), first defined in line {first}"
     return f"{problem} ({context})" if context else problem

@@ -1,1 +1,1 @@
-"""Plugins written for synapse-sdk: its module names, and its actions."""
+"""Support for plugins written for synapse-sdk: its module names and its actions."""

@@ -1,9 +1,10 @@
-"""Names of `synapse-sdk` for plugins that were written for it, where it is not installed: they mean ours.
+"""Resolve imports of `synapse_sdk` to `synapse_runtime` if synapse-sdk is not installed.
 
-`synapse_sdk.plugins.X` is `synapse_runtime.X`. What we do not offer fails on import, and says what does. Installed by
-importing `synapse_runtime`, as the last that Python asks: where the real package can be imported, it is.
+`synapse_sdk.plugins.X` is `synapse_runtime.X`. Importing a name that has no counterpart fails with an error that says
+which package provides it. Importing `synapse_runtime` installs the hook as the last finder of `sys.meta_path`, so the
+real package takes precedence if it can be imported.
 
-Standard library only, and little of it: this is imported in every pytest session.
+Imports only a few modules of the standard library, because every pytest session imports this.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 ROOT: Final = "synapse_sdk"
 
-# Of each module that there is, the modules of ours that its names are taken from.
+# For each module of the SDK, the modules of `synapse_runtime` that provide its names.
 _MODULES: Final[dict[str, tuple[str, ...]]] = {
     "": (),
     "i18n": ("messages",),
@@ -40,18 +41,18 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
     "plugins.runner": ("runner", "enums"),
     "plugins.types": ("types",),
 }
-# Names that are others here.
+# Names that differ.
 _RENAMED: Final = {"NoOpLogger": "NullLogger"}
 
 
 def install() -> None:
-    """Let the names mean ours from now on, unless they do already."""
+    """Install the import hook, unless it is installed already."""
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
 
 
 def uninstall() -> None:
-    """Let the names mean nothing any more; modules that have imported them keep what they have."""
+    """Remove the import hook; modules that have already imported names keep them."""
     if _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
     for name, module in list(sys.modules.items()):
@@ -60,12 +61,12 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Tell whether the names mean ours where the SDK cannot be imported."""
+    """Return whether the import hook is installed."""
     return _finder in sys.meta_path
 
 
 class _Facade(ModuleType):
-    """A module of the SDK's whose names are looked up here when they are asked for."""
+    """Stands in for a module of the SDK; looks its names up on access."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__all__":
@@ -79,7 +80,7 @@ class _Facade(ModuleType):
                 return value
         if f"{self.__name__}.{name}".partition(".")[2] in _MODULES:
             return importlib.import_module(f"{self.__name__}.{name}")
-        # `from module import name` would replace an AttributeError by words of its own.
+        # `from module import name` would replace the message of an AttributeError.
         raise ImportError(_not_offered(f"{self.__name__}.{name}"), name=self.__name__)
 
     def __dir__(self) -> list[str]:
@@ -87,19 +88,19 @@ class _Facade(ModuleType):
         return sorted(names | {old for old, new in _RENAMED.items() if new in names})
 
     def __repr__(self) -> str:
-        return f"<module {self.__name__!r}, in place of synapse-sdk's>"
+        return f"<module {self.__name__!r}, provided by synapse_runtime in place of synapse-sdk>"
 
 
 class _CallableFacade(_Facade):
-    """`synapse_sdk.plugins.action`: a module, and in the package above the name of the decorator."""
+    """`synapse_sdk.plugins.action`: a module, and at the same time the decorator that its package exports."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         (decorators,) = _sources(f"{ROOT}.plugins.decorators")
         return decorators.action(*args, **kwargs)
 
 
-class _Finder:  # as Python's protocols of finders and loaders are: `importlib.abc` takes long to import
-    """Finds the SDK's modules when nobody else has."""
+class _Finder:  # no base class, because `importlib.abc` is slow to import
+    """Finds the SDK's modules if no other finder does."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         root, _, rest = name.partition(".")
@@ -114,17 +115,17 @@ class _Finder:  # as Python's protocols of finders and loaders are: `importlib.a
 
     def exec_module(self, module: ModuleType) -> None:
         module.__doc__ = (
-            "In place of a module of synapse-sdk, which is not installed: see synapse_runtime.sdk_compat.import_hook."
+            "Stands in for a module of synapse-sdk, which is not installed; see synapse_runtime.sdk_compat.import_hook."
         )
 
 
 def _sources(name: str) -> list[ModuleType]:
-    homes = _MODULES[name.partition(".")[2]]
-    return [importlib.import_module(f"synapse_runtime.{home}") for home in homes]
+    sources = _MODULES[name.partition(".")[2]]
+    return [importlib.import_module(f"synapse_runtime.{source}") for source in sources]
 
 
 def _offered(source: ModuleType) -> Sequence[str]:
-    """Return the public names of a module of ours: those it lists, else its own classes, functions and constants."""
+    """Return a module's public names: its `__all__` if defined, else its own classes, functions and constants."""
     listed: Sequence[str] | None = getattr(source, "__all__", None)
     if listed is not None:
         return listed
@@ -139,8 +140,8 @@ def _offered(source: ModuleType) -> Sequence[str]:
 
 def _not_offered(name: str) -> str:
     return (
-        f"{name} is not here: synapse-sdk is not installed, and pytest-synapse-harness, which stands in for it, does "
-        "not offer this. `pip install synapse-sdk` (Python 3.12 or newer) gives it"
+        f"{name} is not available: synapse-sdk is not installed, and pytest-synapse-harness, which stands in for it, "
+        "does not provide this name. To get it, run `pip install synapse-sdk` (needs Python 3.12 or newer)"
     )
 
 

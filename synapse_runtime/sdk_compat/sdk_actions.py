@@ -1,6 +1,6 @@
-"""Actions written against the real `synapse-sdk`, where it is installed: they get its own context and clients.
+"""Run actions written for the real `synapse-sdk`, if it is installed, with its own context and clients.
 
-What they say through it becomes the same events that our own context makes of it.
+What they log through that context becomes the same events as with our own context.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pydantic import ValidationError as PydanticValidationError
 if TYPE_CHECKING:
     from synapse_runtime.context import RuntimeContext
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # pytest leaves the frames of this module out of failure reports
 
 _ACTION = "synapse_sdk.plugins.action"
 _DECORATORS = "synapse_sdk.plugins.decorators"
-# Names under which the SDK's loggers log what a person is told; all other events are for programs.
+# Event names that the SDK's loggers use for messages to the user; all other events are for programs.
 _MESSAGES = ("message", "debug")
-# Python's levels of those that only the SDK has.
+# Standard logging levels for levels that only the SDK has.
 _LEVELS = {"success": logging.INFO, "danger": logging.ERROR}
 
 
 def is_of_sdk(target: Any) -> bool:
-    """Tell whether an action is a subclass of the SDK's `BaseAction`, or a function that its `@action` decorated."""
+    """Return whether an action is a subclass of the SDK's `BaseAction`, or decorated with its `@action`."""
     if not isinstance(target, type):
         return bool(getattr(target, "__globals__", {}).get("__name__") == _DECORATORS)
     base = _base_action()
@@ -35,30 +35,30 @@ def is_of_sdk(target: Any) -> bool:
 
 
 def has_own_dispatch(target: Any) -> bool:
-    """Tell whether an action of the SDK overrides its `dispatch`, so that it checks its params itself."""
+    """Return whether an SDK action overrides `dispatch`, and so validates its params itself."""
     base = _base_action()
     return isinstance(target, type) and getattr(target.dispatch, "__func__", None) is not base.dispatch.__func__  # type: ignore[attr-defined]
 
 
 def validation_context(target: Any) -> dict[str, Any]:
-    """Return what validators of a params model find in `info.context`: the platform's client, None without credentials.
+    """Return `info.context` for validators of a params model: the platform's client, or None without credentials.
 
     Args:
-        target: The action, of the SDK or not.
+        target: Any action, whether written for the SDK or not.
     """
     return {"client": _clients().client if is_of_sdk(target) else None}
 
 
 def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
-    """Call an action of the SDK.
+    """Call an SDK action.
 
     Args:
         target: The action.
-        params: Its checked params; where it has its own dispatch, the params as they were given.
-        ctx: Our context, which hears what the action says.
+        params: Its validated params; if it overrides `dispatch`, the params as they were given.
+        ctx: Our context, which receives the action's events.
 
     Raises:
-        pydantic.ValidationError: Of the action; see `is_refusal`.
+        pydantic.ValidationError: The params are invalid, or the action raised it; see `is_refusal`.
     """
     theirs = _context(ctx)
     if not isinstance(target, type):
@@ -75,7 +75,7 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether the SDK's `dispatch` raised this error because the params do not fit."""
+    """Return whether the SDK's `dispatch` raised this error because the params are invalid."""
     base = _base_action()
     if base is None or not isinstance(error, PydanticValidationError):
         return False
@@ -91,7 +91,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def _base_action() -> Any:
-    """Return the SDK's own `BaseAction`; None where it is not imported, or its names mean ours (`compat.py`)."""
+    """Return the SDK's own `BaseAction`; None if it is not imported or `import_hook.py` stands in for it."""
     module = sys.modules.get(_ACTION)
     if module is None:
         return None
@@ -100,7 +100,7 @@ def _base_action() -> Any:
 
 
 def _clients() -> Any:
-    """Return the platform's clients, as the SDK's executors make them: each None where there are no credentials."""
+    """Return the platform's clients, created as in the SDK's executors; each is None without credentials."""
     from synapse_sdk.utils.auth import build_runtime_clients
 
     return build_runtime_clients()
@@ -122,14 +122,14 @@ def _context(ctx: RuntimeContext) -> Any:
 
 @functools.cache
 def _logger_class() -> Any:
-    """Return a logger of the SDK's kind that says everything to a context of ours."""
+    """Return an SDK logger class that forwards everything to our context."""
     from synapse_sdk.loggers import BaseLogger
 
-    records = logging.getLogger("synapse_sdk.loggers")  # where the SDK's console logger speaks to `logging`
-    records.addHandler(logging.NullHandler())  # as libraries do, so that nothing goes to standard error by itself
+    records = logging.getLogger("synapse_sdk.loggers")  # used by the SDK's console logger
+    records.addHandler(logging.NullHandler())  # as in any library: prevents output to standard error by default
 
     class EventLogger(BaseLogger):  # type: ignore[misc]
-        """Turns what is said into events. Checks are the SDK's own."""
+        """Turns log calls into events. Validation is that of the SDK."""
 
         def __init__(self, ctx: RuntimeContext) -> None:
             super().__init__()

@@ -20,19 +20,19 @@ COMMAND = (sys.executable, "-m", "benchmarks")
 
 @pytest.fixture
 def env(tmp_path):
-    """An environment in which whatever is left behind is found."""
+    """An environment whose temporary directory must be empty after the test."""
     (tmp_path / "tmp").mkdir()
     yield os.environ | {"TMPDIR": str(tmp_path / "tmp")}
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_each_goal_is_measured_once_and_nothing_else():
+def test_each_goal_is_measured_exactly_once():
     names = Counter(name for benchmark in BENCHMARKS for name in benchmark.names)
     assert names == Counter(goal.name for goal in GOALS)
     assert not BY_NAME.keys() & {one.name for one in GROWTH}
 
 
-def test_it_measures_what_is_asked_for_and_writes_it_down(tmp_path, env):
+def test_only_selects_benchmarks_and_out_writes_results(tmp_path, env):
     out = tmp_path / "out"
     arguments = ("--quick", "--only", "event", "--only", "pytest-memory", "--out", str(out))
     done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -45,23 +45,23 @@ def test_it_measures_what_is_asked_for_and_writes_it_down(tmp_path, env):
     assert "<svg" in (out / "goals.svg").read_text()
 
 
-def test_a_gross_break_alone_makes_the_status_1(capsys):
+def test_only_a_goal_missed_by_far_exits_with_status_1(capsys):
     goal = BY_NAME["task-call"]
     missed = Line(goal, Pairs([2.9 * goal.limit], [1]))
     gross = Line(goal, Pairs([4 * goal.limit], [1]))
     assert status([missed]) == 0
     assert status([missed, gross]) == 1
-    assert capsys.readouterr().err == "task-call: 4.0 times its goal, more than 3 times\n"
+    assert capsys.readouterr().err == "task-call: 4.0 times its goal; the limit is 3 times\n"
 
 
-def test_a_name_that_is_none_is_told_with_those_there_are(capsys):
+def test_unknown_name_error_lists_the_benchmarks(capsys):
     assert main(["--only", "warp"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("no benchmark is named warp; there are import, local-call,")
-    assert "growth-actors" in told
+    error = capsys.readouterr().err
+    assert error.startswith("no benchmark is named warp; choose from import, local-call,")
+    assert "growth-actors" in error
 
 
-def test_ctrl_c_ends_it_quietly_and_leaves_nothing(env):
+def test_ctrl_c_stops_it_without_output_and_leaves_no_files(env):
     with subprocess.Popen(
         [*COMMAND, "--quick", "--only", "event", "--only", "pytest-1000"],
         cwd=ROOT,

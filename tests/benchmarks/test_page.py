@@ -1,4 +1,4 @@
-"""docs/performance.md says what was measured."""
+"""docs/performance.md matches the results files."""
 
 import importlib.util
 import json
@@ -27,16 +27,16 @@ def make_page(monkeypatch):
 
 @pytest.fixture
 def measured(tmp_path, make_page):
-    """A copy of what was measured."""
+    """A copy of the results files."""
     return Path(shutil.copytree(make_page.RESULTS, tmp_path / "performance"))
 
 
-def test_the_page_matches_what_was_measured():
+def test_page_matches_the_results():
     subprocess.run([sys.executable, SCRIPT, "--check"], check=True)
 
 
 @pytest.mark.parametrize("name", ["results.json", "sdk.json"])
-def test_another_figure_is_noticed(make_page, measured, name):
+def test_changed_figure_changes_the_page(make_page, measured, name):
     data = json.loads((measured / name).read_text())
     data["lines"][3]["median"] += 1
     (measured / name).write_text(json.dumps(data))
@@ -44,19 +44,19 @@ def test_another_figure_is_noticed(make_page, measured, name):
     assert make_page.page(text, measured) != text
 
 
-def test_a_quick_runs_results_are_refused(make_page, measured):
+def test_results_of_a_quick_run_are_rejected(make_page, measured):
     data = json.loads((measured / "results.json").read_text())
     (measured / "results.json").write_text(json.dumps(data | {"quick": True}))
     with pytest.raises(SystemExit, match="quick run"):
         make_page.page(PAGE.read_text(), measured)
 
 
-def test_a_page_without_the_place_for_a_table_is_refused(make_page):
-    with pytest.raises(SystemExit, match="no place for its table goals"):
+def test_page_without_markers_of_a_table_is_rejected(make_page):
+    with pytest.raises(SystemExit, match="no markers for the table 'goals'"):
         make_page.page(PAGE.read_text().replace("<!-- goals:", "<!--"))
 
 
-def test_each_picture_and_goal_of_the_page_is_there(make_page):
+def test_page_shows_each_chart_and_goal(make_page):
     from benchmarks.goals import GOALS
 
     text = PAGE.read_text()

@@ -17,11 +17,11 @@ def data():
     ("value", "unit", "text"),
     [(0.0000154, "s", "15.4 µs"), (0.35, "s", "350 ms"), (9.9996, "s", "10 s"), (12.34, "MB", "12.3 MB")],
 )
-def test_quantities_are_told_in_their_unit(value, unit, text):
+def test_quantities_are_formatted_with_their_unit(value, unit, text):
     assert report.quantity(value, unit) == text
 
 
-def test_a_row_for_each_goal(data):
+def test_table_has_a_row_for_each_goal(data):
     rows = report.rows(data)
     assert [row[0] for row in rows] == [goal.what for goal in GOALS]
     by_name = dict(zip(BY_NAME, rows, strict=True))
@@ -30,16 +30,16 @@ def test_a_row_for_each_goal(data):
     assert by_name["event"][4:] == ("2 ms", "2 ms … 2 ms", "≤ 2 µs", "**no**")
 
 
-def test_the_terminals_table_names_the_lines(data):
+def test_terminal_table_names_the_lines(data):
     head, *lines = report.text_table(data).splitlines()
-    assert head.split() == ["ours", "raw", "measured", "middle", "half", "goal", "met"]
+    assert head.split() == ["ours", "raw", "measured", "interquartile", "range", "goal", "met"]
     assert [line.split()[0] for line in lines] == list(BY_NAME)
 
 
-def test_a_curve_is_told_by_its_ends_and_its_growth(data):
+def test_curve_row_shows_its_ends_and_growth(data):
     assert report.growth_rows(data) == [("events in a run", "local", "1: 1 ms", "100: 100 ms", "n^1.00", "n^1.00")]
 
 
-def test_the_machine_is_told_by_cores_and_memory_alone(data):
+def test_machine_is_described_by_cores_and_memory_only(data):
     assert data["machine"].keys() == {"cores", "memory_gib"}
     assert report.header(data).startswith(f"{data['machine']['cores']} cores, {data['machine']['memory_gib']} GiB")

@@ -225,7 +225,7 @@ def cluster(**resources: int) -> Iterator[dict[str, str]]:
     """
     directory = Path(new_directory())
     with directory_lock(directory):
-        start_daemon(directory, ClusterOptions(holder=os.getpid(), **resources), uuid.uuid4().hex * 2)
+        start_daemon(directory, ClusterOptions(parent_pid=os.getpid(), **resources), uuid.uuid4().hex * 2)
     try:
         with ControlClient(directory) as client:
             ready = client.request("dashboard", timeout=patience(60))

@@ -98,7 +98,7 @@ def test_doctor_shows_versions_and_resources_of_a_cluster_at_an_address(warm, fo
 
     wrong = findings(warm, **variables | {"RAY_AUTH_TOKEN": "0" * 64})
     (problem,) = [one["text"] for one in wrong if one["state"] == "problem"]
-    assert problem == f"the cluster at {variables['RAY_ADDRESS']} refuses the token that is in RAY_AUTH_TOKEN"
+    assert problem == f"the cluster at {variables['RAY_ADDRESS']} rejects the token from RAY_AUTH_TOKEN"
 
 
 def test_up_twice_changes_nothing(warm):
@@ -113,7 +113,8 @@ def test_up_twice_changes_nothing(warm):
 
     more = warm("cluster", "up", "--gpus", "4")
     assert more.status == 3
-    assert "it is not what you asked for: it has GPU 3, wanted are 4; `synapse cluster down` ends it" in more.stderr
+    expected = "the running cluster does not fit: it has 3 GPUs, 4 requested; run `synapse cluster down` first\n"
+    assert more.stderr.endswith(expected)
     assert len(servers(warm)) == 1
 
 
@@ -141,7 +142,7 @@ def test_impossible_request_fails_at_once(warm):
     done = warm.run("infer", "--mode", "task", "--gpus", "4")
 
     assert done.status == 3
-    assert "asked for num_gpus=4, but the cluster has 3 GPU in all" in done.stderr
+    assert "requested num_gpus=4, but the cluster has 3 GPUs in total" in done.stderr
     assert done.seconds < patience(10)
 
 
@@ -219,7 +220,7 @@ def submit_job():
     with urllib.request.urlopen(request, timeout=20) as answer:
         return answer.status
 
-show(lambda: socket.socket(socket.AF_UNIX).connect(directory + "/door"))
+show(lambda: socket.socket(socket.AF_UNIX).connect(directory + "/control.sock"))
 show(lambda: os.listdir(directory))
 show(lambda: open(f"/proc/{facts['pid']}/environ").read())
 show(submit_job)
@@ -320,11 +321,11 @@ def test_stays_up_while_a_detached_job_runs(synapse):
     file.unlink()
 
 
-@pytest.mark.parametrize("victims", ["owner", "all"])
+@pytest.mark.parametrize("victims", ["daemon", "all"])
 def test_state_file_of_a_dead_cluster_is_deleted(synapse, victims):
     assert synapse("cluster", "up").status == 0
-    owner = facts(synapse)["pid"]
-    os.kill(owner, signal.SIGKILL)
+    daemon = facts(synapse)["pid"]
+    os.kill(daemon, signal.SIGKILL)
     if victims == "all":
         for pid in processes_with(synapse.mark):
             os.kill(pid, signal.SIGKILL)
@@ -372,7 +373,7 @@ def test_state_file_writable_by_others_is_rejected(synapse, state):
     for command in ("status", "up", "down"):
         done = synapse("cluster", command)
         assert done.status == 3
-        assert f"{state} is not this user's alone" in done.stderr
+        assert f"{state} must belong to this user and be inaccessible to others" in done.stderr
     state.unlink()
 
 

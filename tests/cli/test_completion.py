@@ -1,4 +1,4 @@
-"""Completion: what a shell is told when the Tab key is pressed, asked for as bash asks."""
+"""Shell completion, requested as bash does it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN_WITH_TR = ["train", "trace_here"]
 
 
 def completed(command: Synapse, line: str, *, cwd: Path | None = None) -> list[str]:
-    """Return what the last word of a line may become. Nothing else is printed, whatever is wrong."""
+    """Return the completions of a line's last word. Checks that nothing is printed to standard error."""
     done = command(
         command=[SCRIPT],
         cwd=cwd,
@@ -29,23 +29,23 @@ def completed(command: Synapse, line: str, *, cwd: Path | None = None) -> list[s
     return done.stdout.split()
 
 
-def test_actions_are_those_of_the_plugin_here(synapse: Synapse, plugin_dir: Path) -> None:
+def test_completes_actions_of_the_plugin_in_the_current_directory(synapse: Synapse, plugin_dir: Path) -> None:
     assert completed(synapse, "synapse plugin run tr") == BEGIN_WITH_TR
     assert completed(synapse, "synapse plugin run tr", cwd=plugin_dir / "lab") == BEGIN_WITH_TR
 
 
-def test_actions_are_those_of_the_plugin_at_the_path(synapse: Synapse, plugin_dir: Path, tmp_path: Path) -> None:
+def test_completes_actions_of_the_plugin_at_the_path(synapse: Synapse, plugin_dir: Path, tmp_path: Path) -> None:
     assert completed(synapse, "synapse plugin run tr", cwd=tmp_path) == []
     assert completed(synapse, f"synapse plugin run --path {plugin_dir} tr", cwd=tmp_path) == BEGIN_WITH_TR
 
 
-def test_modes_and_categories_are_known(synapse: Synapse) -> None:
+def test_completes_modes_and_categories(synapse: Synapse) -> None:
     assert completed(synapse, "synapse plugin run train --mode ") == ["local", "task", "job"]
     assert completed(synapse, "synapse plugin test --mode t") == ["task"]
     assert completed(synapse, "synapse plugin create --category e") == ["export"]
 
 
-def test_commands_are_known(synapse: Synapse) -> None:
+def test_completes_commands(synapse: Synapse) -> None:
     assert {"create", "list", "actions", "schema", "test", "run"} <= set(completed(synapse, "synapse plugin "))
 
 
@@ -64,9 +64,7 @@ def test_commands_are_known(synapse: Synapse) -> None:
         ("code: a\nactions: {train: a.B}\n#" + "x" * 1_000_000, []),
     ],
 )
-def test_of_a_config_that_is_broken_only_what_can_be_read_is_known(
-    tmp_path: Path, config: str | bytes, names: list[str]
-) -> None:
+def test_broken_config_completes_only_readable_actions(tmp_path: Path, config: str | bytes, names: list[str]) -> None:
     (tmp_path / "config.yaml").write_bytes(config if isinstance(config, bytes) else config.encode())
     context = typer.Context(typer.main.get_command(app))
     context.params["path"] = tmp_path
@@ -74,7 +72,7 @@ def test_of_a_config_that_is_broken_only_what_can_be_read_is_known(
     assert not (tmp_path / "evil").exists()
 
 
-def test_of_a_config_that_is_broken_nothing_is_said(synapse: Synapse, tmp_path: Path) -> None:
+def test_broken_config_prints_nothing(synapse: Synapse, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("actions: [unclosed\n")
     assert completed(synapse, "synapse plugin run ", cwd=tmp_path) == []
 
@@ -83,7 +81,7 @@ def imported(stderr: str) -> set[str]:
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in stderr.splitlines()}
 
 
-def test_asking_imports_neither_the_plugin_nor_what_takes_long(synapse: Synapse) -> None:
+def test_completion_imports_neither_the_plugin_nor_slow_modules(synapse: Synapse) -> None:
     done = synapse(
         command=[SCRIPT],
         _SYNAPSE_COMPLETE="complete_bash",
@@ -96,13 +94,13 @@ def test_asking_imports_neither_the_plugin_nor_what_takes_long(synapse: Synapse)
     assert imported(done.stderr) & {"lab", "numpy", "pytest", "ray", "rich"} == set()  # typer itself takes pydantic
 
 
-def test_help_imports_nothing_that_takes_long(synapse: Synapse) -> None:
+def test_help_imports_no_slow_modules(synapse: Synapse) -> None:
     done = synapse("--help", PYTHONPROFILEIMPORTTIME="1")
     assert "typer" in imported(done.stderr)
     assert imported(done.stderr) & {"pydantic", "pytest", "ray", "rich", "yaml"} == set()
 
 
-def test_bash_itself_completes_by_the_script_that_is_shown(synapse: Synapse) -> None:
+def test_bash_completes_with_the_generated_script(synapse: Synapse) -> None:
     script = f"""
         source <({SCRIPT} --show-completion)
         COMP_WORDS=(synapse plugin run tr) COMP_CWORD=3

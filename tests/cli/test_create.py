@@ -1,4 +1,4 @@
-"""`synapse plugin create`: what it makes works, what is there stays, and nothing is half made."""
+"""`synapse plugin create`: new plugins work, existing files stay, and nothing is written by halves."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def files_below(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-class TestWhatItMakes:
-    def test_tests_of_each_category_and_of_each_style_pass(self, tmp_path: Path) -> None:
+class TestNewPlugin:
+    def test_generated_tests_pass_for_each_category_and_style(self, tmp_path: Path) -> None:
         for category, actions in scaffold.DEFAULT_ACTIONS.items():
             plugin = scaffold.NewPlugin(f"of-{category}", f"Of {category}", category, actions)
             scaffold.write(plugin.files(), tmp_path / category)
@@ -50,11 +50,11 @@ class TestWhatItMakes:
         assert done.returncode == 0, done.stdout
         assert {path.parent.parent.name for path in tmp_path.glob("*/tests/test_*.py")} == {*PluginCategory, "sdk"}
 
-    def test_tests_pass_on_ray_too(self, tmp_path: Path) -> None:
+    def test_generated_tests_pass_on_ray(self, tmp_path: Path) -> None:
         plugin = scaffold.NewPlugin("all-kinds", "All", CUSTOM, ("train", "infer", "export", "run"))
         scaffold.write(plugin.files(), tmp_path / "plugin")
 
-        one_of_each = "learns_the_line or gets_its_prediction or has_a_row or is_worked_on"
+        one_of_each = "learns_the_line or predicts_for_each or writes_one_row or processes_each"
         done = pytest_over(tmp_path / "plugin", "--synapse-mode=task,job", "-k", one_of_each)
 
         assert done.returncode == 0, done.stdout
@@ -62,7 +62,7 @@ class TestWhatItMakes:
         assert "job 4 runs" in done.stdout
 
     @pytest.mark.parametrize("sdk", [False, True])
-    def test_its_code_is_tidy(self, tmp_path: Path, sdk: bool) -> None:
+    def test_generated_code_passes_ruff(self, tmp_path: Path, sdk: bool) -> None:
         actions = ("train", "infer", "export", "run_all")
         scaffold.write(scaffold.NewPlugin("a", "A", CUSTOM, actions, sdk).files(), tmp_path)
         ruff = [sys.executable, "-m", "ruff"]
@@ -72,7 +72,7 @@ class TestWhatItMakes:
             done = subprocess.run([*ruff, *command], cwd=tmp_path, capture_output=True, text=True, timeout=patience(30))
             assert done.returncode == 0, done.stdout
 
-    def test_every_action_is_one_that_the_config_names(self, tmp_path: Path) -> None:
+    def test_config_names_every_action(self, tmp_path: Path) -> None:
         plugin = scaffold.NewPlugin(
             "my-plugin", "Größe: 플러그인 #1 'x'", PluginCategory.NEURAL_NET, ("train", "auto_label")
         )
@@ -84,17 +84,17 @@ class TestWhatItMakes:
         assert loaded.load_action("auto_label").__name__ == "AutoLabelAction"
         assert loaded.manifest.actions["train"].method == "job"
 
-    def test_style_of_the_sdk_imports_its_names_in_actions_only(self) -> None:
+    def test_sdk_style_imports_synapse_sdk_only_in_actions(self) -> None:
         files = scaffold.NewPlugin("a", "A", CUSTOM, ("run",), sdk=True).files()
         assert "from synapse_sdk.plugins.action import BaseAction" in files["plugin/run.py"]
         assert "from synapse_runtime.errors import" in files["tests/test_run.py"]
 
 
 class TestCommand:
-    def test_makes_it_in_a_directory_named_by_its_code(self, here: Synapse, tmp_path: Path) -> None:
+    def test_creates_a_directory_named_after_the_code(self, here: Synapse, tmp_path: Path) -> None:
         done = create(here, "--code", "my-plugin", "--category", "export", "--name", "Zähler")
         assert done.status == 0, done.stderr
-        assert done.stdout.splitlines()[0] == "Plugin my-plugin is in my-plugin:"
+        assert done.stdout.splitlines()[0] == "Created plugin my-plugin in my-plugin:"
         assert "  plugin/export.py" in done.stdout.splitlines()
         assert "  cd my-plugin\n  synapse plugin check\n  synapse plugin test\n" in done.stderr
         assert Plugin.load(tmp_path / "my-plugin").manifest.name == "Zähler"
@@ -102,7 +102,7 @@ class TestCommand:
             f"my-plugin/{name}" for name in files_below(tmp_path / "my-plugin")
         }
 
-    def test_tells_as_json_what_it_made(self, here: Synapse, tmp_path: Path) -> None:
+    def test_prints_json(self, here: Synapse, tmp_path: Path) -> None:
         done = create(
             here, "deep/er", "--name", "Mein Plugin", "--yes", "--action", "a", "-a", "b", "-a", "a", "--json"
         )
@@ -112,25 +112,25 @@ class TestCommand:
         assert done.result["actions"] == ["a", "b"]
         assert all((tmp_path / "deep" / "er" / name).is_file() for name in done.result["files"])
 
-    def test_asks_on_a_terminal_and_again_where_the_answer_is_wrong(self, here: Synapse, tmp_path: Path) -> None:
+    def test_prompts_on_a_terminal_and_repeats_after_an_invalid_answer(self, here: Synapse, tmp_path: Path) -> None:
         with here.on_terminal(command=("plugin", "create")) as child:
             for question, answer in [
                 (r"Code: ", "../up"),
-                (r"is no code: a code has small letters.*Code: ", "digits"),
+                (r"invalid code '../up': use at most 64 lowercase letters.*Code: ", "digits"),
                 (r"Name \[Digits\]: ", "숫자 읽기"),
                 (r"  neural_net +train, infer.*Category \[custom\]: ", "neural-nte"),
                 (r"Did you mean 'neural_net'\?.*Category \[custom\]: ", "neural_net"),
                 (r"Actions \[train infer\]: ", "train, evaluate"),
-                (r"Make it in digits\? \[Y/n\]: ", "y"),
+                (r"Create it in digits\? \[Y/n\]: ", "y"),
             ]:
                 child.expect(question)
                 child.sendline(answer)
-            child.expect("Plugin digits is in digits:")
+            child.expect("Created plugin digits in digits:")
             assert status_of(child) == 0
         made = Plugin.load(tmp_path / "digits")
         assert (made.manifest.name, made.action_names) == ("숫자 읽기", ("train", "evaluate"))
 
-    def test_that_is_interrupted_leaves_nothing(self, here: Synapse, tmp_path: Path) -> None:
+    def test_ctrl_c_leaves_nothing(self, here: Synapse, tmp_path: Path) -> None:
         with here.on_terminal("--code", "a", "--name", "A", command=("plugin", "create")) as child:
             child.expect("Category")
             child.sendcontrol("c")
@@ -138,31 +138,33 @@ class TestCommand:
             assert status_of(child) == 130
         assert files_below(tmp_path) == set()
 
-    def test_without_a_terminal_says_what_it_needs(self, here: Synapse, tmp_path: Path) -> None:
+    def test_without_a_terminal_names_the_required_options(self, here: Synapse, tmp_path: Path) -> None:
         done = create(here, "--code", "a")
         assert (done.status, done.stdout) == (2, "")
-        assert "nobody can be asked here: give --code and --category, or --yes" in done.stderr
+        assert "not a terminal, cannot prompt: pass --code and --category, or --yes" in done.stderr
         done = create(here, "--yes", "--name", "플러그인")
         assert done.status == 2
-        assert "give --code, such as my-plugin" in done.stderr
+        assert "pass --code, such as my-plugin" in done.stderr
         assert files_below(tmp_path) == set()
 
     @pytest.mark.parametrize(
         ("arguments", "text"),
         [
-            (("--code", "../up"), "Invalid value for --code: '../up' is no code: a code has small letters, digits"),
-            (("--code", "a", "--action", "Train"), "Invalid value for --action: 'Train' is no action"),
-            (("--code", "a", "--category", "exprot"), "there is no category 'exprot'. Did you mean 'export'?"),
-            (("--code", "a", "--name", " "), "a name is one line of printable text"),
+            (("--code", "../up"), "Invalid value for --code: invalid code '../up': use at most 64 lowercase letters"),
+            (("--code", "a", "--action", "Train"), "Invalid value for --action: invalid action name 'Train'"),
+            (("--code", "a", "--category", "exprot"), "unknown category 'exprot'. Did you mean 'export'?"),
+            (("--code", "a", "--name", " "), "invalid name '': expected one line of printable text"),
         ],
     )
-    def test_refuses_what_is_wrong(self, here: Synapse, tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    def test_invalid_options_raise_a_usage_error(
+        self, here: Synapse, tmp_path: Path, arguments: tuple[str, ...], text: str
+    ) -> None:
         done = create(here, *arguments, "--yes")
         assert (done.status, done.stdout) == (2, "")
         assert text in " ".join(done.stderr.split())
         assert files_below(tmp_path) == set()
 
-    def test_lists_what_is_in_the_way_and_writes_nothing(self, here: Synapse, tmp_path: Path) -> None:
+    def test_lists_existing_files_and_writes_nothing(self, here: Synapse, tmp_path: Path) -> None:
         (tmp_path / "a" / "plugin").mkdir(parents=True)
         (tmp_path / "a" / "README.md").write_text("mine")
         (tmp_path / "a" / "plugin" / "run.py").write_text("mine too")
@@ -178,7 +180,7 @@ class TestCommand:
         assert files_below(tmp_path) == before
         assert (tmp_path / "a" / "README.md").read_text() == "mine"
 
-    def test_leaves_what_else_is_in_the_directory(self, here: Synapse, tmp_path: Path) -> None:
+    def test_leaves_other_files_in_the_directory(self, here: Synapse, tmp_path: Path) -> None:
         (tmp_path / "a" / "plugin").mkdir(parents=True)
         (tmp_path / "a" / "plugin" / "mine.py").write_text("mine")
         assert create(here, "a", "--code", "a", "--yes").status == 0
@@ -188,22 +190,22 @@ class TestCommand:
 
 class TestRules:
     @pytest.mark.parametrize("code", ["a", "my-plugin", "yolo_v8", "x1", "a" * 64])
-    def test_a_code_is(self, code: str) -> None:
+    def test_valid_codes(self, code: str) -> None:
         assert scaffold.checked_code(f" {code} ") == code
 
     @pytest.mark.parametrize(
         "code", ["", "A", "1a", "a-", "-a", "a/b", "..", "a b", "ä", "class", "not", "a\n", "a.b", "a" * 65]
     )
-    def test_a_code_is_not(self, code: str) -> None:
+    def test_invalid_codes(self, code: str) -> None:
         if code == "a\n":
             assert scaffold.checked_code(code) == "a"
             return
-        with pytest.raises(ValueError, match="is no code: a code has"):
+        with pytest.raises(ValueError, match=r"invalid code .*: use at most 64 lowercase letters"):
             scaffold.checked_code(code)
 
     @pytest.mark.parametrize("name", ["", "Train", "1a", "a-b", "a.b", "import", "../a", "_a", "á"])
-    def test_an_action_is_not(self, name: str) -> None:
-        with pytest.raises(ValueError, match="is no action: an action's name has"):
+    def test_invalid_action_names(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"invalid action name .*: use at most 64 lowercase letters"):
             scaffold.checked_action(name)
 
     @pytest.mark.parametrize(
@@ -216,20 +218,20 @@ class TestRules:
             ("3D view", "d-view"),
         ],
     )
-    def test_a_name_suggests_a_code(self, name: str, code: str | None) -> None:
+    def test_code_is_derived_from_a_name(self, name: str, code: str | None) -> None:
         assert scaffold.code_from(name) == code
 
 
 class TestAllOrNothing:
-    @pytest.mark.parametrize("there", [False, True], ids=["new", "existing"])
-    def test_what_was_written_goes_when_it_is_interrupted(self, tmp_path: Path, there: bool) -> None:
+    @pytest.mark.parametrize("exists", [False, True], ids=["new", "existing"])
+    def test_interruption_removes_written_files(self, tmp_path: Path, exists: bool) -> None:
         class Interrupted(dict[str, str]):
             def items(self):  # type: ignore[no-untyped-def,override]
                 yield from super().items()
                 raise KeyboardInterrupt
 
         target = tmp_path / "new" / "plugin"
-        if there:
+        if exists:
             target.mkdir(parents=True)
             (target / "mine").touch()
         before = files_below(tmp_path)
@@ -237,16 +239,16 @@ class TestAllOrNothing:
             scaffold.write(Interrupted(FILES), target)
         assert files_below(tmp_path) == before
 
-    def test_a_file_where_a_directory_belongs_is_in_the_way(self, tmp_path: Path) -> None:
+    def test_file_in_place_of_a_directory_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "plugin").touch()
-        with pytest.raises(ConfigError, match=rf"there already:\n  {tmp_path}/plugin\n"):
+        with pytest.raises(ConfigError, match=rf"these already exist:\n  {tmp_path}/plugin\n"):
             scaffold.write(FILES, tmp_path)
-        with pytest.raises(ConfigError, match=rf"there already:\n  {tmp_path}/plugin\n"):
+        with pytest.raises(ConfigError, match=rf"these already exist:\n  {tmp_path}/plugin\n"):
             scaffold.write(FILES, tmp_path / "plugin")
         assert files_below(tmp_path) == {"plugin"}
 
     @pytest.mark.parametrize("link", ["plugin", "config.yaml"])
-    def test_a_link_out_of_the_directory_is_in_the_way(self, tmp_path: Path, link: str) -> None:
+    def test_link_out_of_the_directory_is_an_error(self, tmp_path: Path, link: str) -> None:
         (tmp_path / "outside").mkdir()
         (tmp_path / "here").mkdir()
         (tmp_path / "here" / link).symlink_to(tmp_path / "outside" / ("" if link == "plugin" else "nowhere"))
@@ -254,7 +256,7 @@ class TestAllOrNothing:
             scaffold.write(FILES, tmp_path / "here")
         assert list((tmp_path / "outside").iterdir()) == []
 
-    def test_a_place_that_cannot_be_written_is_told(self, tmp_path: Path) -> None:
+    def test_unwritable_directory_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match="/file: cannot be written: File exists"):
             scaffold.write(FILES, tmp_path / "file" / "plugin")

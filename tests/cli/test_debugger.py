@@ -1,4 +1,4 @@
-"""A debugger in an action: under the command and under pytest, both in local mode."""
+"""A debugger in an action, with the command and with pytest, in local mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.pytest_synapse.conftest import ALONE
 
 
 @pytest.mark.parametrize("action", ["stop_here", "trace_here"])
-def test_stops_under_the_command(synapse: Synapse, action: str) -> None:
+def test_stops_with_the_command(synapse: Synapse, action: str) -> None:
     with synapse.on_terminal(action, "--mode", "local", "--params", '{"epochs": 7}') as child:
         child.expect_exact("(Pdb) ")
         child.sendline("p self.params.epochs")
@@ -24,7 +24,7 @@ def test_stops_under_the_command(synapse: Synapse, action: str) -> None:
         assert status_of(child) == 0
 
 
-def test_quit_ends_the_command_as_a_failed_action(synapse: Synapse) -> None:
+def test_quit_fails_the_action(synapse: Synapse) -> None:
     with synapse.on_terminal("stop_here", "--mode", "local") as child:
         child.expect_exact("(Pdb) ")
         child.sendline("q")
@@ -33,7 +33,7 @@ def test_quit_ends_the_command_as_a_failed_action(synapse: Synapse) -> None:
 
 
 @pytest.mark.parametrize("action", ["stop_here", "trace_here"])
-def test_stops_under_pytest(synapse: Synapse, tmp_path: Path, action: str) -> None:
+def test_stops_with_pytest(synapse: Synapse, tmp_path: Path, action: str) -> None:
     write_plugin(tmp_path)
     (tmp_path / "test_it.py").write_text(
         "def test_it(synapse_executor):\n"
@@ -50,7 +50,7 @@ def test_stops_under_pytest(synapse: Synapse, tmp_path: Path, action: str) -> No
         assert status_of(child) == 0
 
 
-def test_pdb_option_opens_where_the_action_failed(synapse: Synapse, tmp_path: Path) -> None:
+def test_pdb_option_stops_where_the_action_failed(synapse: Synapse, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "from synapse_runtime.action import BaseAction\n"
         "class Fail(BaseAction):\n"

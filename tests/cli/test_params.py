@@ -1,4 +1,4 @@
-"""Params on the command line: what a text means, what wins, and what is told where a name or a file is wrong."""
+"""Params on the command line: types of values, precedence, and errors for invalid names and files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def given(*pairs: str, model: type[BaseModel] | None = Params, **whole: Any) -> 
     return GivenParams(whole=whole, pairs=read_pairs(pairs)).for_action("train", model)
 
 
-def refusal(*pairs: str, model: type[BaseModel] | None = Params, **whole: Any) -> str:
+def usage_error(*pairs: str, model: type[BaseModel] | None = Params, **whole: Any) -> str:
     with pytest.raises(typer.BadParameter) as caught:
         given(*pairs, model=model, **whole)
     assert caught.value.param_hint == "--param"
@@ -109,7 +109,7 @@ class TestText:
             ("wait=PT5S", "PT5S"),
         ],
     )
-    def test_means_what_the_model_wants(self, pair: str, value: Any) -> None:
+    def test_is_read_by_the_type_of_the_field(self, pair: str, value: Any) -> None:
         name = pair.partition("=")[0]
         params = given(pair)
         assert params == {name: value}
@@ -117,22 +117,22 @@ class TestText:
         Params.model_validate(params)
 
     @pytest.mark.parametrize(("pair", "wrong"), [("epochs=1.5", 1.5), ("epochs=x", "x"), ("layers=[1", "[1")])
-    def test_that_fits_nowhere_is_left_to_the_model(self, pair: str, wrong: Any) -> None:
+    def test_invalid_value_is_passed_on_for_validation(self, pair: str, wrong: Any) -> None:
         assert list(given(pair).values()) == [wrong]
 
     @pytest.mark.parametrize("model", [None, RootModel[dict[str, Any]]])
-    def test_is_json_if_it_can_be_without_a_model(self, model: type[BaseModel] | None) -> None:
+    def test_is_json_if_possible_without_a_model(self, model: type[BaseModel] | None) -> None:
         pairs = ("a=5", "b=x", 'c="5"', "d=[1]", "e=null", "f.g.h=true", "f.i=[")
         assert given(*pairs, model=model) == {
             "a": 5, "b": "x", "c": "5", "d": [1], "e": None, "f": {"g": {"h": True}, "i": "["},
         }  # fmt: skip
 
-    def test_of_brackets_without_end_is_text(self) -> None:
+    def test_deeply_nested_json_is_text(self) -> None:
         assert given("name=" + "[" * 100_000) == {"name": "[" * 100_000}
 
 
 class TestKeys:
-    def test_with_dots_lead_into_models_and_mappings(self) -> None:
+    def test_dots_set_fields_of_models_and_keys_of_mappings(self) -> None:
         pairs = ("optimizer.lr=0.5", "maybe.momentum=0.9", "maybe.lr=1", "options.a.b=1", "limits.most=5")
         assert given(*pairs) == {
             "optimizer": {"lr": 0.5},
@@ -141,7 +141,7 @@ class TestKeys:
             "limits": {"most": 5},
         }
 
-    def test_keep_what_params_says_beside_them(self) -> None:
+    def test_keep_other_values_of_params(self) -> None:
         whole: dict[str, Any] = {"epochs": 1, "optimizer": {"lr": 0.1, "betas": [0.5, 0.5]}, "maybe": None}
         assert given("optimizer.lr=1", "maybe.lr=2", **whole) == {
             "epochs": 1,
@@ -150,10 +150,10 @@ class TestKeys:
         }
         assert whole["optimizer"]["lr"] == 0.1
 
-    def test_win_over_params_and_the_last_wins(self) -> None:
+    def test_override_params_and_the_last_wins(self) -> None:
         assert given("epochs=2", "epochs=3", epochs=1) == {"epochs": 3}
 
-    def test_are_aliases_where_the_model_has_some(self) -> None:
+    def test_are_aliases_if_the_model_has_some(self) -> None:
         class Aliased(BaseModel):
             a: int = Field(0, validation_alias=AliasChoices("alpha", "first"))
             b: int = Field(0, alias="beta")
@@ -164,37 +164,37 @@ class TestKeys:
         assert given("alpha=1", "beta=2", model=Aliased) == {"alpha": 1, "beta": 2}
         assert given("first=1", model=Aliased) == {"first": 1}
         assert given("b=1", model=ByName) == {"b": 1}
-        assert "has no param 'b'" in refusal("b=1", model=Aliased)
+        assert "has no param 'b'" in usage_error("b=1", model=Aliased)
 
     @pytest.mark.parametrize(
         ("pair", "text"),
         [
-            ("epoch=5", "train has no param 'epoch'. Did you mean 'epochs'? There are: epochs, rate, name,"),
+            ("epoch=5", "train has no param 'epoch'. Did you mean 'epochs'? Available: epochs, rate, name,"),
             (
                 "optimizer.beta=5",
-                "optimizer of train has no param 'beta'. Did you mean 'optimizer.betas'? There are: lr, betas.",
+                "optimizer of train has no param 'beta'. Did you mean 'optimizer.betas'? Available: lr, betas.",
             ),
             ("step=5", "train has no param 'step'. Did you mean 'step-size'?"),
-            ("epochs.x=5", "epochs of train has no keys of its own: give it whole, as --param epochs=VALUE"),
-            ("layers.0=5", "layers of train has no keys of its own"),
-            ("limits.a.b=5", "limits.a of train has no keys of its own"),
+            ("epochs.x=5", "epochs of train has no keys: pass its whole value, as --param epochs=VALUE"),
+            ("layers.0=5", "layers of train has no keys"),
+            ("limits.a.b=5", "limits.a of train has no keys"),
         ],
     )
-    def test_that_are_wrong_are_told_with_the_nearest(self, pair: str, text: str) -> None:
-        assert refusal(pair).startswith(text)
+    def test_unknown_ones_raise_an_error_with_the_closest_name(self, pair: str, text: str) -> None:
+        assert usage_error(pair).startswith(text)
 
-    def test_are_free_where_the_model_takes_more(self) -> None:
+    def test_any_name_is_accepted_if_the_model_allows_extra_fields(self) -> None:
         class Open(BaseModel):
             model_config = ConfigDict(extra="allow")
 
         assert given("a=5", "b.c=x", model=Open) == {"a": 5, "b": {"c": "x"}}
 
-    def test_do_not_go_into_what_is_no_object(self) -> None:
-        assert refusal("options.a=1", options=[1]) == "options.a does not go with --params, where 'options' is a list"
+    def test_cannot_be_set_in_a_value_that_is_not_an_object(self) -> None:
+        assert usage_error("options.a=1", options=[1]) == "cannot set options.a: 'options' is a list in --params"
 
     @pytest.mark.parametrize("pair", ["epochs", "=5", ".a=5", "a.=5", "a..b=5", ""])
-    def test_are_wanted(self, pair: str) -> None:
-        with pytest.raises(typer.BadParameter, match="key=value is wanted, such as epochs=5"):
+    def test_missing_ones_raise_an_error(self, pair: str) -> None:
+        with pytest.raises(typer.BadParameter, match=r"expected KEY=VALUE \(such as epochs=5\), got "):
             read_pairs([pair])
 
 
@@ -221,13 +221,13 @@ class TestInfer:
             (Platform, "/", {"input": [1], "path": "/"}),
         ],
     )
-    def test_input_and_path_go_where_the_model_has_them(
+    def test_input_and_path_set_the_fields_of_the_model(
         self, model: type[BaseModel] | None, infer_path: str | None, params: dict[str, Any]
     ) -> None:
         assert GivenParams(input=[[1]], infer_path=infer_path).for_action("infer", model) == params
 
-    def test_a_model_without_them_refuses_them(self) -> None:
-        with pytest.raises(typer.BadParameter, match=r"infer has no param 'input'\. There are: images\.") as caught:
+    def test_model_without_these_fields_raises_an_error(self) -> None:
+        with pytest.raises(typer.BadParameter, match=r"infer has no param 'input'\. Available: images\.") as caught:
             GivenParams(input=[1]).for_action("infer", self.Neither)
         assert caught.value.param_hint == "--input"
         with pytest.raises(typer.BadParameter, match="infer has no param 'infer_path'"):
@@ -244,11 +244,11 @@ class TestWhole:
             ("p.toml", 'epochs = 5\nname = "ä"\n'),
         ],
     )
-    def test_may_be_in_a_file(self, tmp_path: Path, name: str, text: str) -> None:
+    def test_is_read_from_a_file(self, tmp_path: Path, name: str, text: str) -> None:
         (tmp_path / name).write_text(text, encoding="utf-8")
         assert read_params(f"@{tmp_path / name}") == {"epochs": 5, "name": "ä"}
 
-    def test_may_come_on_standard_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_read_from_standard_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stdin", io.StringIO('{"epochs": 5}'))
         assert read_params("-") == {"epochs": 5}
 
@@ -260,16 +260,16 @@ class TestWhole:
                 '{"a": 1,\n',
                 "p.json: invalid JSON: Expecting property name",
             ),
-            ("p.json", "[1]", "a JSON object is wanted, such as '{\"epochs\": 5}', not list"),
-            ("p.json", "[" * 100_000, "p.json: JSON that is too much"),
-            ("p.json", "9" * 5000, "p.json: JSON that is too much"),
+            ("p.json", "[1]", "expected a JSON object such as '{\"epochs\": 5}', got list"),
+            ("p.json", "[" * 100_000, "p.json: JSON exceeds a limit"),
+            ("p.json", "9" * 5000, "p.json: JSON exceeds a limit"),
             ("p.yaml", "a: 1\nb: [", "p.yaml:2: invalid YAML: "),
             ("p.toml", "a = ", "p.toml: invalid TOML: Invalid value (at end of document)"),
             ("p.json", b"\xff", "p.json is not UTF-8 text"),
             ("p.json", None, "p.json cannot be read: No such file or directory"),
         ],
     )
-    def test_that_is_broken_is_told_with_its_file(
+    def test_invalid_content_error_names_the_file(
         self, tmp_path: Path, name: str, text: str | bytes | None, shown: str
     ) -> None:
         if text is not None:
@@ -279,7 +279,7 @@ class TestWhole:
         assert shown in str(caught.value)
         assert caught.value.param_hint == "--params"
 
-    def test_input_may_be_in_a_file_too(self, tmp_path: Path) -> None:
+    def test_input_is_read_from_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "images.json").write_text("[1, 2]")
         assert read_json(f"@{tmp_path / 'images.json'}", "--input") == [1, 2]
 
@@ -324,7 +324,7 @@ class Infer(BaseAction[InferParams]):
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Synapse]:
-    """The command, in a plugin whose module prints when it is imported."""
+    """The command in a plugin whose module prints when it is imported."""
     (tmp_path / "config.yaml").write_text(
         "code: a\nactions: {train: acts.Train, infer: acts.Infer, broken: acts.Nothing, absent: gone.Train}\n"
     )
@@ -334,7 +334,7 @@ def command(tmp_path: Path) -> Iterator[Synapse]:
 
 
 class TestCommand:
-    def test_run_takes_them_one_by_one_over_those_in_a_file(self, command: Synapse, tmp_path: Path) -> None:
+    def test_run_param_overrides_params_from_a_file(self, command: Synapse, tmp_path: Path) -> None:
         (tmp_path / "p.json").write_text('{"epochs": 1, "name": "x"}')
         done = command.run("train", *LOCAL, "--params", "@p.json", "--param", "name=5", "--param", "optimizer.lr=1e-3")
         assert done.result == {"epochs": 1, "name": "5", "optimizer": {"lr": 0.001}}
@@ -352,7 +352,7 @@ class TestCommand:
         )
         assert '"epochs":7' in done.stdout
 
-    def test_run_names_what_is_wrong(self, command: Synapse) -> None:
+    def test_run_error_names_the_param(self, command: Synapse) -> None:
         done = command.run("train", *LOCAL, "--param", "epoch=5")
         assert (done.status, done.stdout) == (2, "")
         assert "Invalid value for --param: train has no param 'epoch'. Did you mean 'epochs'?" in done.stderr
@@ -361,14 +361,16 @@ class TestCommand:
         assert "error: train: 1 invalid parameter (TrainParams)\n  epochs: " in done.stderr
         assert "got 'many'" in done.stderr
 
-    def test_run_gives_infer_its_input_and_path(self, command: Synapse) -> None:
+    def test_run_passes_input_and_path_to_infer(self, command: Synapse) -> None:
         assert command.run("infer", *LOCAL, "--input", "[1, 2]").result == {"input": [1, 2], "infer_path": "/"}
         done = command.run("train", *LOCAL, "-i", "[1]")
         assert done.status == 2
         assert "Invalid value for --input: train has no param 'input'" in done.stderr
 
-    @pytest.mark.parametrize(("action", "text"), [("broken", "has no 'Nothing'"), ("absent", "no module 'gone'")])
-    def test_run_tells_of_an_action_that_is_not_there_as_ever(self, command: Synapse, action: str, text: str) -> None:
+    @pytest.mark.parametrize(
+        ("action", "text"), [("broken", "has no 'Nothing'"), ("absent", "module 'gone' does not exist")]
+    )
+    def test_run_reports_a_missing_action_as_usual(self, command: Synapse, action: str, text: str) -> None:
         done = command.run(action, *LOCAL, "--param", "epochs=5")
         assert done.status == 2
         assert text in done.stderr

@@ -1,4 +1,4 @@
-"""`synapse plugin test`: it is pytest itself, in the plugin's directory, in the modes that were asked for."""
+"""`synapse plugin test`: runs pytest in the plugin's directory, in the modes that are given."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_xpasses(): ...
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Synapse]:
-    """The command, in a plugin with tests."""
+    """The command in a plugin with tests."""
     write_plugin(tmp_path)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_all.py").write_text(TESTS)
@@ -72,7 +72,7 @@ def outcome(command: Synapse, *arguments: str, cwd: Path | None = None) -> Finis
     return command("plugin", "test", *arguments, cwd=cwd)
 
 
-def test_arguments_behind_the_dashes_and_the_status_are_pytests(here: Synapse) -> None:
+def test_arguments_after_the_dashes_and_the_exit_status_are_pytests(here: Synapse) -> None:
     passed = outcome(here, "--mode", "local", "--", "-k", "runs", "-v")
     assert passed.status == 0, passed.stdout
     assert "tests/test_all.py::test_runs PASSED" in passed.stdout
@@ -82,7 +82,7 @@ def test_arguments_behind_the_dashes_and_the_status_are_pytests(here: Synapse) -
     assert outcome(here, "--", "-k", "nothing_like_it").status == 5
 
 
-def test_results_are_alone_on_stdout_with_json(here: Synapse, tmp_path: Path) -> None:
+def test_json_is_alone_on_stdout(here: Synapse, tmp_path: Path) -> None:
     (tmp_path / "tests" / "test_more.py").write_text(MORE)
     (tmp_path / "tests" / "test_broken.py").write_text("import not_installed_here")
     for more in ((), ("-n", "1")):
@@ -106,7 +106,7 @@ def test_results_are_alone_on_stdout_with_json(here: Synapse, tmp_path: Path) ->
         assert "not_installed_here" in tests["tests/test_broken.py"]["message"]
 
 
-def test_modes_may_be_several(here: Synapse) -> None:
+def test_runs_in_several_modes(here: Synapse) -> None:
     for modes in (("--mode", "local", "-m", "task"), ("--mode", "local,task", "--mode", "task")):
         done = outcome(here, *modes, "--", "--collect-only", "-q", "-k", "runs and (local or task)")
         assert done.stdout.splitlines()[:2] == [
@@ -119,7 +119,7 @@ def test_modes_may_be_several(here: Synapse) -> None:
     assert "unknown mode 'taks', did you mean 'task'?" in wrong.stderr
 
 
-def test_the_plugin_may_be_elsewhere_and_tests_may_be_named(here: Synapse, tmp_path: Path) -> None:
+def test_accepts_a_plugin_path_and_test_ids(here: Synapse, tmp_path: Path) -> None:
     (tmp_path / "away").mkdir()
     done = outcome(here, str(tmp_path), "--", "tests/test_all.py::test_runs", "-q", cwd=tmp_path / "away")
     assert done.status == 0, done.stdout
@@ -127,19 +127,19 @@ def test_the_plugin_may_be_elsewhere_and_tests_may_be_named(here: Synapse, tmp_p
     assert outcome(here, "--", "-q", "-k", "runs", cwd=tmp_path / "away").status == 0
 
 
-def test_a_plugin_without_tests_says_so(here: Synapse, tmp_path: Path) -> None:
+def test_plugin_without_tests_is_an_error(here: Synapse, tmp_path: Path) -> None:
     (tmp_path / "tests" / "test_all.py").rename(tmp_path / "tests" / "conftest.py")
     done = outcome(here)
     assert (done.status, done.stdout) == (2, "")
-    assert f"error: {tmp_path}/tests: there are no tests" in done.stderr
+    assert f"error: {tmp_path}/tests: no tests found" in done.stderr
     (tmp_path / "tests").rename(tmp_path / "checks")
     done = outcome(here)
     assert (done.status, done.stdout) == (2, "")
     assert f"error: {tmp_path}: the plugin has no directory 'tests'" in done.stderr
-    assert "there is no config.yaml" in outcome(here, str(tmp_path / "checks")).stderr
+    assert "no config.yaml or synapse.yaml in this directory" in outcome(here, str(tmp_path / "checks")).stderr
 
 
-def test_ctrl_c_is_pytests_own(here: Synapse) -> None:
+def test_pytest_handles_ctrl_c(here: Synapse) -> None:
     with here.started("--", "-k", "naps", "-s", command=("plugin", "test")) as process:
         assert process.stdout is not None
         while "asleep" not in (line := process.stdout.readline()):

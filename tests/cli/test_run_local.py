@@ -1,4 +1,4 @@
-"""`synapse plugin run` in local mode: what it prints, and the exit status it ends with."""
+"""`synapse plugin run` in local mode: its output and exit status."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class TestResult:
         assert done.shown_result == {"epochs": 2, "batch_size": 32}
         assert (done.status, done.stderr) == (0, "")
 
-    def test_comes_the_same_from_the_installed_script_and_from_python_m(self, synapse: Synapse) -> None:
+    def test_is_the_same_with_the_script_and_with_python_m(self, synapse: Synapse) -> None:
         arguments = ("plugin", "run", "train", *LOCAL, "--json")
         by_script, by_module = synapse(*arguments, command=[SCRIPT]), synapse(*arguments, command=COMMAND)
         assert by_script.result == by_module.result == {"epochs": 2, "batch_size": 16}
         assert by_script.status == by_module.status == 0
 
-    def test_is_alone_on_stdout_with_json_and_everything_else_on_stderr(self, synapse: Synapse) -> None:
+    def test_is_alone_on_stdout_with_json(self, synapse: Synapse) -> None:
         done = synapse.run("noise", *LOCAL, "--json")
         assert done.stdout == '{"ok":true}\n'
         assert done.status == 0
@@ -47,7 +47,7 @@ class TestResult:
             assert text in done.stderr
         assert "WARNING a warning" in done.stderr
 
-    def test_of_any_kind_becomes_json(self, synapse: Synapse) -> None:
+    def test_of_any_type_is_converted_to_json(self, synapse: Synapse) -> None:
         assert synapse.run("kinds", *LOCAL, "--json").result == {
             "path": "weights/best.npz",
             "point": {"x": 1, "at": "here"},
@@ -63,15 +63,15 @@ class TestResult:
             "text": "größer",
         }
 
-    def test_of_any_kind_is_shown_to_people(self, synapse: Synapse) -> None:
+    def test_of_any_type_is_printed_without_json(self, synapse: Synapse) -> None:
         assert synapse.run("kinds", *LOCAL).shown_result["point"] == {"x": 1, "at": "here"}
 
-    def test_that_no_json_can_say_is_shown_as_python_writes_it(self, synapse: Synapse) -> None:
+    def test_not_serializable_is_printed_as_python_repr(self, synapse: Synapse) -> None:
         done = synapse.run("loop", *LOCAL)
         assert done.status == 0
         assert "Recursion on list" in done.stdout
 
-    def test_that_no_json_can_say_is_an_error_with_json(self, synapse: Synapse) -> None:
+    def test_not_serializable_is_an_error_with_json(self, synapse: Synapse) -> None:
         done = synapse.run("loop", *LOCAL, "--json")
         assert (done.status, done.stdout) == (1, "")
         assert done.stderr.startswith("error: the result cannot be written as JSON: ")
@@ -79,7 +79,7 @@ class TestResult:
 
 
 class TestFailingAction:
-    def test_ends_with_1_and_its_own_traceback_only(self, synapse: Synapse) -> None:
+    def test_exits_with_1_and_only_its_own_traceback(self, synapse: Synapse) -> None:
         done = synapse.run("fail", *LOCAL)
         assert (done.status, done.stdout) == (1, "")
         assert 'return weights["missing"]' in done.stderr
@@ -87,15 +87,15 @@ class TestFailingAction:
         assert done.stderr.count("Traceback") == 1
         assert "synapse_runtime" not in done.stderr
 
-    def test_shows_no_traceback_with_no_debug(self, synapse: Synapse) -> None:
+    def test_has_no_traceback_with_no_debug(self, synapse: Synapse) -> None:
         done = synapse.run("fail", *LOCAL, "--no-debug")
         assert (done.status, done.stdout) == (1, "")
         assert done.stderr == "error: fail failed: KeyError: 'missing'\n"
 
-    def test_shows_messages_of_level_debug_and_all_lines_of_its_error(self, synapse: Synapse) -> None:
+    def test_debug_shows_debug_messages_and_all_lines_of_the_error(self, synapse: Synapse) -> None:
         assert_debug_shows_more(synapse.run("whisper", *LOCAL), synapse.run("whisper", *LOCAL, "--no-debug"))
 
-    def test_of_params_is_one_line_with_no_debug(self, synapse: Synapse) -> None:
+    def test_invalid_params_error_is_one_line_with_no_debug(self, synapse: Synapse) -> None:
         done = synapse.run("train", *LOCAL, "--no-debug", "--params", '{"epochs": "x", "batch_size": "y"}')
         assert re.fullmatch(r"error: train: 2 invalid parameters .*; epochs: .*; batch_size: .*\n", done.stderr)
 
@@ -104,28 +104,28 @@ class TestFailingAction:
         assert (done.status, done.stdout) == (1, "")
         assert "KeyError: 'missing'" in done.stderr
 
-    def test_that_calls_sys_exit_ends_with_1_too(self, synapse: Synapse) -> None:
+    def test_sys_exit_exits_with_1(self, synapse: Synapse) -> None:
         done = synapse.run("leave", *LOCAL)
         assert done.status == 1
-        assert "error: leave ended with sys.exit(3)" in done.stderr
+        assert "error: leave called sys.exit(3)" in done.stderr
 
-    def test_that_takes_too_long_ends_with_124_and_shows_where_it_was_stuck(self, synapse: Synapse) -> None:
+    def test_timeout_exits_with_124_and_shows_the_stack(self, synapse: Synapse) -> None:
         done = synapse.run("nap", *LOCAL, "--timeout", "0.3")
         assert done.status == 124
-        assert "error: nap did not end within 0.3 s" in done.stderr
+        assert "error: nap exceeded its timeout of 0.3 s" in done.stderr
         assert "time.sleep(60)" in done.stderr
         assert done.seconds < patience(10)
 
 
 class TestWrongInput:
-    def test_action_name_suggests_the_right_one(self, synapse: Synapse) -> None:
+    def test_action_name_error_suggests_the_closest(self, synapse: Synapse) -> None:
         done = synapse.run("trian", *LOCAL)
         assert (done.status, done.stdout) == (2, "")
         assert "there is no action 'trian'" in done.stderr
         assert "Did you mean 'train'? Available: train, infer, fail," in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_params_name_the_field(self, synapse: Synapse) -> None:
+    def test_params_error_names_the_field(self, synapse: Synapse) -> None:
         done = synapse.run("train", *LOCAL, "--params", '{"epochs": "x"}')
         assert (done.status, done.stdout) == (2, "")
         assert "error: train: 1 invalid parameter (TrainParams)\n  epochs: " in done.stderr
@@ -139,7 +139,7 @@ class TestWrongInput:
             ("", "line 1, column 1\n  \n  ^\n"),
         ],
     )
-    def test_json_shows_where_with_a_caret(self, synapse: Synapse, text: str, shown: str) -> None:
+    def test_json_error_points_to_the_position(self, synapse: Synapse, text: str, shown: str) -> None:
         done = synapse.run("train", *LOCAL, "--params", text)
         assert (done.status, done.stdout) == (2, "")
         assert "Invalid value for --params: invalid JSON: " in done.stderr
@@ -149,31 +149,31 @@ class TestWrongInput:
     def test_params_must_be_an_object(self, synapse: Synapse, text: str) -> None:
         done = synapse.run("train", *LOCAL, "--params", text)
         assert done.status == 2
-        assert "a JSON object is wanted, such as '{\"epochs\": 5}'" in done.stderr
+        assert "expected a JSON object such as '{\"epochs\": 5}', got " in done.stderr
 
-    def test_yaml_names_file_and_line(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_yaml_error_names_file_and_line(self, synapse: Synapse, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("code: broken\nactions:\n  train: [unclosed\n")
         done = synapse.run("train", *LOCAL, "--path", str(tmp_path))
         assert (done.status, done.stdout) == (2, "")
-        assert f"error: {tmp_path / 'config.yaml'}:4: broken YAML: " in done.stderr
+        assert f"error: {tmp_path / 'config.yaml'}:4: invalid YAML: " in done.stderr
 
-    def test_field_of_the_config_names_file_and_line(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_config_field_error_names_file_and_line(self, synapse: Synapse, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("code: odd\nactions:\n  train:\n    entrypoint: not an entrypoint\n")
         done = synapse.run("train", *LOCAL, "--path", str(tmp_path))
         assert done.status == 2
-        assert f"error: {tmp_path / 'config.yaml'}:4: actions.train.entrypoint: must be 'module:Name'" in done.stderr
+        assert f"error: {tmp_path / 'config.yaml'}:4: actions.train.entrypoint: expected 'module:Name'" in done.stderr
 
-    def test_path_without_a_plugin_says_so(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_path_without_a_plugin_is_an_error(self, synapse: Synapse, tmp_path: Path) -> None:
         done = synapse.run("train", *LOCAL, "--path", str(tmp_path))
         assert done.status == 2
-        assert f"error: {tmp_path}: there is no config.yaml or synapse.yaml in this directory" in done.stderr
+        assert f"error: {tmp_path}: no config.yaml or synapse.yaml in this directory" in done.stderr
 
-    def test_path_that_is_not_there_says_so(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_missing_path_is_an_error(self, synapse: Synapse, tmp_path: Path) -> None:
         done = synapse.run("train", *LOCAL, "--path", str(tmp_path / "nowhere"))
         assert done.status == 2
-        assert "there is no such plugin" in done.stderr
+        assert "the plugin does not exist" in done.stderr
 
-    def test_mode_suggests_the_right_one(self, synapse: Synapse) -> None:
+    def test_mode_error_suggests_the_closest(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--mode", "lcoal")
         assert done.status == 2
         assert "unknown mode 'lcoal', did you mean 'local'?" in done.stderr
@@ -184,19 +184,19 @@ class TestWrongInput:
         assert done.status == 2
         assert "--timeout" in done.stderr
 
-    def test_unknown_option_is_refused(self, synapse: Synapse) -> None:
+    def test_unknown_option_is_an_error(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--epochs", "5")
         assert done.status == 2
         assert "No such option: --epochs" in done.stderr
 
-    def test_missing_action_is_told(self, synapse: Synapse) -> None:
+    def test_missing_action_is_an_error(self, synapse: Synapse) -> None:
         done = synapse.run()
         assert done.status == 2
         assert "Missing argument 'ACTION'" in done.stderr
 
 
 class TestEnvironment:
-    def test_comes_from_process_config_file_and_option_the_later_wins(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_is_merged_from_process_config_file_and_option(self, synapse: Synapse, tmp_path: Path) -> None:
         file = tmp_path / "settings.env"
         file.write_text("# settings\nSHARED=file\nexport FROM_FILE='a b'\nGIVEN=file\n")
         done = synapse.run(
@@ -211,7 +211,7 @@ class TestEnvironment:
             "GIVEN": ["a=b", "a=b"],
         }
 
-    def test_file_may_be_toml_whose_values_keep_their_types(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_toml_file_keeps_types(self, synapse: Synapse, tmp_path: Path) -> None:
         (tmp_path / "settings.toml").write_text('FROM_FILE = 5\nGIVEN = ["a", "b"]\n')
         done = synapse.run("show_env", *LOCAL, "--json", "--env-file", str(tmp_path / "settings.toml"))
         assert done.result["FROM_FILE"] == [5, "5"]
@@ -223,12 +223,12 @@ class TestEnvironment:
         assert done.status == 2
         assert "Invalid value for --env: expected NAME=VALUE" in done.stderr
 
-    def test_file_that_is_not_there_is_told(self, synapse: Synapse) -> None:
+    def test_missing_file_is_an_error(self, synapse: Synapse) -> None:
         done = synapse.run("show_env", *LOCAL, "--env-file", "nowhere.env")
         assert done.status == 2
-        assert done.stderr == "error: there is no environment file nowhere.env\n"
+        assert done.stderr == "error: environment file nowhere.env does not exist\n"
 
-    def test_file_that_is_broken_names_the_line(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_invalid_file_error_names_the_line(self, synapse: Synapse, tmp_path: Path) -> None:
         (tmp_path / "broken.env").write_text("A=1\nno pair\n")
         done = synapse.run("show_env", *LOCAL, "--env-file", str(tmp_path / "broken.env"))
         assert done.status == 2
@@ -236,15 +236,15 @@ class TestEnvironment:
 
 
 class TestInference:
-    def test_input_and_infer_path_reach_the_action_as_params(self, synapse: Synapse) -> None:
+    def test_input_and_infer_path_are_passed_as_params(self, synapse: Synapse) -> None:
         done = synapse.run("infer", *LOCAL, "--json", "--input", '{"text": "hi"}', "--infer-path", "/v1")
         assert done.result == {"input": {"text": "hi"}, "infer_path": "/v1"}
 
-    def test_input_may_be_any_json_beside_params(self, synapse: Synapse) -> None:
+    def test_input_accepts_any_json_and_overrides_params(self, synapse: Synapse) -> None:
         done = synapse.run("infer", *LOCAL, "--json", "-i", "[1, 2]", "--params", '{"top": 3, "input": 0}')
         assert done.result == {"top": 3, "input": [1, 2]}
 
-    def test_input_that_is_no_json_shows_where(self, synapse: Synapse) -> None:
+    def test_invalid_input_error_points_to_the_position(self, synapse: Synapse) -> None:
         done = synapse.run("infer", *LOCAL, "--input", "{nope}")
         assert done.status == 2
         assert "Invalid value for --input: invalid JSON" in done.stderr
@@ -252,36 +252,36 @@ class TestInference:
 
 
 class TestMode:
-    def test_is_local_with_a_note_where_there_is_no_terminal(self, synapse: Synapse) -> None:
+    def test_defaults_to_local_with_a_note_without_a_terminal(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--json")
         assert done.result == {"epochs": 2, "batch_size": 16}
         assert "no --mode given: running in local mode\n" in done.stderr
 
-    def test_is_asked_for_on_a_terminal(self, synapse: Synapse) -> None:
+    def test_prompts_on_a_terminal(self, synapse: Synapse) -> None:
         with synapse.on_terminal("train") as child:
             child.expect(r"Where to run: local, task or job \[local\]: ")
             child.sendline("")
             child.expect(r"Result of train \(local")
             assert status_of(child) == 0
 
-    def test_that_was_answered_wrongly_is_told(self, synapse: Synapse) -> None:
+    def test_invalid_answer_is_an_error(self, synapse: Synapse) -> None:
         with synapse.on_terminal("train") as child:
             child.expect("Where to run")
             child.sendline("tsak")
-            child.expect("Did you mean 'task'")
+            child.expect("did you mean 'task'")
             assert status_of(child) == 2
 
     @pytest.mark.parametrize("key", ["c", "d"])
-    def test_question_can_be_left_with_130(self, synapse: Synapse, key: str) -> None:
+    def test_interrupted_prompt_exits_with_130(self, synapse: Synapse, key: str) -> None:
         with synapse.on_terminal("train") as child:
             child.expect("Where to run.*: ")
-            for _ in range(5):  # between the question and its wait for a key, readline is deaf
+            for _ in range(5):  # readline ignores keys between the prompt and its wait for input
                 child.sendcontrol(key)
                 if child.expect(["interrupted", pexpect.TIMEOUT], timeout=patience(4)) == 0:
                     break
             assert status_of(child) == 130
 
-    def test_is_not_asked_for_before_a_wrong_action_name_is_told(self, synapse: Synapse) -> None:
+    def test_wrong_action_name_is_reported_before_the_prompt(self, synapse: Synapse) -> None:
         with synapse.on_terminal("trian") as child:
             assert child.expect(["Did you mean 'train'", "Where to run"]) == 0
             assert status_of(child) == 2
@@ -296,19 +296,19 @@ class TestMode:
         ("option", "value", "message"),
         [
             ("--memory", "2 cups", "memory must be a number of bytes, or text such as '2GB' or '512MiB', not '2 cups'"),
-            ("--resource", "tpu", "expected NAME=NUMBER, not 'tpu'"),
-            ("--resource", "tpu=many", "expected NAME=NUMBER, not 'tpu=many'"),
-            ("--resource", "GPU=1", "resources cannot hold 'GPU': use num_gpus"),
+            ("--resource", "tpu", "expected NAME=NUMBER, got 'tpu'"),
+            ("--resource", "tpu=many", "expected NAME=NUMBER, got 'tpu=many'"),
+            ("--resource", "GPU=1", "resources cannot contain 'GPU': use num_gpus"),
         ],
     )
-    def test_what_cannot_be_asked_of_a_cluster_ends_with_2(
+    def test_invalid_resource_options_exit_with_2(
         self, synapse: Synapse, option: str, value: str, message: str
     ) -> None:
         done = synapse.run("train", "--mode", "task", option, value)
         assert (done.status, done.stdout) == (2, "")
         assert message in " ".join(done.stderr.split())
 
-    def test_tells_of_options_that_it_does_not_use(self, synapse: Synapse) -> None:
+    def test_notes_options_without_effect(self, synapse: Synapse) -> None:
         unused = ("--memory", "1GB", "--debug-sdk", "--host", "h", "--token", "secret")
         done = synapse.run("train", *LOCAL, *unused, "--json")
         assert done.status == 0
@@ -318,10 +318,10 @@ class TestMode:
 
 
 class TestPlugin:
-    def test_can_be_named_by_its_code(self, synapse: Synapse) -> None:
+    def test_is_found_by_its_code(self, synapse: Synapse) -> None:
         assert synapse.run("train", *LOCAL, "--plugin", "demo", "--json").status == 0
 
-    def test_can_be_named_by_its_module(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_is_found_by_its_module(self, synapse: Synapse, tmp_path: Path) -> None:
         package = tmp_path / "vision" / "yolov8"
         package.mkdir(parents=True)
         for directory in (package, package.parent):
@@ -330,42 +330,42 @@ class TestPlugin:
         done = synapse.run("train", *LOCAL, "-p", "vision.yolov8", "--json", cwd=tmp_path)
         assert done.result == {"epochs": 2, "batch_size": 16}
 
-    def test_with_another_code_at_the_path_is_refused(self, synapse: Synapse, plugin_dir: Path) -> None:
+    def test_with_another_code_at_the_path_is_an_error(self, synapse: Synapse, plugin_dir: Path) -> None:
         done = synapse.run("train", *LOCAL, "--plugin", "other", "--path", str(plugin_dir))
         assert (done.status, done.stdout) == (2, "")
         assert f"error: {plugin_dir / 'config.yaml'}: this is plugin 'demo', not 'other'" in done.stderr
 
-    def test_that_nobody_knows_is_refused(self, synapse: Synapse) -> None:
-        done = synapse.run("train", *LOCAL, "--plugin", "nobody_knows")
+    def test_unknown_name_is_an_error(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--plugin", "unknown_plugin")
         assert (done.status, done.stdout) == (2, "")
-        assert "plugin 'nobody_knows' is neither a directory, a config file, nor a module" in done.stderr
+        assert "plugin 'unknown_plugin' is neither a directory, a config file nor an importable module" in done.stderr
 
     @pytest.mark.parametrize("inside", [".", "config.yaml"])
     def test_is_found_at_the_path(self, synapse: Synapse, plugin_dir: Path, tmp_path: Path, inside: str) -> None:
         done = synapse.run("train", *LOCAL, "--json", "--path", str(plugin_dir / inside), cwd=tmp_path)
         assert done.result == {"epochs": 2, "batch_size": 16}
 
-    def test_is_found_above_the_current_directory(self, synapse: Synapse, plugin_dir: Path) -> None:
+    def test_is_found_in_a_parent_directory(self, synapse: Synapse, plugin_dir: Path) -> None:
         deeper = plugin_dir / "data" / "raw"
         deeper.mkdir(parents=True, exist_ok=True)
         assert synapse.run("train", *LOCAL, "--json", cwd=deeper).status == 0
         assert synapse.run("train", *LOCAL, "--json", "--plugin", "demo", cwd=deeper).status == 0
 
-    def test_may_have_a_synapse_yaml(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_synapse_yaml_is_accepted(self, synapse: Synapse, tmp_path: Path) -> None:
         write_plugin(tmp_path)
         (tmp_path / "config.yaml").rename(tmp_path / "synapse.yaml")
         assert synapse.run("train", *LOCAL, "--json", cwd=tmp_path).result == {"epochs": 2, "batch_size": 16}
 
-    def test_that_is_missing_where_one_stands_is_told(self, synapse: Synapse, tmp_path: Path) -> None:
+    def test_missing_in_the_current_directory_is_an_error(self, synapse: Synapse, tmp_path: Path) -> None:
         done = synapse.run("train", *LOCAL, cwd=tmp_path)
         assert done.status == 2
-        assert "there is no config.yaml or synapse.yaml" in done.stderr
+        assert "no config.yaml or synapse.yaml in this directory" in done.stderr
 
 
 class TestEnd:
     @pytest.mark.parametrize("action", ["talk", "big"])
-    def test_is_quiet_when_nobody_reads_any_more(self, synapse: Synapse, action: str) -> None:
-        # Where Python does not buffer, it takes a write that ended half-way, as its reader went, for a whole one.
+    def test_is_silent_when_stdout_is_closed(self, synapse: Synapse, action: str) -> None:
+        # With unbuffered output, Python treats a write that the closed pipe has cut short as complete.
         with synapse.started(action, *LOCAL, PYTHONUNBUFFERED="") as process:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -375,7 +375,7 @@ class TestEnd:
             assert process.stderr.read() == ""
             assert process.wait(patience(20)) == 141
 
-    def test_is_quiet_behind_head(self, synapse: Synapse) -> None:
+    def test_is_silent_in_a_pipe_to_head(self, synapse: Synapse) -> None:
         pipeline = subprocess.run(
             ["bash", "-c", '"$@" | head -1', "bash", *COMMAND, "plugin", "run", "talk", *LOCAL],
             cwd=synapse.cwd,
@@ -387,7 +387,7 @@ class TestEnd:
         assert "line number=0" in pipeline.stdout
         assert (pipeline.stdout.count("\n"), pipeline.stderr) == (1, "")
 
-    def test_after_ctrl_c_is_130_without_a_traceback(self, synapse: Synapse) -> None:
+    def test_ctrl_c_exits_with_130_without_a_traceback(self, synapse: Synapse) -> None:
         with synapse.started("nap", *LOCAL) as process:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -396,7 +396,7 @@ class TestEnd:
             assert process.wait(patience(5)) == 130
             assert process.stderr.read() == "interrupted\n"
 
-    def test_leaves_nothing_behind(self, synapse: Synapse, plugin_dir: Path) -> None:
+    def test_leaves_no_files(self, synapse: Synapse, plugin_dir: Path) -> None:
         before = {path for path in plugin_dir.rglob("*") if "__pycache__" not in path.parts}
         assert synapse.run("noise", *LOCAL).status == 0
         assert {path for path in plugin_dir.rglob("*") if "__pycache__" not in path.parts} == before
@@ -411,17 +411,17 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("arguments", "mentions"), [((), "plugin"), (("plugin",), "run"), (("plugin", "run"), "-")]
     )
-    def test_tells_what_there_is(self, synapse: Synapse, arguments: tuple[str, ...], mentions: str) -> None:
+    def test_lists_commands_and_options(self, synapse: Synapse, arguments: tuple[str, ...], mentions: str) -> None:
         done = synapse(*arguments, "--help")
         assert (done.status, done.stderr) == (0, "")
         assert mentions in done.stdout
 
-    def test_is_shown_with_status_2_where_no_command_is_given(self, synapse: Synapse) -> None:
+    def test_is_shown_with_status_2_without_a_command(self, synapse: Synapse) -> None:
         done = synapse()
         assert done.status == 2
         assert "COMMAND [ARGS]" in done.stdout + done.stderr
 
-    def test_unknown_command_is_refused(self, synapse: Synapse) -> None:
+    def test_unknown_command_is_an_error(self, synapse: Synapse) -> None:
         done = synapse("plugins")
         assert done.status == 2
         assert "No such command 'plugins'" in done.stderr

@@ -1,4 +1,4 @@
-"""`synapse plugin run` in task and job mode: on a cluster of its own, which ends with it, and on one that runs."""
+"""`synapse plugin run` in task and job mode, on an ephemeral cluster and on a running one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.cli.processes import Synapse, assert_debug_shows_more, interrupt, processes_with, synapse_in
 from tests.patience import patience, within
 
-STARTING = "cluster: ephemeral, started on first need\n"
+STARTING = "cluster: ephemeral, started when first needed\n"
 INFER = """\
 from pydantic import BaseModel
 
@@ -34,23 +34,21 @@ RAY_MODES = pytest.mark.parametrize("mode", ["task", "job"])
 
 @pytest.fixture
 def joined(reached: dict[str, str], plugin_dir: Path) -> Iterator[Synapse]:
-    """The command, which finds a cluster that runs already in RAY_ADDRESS."""
+    """The command with the address of a running cluster in RAY_ADDRESS."""
     with synapse_in(plugin_dir, **reached) as command:
         yield command
 
 
-class TestOnAClusterOfItsOwn:
-    # A cluster of its own for each: one ends well and one badly, in either mode.
+class TestOnAnEphemeralCluster:
+    # Each test starts its own cluster: one run succeeds and one is interrupted, one per mode.
     @pytest.mark.parametrize("mode", ["job"])
-    def test_progress_is_seen_while_the_action_runs_and_nothing_is_left_after_it(
-        self, synapse: Synapse, tmp_path: Path, mode: str
-    ) -> None:
+    def test_progress_is_shown_live_and_nothing_is_left(self, synapse: Synapse, tmp_path: Path, mode: str) -> None:
         signal = tmp_path / "go"
         with synapse.started("wait_for", "--mode", mode, "--params", f'{{"file": "{signal}"}}') as process:
             assert process.stdout is not None
             assert process.stderr is not None
             early = _read_until(process, "waiting\n")
-            if "progress" not in early:  # what is said and what is printed may overtake each other
+            if "progress" not in early:  # messages and printed lines may arrive in either order
                 early += _read_until(process, "(50%)\n")
             assert process.poll() is None
             signal.touch()
@@ -64,7 +62,7 @@ class TestOnAClusterOfItsOwn:
         assert synapse.leftovers() == []
 
     @pytest.mark.parametrize("mode", ["task"])
-    def test_ctrl_c_ends_the_action_and_everything_with_130(self, synapse: Synapse, mode: str) -> None:
+    def test_ctrl_c_stops_the_action_and_exits_with_130(self, synapse: Synapse, mode: str) -> None:
         with synapse.started("nap", "--mode", mode) as process:
             assert process.stderr is not None
             asleep = _read_until(process, "asleep")
@@ -75,7 +73,7 @@ class TestOnAClusterOfItsOwn:
         assert within(5, lambda: action not in processes_with(synapse.mark))
         assert synapse.leftovers() == []
 
-    def test_ctrl_c_while_it_starts_ends_with_130(self, synapse: Synapse) -> None:
+    def test_ctrl_c_during_start_exits_with_130(self, synapse: Synapse) -> None:
         with synapse.started("nap", "--mode", "task") as process:
             assert process.stderr is not None
             assert within(15, lambda: len(processes_with(synapse.mark)) > 2)
@@ -87,7 +85,7 @@ class TestOnAClusterOfItsOwn:
 
 class TestOnARunningCluster:
     @pytest.mark.parametrize("mode", ["local", "task", "job"])
-    def test_infer_gets_its_input_and_path_in_every_mode(self, joined: Synapse, tmp_path: Path, mode: str) -> None:
+    def test_input_and_path_are_passed_to_infer_in_every_mode(self, joined: Synapse, tmp_path: Path, mode: str) -> None:
         (tmp_path / "config.yaml").write_text("code: a\nactions: {infer: acts.Infer}\n")
         (tmp_path / "acts.py").write_text(INFER)
         given = ("--input", "[1, 2]", "--infer-path", "/v1", "--param", "scale=2")
@@ -95,13 +93,13 @@ class TestOnARunningCluster:
         assert done.status == 0, done.stderr
         assert done.result == {"path": "/v1", "scaled": [2, 4]}
 
-    def test_debug_shows_messages_of_level_debug_and_all_lines_of_an_error(self, joined: Synapse) -> None:
+    def test_debug_shows_debug_messages_and_all_lines_of_an_error(self, joined: Synapse) -> None:
         assert_debug_shows_more(
             *(joined.run("whisper", "--mode", "task", option) for option in ("--debug", "--no-debug"))
         )
 
     @RAY_MODES
-    def test_action_that_fails_ends_with_1_and_its_own_traceback(self, joined: Synapse, mode: str) -> None:
+    def test_failing_action_exits_with_1_and_its_own_traceback(self, joined: Synapse, mode: str) -> None:
         done = joined.run("fail", "--mode", mode)
         assert (done.status, done.stdout) == (1, "")
         assert done.stderr.startswith(f"cluster: {joined.env['RAY_ADDRESS']} (RAY_ADDRESS)\n")
@@ -119,7 +117,7 @@ class TestOnARunningCluster:
         assert done.stderr.count("WARNING a warning") == 1
 
     @RAY_MODES
-    def test_environment_is_the_given_over_the_config_files(self, joined: Synapse, mode: str) -> None:
+    def test_env_overrides_the_config_file(self, joined: Synapse, mode: str) -> None:
         done = joined.run("show_env", "--mode", mode, "--json", "--env", "GIVEN=1", OUTSIDE="here")
         assert done.result == {
             "OUTSIDE": [None, None],
@@ -130,27 +128,27 @@ class TestOnARunningCluster:
         }
 
     @RAY_MODES
-    def test_action_that_takes_too_long_ends_with_124(self, joined: Synapse, mode: str) -> None:
+    def test_timeout_exits_with_124(self, joined: Synapse, mode: str) -> None:
         done = joined.run("nap", "--mode", mode, "--timeout", "0.5")
         assert done.status == 124
-        assert "error: nap did not end within 0.5 s" in done.stderr
+        assert "error: nap exceeded its timeout of 0.5 s" in done.stderr
         assert "time.sleep(60)" in done.stderr
 
     @RAY_MODES
-    def test_gpus_that_nobody_has_end_with_3(self, joined: Synapse, mode: str) -> None:
+    def test_impossible_gpu_request_exits_with_3(self, joined: Synapse, mode: str) -> None:
         done = joined.run("train", "--mode", mode, "--gpus", "99")
         assert (done.status, done.stdout) == (3, "")
-        assert "asked for num_gpus=99, but the cluster has 2 GPU in all" in done.stderr
+        assert "requested num_gpus=99, but the cluster has 2 GPUs in total" in done.stderr
         assert done.seconds < patience(15)
 
     @RAY_MODES
-    def test_address_can_be_given(self, joined: Synapse, reached: dict[str, str], dashboard: str, mode: str) -> None:
+    def test_accepts_an_address(self, joined: Synapse, reached: dict[str, str], dashboard: str, mode: str) -> None:
         address = reached["RAY_ADDRESS"] if mode == "task" else dashboard
         arguments = ("--ray-address", address, "--gpus", "1", "--cpus", "1", "--debug-sdk", "--json")
         done = joined.run("train", "--mode", mode, *arguments, RAY_ADDRESS="")
         assert (done.status, done.result) == (0, {"epochs": 2, "batch_size": 16})
 
-    def test_given_address_wins_over_the_variable(self, joined: Synapse, reached: dict[str, str]) -> None:
+    def test_address_overrides_ray_address(self, joined: Synapse, reached: dict[str, str]) -> None:
         address = reached["RAY_ADDRESS"]
         done = joined.run("train", "--mode", "task", "--ray-address", address, RAY_ADDRESS="127.0.0.1:1")
         assert done.status == 0, done.stderr
@@ -158,7 +156,7 @@ class TestOnARunningCluster:
 
 class TestWithoutACluster:
     @RAY_MODES
-    def test_bad_params_end_with_2_and_none_is_started(self, synapse: Synapse, mode: str) -> None:
+    def test_invalid_params_exit_with_2_and_start_no_cluster(self, synapse: Synapse, mode: str) -> None:
         with synapse.started("train", "--mode", mode, "--params", '{"epochs": "x"}') as process:
             assert process.stderr is not None
             most = 0
@@ -170,30 +168,30 @@ class TestWithoutACluster:
 
     @RAY_MODES
     @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "http://127.0.0.1:1"])
-    def test_address_that_does_not_answer_ends_with_3(self, synapse: Synapse, mode: str, address: str) -> None:
+    def test_unreachable_address_exits_with_3(self, synapse: Synapse, mode: str, address: str) -> None:
         done = synapse.run("train", "--mode", mode, "--ray-address", address)
         assert (done.status, done.stdout) == (3, "")
         assert f"error: no cluster answers at {address}: Connection refused" in done.stderr
         assert "Traceback" not in done.stderr
         assert done.seconds < patience(15)
 
-    def test_address_in_the_environment_that_does_not_answer_ends_with_3(self, synapse: Synapse) -> None:
+    def test_unreachable_address_in_the_environment_exits_with_3(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--mode", "task", RAY_ADDRESS="127.0.0.1:1")
         assert done.status == 3
         assert "127.0.0.1:1" in done.stderr
 
-    def test_address_that_is_none_ends_with_3(self, synapse: Synapse) -> None:
+    def test_invalid_address_exits_with_3(self, synapse: Synapse) -> None:
         done = synapse.run("train", "--mode", "task", "--ray-address", "nonsense")
         assert done.status == 3
-        assert "'nonsense' is not a cluster's address: host:port" in done.stderr
+        assert "'nonsense' is not a cluster address: expected host:port" in done.stderr
 
 
 def _read_until(process: subprocess.Popen[str], text: str) -> str:
-    """Read lines of a process's output up to the one that has this text."""
+    """Read lines of a process's output up to the first that contains a text."""
     assert process.stdout is not None
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
-        if text in said:
-            return said
-    raise AssertionError(f"ended before it said {text!r}: {said}")
+        output += line
+        if text in output:
+            return output
+    raise AssertionError(f"exited before it printed {text!r}: {output}")

@@ -1,4 +1,4 @@
-"""`synapse plugin list`, `actions` and `schema`: what they show, of what is broken too."""
+"""`synapse plugin list`, `actions` and `schema`, for valid and for broken plugins."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def free(params, context):
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plugin some of whose actions are broken."""
+    """A plugin with valid and broken actions."""
     root = tmp_path_factory.mktemp("plugin")
     (root / "acts").mkdir()
     (root / "config.yaml").write_text(CONFIG)
@@ -106,20 +106,20 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(plugin: Path) -> Iterator[Synapse]:
-    """The command, in the plugin's directory."""
+    """The command in the plugin's directory."""
     with synapse_in(plugin) as command:
         yield command
 
 
 @pytest.fixture(scope="module")
 def shown(plugin: Path) -> Finished:
-    """What `actions` prints."""
+    """The output of `synapse plugin actions`."""
     with synapse_in(plugin) as command:
         return command("plugin", "actions")
 
 
 class TestActions:
-    def test_have_a_table_of_params(self, shown: Finished) -> None:
+    def test_print_a_table_of_params(self, shown: Finished) -> None:
         first = shown.stdout.split("\n\n")[0]
         assert first.splitlines() == [
             "train  (job, acts.train:Train)",
@@ -139,19 +139,19 @@ class TestActions:
             "table           dict[str, tuple[int, ...]]          {}",
         ]
 
-    def test_without_params_or_model_say_so(self, shown: Finished) -> None:
-        assert "free  (task, acts.train:free)\nIt has no params model: it takes any params.\n" in shown.stdout
-        assert "nothing  (task, acts.train:Nothing)\nIt takes no params.\n" in shown.stdout
+    def test_without_params_or_model_are_marked(self, shown: Finished) -> None:
+        assert "free  (task, acts.train:free)\nNo params model: it accepts any params.\n" in shown.stdout
+        assert "nothing  (task, acts.train:Nothing)\nNo params.\n" in shown.stdout
 
-    def test_that_cannot_be_imported_are_there_with_the_reason(self, shown: Finished, plugin: Path) -> None:
+    def test_that_cannot_be_imported_are_listed_with_the_reason(self, shown: Finished, plugin: Path) -> None:
         assert (shown.status, shown.stderr) == (0, "imported\n")
         assert "problem: heavy: importing acts.heavy failed: ModuleNotFoundError: No module named" in shown.stdout
-        assert "problem: leaves: importing its module ended with sys.exit('not today')" in shown.stdout
+        assert "problem: leaves: importing its module called sys.exit('not today')" in shown.stdout
         assert f"problem: {plugin}/config.yaml:11: action 'typo': " in shown.stdout
         assert "did you mean 'Train'?" in shown.stdout
         assert "unset  (task, no entrypoint)\nproblem: " in shown.stdout
 
-    def test_are_data_with_json(self, here: Synapse) -> None:
+    def test_print_json(self, here: Synapse) -> None:
         done = here("plugin", "actions", "--json")
         assert done.status == 0
         train, free, nothing, heavy, *_ = done.result
@@ -168,7 +168,7 @@ class TestActions:
         assert (free["params"], nothing["params"], heavy["params"]) == (None, [], None)
         assert "not_installed_here" in heavy["problem"]
 
-    def test_are_drawn_on_a_terminal(self, here: Synapse) -> None:
+    def test_print_borders_on_a_terminal(self, here: Synapse) -> None:
         with here.on_terminal(command=("plugin", "actions")) as child:
             child.expect("━━━")
             child.expect("│ epochs")
@@ -178,11 +178,11 @@ class TestActions:
         assert here("plugin", "actions", "--path", str(plugin), "--json", cwd=tmp_path).result[0]["name"] == "train"
         done = here("plugin", "actions", cwd=tmp_path)
         assert (done.status, done.stdout) == (2, "")
-        assert "there is no config.yaml" in done.stderr
+        assert "no config.yaml or synapse.yaml in this directory" in done.stderr
 
 
 class TestSchema:
-    def test_of_params_is_json_schema(self, here: Synapse) -> None:
+    def test_prints_the_schema_of_params(self, here: Synapse) -> None:
         done = here("plugin", "schema", "train")
         assert (done.status, done.stderr) == (0, "imported\n")
         properties = done.result["$defs"]["TrainParams"]["properties"]  # it is part of itself
@@ -190,7 +190,7 @@ class TestSchema:
         assert "learning-rate" in properties
         assert done.stdout.startswith("{\n  ")
 
-    def test_of_a_result_too_and_on_one_line(self, here: Synapse) -> None:
+    def test_prints_the_schema_of_the_result_on_one_line(self, here: Synapse) -> None:
         done = here("plugin", "schema", "train", "--result", "--json")
         assert done.stdout.count("\n") == 1
         assert done.result["required"] == ["loss"]
@@ -198,20 +198,22 @@ class TestSchema:
     @pytest.mark.parametrize(
         ("arguments", "status", "text"),
         [
-            (("free",), 1, "error: free has no params model, so anything goes\n"),
-            (("nothing", "--result"), 1, "error: nothing has no result model, so anything goes\n"),
+            (("free",), 1, "error: free has no params model: it accepts any params\n"),
+            (("nothing", "--result"), 1, "error: nothing has no result model: it may return anything\n"),
             (("heavy",), 1, "error: heavy: importing acts.heavy failed: ModuleNotFoundError"),
             (("trian",), 2, "Did you mean 'train'?"),
             (("typo",), 2, "config.yaml:11: action 'typo'"),
         ],
     )
-    def test_that_is_not_there_is_told(self, here: Synapse, arguments: tuple[str, ...], status: int, text: str) -> None:
+    def test_missing_schema_is_an_error(
+        self, here: Synapse, arguments: tuple[str, ...], status: int, text: str
+    ) -> None:
         done = here("plugin", "schema", *arguments)
         assert (done.status, done.stdout) == (status, "")
         assert text in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_that_cannot_be_made_is_told(self, here: Synapse, tmp_path: Path) -> None:
+    def test_unsupported_type_is_an_error(self, here: Synapse, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("code: odd\nactions: {odd: {entrypoint: odd.Odd}}\n")
         (tmp_path / "odd.py").write_text(
             "from collections.abc import Callable\nfrom pydantic import BaseModel\n"
@@ -227,7 +229,7 @@ class TestSchema:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plugins, and what looks like plugins."""
+    """Directories with plugins, and with files that only look like those of plugins."""
     root = tmp_path_factory.mktemp("many")
 
     def put(directory: str, text: str, name: str = "config.yaml") -> None:
@@ -249,7 +251,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestList:
-    def test_has_each_plugin_once_and_broken_ones_with_their_problem(self, here: Synapse, many: Path) -> None:
+    def test_lists_each_plugin_once_and_broken_ones_with_their_problem(self, here: Synapse, many: Path) -> None:
         done = here("plugin", "list", cwd=many)
         assert (done.status, done.stderr) == (0, "")
         lines = [line.split(None, 5) for line in done.stdout.splitlines()]
@@ -257,9 +259,9 @@ class TestList:
         assert [line[0] for line in lines[1:]] == ["first", "third", "second", "broken"]
         assert done.stdout.splitlines()[1].split() == ["first", "첫째", "0.1.0", "train,", "infer", "a"]
         assert lines[3][-1] == "b/deep/er"
-        assert "config.yaml:2: broken YAML: " in done.stdout.splitlines()[4]
+        assert "config.yaml:2: invalid YAML: " in done.stdout.splitlines()[4]
 
-    def test_is_data_with_json(self, here: Synapse, many: Path, tmp_path: Path) -> None:
+    def test_prints_json(self, here: Synapse, many: Path, tmp_path: Path) -> None:
         found = here("plugin", "list", str(many), "--json", cwd=tmp_path).result
         assert found[0] == {
             "path": str(many / "a"),
@@ -271,20 +273,20 @@ class TestList:
         }
         assert [one["code"] for one in found if one["problem"]] == [""]
 
-    def test_of_nothing_says_so(self, here: Synapse, tmp_path: Path) -> None:
+    def test_without_plugins_prints_a_note(self, here: Synapse, tmp_path: Path) -> None:
         done = here("plugin", "list", cwd=tmp_path)
         assert (done.status, done.stdout) == (0, "")
-        assert f"there is no plugin in {tmp_path}, nor below it" in done.stderr
+        assert f"no plugins in {tmp_path} or below" in done.stderr
         assert here("plugin", "list", "--json", cwd=tmp_path).result == []
         wrong = here("plugin", "list", "nowhere", cwd=tmp_path)
-        assert (wrong.status, wrong.stderr) == (2, "error: nowhere: there is no such directory\n")
+        assert (wrong.status, wrong.stderr) == (2, "error: nowhere: no such directory\n")
 
-    def test_columns_stay_aligned_beside_wide_letters(self, here: Synapse, many: Path) -> None:
+    def test_columns_stay_aligned_with_wide_characters(self, here: Synapse, many: Path) -> None:
         first, third = here("plugin", "list", cwd=many).stdout.splitlines()[1:3]
-        # Two letters that take two columns each.
+        # Two characters, each two columns wide.
         assert third.index("0.1.0") - first.index("0.1.0") == 2
 
-    def test_goes_on_where_a_directory_cannot_be_read(self, here: Synapse, tmp_path: Path) -> None:
+    def test_skips_what_cannot_be_read(self, here: Synapse, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "config.yaml").write_text("code: a\n")
         (tmp_path / "gone").symlink_to(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""The start of the command: what it imports, what it lists, and that a line means the same with typer and without."""
+"""Startup of the command: its imports, its lists of commands, and its parser that replaces typer's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from synapse_runtime.cli import quick
 from synapse_runtime.cli.app import app
 from synapse_runtime.cli.lazy import LazyCommand, LazyGroup
 from synapse_runtime.cli.run import run
-from synapse_runtime.cli.run_impl import run_action
+from synapse_runtime.cli.run_action import run_action
 from tests.cli.processes import Synapse
 
 LOCAL = ("--mode", "local")
 
 
-THEN_TELL_MODULES = """\
+PRINT_MODULES = """\
 import sys
 from synapse_runtime.cli import main
 try:
@@ -36,51 +36,55 @@ finally:
 
 
 def imported(synapse: Synapse, *arguments: str) -> set[str]:
-    done = synapse(*arguments, command=[sys.executable, "-c", THEN_TELL_MODULES])
+    done = synapse(*arguments, command=[sys.executable, "-c", PRINT_MODULES])
     assert done.status == 0
     return set(done.stderr.splitlines()[-1].split())
 
 
-def stand_ins(group: Any = None, path: str = "") -> Iterator[tuple[str, LazyCommand]]:
+def lazy_commands(group: Any = None, path: str = "") -> Iterator[tuple[str, LazyCommand]]:
     for name, command in (group or get_command(app)).commands.items():
         assert isinstance(command, LazyCommand)
         yield f"{path}{name}", command
         loaded = command.load()
         if isinstance(loaded, LazyGroup):
-            yield from stand_ins(loaded, f"{path}{name} ")
+            yield from lazy_commands(loaded, f"{path}{name} ")
 
 
 def by_typer(arguments: list[str]) -> dict[str, Any]:
-    """Return the function's arguments, as typer reads them."""
+    """Return the arguments of `run`, as parsed by typer."""
     single = typer.Typer(add_completion=False)
     single.command()(run)
     read = get_command(single).make_context("run", arguments).params
-    # Older releases make paths of them only when they call the function.
+    # Older releases of typer convert to `Path` only when they call the function.
     return {
         name: Path(read[name]) if name in ("path", "env_file") and read[name] is not None else read[name]
         for name in read
     }
 
 
-def test_an_action_runs_without_the_libraries_of_the_command(synapse: Synapse) -> None:
+def test_run_does_not_import_libraries_of_the_command(synapse: Synapse) -> None:
     modules = imported(synapse, "plugin", "run", "train", *LOCAL, "--param", "epochs=3", "--json")
     assert {"synapse_runtime.core.execution", "pydantic", "yaml"} <= modules
-    # The latter two come with the search for plugins of pydantic's, which is left out by private names of pydantic.
-    assert modules & {"importlib.metadata", "email"} == set()
     assert modules & {"typer", "click", "rich", "asyncio", "ssl", "ray", "cloudpickle", "httpx", "pytest"} == set()
 
 
-def test_the_list_of_commands_imports_none_of_them(synapse: Synapse) -> None:
+def test_help_does_not_import_the_commands(synapse: Synapse) -> None:
     for arguments in [("--help",), ("plugin", "--help")]:
         modules = imported(synapse, *arguments)
         ours = {name.removeprefix("synapse_runtime.") for name in modules if name.startswith("synapse_runtime.")}
-        assert ours == {"compat", "cli", "cli.collector", "cli.quick", "cli.app", "cli.later"} | {
-            "cli.plugin" for _ in arguments[1:]
-        }
+        assert ours == {
+            "sdk_compat",
+            "sdk_compat.import_hook",
+            "cli",
+            "cli.collector",
+            "cli.quick",
+            "cli.app",
+            "cli.lazy",
+        } | {"cli.plugin" for _ in arguments[1:]}
 
 
-@pytest.mark.parametrize(("path", "command"), list(stand_ins()))
-def test_what_is_listed_is_what_the_command_says_itself(path: str, command: LazyCommand) -> None:
+@pytest.mark.parametrize(("path", "command"), list(lazy_commands()))
+def test_listed_help_matches_the_help_of_the_command(path: str, command: LazyCommand) -> None:
     loaded = command.load()
     assert loaded.name in (command.name, "")
     if command.short_help is None:
@@ -90,7 +94,7 @@ def test_what_is_listed_is_what_the_command_says_itself(path: str, command: Lazy
         assert not command.help
 
 
-def test_the_work_takes_the_options_of_the_command_with_their_defaults() -> None:
+def test_run_action_has_the_options_of_the_command_with_the_same_defaults() -> None:
     options = inspect.signature(run).parameters
     taken = inspect.signature(run_action).parameters
     assert [*options] == ["ctx", *taken]
@@ -119,14 +123,14 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_plain_line_means_what_typer_makes_of_it(line: str) -> None:
+def test_quick_parser_agrees_with_typer(line: str) -> None:
     given = quick.read(line.split())
     assert given is not None
     read = {name: value for name, value in by_typer(line.split()).items() if name in given}
     assert {name: list(value) if isinstance(value, tuple) else value for name, value in read.items()} == given
-    unmentioned = by_typer(["train"])
+    defaults = by_typer(["train"])
     others = {name: value for name, value in by_typer(line.split()).items() if name not in given}
-    assert others == {name: unmentioned[name] for name in others}
+    assert others == {name: defaults[name] for name in others}
 
 
 @pytest.mark.parametrize(
@@ -152,11 +156,11 @@ def test_a_plain_line_means_what_typer_makes_of_it(line: str) -> None:
         "train --mode \udcff",
     ],
 )
-def test_what_is_not_plain_is_left_to_typer(line: str) -> None:
+def test_quick_parser_leaves_other_lines_to_typer(line: str) -> None:
     assert quick.read(line.split()) is None
 
 
-def test_all_options_but_numbers_are_plain() -> None:
+def test_quick_parser_knows_all_options_except_numbers() -> None:
     single = typer.Typer(add_completion=False)
     single.command()(run)
     named = {
@@ -173,7 +177,7 @@ def test_all_options_but_numbers_are_plain() -> None:
     }
 
 
-def test_the_garbage_collector_is_back_when_an_action_is_imported_and_runs(synapse: Synapse, tmp_path: Path) -> None:
+def test_garbage_collector_is_enabled_while_an_action_is_imported_and_runs(synapse: Synapse, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("code: demo\nactions: {look: looking:look}\n")
     (tmp_path / "looking.py").write_text(
         "import gc\n"
@@ -214,7 +218,7 @@ def write_action(root: Path, result: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["elsewhere", "plugin"])
-def test_a_plugin_of_pydantic_sees_the_models_of_an_action(synapse: Synapse, tmp_path: Path, where: str) -> None:
+def test_pydantic_plugin_sees_the_models_of_an_action(synapse: Synapse, tmp_path: Path, where: str) -> None:
     root, packages = tmp_path / "plugin", tmp_path / where
     for directory in {root, packages}:
         directory.mkdir()
@@ -229,7 +233,7 @@ def test_a_plugin_of_pydantic_sees_the_models_of_an_action(synapse: Synapse, tmp
     assert "a model is made: " in done.stderr
 
 
-def test_an_action_can_ask_for_the_packages_that_are_installed(synapse: Synapse, tmp_path: Path) -> None:
+def test_action_can_use_importlib_metadata(synapse: Synapse, tmp_path: Path) -> None:
     write_action(
         tmp_path,
         "[importlib.metadata.version('pydantic'), bool(importlib.metadata.entry_points(group='pytest11')), "

@@ -1,4 +1,4 @@
-"""What a person sees on a terminal."""
+"""Output of the command on a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.cli.processes import Synapse, status_of
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def test_progress_is_drawn_as_a_bar_that_grows(synapse: Synapse) -> None:
+def test_shows_a_progress_bar(synapse: Synapse) -> None:
     with synapse.on_terminal("train", "--mode", "local", "--params", '{"epochs": 4}') as child:
         child.expect("Result of train")
         drawn = ESCAPES.sub("", child.before)
@@ -18,7 +18,7 @@ def test_progress_is_drawn_as_a_bar_that_grows(synapse: Synapse) -> None:
         assert status_of(child) == 0
 
 
-def test_events_stand_above_the_bar_one_to_a_line(synapse: Synapse) -> None:
+def test_prints_events_above_the_bar_one_per_line(synapse: Synapse) -> None:
     with synapse.on_terminal("train", "--mode", "local", "--params", '{"epochs": 4}') as child:
         child.expect("Result of train")
         drawn = ESCAPES.sub("", child.before).replace("\r", "\n")
@@ -29,7 +29,7 @@ def test_events_stand_above_the_bar_one_to_a_line(synapse: Synapse) -> None:
         assert status_of(child) == 0
 
 
-def test_bar_is_drawn_while_the_action_still_runs(synapse: Synapse) -> None:
+def test_updates_the_bar_while_the_action_runs(synapse: Synapse) -> None:
     signal = synapse.temp / "go"
     with synapse.on_terminal("wait_for", "--mode", "local", "--params", f'{{"file": "{signal}"}}') as child:
         child.expect("━")
@@ -41,7 +41,7 @@ def test_bar_is_drawn_while_the_action_still_runs(synapse: Synapse) -> None:
         assert status_of(child) == 0
 
 
-def test_bar_goes_to_stderr_with_json(synapse: Synapse) -> None:
+def test_bar_is_on_stderr_with_json(synapse: Synapse) -> None:
     with synapse.on_terminal("train", "--mode", "local", "--json") as child:
         child.expect("━")
         child.expect("2/2")
@@ -49,7 +49,7 @@ def test_bar_goes_to_stderr_with_json(synapse: Synapse) -> None:
         assert status_of(child) == 0
 
 
-def test_ctrl_c_on_the_keyboard_ends_with_130(synapse: Synapse) -> None:
+def test_ctrl_c_exits_with_130(synapse: Synapse) -> None:
     with synapse.on_terminal("nap", "--mode", "local") as child:
         child.expect("asleep")
         child.sendcontrol("c")

@@ -1,4 +1,4 @@
-"""A new user's path, from nothing to a plugin that is tested on Ray: its screens are those of docs/tutorial.md."""
+"""docs/tutorial.md: its screens show the output of its commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.patience import patience
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_shows_what_its_commands_print() -> None:
+def test_page_shows_the_output_of_its_commands() -> None:
     done = subprocess.run(
         [sys.executable, "docs/make_tutorial.py", "--check"],
         cwd=ROOT,
@@ -23,7 +23,7 @@ def test_the_page_shows_what_its_commands_print() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_page_goes_the_whole_way() -> None:
+def test_page_covers_all_steps() -> None:
     page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     commands = ["create", "check", "test --mode local --mode task", "run train --mode local"]
     found = [page.find(f"\n$ synapse plugin {command}") for command in commands]

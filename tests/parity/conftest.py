@@ -1,4 +1,4 @@
-"""An action of a conftest, for the test that runs one; and a module of the plugin whose assertions are rewritten."""
+"""Actions defined in a conftest, and the registration of a plugin module whose assertions are rewritten."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def actions_of_conftest():
 
 
 @pytest.fixture(autouse=True)
-def _tells_its_mode(request):
-    """Let the results say which mode a test ran in: its name does only where it runs in several."""
+def _record_mode(request):
+    """Add a test's mode to its properties, as its id contains the mode only if it runs in several."""
     if "synapse_mode" in request.fixturenames:
         request.node.user_properties.append(("synapse_mode", request.getfixturevalue("synapse_mode")))

@@ -1,12 +1,12 @@
-"""Where a row of the contract holds: as `pytestmark` of a test file, or above a test."""
+"""The modes in which a row of the contract holds: use them as `pytestmark` of a test file, or above a test."""
 
 import pytest
 
-# Row 1 to 21: a mode is a place, not a behaviour.
+# Rows 1 to 21: the behaviour is the same in every mode.
 everywhere = pytest.mark.synapse(mode=("local", "task", "job"))
-# What a job does by the same code as a worker: with a worker alone, since a job costs seconds of CPU time. Of each row
-# a job runs what goes its own way (the upload, the log as a channel, a process of its own) and one case of the rest.
+# What jobs and task workers run with the same code is not tested as a job, since a job costs seconds of CPU time. Of
+# each row, a job runs what is specific to it (upload, log as a channel, separate process) and one case of the rest.
 not_as_jobs = pytest.mark.synapse(mode=("local", "task"))
 as_a_job = pytest.mark.synapse(mode="job")
-# Row 30 to 32: where there is a worker to lose.
+# Rows 30 to 32: modes that have a worker, which can crash.
 on_workers = pytest.mark.synapse(mode=("task", "job"))

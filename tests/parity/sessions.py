@@ -1,4 +1,4 @@
-"""Real pytest sessions over small projects, and what their reports say, made comparable between modes."""
+"""Real pytest sessions in small projects, and their reports, made comparable between modes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR|XFAIL|XPASS|SKIPPED) (\S+)")
 
 @dataclass(frozen=True)
 class Session:
-    """A session that has ended.
+    """A finished session.
 
     Attributes:
         status: Its exit status.
-        output: All that it printed.
+        output: Everything that it printed.
     """
 
     status: int
@@ -74,7 +74,7 @@ class Session:
 
 
 def comparable(text: str) -> str:
-    """Return a report without the line that says where the action ran, and without what differs each time."""
+    """Return a report without the line that shows where the action ran and without what differs in every run."""
     text = "\n".join(line for line in text.splitlines() if not _WHERE_IT_RAN.search(line))
     for pattern, replacement in _DIFFERENT_EACH_TIME:
         text = pattern.sub(replacement, text)
@@ -91,7 +91,7 @@ def write(project: Path, files: dict[str, str]) -> Path:
 
 
 def run_pytest(project: Path, *arguments: str, env: dict[str, str], timeout: float = 120) -> Session:
-    """Run pytest in a process of its own; it knows nothing of the session that runs this."""
+    """Run pytest in a separate process, independent of the session that runs this."""
     done = run_python(project, "-m", "pytest", *arguments, env=env, timeout=timeout)
     return Session(done.returncode, done.stdout)
 
@@ -99,14 +99,14 @@ def run_pytest(project: Path, *arguments: str, env: dict[str, str], timeout: flo
 def run_python(
     directory: Path, *arguments: str, env: dict[str, str], timeout: float = 120, starts_python: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python program in a directory, with both outputs in one.
+    """Run a Python program in a directory, with standard output and standard error combined.
 
     Args:
-        directory: The directory.
-        *arguments: What would follow `python` on a command line.
-        env: Variables, beside those of a session that knows nothing of the one that runs these tests.
-        timeout: After so many seconds it is killed.
-        starts_python: Whether Python itself is started; otherwise the program runs in a fork of `tests/forks.py`.
+        directory: The working directory.
+        *arguments: The arguments of `python`.
+        env: Variables to add to an environment that is independent of the session that runs these tests.
+        timeout: The program is killed after this many seconds.
+        starts_python: Whether to start a new Python; otherwise the program runs in a fork of `tests/forks.py`.
     """
     env = session_environment() | {"COLUMNS": "300"} | env
     if not starts_python:

@@ -1,4 +1,4 @@
-"""Row 7: an assertion in an action says the same everywhere, with pytest's rewriting where its module is rewritten."""
+"""Row 7: an assertion in an action has the same message in every mode, including pytest's assertion rewriting."""
 
 import sys
 
@@ -66,7 +66,7 @@ COMPARED = {
 
 @not_as_jobs
 @pytest.mark.parametrize(("left", "right"), COMPARED.values(), ids=COMPARED)
-def test_07_a_comparison_is_explained_as_pytest_does_it(synapse_executor, left, right):
+def test_07_comparison_is_explained_as_by_pytest(synapse_executor, left, right):
     with pytest.raises(AssertionError) as here:
         assert left == right
     assert message_of(synapse_executor, Compare, left, right) == str(here.value)
@@ -83,7 +83,7 @@ class CompareAll(BaseAction):
         raise ExceptionGroup("all", problems)
 
 
-def test_07_comparisons_in_a_group_are_explained_as_pytest_does_it(synapse_executor):
+def test_07_comparisons_in_an_exception_group_are_explained_as_by_pytest(synapse_executor):
     expected = []
     for left, right in COMPARED.values():
         with pytest.raises(AssertionError) as here:
@@ -94,7 +94,7 @@ def test_07_comparisons_in_a_group_are_explained_as_pytest_does_it(synapse_execu
 
 
 @not_as_jobs
-def test_07_the_explanation_keeps_the_authors_text_and_where_values_come_from(synapse_executor):
+def test_07_explanation_contains_the_assert_message_and_where_values_come_from(synapse_executor):
     message = message_of(synapse_executor, Explain, 2, 5)
     assert message.startswith("100 % wrong with 2\nassert 4 in [5]\n +  where 4 = ")
     either = message_of(synapse_executor, Both, {"a": [1]}, {"a": [2]})
@@ -103,7 +103,7 @@ def test_07_the_explanation_keeps_the_authors_text_and_where_values_come_from(sy
 
 
 @not_as_jobs
-def test_07_an_assertion_that_the_action_catches_reads_well_and_is_explained_in_the_chain(synapse_executor):
+def test_07_assertion_caught_by_the_action_is_readable_and_explained_in_the_chain(synapse_executor):
     run = synapse_executor.run(Caught, {"left": [1, 2], "right": [1, 3]})
     assert "\x1e" not in run.logs[0].data["message"]
     assert run.logs[0].data["message"].startswith("assert [1, 2] == [1, 3]")
@@ -125,13 +125,13 @@ class CompareOdd(BaseAction):
 
 
 @not_as_jobs
-def test_07_operands_that_cannot_travel_are_told_by_their_text(synapse_executor):
+def test_07_operands_that_cannot_be_pickled_are_shown_as_text(synapse_executor):
     with pytest.raises(ExecutionError) as caught:
         synapse_executor.execute(CompareOdd)
     assert str(caught.value.__cause__).startswith("assert <unpicklable> == 3")
 
 
-def test_07_a_plain_module_is_not_rewritten_and_a_registered_one_is(synapse_executor):
+def test_07_registered_module_is_rewritten_and_a_plain_one_is_not(synapse_executor):
     plain = synapse_executor.run("lab.plain_assert:Check").error.__cause__
     assert (type(plain), str(plain)) == (AssertionError, "")
     explained = synapse_executor.run("lab.rewritten_assert:Check").error.__cause__
@@ -139,7 +139,7 @@ def test_07_a_plain_module_is_not_rewritten_and_a_registered_one_is(synapse_exec
     assert "At index 1 diff: 2 != 3" in str(explained)
 
 
-def test_07_the_names_of_pytest_that_this_needs_are_there():
+def test_07_pytest_still_has_the_private_names_that_are_used():
     rewrite, util = sys.modules["_pytest.assertion.rewrite"], sys.modules["_pytest.assertion.util"]
     assert callable(rewrite._call_reprcompare)
     assert callable(rewrite._format_explanation)

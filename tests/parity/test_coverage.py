@@ -1,4 +1,4 @@
-"""Row 19: coverage counts the same lines and branches of actions, wherever they ran; and nothing else is left of it."""
+"""Row 19: coverage measures the same lines and branches of actions in every mode, and leaves nothing else behind."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def hang(params, context):
 
 
 def unused():
-    return "nothing"  # nobody calls it
+    return "nothing"  # never called
 
 
 def debug():  # pragma: no cover
@@ -264,15 +264,15 @@ FILES = {
 
 
 class Runs:
-    """Sessions over a project in a mode, each kind of them once, and what they measured."""
+    """Sessions in a project, each with the same arguments run once, and their coverage."""
 
     def __init__(self, project: Path, env: dict[str, str]) -> None:
         self._project = project
         self._env = env
 
-    @functools.cache  # noqa: B019 - as long as the tests of this file
+    @functools.cache  # noqa: B019 - lives as long as the tests of this file
     def __call__(self, mode: str, *options: str, tool: str = "", files: str = "", **env: str) -> tuple[Session, Path]:
-        """Run the project's tests in a directory of their own; return the session, and the directory."""
+        """Run the project's tests in a new directory; return the session and the directory."""
         project = self._write(FILES | EXTRA.get(files, {}))
         arguments = [f"--synapse-mode={mode}", "-p", "no:cacheprovider", *options]
         if tool:
@@ -286,15 +286,15 @@ class Runs:
         return write(project, {name: text.replace("{project}", str(project)) for name, text in files.items()})
 
     def report(self, mode: str, *options: str, tool: str = "", files: str = "", **env: str) -> dict[str, Any]:
-        """Return what coverage's JSON report says of each file."""
+        """Return lines and branches of each file from coverage's JSON report."""
         session, project = self(mode, *options, tool=tool, files=files, **env)
         assert session.status == 0, session.output
         done = run_python(project, "-m", "coverage", "json", "-q", "-o", "report.json", env={})
         assert done.returncode == 0, done.stdout
-        told = json.loads((project / "report.json").read_text())["files"]
+        files_measured = json.loads((project / "report.json").read_text())["files"]
         return {
             name: {key: file.get(key) for key in ("executed_lines", "missing_lines", "executed_branches")}
-            for name, file in told.items()
+            for name, file in files_measured.items()
         }
 
 
@@ -307,21 +307,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]) -> R
 
 
 in_each_mode = pytest.mark.parametrize("mode", MODES)
-# A job is measured by the same code as an actor; what is special about it shows in the tests of lines and branches.
+# Jobs are measured by the same code as actors; their differences are covered by the tests of lines and branches.
 in_each_mode_now_and_then = pytest.mark.parametrize(
     "mode", ["local", "task", pytest.param("job", marks=pytest.mark.thorough)]
 )
 
 
 def lines(text: str, *parts: str) -> set[int]:
-    """Return the numbers of the lines that have one of these texts in them."""
+    """Return the numbers of the lines that contain one of these texts."""
     found = {number for number, line in enumerate(text.splitlines(), 1) if any(part in line for part in parts)}
     assert len(found) >= len(parts)
     return found
 
 
 BRANCHES = ("--cov=.", "--cov-branch", "--cov-report=")
-# A job takes a second or two.
+# Fewer tests for jobs, each of which takes a second or two.
 SOME = ("-k", "(many and more) or (fail and True)")
 FEW = ("-k", "again or actions_of_tests or (many and more)")
 
@@ -340,15 +340,15 @@ def test_19_lines_and_branches_of_a_few_jobs_are_the_same_under_pytest_cov(runs,
 @pytest.mark.parametrize("processes", [0, 2], ids=["in-one-process", "xdist"])
 def test_19_lines_and_branches_are_the_same_under_pytest_cov(runs, mode, processes):
     several = ("-n", "2", "--dist", "load") if processes else ()
-    told = runs.report(mode, *BRANCHES, *several)
-    actions = told["demo/plugin/actions.py"]
+    report = runs.report(mode, *BRANCHES, *several)
+    actions = report["demo/plugin/actions.py"]
     assert set(actions["missing_lines"]) == lines(
-        ACTIONS, "LIMIT = 1", "return None", 'return "two"', 'found.append("b")', "# nobody calls it"
+        ACTIONS, "LIMIT = 1", "return None", 'return "two"', 'found.append("b")', "# never called"
     )
-    assert told["demo/plugin/lazy.py"]["missing_lines"] == [4]
-    assert set(told["demo/tests/test_demo.py"]["missing_lines"]) == lines(TESTS, 'return "down"')
-    assert set(told["demo/tests/conftest.py"]["missing_lines"]) == lines(CONFTEST, 'return "params"')
-    assert told == runs.report("local", *BRANCHES)
+    assert report["demo/plugin/lazy.py"]["missing_lines"] == [4]
+    assert set(report["demo/tests/test_demo.py"]["missing_lines"]) == lines(TESTS, 'return "down"')
+    assert set(report["demo/tests/conftest.py"]["missing_lines"]) == lines(CONFTEST, 'return "params"')
+    assert report == runs.report("local", *BRANCHES)
 
 
 @pytest.mark.parametrize(
@@ -356,16 +356,16 @@ def test_19_lines_and_branches_are_the_same_under_pytest_cov(runs, mode, process
     ["loadscope", "worksteal", *(pytest.param(dist, marks=pytest.mark.thorough) for dist in ("loadfile", "loadgroup"))],
 )
 @pytest.mark.parametrize("mode", ["task"])
-def test_19_lines_and_branches_are_the_same_however_xdist_deals_the_tests(runs, mode, dist):
-    told = runs.report(mode, *FEW, *BRANCHES, "-n", "2", "--dist", dist)
-    assert told == runs.report("local", *FEW, *BRANCHES)
+def test_19_lines_and_branches_are_the_same_however_xdist_distributes_the_tests(runs, mode, dist):
+    report = runs.report(mode, *FEW, *BRANCHES, "-n", "2", "--dist", dist)
+    assert report == runs.report("local", *FEW, *BRANCHES)
 
 
 @in_each_mode
 def test_19_lines_and_branches_are_the_same_under_coverage_run(runs, mode):
-    told = runs.report(mode, *SOME, tool="--branch --source=demo")
-    assert told == runs.report("local", *SOME, tool="--branch --source=demo")
-    assert told == runs.report("local", *SOME, "--cov=demo", "--cov-branch", "--cov-report=")
+    report = runs.report(mode, *SOME, tool="--branch --source=demo")
+    assert report == runs.report("local", *SOME, tool="--branch --source=demo")
+    assert report == runs.report("local", *SOME, "--cov=demo", "--cov-branch", "--cov-report=")
 
 
 @in_each_mode_now_and_then
@@ -386,11 +386,11 @@ def test_19_contexts_name_the_same_tests(runs, mode):
 
 @contextlib.contextmanager
 def measured(project: Path) -> Iterator[coverage.CoverageData]:
-    """Open a project's data."""
+    """Open a project's coverage data."""
     data = coverage.CoverageData(basename=str(project / ".coverage"))
     data.read()
     yield data
-    if hasattr(data, "close"):  # of later versions
+    if hasattr(data, "close"):  # later versions only
         data.close()
 
 
@@ -466,10 +466,10 @@ EXTRA["configured"] = {"setup.cfg": CONFIGURED, "measuring.py": MEASURING}
 
 @in_each_mode_now_and_then
 def test_19_the_configuration_is_the_same(runs, mode):
-    told = runs.report(mode, *FEW, tool="--branch", files="configured")
-    assert "demo/plugin/actions.py" in told
-    assert not {"demo/plugin/shapes.py", "demo/tests/conftest.py"} & set(told)
-    assert told == runs.report("local", *FEW, tool="--branch", files="configured")
+    report = runs.report(mode, *FEW, tool="--branch", files="configured")
+    assert "demo/plugin/actions.py" in report
+    assert not {"demo/plugin/shapes.py", "demo/tests/conftest.py"} & set(report)
+    assert report == runs.report("local", *FEW, tool="--branch", files="configured")
 
 
 @in_each_mode_now_and_then
@@ -539,13 +539,13 @@ EXTRA["children"] = {
 
 @in_each_mode
 def test_19_processes_that_an_action_starts_are_measured(runs, mode):
-    told = runs.report(mode, "--cov", "--cov-report=", files="children")["demo/plugin/kids.py"]
+    report = runs.report(mode, "--cov", "--cov-report=", files="children")["demo/plugin/kids.py"]
     if HAS_PATCHES:
-        assert set(told["missing_lines"]) == lines(KIDS, 'return "none"')
-        assert told == runs.report("local", "--cov", "--cov-report=", files="children")["demo/plugin/kids.py"]
+        assert set(report["missing_lines"]) == lines(KIDS, 'return "none"')
+        assert report == runs.report("local", "--cov", "--cov-report=", files="children")["demo/plugin/kids.py"]
     else:
         (forked, _) = sorted(lines(KIDS, 'return "number"'))
-        assert forked in told["executed_lines"]
+        assert forked in report["executed_lines"]
     _, project = runs(mode, "--cov", "--cov-report=", files="children")
     assert [path.name for path in project.rglob(".coverage*") if path.name != ".coveragerc"] == [".coverage"]
 
@@ -586,9 +586,9 @@ EXTRA["killed"] = {"demo/tests/test_demo.py": KILLED}
 
 
 @pytest.mark.parametrize("mode", ["task"])
-def test_19_a_killed_worker_loses_its_last_run_alone_and_no_cover_measures_nothing(runs, mode):
-    told = runs.report(mode, *BRANCHES, files="killed")["demo/plugin/actions.py"]
-    executed = set(told["executed_lines"])
+def test_19_killed_worker_loses_only_its_last_run_and_no_cover_measures_nothing(runs, mode):
+    report = runs.report(mode, *BRANCHES, files="killed")["demo/plugin/actions.py"]
+    executed = set(report["executed_lines"])
     assert executed >= lines(ACTIONS, 'return "first"', 'return "other"')
     assert not executed & lines(ACTIONS, 'return "second"', 'return "two"')
 

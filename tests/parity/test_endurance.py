@@ -1,4 +1,4 @@
-"""Row 20: many actions in a row leak nothing, and leave no state to those that want none."""
+"""Row 20: many actions in a row leak nothing; actions with fresh isolation see no state of others."""
 
 import gc
 import os
@@ -12,7 +12,7 @@ from tests.parity.modes import everywhere
 MEGABYTE = 1_000_000
 
 
-def held_here():
+def resources_here():
     gc.collect()
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
@@ -27,7 +27,7 @@ def test_20_a_thousand_runs_leak_nothing(synapse_executor):
     def run(count):
         for number in range(count):
             assert synapse_executor.execute("echo", {"value": [number, "x" * 1000]}) == [number, "x" * 1000]
-        return held_here(), synapse_executor.execute("lab.workers:Where")
+        return resources_here(), synapse_executor.execute("lab.workers:Where")
 
     here_before, worker_before = run(100)
     here, worker = run(1000)
@@ -42,10 +42,10 @@ def test_20_a_thousand_runs_leak_nothing(synapse_executor):
 @pytest.mark.synapse(mode="job")
 def test_20_jobs_in_a_row_leak_nothing(synapse_executor):
     synapse_executor.execute("echo", {"value": 0})
-    before = held_here()
+    before = resources_here()
     for number in range(3):
         assert synapse_executor.execute("echo", {"value": number}) == number
-    after = held_here()
+    after = resources_here()
     assert after["descriptors"] <= before["descriptors"] + 3
     assert after["threads"] <= before["threads"] + 2
     assert after["files"] <= before["files"] + 5
@@ -54,11 +54,11 @@ def test_20_jobs_in_a_row_leak_nothing(synapse_executor):
 @everywhere
 @pytest.mark.parametrize("turn", [1, 2])
 @pytest.mark.synapse(isolation="fresh")
-def test_20_a_test_that_wants_it_fresh_sees_no_state_of_others(synapse_executor, turn):
+def test_20_fresh_isolation_sees_no_state_of_other_tests(synapse_executor, turn):
     assert synapse_executor.execute("lab.workers:Count") == 1
 
 
 @pytest.mark.synapse(mode=("local", "task"))
-def test_20_state_stays_from_call_to_call_otherwise(synapse_executor):
+def test_20_shared_isolation_keeps_state_between_calls(synapse_executor):
     first = synapse_executor.execute("lab.workers:Count")
     assert synapse_executor.execute("lab.workers:Count") == first + 1

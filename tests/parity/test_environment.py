@@ -1,4 +1,4 @@
-"""Rows 10 to 12: the environment, the working directory and the id that an action runs with."""
+"""Rows 10 to 12: the environment, the working directory and the id of a run."""
 
 import os
 from pathlib import Path
@@ -28,20 +28,20 @@ ENV = {
 }
 
 
-def surroundings():
+def process_state():
     return dict(os.environ), os.getcwd()
 
 
 @not_as_jobs
 @pytest.mark.synapse(env=ENV)
-def test_10_typed_getters_convert_what_the_marker_gives(synapse_executor):
+def test_10_typed_getters_convert_the_markers_values(synapse_executor):
     kinds = ["str", "int", "float", "bool", "list"]
     names = ["COUNT", "RATE", "FLAG", "OFF", "TAGS", "WORDS", "NOTHING", "MISSING"]
     got = synapse_executor.execute(convert, {"names": names, "kinds": kinds})
     assert [got["COUNT"][kind] for kind in ("str", "int", "float", "list")] == ["64", 64, 64.0, ["64"]]
-    assert got["COUNT"]["bool"].startswith("refused: environment value COUNT, a str, is not a boolean")
+    assert got["COUNT"]["bool"].startswith("refused: environment value COUNT (of type str) is not a valid boolean")
     assert [got["RATE"][kind] for kind in ("str", "float")] == ["0.5", 0.5]
-    assert got["RATE"]["int"].startswith("refused: environment value RATE=0.5 is not an integer")
+    assert got["RATE"]["int"].startswith("refused: environment value RATE=0.5 is not a valid integer")
     assert [got["FLAG"][kind] for kind in ("str", "bool")] == ["true", True]
     assert got["FLAG"]["bool"] is True
     assert got["OFF"]["bool"] is False
@@ -71,11 +71,11 @@ def test_10_values_arrive_as_given_and_as_strings_in_os_environ(synapse_executor
 
 
 @pytest.mark.synapse(env={"SHARED": "marker", "FROM_MARKER": "marker", "HOME": "/marker"})
-def test_10_the_process_lies_under_the_config_file_under_the_marker(synapse_executor):
+def test_10_marker_overrides_config_file_overrides_process(synapse_executor):
     names = ["HOME", "PATH", "FROM_CONFIG", "SHARED", "FROM_MARKER", "IN_NO_LAYER"]
     seen = synapse_executor.execute(look, {"names": names})
     path = seen["os"].pop("PATH")
-    assert path  # of whichever process it is
+    assert path  # the value differs between processes
     assert seen["ctx"].pop("PATH") == path
     assert seen["ctx"] == {
         "HOME": "/marker",
@@ -90,18 +90,18 @@ def test_10_the_process_lies_under_the_config_file_under_the_marker(synapse_exec
 
 @not_as_jobs
 @pytest.mark.synapse(env=ENV)
-def test_10_the_context_and_os_environ_hold_the_same(synapse_executor):
+def test_10_context_and_os_environ_contain_the_same(synapse_executor):
     assert synapse_executor.execute(everything) == []
 
 
 @not_as_jobs
 @pytest.mark.synapse(env={"FROM_CONFIG": None})
-def test_10_none_in_the_marker_takes_a_value_of_the_config_file_away(synapse_executor):
+def test_10_none_in_the_marker_removes_a_value_of_the_config_file(synapse_executor):
     seen = synapse_executor.execute(look, {"names": ["FROM_CONFIG"]})
     assert seen["ctx"] == seen["os"] == {"FROM_CONFIG": None}
 
 
-def test_10_no_variable_of_this_process_travels_to_a_worker(synapse_executor, monkeypatch):
+def test_10_no_variable_of_this_process_is_sent_to_a_worker(synapse_executor, monkeypatch):
     monkeypatch.setenv("SET_AFTER_THE_WORKER_STARTED", "secret")
     run = synapse_executor.run(look, {"names": ["SET_AFTER_THE_WORKER_STARTED"]})
     here = run.result["pid"] == os.getpid()
@@ -112,10 +112,10 @@ def test_10_no_variable_of_this_process_travels_to_a_worker(synapse_executor, mo
 @not_as_jobs
 @pytest.mark.synapse(env={"SHARED": "marker", "ONLY_IN_THIS_CALL": "here"})
 @pytest.mark.parametrize("fail", [False, True], ids=["returns", "raises"])
-def test_10_the_environment_is_put_back_here(synapse_executor, fail):
-    before = surroundings()
+def test_10_environment_of_this_process_is_restored(synapse_executor, fail):
+    before = process_state()
     run = synapse_executor.run(disturb, {"fail": fail})
-    assert surroundings() == before
+    assert process_state() == before
     assert "ONLY_IN_THIS_CALL" not in before[0]
     if fail:
         assert type(run.error.__cause__) is ValueError
@@ -125,7 +125,7 @@ def test_10_the_environment_is_put_back_here(synapse_executor, fail):
 
 @not_as_jobs
 @pytest.mark.synapse(env={"SHARED": "marker"})
-def test_10_the_next_action_finds_the_environment_as_it_was(synapse_executor, synapse_mode):
+def test_10_next_action_gets_the_original_environment(synapse_executor, synapse_mode):
     before = synapse_executor.execute(remain)
     runs = [synapse_executor.run(disturb, {"fail": fail}) for fail in (False, True)]
     after = synapse_executor.execute(remain)
@@ -134,12 +134,12 @@ def test_10_the_next_action_finds_the_environment_as_it_was(synapse_executor, sy
     changed = {name for name in names if before["variables"].get(name) != after["variables"].get(name)}
     assert changed & {"LEFT_BEHIND", "SHARED", "PATH", "HOME"} == set()
     assert after["cwd"] == before["cwd"] == str(PLUGIN)
-    if synapse_mode != "job":  # a job's process is a new one, with variables of Ray's that differ
+    if synapse_mode != "job":  # each job has a new process, in which variables of Ray differ
         assert changed == set()
         assert {before["pid"], after["pid"], *(run.pid for run in runs)} == {before["pid"]}
 
 
-def test_11_the_working_directory_is_the_plugins_wherever_the_test_is(synapse_executor, monkeypatch, tmp_path):
+def test_11_working_directory_is_the_plugins_wherever_the_test_is(synapse_executor, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     seen = synapse_executor.execute(look)
     assert (seen["cwd"], seen["config"]) == (str(PLUGIN), True)
@@ -154,8 +154,8 @@ def test_11_relative_paths_work(synapse_executor, tmp_path):
 
 
 @not_as_jobs
-@pytest.mark.parametrize("remove", [False, True], ids=["goes", "goes_and_removes"])
-def test_11_it_is_put_back_when_the_action_goes_elsewhere(synapse_executor, tmp_path, remove):
+@pytest.mark.parametrize("remove", [False, True], ids=["changes", "changes_and_removes"])
+def test_11_working_directory_is_restored_after_the_action_changes_it(synapse_executor, tmp_path, remove):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     before = os.getcwd()
@@ -167,7 +167,7 @@ def test_11_it_is_put_back_when_the_action_goes_elsewhere(synapse_executor, tmp_
 
 
 @not_as_jobs
-def test_12_each_run_has_a_fresh_id_that_the_action_sees(synapse_executor):
+def test_12_each_run_has_a_new_id_that_the_action_sees(synapse_executor):
     runs = [synapse_executor.run(look) for _ in range(2)]
     ids = [run.job_id for run in runs]
     assert [run.result["job_id"] for run in runs] == ids
@@ -176,13 +176,13 @@ def test_12_each_run_has_a_fresh_id_that_the_action_sees(synapse_executor):
 
 
 @not_as_jobs
-def test_12_a_failed_run_has_its_id_too(synapse_executor):
+def test_12_failed_run_has_an_id_too(synapse_executor):
     run = synapse_executor.run(disturb, {"fail": True})
     assert run.error is not None
     assert run.job_id
 
 
-def test_12_an_id_that_is_given_is_the_runs(synapse_mode, request):
+def test_12_given_id_is_used_for_the_run(synapse_mode, request):
     given = f"given-{os.getpid()}-{synapse_mode}"
     with _executor(synapse_mode, request, given) as executor:
         run = executor.run(look)
@@ -190,7 +190,7 @@ def test_12_an_id_that_is_given_is_the_runs(synapse_mode, request):
 
 
 def _executor(mode, request, job_id):
-    """Make an executor with an id of the test's; in a worker's mode on the cluster that the session has."""
+    """Create an executor with this job id; in task and job mode on the session's cluster."""
     options = {"job_id": job_id, "plugin": PLUGIN, "logger": NullLogger()}
     if mode == "local":
         return LocalExecutor(**options)

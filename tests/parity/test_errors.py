@@ -1,4 +1,4 @@
-"""Rows 4 to 6: what an action raises."""
+"""Rows 4 to 6: exceptions and exits of an action."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def cause_of(executor, action, params=None) -> BaseException:
 
 
 def line(text: str) -> int:
-    """Return the number of the line in `lab/errors.py` that reads like this."""
+    """Return the number of the line in `lab/errors.py` with this text."""
     (number,) = [number for number, line in enumerate(SOURCE, 1) if line.strip() == text]
     return number
 
@@ -45,13 +45,13 @@ def at(function: str, text: str) -> tuple:
 
 
 def shown(error: BaseException) -> list[tuple]:
-    """Return the frames that Python shows of an error, from the first of the action's on."""
+    """Return the frames that Python shows for an error, starting with the action's first one."""
     frames = [(f.filename, f.name, f.lineno, f.line) for f in traceback.extract_tb(error.__traceback__)]
     first = next(index for index, frame in enumerate(frames) if frame[0] == errors.__file__)
     return frames[first:]
 
 
-def test_04_type_arguments_attributes_and_notes_come_back(synapse_executor):
+def test_04_type_arguments_attributes_and_notes_are_preserved(synapse_executor):
     error = failure_of(synapse_executor, errors.FailFromCause)
     assert str(error) == "fail_from_cause failed: Broken: ('outer', 7)"
     cause = error.__cause__
@@ -68,7 +68,7 @@ def test_04_type_arguments_attributes_and_notes_come_back(synapse_executor):
 
 
 @not_as_jobs
-def test_04_what_was_being_handled_comes_back_as_context(synapse_executor):
+def test_04_exception_being_handled_is_preserved_as_context(synapse_executor):
     cause = cause_of(synapse_executor, errors.FailWhileHandling)
     assert type(cause) is errors.Broken
     assert cause.__cause__ is None
@@ -80,7 +80,7 @@ def test_04_what_was_being_handled_comes_back_as_context(synapse_executor):
 
 
 @not_as_jobs
-def test_04_a_suppressed_context_stays_suppressed(synapse_executor):
+def test_04_suppressed_context_stays_suppressed(synapse_executor):
     cause = cause_of(synapse_executor, errors.FailFromNone)
     assert cause.__cause__ is None
     assert cause.__suppress_context__
@@ -89,7 +89,7 @@ def test_04_a_suppressed_context_stays_suppressed(synapse_executor):
 
 
 @not_as_jobs
-def test_04_cause_and_context_may_share_what_came_before(synapse_executor):
+def test_04_cause_and_context_can_share_an_earlier_exception(synapse_executor):
     cause = cause_of(synapse_executor, errors.FailWithTwoBranches)
     assert type(cause.__cause__) is OSError
     assert type(cause.__cause__.__context__) is KeyError
@@ -97,7 +97,7 @@ def test_04_cause_and_context_may_share_what_came_before(synapse_executor):
     assert cause.__cause__.__context__ is cause.__context__
 
 
-def test_04_the_frames_of_an_action_are_shown_with_those_of_all_that_it_calls(synapse_executor):
+def test_04_traceback_shows_the_frames_of_the_action_and_of_everything_it_calls(synapse_executor):
     cause = cause_of(synapse_executor, errors.FailDeeply)
     again = at("deeper", "return self.deeper(depth - 1)")
     parse = 'assert all(json.loads(text) for text in ("1", "[broken"))'
@@ -130,13 +130,13 @@ OTHER_FORMS = {
 
 @not_as_jobs
 @pytest.mark.parametrize("name", OTHER_FORMS, ids=lambda name: name.replace(" ", "_"))
-def test_04_the_frames_are_shown_whatever_form_the_action_has(synapse_executor, name):
+def test_04_traceback_shows_the_frames_of_every_form_of_action(synapse_executor, name):
     action, frames = OTHER_FORMS[name]
     assert shown(cause_of(synapse_executor, action)) == frames
 
 
 @not_as_jobs
-def test_04_the_frames_of_an_action_in_the_test_are_shown(synapse_executor):
+def test_04_traceback_shows_the_frames_of_an_action_defined_in_the_test(synapse_executor):
     class Here(BaseAction):
         def execute(self):
             raise ValueError("here")  # this line
@@ -148,7 +148,7 @@ def test_04_the_frames_of_an_action_in_the_test_are_shown(synapse_executor):
 
 
 @not_as_jobs
-def test_04_pytests_report_shows_the_actions_own_lines(synapse_executor):
+def test_04_pytest_report_shows_the_actions_own_lines(synapse_executor):
     with pytest.raises(ExecutionError) as caught:
         synapse_executor.execute(errors.FailFromCause)
     chain = caught.getrepr(style="long", chain=True).chain
@@ -174,7 +174,7 @@ def test_04_pytests_report_shows_the_actions_own_lines(synapse_executor):
 
 
 @not_as_jobs
-def test_04_python_marks_the_part_of_the_line_that_failed(synapse_executor):
+def test_04_traceback_marks_the_failing_part_of_the_line(synapse_executor):
     text = "".join(traceback.format_tb(cause_of(synapse_executor, errors.fail_function).__traceback__))
     marked = 'raise Broken("in a function", part["a"]["b"]["c"])'
     assert f"    {marked}\n" + " " * 34 + "~~~~~~~~~~~~~~^^^^^\n" in text
@@ -196,7 +196,7 @@ def text_of(error: BaseException) -> str:
 
 @not_as_jobs
 @pytest.mark.parametrize("name", errors.ERRORS, ids=lambda name: name.replace(" ", "_"))
-def test_05_an_awkward_exception_arrives_as_what_it_is(synapse_executor, name):
+def test_05_awkward_exception_arrives_unchanged(synapse_executor, name):
     expected = errors.ERRORS[name]()
     error = failure_of(synapse_executor, errors.Raise, {"name": name})
     assert str(error) == f"raise failed: {type(expected).__name__}: {text_of(expected)}"
@@ -206,17 +206,17 @@ def test_05_an_awkward_exception_arrives_as_what_it_is(synapse_executor, name):
 
 @as_a_job
 @pytest.mark.parametrize("name", ["a megabyte"])
-def test_05_an_exception_whose_text_is_awkward_arrives_as_what_it_is(synapse_executor, name):
+def test_05_exception_with_an_awkward_text_arrives_unchanged(synapse_executor, name):
     error = failure_of(synapse_executor, errors.Raise, {"name": name})
     assert str(error) == f"raise failed: {type(errors.ERRORS[name]()).__name__}: {text_of(errors.ERRORS[name]())}"
     assert same(error.__cause__, name)
 
 
-# A group that holds one of them may not reach us at all: those are tried alone.
+# A group that contains one of these may not arrive at all, so they are tested alone.
 BREAKING = ["frozen dataclass", "read-only attributes", "reduce that exits", "reduce to exit"]
 
 
-def test_05_all_awkward_exceptions_arrive_together(synapse_executor):
+def test_05_all_awkward_exceptions_arrive_in_one_group(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseAll, {"but": BREAKING})
     names = [name for name in errors.ERRORS if name not in BREAKING]
     assert type(cause) is BaseExceptionGroup
@@ -227,17 +227,17 @@ def test_05_all_awkward_exceptions_arrive_together(synapse_executor):
 
 @as_a_job
 @pytest.mark.parametrize("name", ["reduce to exit"])
-def test_05_an_exception_that_breaks_its_handlers_arrives(synapse_executor, name):
+def test_05_exception_that_breaks_its_handlers_arrives(synapse_executor, name):
     assert same(cause_of(synapse_executor, errors.Raise, {"name": name}), name)
 
 
 @not_as_jobs
-def test_05_where_an_attribute_cannot_travel_the_rest_does(synapse_executor, synapse_mode):
-    error = cause_of(synapse_executor, errors.RaiseWithWhatCannotTravel)
+def test_05_attribute_that_cannot_be_pickled_does_not_affect_the_others(synapse_executor, synapse_mode):
+    error = cause_of(synapse_executor, errors.RaiseWithUnpicklableParts)
     assert type(error) is ValueError
     assert error.code == 7
     assert error.scale(3) == 6
-    assert (error.args[0], error.args[2]) == ("told", 3)
+    assert (error.args[0], error.args[2]) == ("text", 3)
     stuck = (error.args[1], error.lock, error.socket, error.generator, error.inner)
     if synapse_mode == "local":
         lock = type(threading.Lock())
@@ -260,7 +260,7 @@ class Bare(Exception):
         self.code = code
 
 
-def test_05_classes_of_the_test_arrive_as_these_classes(synapse_executor):
+def test_05_exception_classes_of_the_test_are_preserved(synapse_executor):
     class Inner(Exception):
         def __init__(self, one, two):
             super().__init__(one)
@@ -278,7 +278,7 @@ def test_05_classes_of_the_test_arrive_as_these_classes(synapse_executor):
 
 
 @not_as_jobs
-def test_05_a_class_that_only_the_action_knows_arrives_under_its_name(synapse_executor):
+def test_05_exception_class_unknown_to_the_test_arrives_under_its_name(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseHidden)
     assert type(cause).__qualname__ == "RaiseHidden.execute.<locals>.Hidden"
     assert type(cause).__module__ == "lab.errors"
@@ -287,7 +287,7 @@ def test_05_a_class_that_only_the_action_knows_arrives_under_its_name(synapse_ex
 
 
 @not_as_jobs
-def test_05_a_cause_that_goes_in_circles_is_told_once(synapse_executor):
+def test_05_circular_cause_is_shown_once(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseCycle)
     assert (type(cause), cause.args) == (ValueError, ("first",))
     assert (type(cause.__cause__), cause.__cause__.args) == (KeyError, ("second",))
@@ -296,14 +296,14 @@ def test_05_a_cause_that_goes_in_circles_is_told_once(synapse_executor):
 
 
 @not_as_jobs
-def test_05_members_of_a_group_may_share_their_context(synapse_executor):
+def test_05_members_of_a_group_can_share_their_context(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseSharedContext)
     assert [member.args for member in cause.exceptions] == [(0,), (1,), (2,)]
     assert [type(member.__context__) for member in cause.exceptions] == [KeyError, KeyError, KeyError]
 
 
 @not_as_jobs
-def test_05_a_recursion_without_end_is_told_as_one(synapse_executor):
+def test_05_infinite_recursion_is_reported_as_a_recursion_error(synapse_executor):
     cause = cause_of(synapse_executor, errors.RaiseWithoutEnd)
     assert type(cause) is RecursionError
     assert "maximum recursion depth exceeded" in str(cause)
@@ -314,16 +314,16 @@ def test_05_a_recursion_without_end_is_told_as_one(synapse_executor):
 # Row 6: exits
 
 EXITS = {
-    "number": (3, "leave ended with sys.exit(3)"),
-    "text": ("text", "leave ended with sys.exit('text')"),
-    "nothing": (None, "leave ended with sys.exit(None)"),
-    "bare": (None, "leave ended with sys.exit(None)"),
+    "number": (3, "leave called sys.exit(3)"),
+    "text": ("text", "leave called sys.exit('text')"),
+    "nothing": (None, "leave called sys.exit(None)"),
+    "bare": (None, "leave called sys.exit(None)"),
 }
 
 
 @not_as_jobs
 @pytest.mark.parametrize("how", EXITS)
-def test_06_an_exit_is_an_error_that_says_so(synapse_executor, how):
+def test_06_exit_raises_an_error_that_names_it(synapse_executor, how):
     code, text = EXITS[how]
     run = synapse_executor.run(errors.Leave, {"how": how})
     assert type(run.error) is ExecutionError
@@ -333,17 +333,17 @@ def test_06_an_exit_is_an_error_that_says_so(synapse_executor, how):
     assert [event.name for event in run.events] == ["leaving"]
 
 
-def test_06_an_exit_of_an_async_action_is_an_error_that_says_so(synapse_executor):
+def test_06_exit_of_an_async_action_raises_an_error_that_names_it(synapse_executor):
     error = failure_of(synapse_executor, errors.LeaveAsync)
-    assert str(error) == "leave_async ended with sys.exit(4)"
+    assert str(error) == "leave_async called sys.exit(4)"
     assert type(error.__cause__) is SystemExit
     assert error.__cause__.code == 4
 
 
 @not_as_jobs
-def test_06_after_an_exit_the_next_call_works(synapse_executor, synapse_mode):
+def test_06_next_call_works_after_an_exit(synapse_executor, synapse_mode):
     first = synapse_executor.run(errors.Leave, {"how": "number"})
-    assert str(first.error) == "leave ended with sys.exit(3)"
+    assert str(first.error) == "leave called sys.exit(3)"
     second = synapse_executor.run("echo", {"value": 1})
     assert second.result == 1
     if synapse_mode == "task":
@@ -353,6 +353,6 @@ def test_06_after_an_exit_the_next_call_works(synapse_executor, synapse_mode):
 
 
 @not_as_jobs
-def test_06_pytest_hears_of_an_exit_as_of_any_failure(synapse_executor):
-    with pytest.raises(ExecutionError, match=r"leave ended with sys\.exit\(3\)"):
+def test_06_pytest_reports_an_exit_as_a_failure(synapse_executor):
+    with pytest.raises(ExecutionError, match=r"leave called sys\.exit\(3\)"):
         synapse_executor.execute(errors.Leave, {"how": "number"})

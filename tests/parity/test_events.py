@@ -1,4 +1,4 @@
-"""Row 8: what an action says."""
+"""Row 8: events of an action."""
 
 import traceback
 from pathlib import Path
@@ -14,8 +14,8 @@ from tests.parity.modes import everywhere, not_as_jobs
 pytestmark = everywhere
 
 
-def told(run) -> list[tuple]:
-    """Return all that there is to an event, in order, but its time."""
+def events_of(run) -> list[tuple]:
+    """Return the fields of each event, in order, except its time."""
     return [(e.kind, e.name, dict(e.data), e.level, e.step, e.file) for e in run.events]
 
 
@@ -23,7 +23,7 @@ def message(text: str, level: str = "info", step: str | None = None) -> tuple:
     return "message", text, {}, level, step, None
 
 
-SPOKEN = [
+EXPECTED = [
     ("log", "bare", {}, "info", None, None),
     ("log", "full", {"a": 1, "b": [None, 2.5]}, "debug", "train", "out/model.bin"),
     ("log", "with path", {}, "warning", None, "out/x.txt"),
@@ -48,13 +48,13 @@ SPOKEN = [
 ]
 
 
-def test_08_all_that_an_action_says_arrives_in_order(synapse_executor):
+def test_08_all_events_of_an_action_arrive_in_order(synapse_executor):
     run = synapse_executor.run(events.Speak)
     assert run.result == "done"
-    # The traceback below the message has a test of its own.
-    without = [(kind, name.partition("\n")[0], *rest) for kind, name, *rest in told(run)]
-    assert without == SPOKEN
-    assert portrait([data for _, _, data, *_ in without]) == portrait([data for _, _, data, *_ in SPOKEN])
+    # The traceback below the message has its own test.
+    without = [(kind, name.partition("\n")[0], *rest) for kind, name, *rest in events_of(run)]
+    assert without == EXPECTED
+    assert portrait([data for _, _, data, *_ in without]) == portrait([data for _, _, data, *_ in EXPECTED])
     assert run.progress == [(0, 10), (5, 10), (2.5, 2.5)]
     assert run.metrics == {"train": {"loss": 0.5, "epoch": 1}, "nothing": {}}
     assert [event.name for event in run.logs[:2]] == ["bare", "full"]
@@ -64,7 +64,7 @@ def test_08_all_that_an_action_says_arrives_in_order(synapse_executor):
 
 
 @not_as_jobs
-def test_08_a_logged_exception_arrives_with_its_traceback(synapse_executor):
+def test_08_logged_exception_arrives_with_its_traceback(synapse_executor):
     run = synapse_executor.run(events.Speak)
     (text,) = [event.name for event in run.events if event.name.startswith("failed at x")]
     source = Path(events.__file__).read_text().splitlines()
@@ -79,7 +79,7 @@ def test_08_a_logged_exception_arrives_with_its_traceback(synapse_executor):
     assert lines[-1] == "KeyError: 'missing'"
 
 
-def test_08_what_is_hard_to_carry_arrives_as_it_was_said(synapse_executor):
+def test_08_awkward_event_data_arrives_unchanged(synapse_executor):
     run = synapse_executor.run(events.SpeakOddly)
     assert run.error is None, "".join(traceback.format_exception(run.error))
     import numpy
@@ -106,15 +106,15 @@ def test_08_what_is_hard_to_carry_arrives_as_it_was_said(synapse_executor):
 
 
 @not_as_jobs
-def test_08_data_that_cannot_travel_arrives_as_its_text(synapse_executor):
-    run = synapse_executor.run(events.SpeakOfWhatCannotTravel)
+def test_08_data_that_cannot_be_pickled_arrives_as_text(synapse_executor):
+    run = synapse_executor.run(events.SpeakUnpicklably)
     assert run.error is None
     assert run.result == "done"
     assert [event.name for event in run.events] == ["lock", "closure", "last"]
     lock, closure, _ = (event.data for event in run.events)
     assert lock["lock"].startswith("<unlocked _thread.lock object at ")
     assert lock["ok"] == 1
-    assert str(closure["closure"]).startswith("<function SpeakOfWhatCannotTravel.execute.<locals>.<lambda> at ")
+    assert str(closure["closure"]).startswith("<function SpeakUnpicklably.execute.<locals>.<lambda> at ")
     assert type(closure["closure"]) is str
     assert closure["ok"] == 2
 
@@ -123,16 +123,16 @@ def test_08_data_that_cannot_travel_arrives_as_its_text(synapse_executor):
 def test_08_events_before_a_failure_are_kept(synapse_executor):
     run = synapse_executor.run(events.SpeakAndFail)
     assert type(run.error) is ExecutionError
-    assert told(run) == [
+    assert events_of(run) == [
         ("log", "before", {}, "info", None, None),
         ("progress", "", {"current": 1, "total": 2}, "info", None, None),
         message("soon", "warning"),
     ]
 
 
-def test_08_a_thousand_events_arrive_in_order_and_a_listener_hears_the_same(synapse_executor):
-    heard = []
-    run = synapse_executor.run(events.SpeakMuch, on_event=heard.append)
+def test_08_a_thousand_events_arrive_in_order_and_a_listener_receives_the_same(synapse_executor):
+    received = []
+    run = synapse_executor.run(events.SpeakMuch, on_event=received.append)
     assert run.result == len(run.events) == 1000
     expected = []
     for number in range(250):
@@ -142,15 +142,15 @@ def test_08_a_thousand_events_arrive_in_order_and_a_listener_hears_the_same(syna
             ("metrics", "", {"number": number}, "info", "train", None),
             message(f"message {number}"),
         ]
-    assert told(run) == expected
-    assert heard == run.events
+    assert events_of(run) == expected
+    assert received == run.events
     times = [event.time for event in run.events]
     assert times == sorted(times)
 
 
-REFUSED = {
-    "progress beyond": (ValueError, "set_progress(11, 10): current must be between 0 and total, total above 0"),
-    "progress of nan": (ValueError, "set_progress(nan, 10): current must be between 0 and total, total above 0"),
+INVALID = {
+    "progress beyond": (ValueError, "set_progress(11, 10): total must be positive, and current between 0 and total"),
+    "progress of nan": (ValueError, "set_progress(nan, 10): total must be positive, and current between 0 and total"),
     "metrics without step": (ValueError, "set_metrics needs the name of a step, such as 'training', not ''"),
     "metrics without names": (TypeError, "set_metrics needs a dict of names and values, not list"),
     "unknown value": (KeyError, "'name'"),
@@ -158,10 +158,10 @@ REFUSED = {
 
 
 @not_as_jobs
-@pytest.mark.parametrize("call", REFUSED, ids=lambda call: call.replace(" ", "_"))
-def test_08_what_cannot_be_said_fails_the_action(synapse_executor, call):
+@pytest.mark.parametrize("call", INVALID, ids=lambda call: call.replace(" ", "_"))
+def test_08_invalid_event_fails_the_action(synapse_executor, call):
     run = synapse_executor.run(events.SpeakWrongly, {"call": call})
-    kind, text = REFUSED[call]
+    kind, text = INVALID[call]
     assert type(run.error) is ExecutionError
     assert type(run.error.__cause__) is kind
     assert str(run.error.__cause__) == text

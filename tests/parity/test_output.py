@@ -1,4 +1,4 @@
-"""Row 9: what an action prints, logs and warns is seen by pytest's own fixtures, of that test and no other."""
+"""Row 9: pytest's fixtures capture what an action prints, logs and warns, for its own test only."""
 
 import logging
 import warnings
@@ -11,20 +11,20 @@ from tests.parity.modes import everywhere, not_as_jobs
 pytestmark = everywhere
 
 
-def test_09_output_of_every_kind_comes_in_order(synapse_executor, capfd):
+def test_09_output_of_every_kind_arrives_in_order(synapse_executor, capfd):
     assert synapse_executor.execute("lab.output:Speak") == "spoken"
     stdout, stderr = capfd.readouterr()
     assert stdout.splitlines() == ["print 1", "descriptor 2", "child 3", "c 4", "print 5"]
     assert stderr.splitlines() == ["error 1", "child 2"]
 
 
-def test_09_output_is_of_one_test_and_no_other(synapse_executor, capfd):
+def test_09_output_belongs_to_its_own_test_only(synapse_executor, capfd):
     synapse_executor.execute("echo", {"value": 1})
     assert capfd.readouterr() == ("", "")
 
 
 @not_as_jobs
-def test_09_prints_are_seen_by_capsys(synapse_executor, capsys):
+def test_09_capsys_captures_prints(synapse_executor, capsys):
     synapse_executor.execute(print_hello)
     assert capsys.readouterr().out == "hello\n"
 
@@ -44,14 +44,14 @@ WARNING, ERROR = ("lab.output", "WARNING", "warning 3"), ("lab.output", "ERROR",
 OWN = ("synapse.lab.output:Log", "INFO", "own")
 
 
-def test_09_records_at_the_levels_of_this_session_are_seen_by_caplog(synapse_executor, caplog):
+def test_09_caplog_captures_records_at_the_levels_of_this_session(synapse_executor, caplog):
     synapse_executor.execute("lab.output:Log")
     assert logged(caplog) == [WARNING, OWN, ERROR]
     assert caplog.text.rstrip().endswith("KeyError: 'lost'")
 
 
 @not_as_jobs
-def test_09_levels_that_a_test_sets_reach_the_action(synapse_executor, caplog):
+def test_09_log_levels_set_by_a_test_apply_to_the_action(synapse_executor, caplog):
     caplog.set_level(logging.DEBUG, logger="lab")
     synapse_executor.execute("lab.output:Log")
     detail, info = ("lab.output", "DEBUG", "detail 1"), ("lab.output", "INFO", "info 2")
@@ -64,19 +64,19 @@ def test_09_levels_that_a_test_sets_reach_the_action(synapse_executor, caplog):
 
 
 @not_as_jobs
-def test_09_a_record_keeps_its_place_in_the_source(synapse_executor, caplog):
+def test_09_log_record_keeps_its_source_location(synapse_executor, caplog):
     synapse_executor.execute("lab.output:Log")
     record = caplog.records[0]
     assert (record.filename, record.funcName, record.module) == ("output.py", "execute", "output")
 
 
-def test_09_what_a_handler_of_the_action_has_printed_is_printed_once(synapse_executor, capfd, caplog):
+def test_09_output_of_the_actions_own_log_handler_is_printed_once(synapse_executor, capfd, caplog):
     synapse_executor.execute("lab.output:LogAndPrint")
     assert capfd.readouterr().err == "printed once\n"
     assert logged(caplog) == [("lab.output.printing", "WARNING", "printed once")]
 
 
-def test_09_warnings_are_seen_by_recwarn(synapse_executor, recwarn):
+def test_09_recwarn_captures_warnings(synapse_executor, recwarn):
     assert synapse_executor.execute("lab.output:Warn") == "warned"
     assert [(item.category, str(item.message)) for item in recwarn] == [
         (DeprecationWarning, "old way"),
@@ -85,7 +85,7 @@ def test_09_warnings_are_seen_by_recwarn(synapse_executor, recwarn):
     assert recwarn[0].filename.endswith("output.py")
 
 
-def test_09_a_warning_that_is_an_error_here_fails_the_action(synapse_executor):
+def test_09_warning_turned_into_an_error_here_fails_the_action(synapse_executor):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("error", UserWarning)
@@ -95,7 +95,7 @@ def test_09_a_warning_that_is_an_error_here_fails_the_action(synapse_executor):
 
 
 @not_as_jobs
-def test_09_a_warning_that_is_ignored_here_is_not_seen(synapse_executor):
+def test_09_warning_ignored_here_is_not_captured(synapse_executor):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", "old way")

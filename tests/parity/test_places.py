@@ -1,4 +1,4 @@
-"""Rows 13 and 14: where an action is defined, and what counts as one."""
+"""Rows 13 and 14: where an action is defined, and which forms it can have."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class AsyncHere(BaseAction[Number]):
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A package with actions, installed into this environment while the tests run; its name."""
+    """The name of a package with actions, which is installed into this environment while the tests run."""
     name = "parity_installed_action"
     wheel = _wheel(
         tmp_path_factory.mktemp("wheel"),
@@ -142,12 +142,12 @@ def _pip(*arguments: str) -> None:
 
 
 @not_as_jobs
-def test_13_in_a_module_of_the_plugin(synapse_executor):
+def test_13_action_in_a_module_of_the_plugin(synapse_executor):
     assert synapse_executor.execute("lab.places:Times", {"number": 21}) == 42
 
 
 @not_as_jobs
-def test_13_in_an_installed_package(synapse_executor, installed):
+def test_13_action_in_an_installed_package(synapse_executor, installed):
     module = importlib.import_module(f"{installed}.actions")
     assert "site-packages" in module.__file__
     for installed_action in (f"{installed}.actions:Times", module.times):
@@ -155,24 +155,24 @@ def test_13_in_an_installed_package(synapse_executor, installed):
 
 
 @not_as_jobs
-def test_13_in_the_test_module(synapse_executor):
+def test_13_action_in_the_test_module(synapse_executor):
     assert synapse_executor.execute(TimesHere, {"number": 21}) == 42
 
 
 @not_as_jobs
-def test_13_in_the_test_module_it_sees_a_global_as_it_is_now(synapse_executor, monkeypatch):
+def test_13_action_in_the_test_module_sees_the_current_value_of_a_global(synapse_executor, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "FACTOR", 3)
     assert synapse_executor.execute(times_here, {"number": 14}) == 42
 
 
 @not_as_jobs
-def test_13_in_a_conftest(synapse_executor, actions_of_conftest):
+def test_13_action_in_a_conftest(synapse_executor, actions_of_conftest):
     for conftest_action in actions_of_conftest:
         assert synapse_executor.execute(conftest_action, {"number": 21}) == 42
 
 
 @not_as_jobs
-def test_13_inside_a_function_with_its_local_values(synapse_executor):
+def test_13_action_in_a_function_sees_its_local_variables(synapse_executor):
     factor, table = 2, {"number": 0}
 
     class Closing(BaseAction[Number]):
@@ -189,7 +189,7 @@ def test_13_inside_a_function_with_its_local_values(synapse_executor):
 
 
 @not_as_jobs
-def test_13_inside_a_function_with_a_params_model_of_its_own(synapse_executor):
+def test_13_action_in_a_function_with_a_params_model_defined_there(synapse_executor):
     class LocalParams(BaseModel):
         number: int
 
@@ -207,17 +207,17 @@ def test_13_inside_a_function_with_a_params_model_of_its_own(synapse_executor):
     assert result == LocalResult(number=42)
     with pytest.raises(ValidationError, match="number"):
         synapse_executor.execute(Local, {})
-    # The executor, which pydantic sees among the function's local values, is connected by now.
+    # Now the executor, which pydantic sees among the function's local variables, is connected.
     assert synapse_executor.execute(Local, {"number": 1}) == LocalResult(number=2)
 
 
-class TestInAClassOfTests:
+class TestActionInATestClass:
     class Times(BaseAction[Number]):
         def execute(self):
             return FACTOR * self.params.number
 
     @not_as_jobs
-    def test_13_in_a_class_of_tests(self, synapse_executor):
+    def test_13_action_in_a_test_class(self, synapse_executor):
         assert synapse_executor.execute(self.Times, {"number": 21}) == 42
 
 
@@ -278,7 +278,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What a script saw that runs its own actions in each mode, on an ephemeral cluster of its own."""
+    """The results of a script that runs its own actions in each mode, on its own ephemeral cluster."""
     directory = write(tmp_path_factory.mktemp("script"), {"script.py": MAIN})
     done = run_python(directory, "script.py", env={}, starts_python=True)
     assert done.returncode == 0, done.stdout
@@ -291,7 +291,7 @@ in_each_mode = pytest.mark.parametrize("mode", ["local", "task", "job"])
 
 
 @in_each_mode
-def test_13_in_main(script, mode):
+def test_13_action_in_main(script, mode):
     assert script[mode] == {
         "class": [True, 42],
         "function": 42,
@@ -300,10 +300,10 @@ def test_13_in_main(script, mode):
 
 
 @as_a_job
-def test_13_wherever_it_is_defined_all_at_once(synapse_executor, installed, actions_of_conftest):
+def test_13_actions_defined_everywhere_in_one_call(synapse_executor, installed, actions_of_conftest):
     OfConftest, of_conftest = actions_of_conftest
     installed_actions = importlib.import_module(f"{installed}.actions")
-    OfClass = TestInAClassOfTests.Times
+    OfClass = TestActionInATestClass.Times
     factor = 2
 
     @action
@@ -323,7 +323,7 @@ def test_13_wherever_it_is_defined_all_at_once(synapse_executor, installed, acti
     assert synapse_executor.execute(all_of_them, {"number": 21}) == expected
 
 
-# One of each form, of the plugin and of this module, so that each is imported there and copied there.
+# Each form, from the plugin and from this module, so that it is imported in the worker and pickled to the worker.
 FORMS = {
     "base_action": [places.Times],
     "function": [places.with_model, times_here],
@@ -335,54 +335,54 @@ FORMS = {
 
 @not_as_jobs
 @pytest.mark.parametrize("form", FORMS)
-def test_14_an_action_may_be(synapse_executor, form):
+def test_14_accepted_form(synapse_executor, form):
     for each in FORMS[form]:
         assert synapse_executor.execute(each, {"number": 21}) == 42
 
 
 @as_a_job
 @pytest.mark.parametrize("form", [TimesHere, DispatchingHere, AsyncHere], ids=lambda form: form.__name__)
-def test_14_an_action_may_be_a(synapse_executor, form):
+def test_14_accepted_form_as_a_job(synapse_executor, form):
     assert synapse_executor.execute(form, {"number": 21}) == 42
 
 
 @as_a_job
-def test_14_an_asynchronous_generator_is_refused_with_the_way_out(synapse_executor):
+def test_14_async_generator_is_rejected_with_a_hint(synapse_executor):
     run = synapse_executor.run("lab.places:AsyncYielding", {"number": 1})
     assert str(run.error) == "lab.places:AsyncYielding returned a generator; return its items as a list instead"
 
 
 @not_as_jobs
-def test_14_an_action_may_inherit(synapse_executor):
+def test_14_action_can_inherit(synapse_executor):
     children = [places.Threefold, places.Outer.Inner, GrandChild]
     assert [synapse_executor.execute(child, {"number": 2}) for child in children] == [6, 10, 6]
 
 
 @not_as_jobs
 @pytest.mark.parametrize("yields", ["Yielding", "AsyncYielding", "async_yielding", "returning_a_generator"])
-def test_14_a_generator_is_refused_with_the_way_out(synapse_executor, yields):
+def test_14_generator_is_rejected_with_a_hint(synapse_executor, yields):
     run = synapse_executor.run(f"lab.places:{yields}", {"number": 1})
     assert isinstance(run.error, ExecutionError)
     assert str(run.error) == f"lab.places:{yields} returned a generator; return its items as a list instead"
 
 
 @everywhere
-def test_14_what_is_no_action_is_refused_before_anything_runs(synapse_executor):
+def test_14_object_that_is_not_an_action_is_rejected_before_anything_runs(synapse_executor):
     for wrong in (int, len, object(), lambda params, context: 1):
-        with pytest.raises(ConfigError, match="is not an action: give a class with an execute method"):
+        with pytest.raises(ConfigError, match="is not an action: expected a class with an execute method"):
             synapse_executor.execute(wrong, {})
 
 
-# Whoever asks for such a worker gets a ClusterError; who gets another error has not asked.
+# Requesting such a worker raises ClusterError; another error means that none was requested.
 @everywhere
 @pytest.mark.synapse(num_cpus=100_000)
-def test_14_an_entrypoint_that_leads_to_no_action_is_refused_and_nothing_is_submitted(synapse_executor):
-    with pytest.raises(ConfigError, match=r"'lab\.places:FACTOR': .* is not an action: give a class with an execute"):
+def test_14_entrypoint_of_something_else_is_rejected_and_nothing_is_submitted(synapse_executor):
+    with pytest.raises(ConfigError, match=r"'lab\.places:FACTOR': .* is not an action: expected a class with an"):
         synapse_executor.execute("lab.places:FACTOR", {})
 
 
-# The ways in which pytest imports test files, over a project that has one test file in a package and one that is in
-# none, each with actions at module level, in a function, in the conftest beside it and in a helper module.
+# pytest's import modes, with a project that has one test file in a package and one that is not, each with actions at
+# module level, in a function, in the conftest of its directory and in a helper module.
 PROJECT_TESTS = """\
 import pytest
 {helper_import}
@@ -421,7 +421,7 @@ def test_all_at_once(synapse_executor, of_conftest):
     assert synapse_executor.execute(inner, {{"number": 21}}) == expected
 
 
-# A job costs a second: there, all at once has to do.
+# A job takes a second, so it runs only the test with all of them.
 not_as_jobs = pytest.mark.synapse(mode=("local", "task"))
 
 
@@ -503,12 +503,12 @@ class Times(BaseAction):
 """
 
 IMPORT_MODES = ("prepend", "append", "importlib")
-# A job gets what a worker gets; the way of importing that differs most has to do there.
+# Jobs run the same code as task workers, so they run only the import mode that differs most.
 MODES_OF = {mode: ("local", "task", "job") if mode == "importlib" else ("local", "task") for mode in IMPORT_MODES}
 
 
 def _project(directory: Path, import_mode: str) -> Path:
-    """Write the project; under `importlib` a file that is in no package cannot import what lies beside it."""
+    """Write the project; with `importlib` a file outside a package cannot import modules of its directory."""
     files = {
         "pytest.ini": "[pytest]\n",
         "demo/config.yaml": "code: demo\n",
@@ -535,7 +535,7 @@ def _project(directory: Path, import_mode: str) -> Path:
 
 @pytest.fixture(scope="module")
 def import_sessions(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]) -> dict[str, Session]:
-    """A session over the project for each import mode, in all modes, on one cluster, side by side."""
+    """A session for each import mode, in all modes, running concurrently on one cluster."""
     with ThreadPoolExecutor(len(IMPORT_MODES)) as pool:
         started = {
             mode: pool.submit(
@@ -565,7 +565,7 @@ TESTS = (
     ("import_mode", "mode"), [(imported, mode) for imported, modes in MODES_OF.items() for mode in modes]
 )
 @pytest.mark.parametrize("place", ["bare", "packaged"])
-def test_13_however_pytest_imports_the_test_file(import_sessions, import_mode, place, mode):
+def test_13_action_in_a_test_file_runs_in_every_import_mode(import_sessions, import_mode, place, mode):
     session = import_sessions[import_mode]
     tests = TESTS[:1] if mode == "job" else TESTS[:-1] if (import_mode, place) == ("importlib", "bare") else TESTS
     passed = [line for line in session.section("short test summary info") if line.startswith("PASSED ")]

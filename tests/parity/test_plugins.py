@@ -1,4 +1,4 @@
-"""Row 21: plugins that look alike, each with its own modules; and edits between runs."""
+"""Row 21: plugins with the same module names, each with its own modules; and edits between runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MODULES = ["plugin.late", "plugin.train", "plugin.utils"]
 
 @pytest.fixture
 def executor_of(synapse_mode: str) -> Iterator[Callable[[Path], Executor]]:
-    """Gives executors of this mode; in task mode all of them use one warm worker."""
+    """Creates executors of this mode; in task mode all of them use one warm worker."""
     options = {}
     with contextlib.ExitStack() as stack:
         if synapse_mode == "task":
@@ -71,7 +71,7 @@ def executor_of(synapse_mode: str) -> Iterator[Callable[[Path], Executor]]:
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes plugins whose files differ in nothing but the name that they tell, and that is as long in each."""
+    """Writes plugins whose files differ only in the name that they contain, which always has the same length."""
 
     def write_plugin(name: str) -> Path:
         return write(
@@ -104,10 +104,10 @@ def test_21_each_plugin_gets_its_own_modules_in_any_order(executor_of, plugin):
 
 
 @not_as_jobs
-def test_21_sys_modules_and_sys_path_look_untouched(executor_of, plugin):
+def test_21_sys_modules_and_sys_path_are_restored(executor_of, plugin):
     executor = executor_of(plugin("red"))
     with contextlib.suppress(ImportError):
-        import ray  # noqa: F401 - which changes both when it is first imported
+        import ray  # noqa: F401 - its first import changes both
     before, path = dict(sys.modules), list(sys.path)
     assert executor.execute("whose").names[0] == "red"
     assert sys.path == path
@@ -116,13 +116,15 @@ def test_21_sys_modules_and_sys_path_look_untouched(executor_of, plugin):
     assert before.items() <= sys.modules.items()
 
 
-def test_21_an_edit_between_runs_is_seen(executor_of, plugin):
+def test_21_edit_between_runs_takes_effect(executor_of, plugin):
     path = plugin("red")
     executor = executor_of(path)
     assert executor.execute("whose").names[:2] == ["red", "late red"]
     for file, text in (("utils", "NAME = 'new'\n"), ("late", "LATE = 'late new'\n")):
         edited = path / "plugin" / f"{file}.py"
-        second = edited.stat().st_mtime_ns // 10**9 * 10**9  # of the edit too: all that bytecode knows of
+        second = (
+            edited.stat().st_mtime_ns // 10**9 * 10**9
+        )  # also set for the edited file: bytecode is validated by this and the size
         assert edited.stat().st_size == len(text)
         edited.write_text(text)
         os.utime(edited, ns=(second, second))
@@ -130,7 +132,7 @@ def test_21_an_edit_between_runs_is_seen(executor_of, plugin):
 
 
 @not_as_jobs
-def test_21_new_and_deleted_files_and_an_edited_config_file_are_seen(executor_of, plugin):
+def test_21_new_and_deleted_files_and_an_edited_config_file_take_effect(executor_of, plugin):
     path = plugin("red")
     executor = executor_of(path)
     with pytest.raises(ActionNotFoundError):

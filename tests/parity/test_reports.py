@@ -1,4 +1,4 @@
-"""What a person reads when an action fails: pytest's report is the same wherever the action ran."""
+"""pytest's report of a failing action is the same in every mode."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ def test_output_at_default_levels(synapse_executor):
     synapse_executor.execute("plugin.work:talk_and_fail")
 
 
-def test_success_that_is_not_wanted(synapse_executor):
+def test_unexpected_success(synapse_executor):
     result = synapse_executor.execute("plugin.work:talk")
     assert result == 3
 
@@ -349,7 +349,7 @@ FILES = {
     TEST_FILE: TESTS,
 }
 
-# A job costs a second, a task nothing: what differs only in its frames runs in local and task mode.
+# A job takes a second, a task almost nothing: tests that differ only in their frames run in local and task mode.
 NOT_AS_JOBS = (
     "test_work[chained_context]",
     "test_work[from_none]",
@@ -370,15 +370,15 @@ NOT_AS_JOBS = (
     "test_syntax_error",
     "test_silent",
 )
-# The runtime itself finds these problems; where in its code is nobody's business.
+# The runtime itself detects these problems; its own frames are hidden.
 OF_THE_RUNTIME = ("test_bad_params", "test_syntax_error", "test_import_error", "test_work[unpicklable]")
-# In every other style, which pytest gives to what a mode brings home, all tests run in local and in task mode.
+# In every other style, which pytest applies to the transferred report, all tests run in local and task mode.
 ONE_TEST = "test_work[chained_from]"
 STYLES = ("--tb=long", "--tb=short", "--tb=native")
-# With these, only this one runs, in all modes.
+# With these options only `ONE_TEST` runs, in all modes.
 ONE_TEST_OPTIONS = ("--tb=line", "--showlocals", "--full-trace")
 
-# Lines that a report must have, in every mode.
+# Lines that a report must contain in every mode.
 SHOWN = {
     "test_deep": [
         '>       return Loader().load(params["size"])',
@@ -435,7 +435,7 @@ SHOWN = {
         "WARNING  synapse.plugin.work:talk_and_fail:work.py:163 said",
     ],
     "test_output_at_default_levels": ["WARNING  plugin.work:work.py:158 logged at WARNING"],
-    "test_success_that_is_not_wanted": [
+    "test_unexpected_success": [
         "E       assert 2 == 3",
         "printed by a success",
         "WARNING  plugin.work:work.py:171 logged by a success",
@@ -453,7 +453,7 @@ SHOWN = {
 
 
 class Sessions:
-    """Sessions over the project. They are started at once, a few at a time, and waited for when asked for."""
+    """Sessions in the project. They start in the background, a few at a time; a getter waits for its session."""
 
     def __init__(self, project: Path, env: dict[str, str]) -> None:
         self._project = project
@@ -470,19 +470,19 @@ class Sessions:
                 self._start(*self._with(mode, option))
 
     def close(self) -> None:
-        """Start no more sessions, and wait for those that run."""
+        """Start no more sessions, and wait for the running ones."""
         self._pool.shutdown(cancel_futures=True)
 
     def usual(self, mode: str) -> Session:
-        """Return the session that has no options but `-rA`."""
+        """Return the session with `-rA` as its only option."""
         return self._start(*self._usual(mode)).result()
 
     def with_option(self, mode: str, option: str) -> Session:
-        """Return a session that shows its failures in another way."""
+        """Return a session with another report style."""
         return self._start(*self._with(mode, option)).result()
 
     def last_failed(self, mode: str) -> Session:
-        """Return a session after the usual one that runs what has failed in it, up to the first that fails again."""
+        """Return a session that reruns the failures of the usual one, up to the first that fails again."""
         self.usual(mode)
         return self._start(f"--synapse-mode={mode}", "-x", "--lf", "--tb=no", "-rA", *_memory(mode)).result()
 
@@ -512,7 +512,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]) 
 
 
 def everywhere(*tests: str) -> pytest.MarkDecorator:
-    """Run a test for these tests of the project, in each mode."""
+    """Parametrize a test with these tests of the project, in each mode."""
     return pytest.mark.parametrize(
         ("test", "mode"),
         [
@@ -532,7 +532,7 @@ def _short(test: str) -> str:
 
 
 def assert_same(local: str, there: str) -> None:
-    """Compare two reports; show the lines that differ."""
+    """Fail with the differing lines if two reports differ."""
     differing = difflib.unified_diff(
         comparable(local).splitlines(), comparable(there).splitlines(), "local", "there", n=2, lineterm=""
     )
@@ -541,20 +541,20 @@ def assert_same(local: str, there: str) -> None:
 
 
 def missing(lines: list[str], report: str) -> list[str]:
-    """Return the lines that are not in a report, wherever they are indented to."""
+    """Return the lines that are missing in a report, ignoring indentation."""
     there = {" ".join(line.split()) for line in report.splitlines()}
     return [line for line in lines if " ".join(line.split()) not in there]
 
 
 def check(sessions: Sessions, test: str, mode: str) -> None:
-    """Check that a report shows what it must, and is the same as in local mode."""
+    """Check that a report contains the required lines and is the same as in local mode."""
     report = sessions.usual(mode).reports()[test]
     assert missing(SHOWN[test], report) == []
     assert_same(sessions.usual("local").reports()[test], report)
 
 
 @everywhere("test_bad_params")
-def test_03_the_report_of_bad_params_is_the_same(sessions, test, mode):
+def test_03_report_of_bad_params_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
@@ -574,62 +574,62 @@ def test_03_the_report_of_bad_params_is_the_same(sessions, test, mode):
     "test_syntax_error",
     "test_import_error",
 )
-def test_04_the_report_of_a_failure_is_the_same(sessions, test, mode):
+def test_04_report_of_a_failure_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
 @everywhere("test_work[leave]")
-def test_06_the_report_of_an_exit_is_the_same(sessions, test, mode):
+def test_06_report_of_an_exit_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
 @everywhere("test_work[bare_assert]", "test_compare_lists", "test_compare_dicts", "test_compare_texts")
-def test_07_the_report_of_an_assert_is_the_same(sessions, test, mode):
+def test_07_report_of_an_assert_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
-@everywhere("test_all_output", "test_output_at_default_levels", "test_success_that_is_not_wanted", "test_silent")
-def test_09_the_captured_output_in_a_report_is_the_same(sessions, test, mode):
+@everywhere("test_all_output", "test_output_at_default_levels", "test_unexpected_success", "test_silent")
+def test_09_captured_output_in_a_report_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
 @in_each_mode
-def test_09_output_is_in_the_report_of_its_test_and_no_other(sessions, mode):
+def test_09_output_is_in_the_report_of_its_own_test_only(sessions, mode):
     session = sessions.usual(mode)
     reports = session.reports() | session.reports("PASSES")
     talkative = {"test_all_output", "test_output_at_default_levels"} & reports.keys()
-    successful = {"test_success", "test_success_that_is_not_wanted"}
+    successful = {"test_success", "test_unexpected_success"}
     assert {test for test, report in reports.items() if "Captured" in report} == talkative | successful
     assert {test for test, report in reports.items() if "complained" in report.splitlines()} == talkative
     assert {test for test, report in reports.items() if "printed by a success" in report} == successful
 
 
 @in_each_mode
-def test_09_warnings_of_actions_are_in_the_summary_of_warnings(sessions, mode):
+def test_09_warnings_of_actions_are_in_the_warnings_summary(sessions, mode):
     warned = "demo/plugin/work.py:164: UserWarning: warned"
     assert any(line.strip().endswith(warned) for line in sessions.usual(mode).section("warnings summary"))
-    if mode != "job":  # where fewer tests ran
+    if mode != "job":  # job mode runs fewer tests
         assert sessions.usual(mode).section("warnings summary") == sessions.usual("local").section("warnings summary")
 
 
 @everywhere("test_of_the_test_file", "test_of_a_conftest", "test_of_a_function")
-def test_13_the_report_of_an_action_in_a_test_is_the_same(sessions, test, mode):
+def test_13_report_of_an_action_in_a_test_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
 @everywhere("test_work[async_action]")
-def test_14_the_report_of_an_async_action_is_the_same(sessions, test, mode):
+def test_14_report_of_an_async_action_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
 @in_each_mode
-def test_14_the_report_of_an_async_action_has_no_exception_of_our_own(sessions, mode):
+def test_14_report_of_an_async_action_contains_no_internal_exception(sessions, mode):
     report = sessions.usual(mode).reports()["test_work[async_action]"]
     assert "During handling of the above exception" not in report
 
 
 @everywhere("test_work[unpicklable]")
-def test_17_the_report_of_a_result_that_cannot_travel_is_the_same(sessions, test, mode):
+def test_17_report_of_a_result_that_cannot_be_pickled_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
@@ -637,7 +637,7 @@ def test_17_the_report_of_a_result_that_cannot_travel_is_the_same(sessions, test
     "test", ["test_bad_params", "test_syntax_error", "test_import_error", "test_work[unpicklable]"]
 )
 @pytest.mark.parametrize("mode", ["local", "task"])
-def test_04_no_frame_of_the_runtime_is_in_a_report(sessions, test, mode):
+def test_04_report_contains_no_frame_of_the_runtime(sessions, test, mode):
     lines = sessions.usual(mode).reports()[test].splitlines()
     assert [line for line in lines if "synapse_runtime/" in line] == []
 
@@ -648,7 +648,7 @@ def test_04_exceptions_chain_for_pytest_raises(sessions, mode):
 
 
 @in_each_mode
-def test_04_the_short_summary_is_the_same(sessions, mode):
+def test_04_short_summary_is_the_same(sessions, mode):
     local = sessions.usual("local").summary()
     there = sessions.usual(mode).summary()
     assert len(there) == len(local) - (len(NOT_AS_JOBS) if mode == "job" else 0)
@@ -657,7 +657,7 @@ def test_04_the_short_summary_is_the_same(sessions, mode):
 
 @pytest.mark.parametrize("mode", MODES[:-1])
 @pytest.mark.parametrize("style", STYLES)
-def test_04_the_report_is_the_same_in_each_style(sessions, style, mode):
+def test_04_report_is_the_same_in_each_style(sessions, style, mode):
     local = sessions.with_option("local", style).reports()
     there = sessions.with_option(mode, style).reports()
     assert "a misfit of size 3" in there[ONE_TEST]
@@ -665,7 +665,7 @@ def test_04_the_report_is_the_same_in_each_style(sessions, style, mode):
 
 
 @in_each_mode
-def test_04_the_report_of_one_line_is_the_same(sessions, mode):
+def test_04_one_line_report_is_the_same(sessions, mode):
     local = sessions.with_option("local", "--tb=line").section("FAILURES")
     there = sessions.with_option(mode, "--tb=line").section("FAILURES")
     assert any("a misfit of size 3" in line for line in there)
@@ -673,7 +673,7 @@ def test_04_the_report_of_one_line_is_the_same(sessions, mode):
 
 
 @in_each_mode
-def test_04_with_showlocals_the_action_is_in_the_report_and_nothing_made_up(sessions, mode):
+def test_04_report_with_showlocals_contains_the_action_and_nothing_made_up(sessions, mode):
     local = comparable(sessions.with_option("local", "--showlocals").reports()[ONE_TEST])
     there = comparable(sessions.with_option(mode, "--showlocals").reports()[ONE_TEST])
     assert missing(SHOWN[ONE_TEST], there) == []
@@ -681,7 +681,7 @@ def test_04_with_showlocals_the_action_is_in_the_report_and_nothing_made_up(sess
 
 
 @in_each_mode
-def test_04_with_full_trace_the_action_is_in_the_report(sessions, mode):
+def test_04_report_with_full_trace_contains_the_action(sessions, mode):
     assert missing(SHOWN[ONE_TEST], sessions.with_option(mode, "--full-trace").reports()[ONE_TEST]) == []
 
 

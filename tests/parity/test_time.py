@@ -1,4 +1,4 @@
-"""Rows 15 and 16: time limits, and Ctrl-C."""
+"""Rows 15 and 16: timeouts and Ctrl-C."""
 
 import gc
 import os
@@ -16,11 +16,11 @@ pytestmark = everywhere
 
 
 @pytest.mark.synapse(timeout=1)
-def test_15_a_stuck_action_ends_at_its_limit_with_its_stacks_and_the_next_call_works(synapse_executor, capfd):
+def test_15_stuck_action_is_stopped_at_its_timeout_with_its_stacks_and_the_next_call_works(synapse_executor, capfd):
     run = synapse_executor.run("lab.workers:Stuck")
     assert type(run.error) is ExecutionTimeout
     assert run.duration < patience(3)
-    assert str(run.error) == "lab.workers:Stuck did not end within 1 s"
+    assert str(run.error) == "lab.workers:Stuck exceeded its timeout of 1 s"
     own, _, beside = run.error.details.partition("Thread beside:\n")
     assert "in execute\n    wait_for_ever()" in own
     assert "in wait_for_ever\n    time.sleep(0.05)" in own
@@ -33,7 +33,7 @@ def test_15_a_stuck_action_ends_at_its_limit_with_its_stacks_and_the_next_call_w
 
 @not_as_jobs
 @pytest.mark.synapse(timeout=1)
-def test_15_the_stack_of_a_coroutine_shows_where_it_waits(synapse_executor):
+def test_15_stack_of_a_coroutine_shows_where_it_waits(synapse_executor):
     details = synapse_executor.run("lab.workers:StuckAsync").error.details
     assert "in execute\n    await never()" in details
     assert "in never\n    await asyncio.Event().wait()" in details
@@ -41,17 +41,17 @@ def test_15_the_stack_of_a_coroutine_shows_where_it_waits(synapse_executor):
 
 
 @not_as_jobs
-def test_15_the_limit_may_be_given_with_the_call(synapse_executor):
+def test_15_timeout_can_be_passed_with_the_call(synapse_executor):
     run = synapse_executor.run("lab.workers:StuckAsync", timeout=0.5)
-    assert str(run.error) == "lab.workers:StuckAsync did not end within 0.5 s"
+    assert str(run.error) == "lab.workers:StuckAsync exceeded its timeout of 0.5 s"
     assert run.duration < patience(2.5)
-    with pytest.raises(ExecutionTimeout, match=r"within 0\.5 s"):
+    with pytest.raises(ExecutionTimeout, match=r"its timeout of 0\.5 s"):
         synapse_executor.execute("lab.workers:StuckAsync", timeout=0.5)
 
 
 @on_workers
 @pytest.mark.synapse(timeout=1)
-def test_15_an_action_that_cannot_notice_is_ended_with_its_worker(synapse_executor):
+def test_15_action_that_cannot_be_interrupted_is_killed_with_its_worker(synapse_executor):
     run = synapse_executor.run("lab.workers:StuckInC")
     assert type(run.error) is ExecutionTimeout
     assert run.duration < patience(4)
@@ -62,26 +62,26 @@ def test_15_an_action_that_cannot_notice_is_ended_with_its_worker(synapse_execut
 
 @on_workers
 @pytest.mark.synapse(timeout=0.5)
-def test_15_a_process_that_is_stopped_altogether_is_ended_from_outside(synapse_executor, monkeypatch):
+def test_15_suspended_process_is_killed_from_outside(synapse_executor, monkeypatch):
     monkeypatch.setattr("synapse_runtime.executors.ray.task._OVERDUE_SECONDS", 1.0)
     run = synapse_executor.run("lab.workers:Halt")
     assert type(run.error) is ExecutionTimeout
-    assert "did not end within 0.5 s, and did not notice" in str(run.error)
+    assert "exceeded its timeout of 0.5 s and could not be interrupted" in str(run.error)
     assert run.duration < patience(4)
     assert synapse_executor.execute("echo", {"value": 1}) == 1
 
 
 @pytest.mark.synapse(mode="task", timeout=1)
-def test_15_a_worker_that_ran_out_of_time_is_replaced(synapse_executor):
+def test_15_worker_that_timed_out_is_replaced(synapse_executor):
     before = synapse_executor.execute("lab.workers:Where")["pid"]
     synapse_executor.run("lab.workers:Stuck")
     assert synapse_executor.execute("lab.workers:Where")["pid"] != before
 
 
-# The interrupt may hit a request of Ray's HTTP client, which leaves its socket to the garbage collector: to one that
-# runs here, not in another test.
+# The interrupt may hit a request of Ray's HTTP client, which leaves its socket to the garbage collector; the test calls
+# it, so that it does not run in another test.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_16_an_interrupted_action_stops(synapse_executor, tmp_path):
+def test_16_interrupted_action_stops(synapse_executor, tmp_path):
     path = tmp_path / "ticks"
 
     def interrupt_when_it_ticks():

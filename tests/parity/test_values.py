@@ -1,4 +1,4 @@
-"""Rows 1 to 3, 17 and 18: params in, results out."""
+"""Rows 1 to 3, 17 and 18: params and results."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ pytestmark = everywhere
 ALL_NAMES = [(kind, name) for kind, make in values.KINDS.items() for name in make()]
 
 
-def test_01_results_of_every_kind_come_back_equal_and_of_the_same_types(synapse_executor):
+def test_01_results_of_every_kind_are_returned_equal_and_of_the_same_types(synapse_executor):
     result = synapse_executor.execute(values.MakeAll)
     expected = {kind: make() for kind, make in values.KINDS.items()}
     assert [list(part) for part in result.values()] == [list(part) for part in expected.values()]
@@ -47,19 +47,19 @@ def test_01_results_of_every_kind_come_back_equal_and_of_the_same_types(synapse_
 
 @not_as_jobs
 @pytest.mark.parametrize(("kind", "name"), ALL_NAMES, ids=[name.replace(" ", "_") for _, name in ALL_NAMES])
-def test_01_a_result_alone_comes_back_equal_and_of_the_same_type(synapse_executor, kind, name):
+def test_01_single_result_is_returned_equal_and_of_the_same_type(synapse_executor, kind, name):
     result = synapse_executor.execute(values.Make, {"kind": kind, "name": name})
     assert portrait(result) == portrait(values.KINDS[kind]()[name])
 
 
 @not_as_jobs
-def test_01_no_result_comes_back_as_none(synapse_executor):
+def test_01_missing_result_is_returned_as_none(synapse_executor):
     run = synapse_executor.run("echo")
     assert run.result is None
     assert run.error is None
 
 
-def test_01_a_result_of_many_megabytes_comes_back_whole(synapse_executor, synapse_mode):
+def test_01_result_of_many_megabytes_is_returned_intact(synapse_executor, synapse_mode):
     megabytes = 16 if synapse_mode == "job" else 50
     result = synapse_executor.execute(values.MakeMuch, {"megabytes": megabytes})
     assert type(result) is bytes
@@ -68,14 +68,14 @@ def test_01_a_result_of_many_megabytes_comes_back_whole(synapse_executor, synaps
 
 
 @not_as_jobs
-def test_01_many_megabytes_in_an_array_and_in_text_come_back_whole(synapse_executor):
+def test_01_many_megabytes_in_an_array_and_in_text_are_returned_intact(synapse_executor):
     result = synapse_executor.execute(values.MakeMuchInPieces, {"megabytes": 50})
     data = values.random_bytes(50)
     assert portrait(result["array"].tobytes()) == portrait(data[:25_000_000])
     assert portrait(result["text"]) == portrait(data[25_000_000:].hex()[:25_000_000])
 
 
-def test_01_large_arrays_of_a_result_are_read_only_and_small_ones_are_the_callers_own(synapse_executor):
+def test_01_large_arrays_in_a_result_are_read_only_and_small_ones_are_copies(synapse_executor):
     result = synapse_executor.execute(values.MakeArrays)
     expected = numpy.arange(100_000.0).reshape(100, 1000)
     assert result["again"][0] is result["large"]
@@ -92,7 +92,7 @@ def test_01_large_arrays_of_a_result_are_read_only_and_small_ones_are_the_caller
 
 
 @not_as_jobs
-def test_02_arrays_of_params_are_the_actions_own_whatever_their_size(synapse_executor):
+def test_02_arrays_in_params_are_copies_whatever_their_size(synapse_executor):
     for size in (1000, 1_000_000):
         array = numpy.arange(size)
         assert synapse_executor.execute(values.WriteInto, {"array": array}) == 7 + size - 1
@@ -100,7 +100,7 @@ def test_02_arrays_of_params_are_the_actions_own_whatever_their_size(synapse_exe
 
 
 @not_as_jobs
-def test_01_what_is_one_thing_in_a_result_stays_one_thing(synapse_executor):
+def test_01_shared_references_in_a_result_are_preserved(synapse_executor):
     knot = synapse_executor.execute(values.MakeKnot)
     assert type(knot[0]) is values.Plain
     assert knot[0] is knot[1]
@@ -109,7 +109,7 @@ def test_01_what_is_one_thing_in_a_result_stays_one_thing(synapse_executor):
 
 
 @not_as_jobs
-def test_01_a_result_is_the_callers_own(synapse_executor):
+def test_01_result_is_a_copy(synapse_executor):
     synapse_executor.execute(values.ChangeableResults).append(3)
     assert synapse_executor.execute(values.ChangeableResults) == [1, 2]
 
@@ -119,13 +119,13 @@ class Shade(Enum):
 
 
 @dataclass
-class Corner:
+class Tile:
     shade: Shade
 
 
 class Pair(NamedTuple):
-    left: Corner
-    right: Corner
+    left: Tile
+    right: Tile
 
 
 class Summary(BaseModel):
@@ -135,19 +135,19 @@ class Summary(BaseModel):
 
 class Summarize(BaseAction):
     def execute(self):
-        return Summary(pair=Pair(Corner(Shade.DARK), Corner(Shade.DARK)), shades={Shade.DARK: 1})
+        return Summary(pair=Pair(Tile(Shade.DARK), Tile(Shade.DARK)), shades={Shade.DARK: 1})
 
 
-def test_01_a_result_of_classes_of_the_test_module_comes_back_of_these_classes(synapse_executor):
-    methods = Corner.__init__, Corner.__eq__, Summary.__init__, Summarize.execute
+def test_01_result_with_classes_of_the_test_module_keeps_these_classes(synapse_executor):
+    methods = Tile.__init__, Tile.__eq__, Summary.__init__, Summarize.execute
     result = synapse_executor.execute(Summarize)
     assert portrait(result) == portrait(Summarize.execute(None))
     assert result.pair.left.shade is Shade.DARK
-    assert (Corner.__init__, Corner.__eq__, Summary.__init__, Summarize.execute) == methods
+    assert (Tile.__init__, Tile.__eq__, Summary.__init__, Summarize.execute) == methods
 
 
 @not_as_jobs
-def test_01_a_result_of_classes_of_the_test_function_comes_back_of_these_classes(synapse_executor):
+def test_01_result_with_classes_of_the_test_function_keeps_these_classes(synapse_executor):
     class Tone(Enum):
         HIGH = "high"
 
@@ -198,7 +198,7 @@ def test_02_params_arrive_intact(synapse_executor):
 
 
 @not_as_jobs
-def test_02_params_that_no_model_checks_arrive_intact(synapse_executor):
+def test_02_params_without_a_model_arrive_intact(synapse_executor):
     seen = synapse_executor.execute(values.SeeAll, awkward_params())
     assert seen == repr(portrait(awkward_params(), named))
 
@@ -242,7 +242,7 @@ def changeable() -> dict:
 
 
 @not_as_jobs
-def test_02_an_action_that_changes_its_params_leaves_the_callers_alone(synapse_executor):
+def test_02_action_that_changes_its_params_does_not_change_the_callers(synapse_executor):
     params = {"value": changeable()}
     result = synapse_executor.execute(values.Change, params)
     assert result == {"list": [1, "changed"], "dict": {"inner": {"changed": True}}}
@@ -250,7 +250,7 @@ def test_02_an_action_that_changes_its_params_leaves_the_callers_alone(synapse_e
 
 
 @not_as_jobs
-def test_02_an_action_that_changes_unchecked_params_leaves_the_callers_alone(synapse_executor):
+def test_02_action_that_changes_params_without_a_model_does_not_change_the_callers(synapse_executor):
     params = {"value": changeable()}
     result = synapse_executor.execute(values.change_unchecked, params)
     assert result == {"list": [1, "changed"], "dict": {"inner": {"changed": True}}}
@@ -258,21 +258,21 @@ def test_02_an_action_that_changes_unchecked_params_leaves_the_callers_alone(syn
 
 
 @not_as_jobs
-def test_02_an_action_that_changes_its_params_leaves_the_callers_model_alone(synapse_executor):
+def test_02_action_that_changes_its_params_does_not_change_the_callers_model(synapse_executor):
     params = values.EchoParams(value=changeable())
     synapse_executor.execute(values.Change, params)
     assert params.value == changeable()
 
 
 @not_as_jobs
-def test_02_a_validator_that_takes_its_input_apart_leaves_the_callers_params_alone(synapse_executor):
+def test_02_validator_that_changes_its_input_does_not_change_the_callers_params(synapse_executor):
     params = {"inner": {"old_size": 3}}
     assert synapse_executor.execute(values.Upgrade, params) == 3
     assert params == {"inner": {"old_size": 3}}
 
 
 @not_as_jobs
-def test_02_params_of_a_model_in_the_test_function_take_nothing_else_of_it_along(synapse_executor):
+def test_02_params_of_a_model_in_the_test_function_send_no_other_variable_of_it(synapse_executor):
     lock = threading.Lock()
     word = "this word stays here"
 
@@ -288,7 +288,7 @@ def test_02_params_of_a_model_in_the_test_function_take_nothing_else_of_it_along
         assert synapse_executor.execute(Speak, {"text": "said"}) == "said"
 
 
-# Row 3: params that do not fit
+# Row 3: invalid params
 
 BAD_PARAMS = {
     "one": {"epochs": 0},
@@ -301,7 +301,7 @@ BAD_PARAMS = {
 
 
 def comparable(problems: list) -> list:
-    """Return problems as they compare: an exception in them equals itself only."""
+    """Return problems in a comparable form, since an exception in them equals only itself."""
     return [{**problem, "ctx": repr(problem.get("ctx")), "input": repr(problem["input"])} for problem in problems]
 
 
@@ -315,7 +315,7 @@ class TestBadParams:
         return {"STARTED": str(started), "NOT_IN_PROCESS": str(os.getpid())}
 
     @pytest.mark.parametrize("params", BAD_PARAMS.values(), ids=[name.replace(" ", "_") for name in BAD_PARAMS])
-    def test_03_bad_params_are_refused_in_pydantics_words(self, synapse_executor, started, params):
+    def test_03_bad_params_are_rejected_with_pydantics_messages(self, synapse_executor, started, params):
         with pytest.raises(PydanticValidationError) as pydantics:
             values.TrainParams.model_validate(params)
         with pytest.raises(ValidationError) as caught:
@@ -325,7 +325,7 @@ class TestBadParams:
         assert comparable(caught.value.__cause__.errors()) == comparable(pydantics.value.errors())
         assert not started.exists()
 
-    def test_03_the_error_says_what_is_wrong_in_the_same_words(self, synapse_executor):
+    def test_03_error_message_is_the_same(self, synapse_executor):
         run = synapse_executor.run(values.Train, BAD_PARAMS["several"] | {"epoch": 3})
         assert type(run.error) is ValidationError
         assert run.result is None
@@ -339,14 +339,14 @@ class TestBadParams:
             "  epoch: Extra inputs are not permitted; did you mean 'epochs'?"
         )
 
-    def test_03_the_action_starts_with_good_params_only(self, synapse_executor, started):
+    def test_03_action_starts_with_valid_params_only(self, synapse_executor, started):
         with pytest.raises(ValidationError):
             synapse_executor.execute(values.Train, {"epochs": 0})
         assert not started.exists()
         assert synapse_executor.execute(values.Train, {"epochs": 1}).epochs == 1
         assert started.exists()
 
-    def test_03_a_validator_with_a_bug_is_told_with_what_it_raised(self, synapse_executor):
+    def test_03_validator_with_a_bug_is_reported_with_its_exception(self, synapse_executor):
         with pytest.raises(ValidationError, match="RuntimeError: a bug, met at 3") as caught:
             synapse_executor.execute(values.Broken, {"value": 3})
         assert type(caught.value.__cause__) is RuntimeError
@@ -354,12 +354,12 @@ class TestBadParams:
         assert caught.value.errors() == []
 
     @pytest.mark.parametrize("params", [[1, 2], "text", values.Point(1, 2), 3], ids=["list", "str", "other", "int"])
-    def test_03_what_is_no_dict_is_refused(self, synapse_executor, params):
+    def test_03_params_that_are_not_a_dict_are_rejected(self, synapse_executor, params):
         with pytest.raises(ValidationError) as caught:
             synapse_executor.execute(values.Train, params)
         assert [problem["type"] for problem in caught.value.errors()] == ["model_type"]
 
-    # Whoever asks for such a worker gets a ClusterError; who gets another error has not asked.
+    # Requesting such a worker raises ClusterError; another error means that none was requested.
     @pytest.mark.synapse(num_cpus=100_000)
     def test_03_with_bad_params_nothing_is_submitted(self, synapse_executor, synapse_mode):
         run = synapse_executor.run(values.Train, {"epochs": 0})
@@ -372,7 +372,7 @@ class TestBadParams:
             synapse_executor.execute(values.Train, {"epochs": 1})
 
     @on_workers
-    def test_03_where_the_model_cannot_be_imported_here_the_worker_refuses_in_the_same_words(self, synapse_executor):
+    def test_03_worker_validates_with_the_same_messages_if_the_model_cannot_be_imported_here(self, synapse_executor):
         with pytest.raises(ImportError, match="not here"):
             self.import_here()
         with pytest.raises(ValidationError) as caught:
@@ -393,20 +393,20 @@ class TestBadParams:
             del os.environ["NOT_IN_PROCESS"]
 
 
-# Row 17: what cannot travel
+# Row 17: values that cannot be pickled
 
 
-def refused(executor, action, params=None) -> ResultNotSerializable:
+def rejected(executor, action, params=None) -> ResultNotSerializable:
     error = executor.run(action, params).error
     assert type(error) is ResultNotSerializable, error
     return error
 
 
-def test_17_a_result_that_cannot_travel_is_refused_and_its_part_named(synapse_executor):
-    error = refused(synapse_executor, values.ReturnStuck, {"name": "attribute of an item"})
+def test_17_result_that_cannot_be_pickled_is_rejected_and_its_part_named(synapse_executor):
+    error = rejected(synapse_executor, values.ReturnStuck, {"name": "attribute of an item"})
     assert str(error) == (
-        'result["model"].lock cannot travel between processes: _thread.lock: '
-        f"{values.NO_LOCK}. Return plain data, or a path to a file that holds it."
+        'result["model"].lock cannot be sent between processes: _thread.lock: '
+        f"{values.NO_LOCK}. Use plain data instead, or the path of a file that contains it."
     )
     assert type(error.__cause__) is TypeError
     assert error.__cause__.args == (values.NO_LOCK,)
@@ -414,44 +414,44 @@ def test_17_a_result_that_cannot_travel_is_refused_and_its_part_named(synapse_ex
 
 @not_as_jobs
 @pytest.mark.parametrize("name", values.STUCK, ids=lambda name: name.replace(" ", "_"))
-def test_17_the_part_at_fault_is_named_wherever_it_is(synapse_executor, name):
-    error = refused(synapse_executor, values.ReturnStuck, {"name": name})
+def test_17_part_that_cannot_be_pickled_is_named_wherever_it_is(synapse_executor, name):
+    error = rejected(synapse_executor, values.ReturnStuck, {"name": name})
     assert str(error) == values.stuck_text("result", name)
 
 
 @not_as_jobs
-def test_17_a_key_that_cannot_travel_is_named_by_its_table(synapse_executor):
-    text = str(refused(synapse_executor, values.ReturnLockAsKey))
-    assert text.startswith('result["table"] cannot travel between processes: dict: ')
+def test_17_key_that_cannot_be_pickled_is_named_by_its_dict(synapse_executor):
+    text = str(rejected(synapse_executor, values.ReturnLockAsKey))
+    assert text.startswith('result["table"] cannot be sent between processes: dict: ')
     assert values.NO_LOCK in text
 
 
 @not_as_jobs
-def test_17_a_generator_as_a_result_is_refused(synapse_executor):
-    error = refused(synapse_executor, values.ReturnGenerator)
+def test_17_generator_as_a_result_is_rejected(synapse_executor):
+    error = rejected(synapse_executor, values.ReturnGenerator)
     assert str(error) == "return_generator returned a generator; return its items as a list instead"
 
 
 def one_way_text(whole):
     return (
-        f"{whole} cannot travel between processes: lab.values.OneWay: this cannot be read. "
-        "Return plain data, or a path to a file that holds it."
+        f"{whole} cannot be sent between processes: lab.values.OneWay: this cannot be read. "
+        "Use plain data instead, or the path of a file that contains it."
     )
 
 
 @not_as_jobs
-def test_17_a_result_that_pickles_but_cannot_be_read_is_named_too(synapse_executor):
-    error = refused(synapse_executor, values.ReturnOneWay, {"size": 10})
+def test_17_result_that_cannot_be_unpickled_is_named_too(synapse_executor):
+    error = rejected(synapse_executor, values.ReturnOneWay, {"size": 10})
     assert str(error) == one_way_text('result["model"].part')
 
 
-def test_17_a_large_result_that_pickles_but_cannot_be_read_is_named_too(synapse_executor):
-    error = refused(synapse_executor, values.ReturnOneWay, {"size": 2_000_000})
+def test_17_large_result_that_cannot_be_unpickled_is_named_too(synapse_executor):
+    error = rejected(synapse_executor, values.ReturnOneWay, {"size": 2_000_000})
     assert str(error) == one_way_text('result["model"].part')
 
 
 @not_as_jobs
-def test_17_events_before_a_result_that_cannot_travel_are_kept(synapse_executor):
+def test_17_events_before_a_result_that_cannot_be_pickled_are_kept(synapse_executor):
     class Speak(BaseAction):
         def execute(self):
             self.log("before")
@@ -462,30 +462,30 @@ def test_17_events_before_a_result_that_cannot_travel_are_kept(synapse_executor)
     assert [event.name for event in run.events] == ["before"]
 
 
-# These fail before a worker is asked for, so that all modes can have all of them.
+# These fail before a worker is requested, so all modes run all of them.
 @pytest.mark.parametrize("name", values.STUCK, ids=lambda name: name.replace(" ", "_"))
-def test_17_params_that_cannot_travel_are_refused_in_the_same_words(synapse_executor, name):
-    error = refused(synapse_executor, values.SeeAll, {"value": values.STUCK[name][0]()})
+def test_17_params_that_cannot_be_pickled_are_rejected_with_the_same_message(synapse_executor, name):
+    error = rejected(synapse_executor, values.SeeAll, {"value": values.STUCK[name][0]()})
     assert str(error) == values.stuck_text('params["value"]', name)
 
 
-def test_17_params_of_a_model_that_cannot_travel_are_named_by_their_field(synapse_executor):
-    error = refused(synapse_executor, values.Echo, {"value": {"model": values.Model()}})
+def test_17_params_of_a_model_that_cannot_be_pickled_are_named_by_their_field(synapse_executor):
+    error = rejected(synapse_executor, values.Echo, {"value": {"model": values.Model()}})
     assert str(error) == (
-        'params.value["model"].lock cannot travel between processes: _thread.lock: '
-        f"{values.NO_LOCK}. Return plain data, or a path to a file that holds it."
+        'params.value["model"].lock cannot be sent between processes: _thread.lock: '
+        f"{values.NO_LOCK}. Use plain data instead, or the path of a file that contains it."
     )
 
 
-def test_17_params_that_pickle_but_cannot_be_read_are_named_too(synapse_executor):
-    error = refused(synapse_executor, values.SeeAll, {"value": [values.OneWay()]})
+def test_17_params_that_cannot_be_unpickled_are_named_too(synapse_executor):
+    error = rejected(synapse_executor, values.SeeAll, {"value": [values.OneWay()]})
     assert str(error) == one_way_text('params["value"][0]')
 
 
-# Row 18: results against their model
+# Row 18: results that do not match their model
 
 MISMATCH = (
-    "scored: the result does not fit Score: accuracy: Input should be a valid number, "
+    "scored: the result does not match Score: accuracy: Input should be a valid number, "
     "unable to parse string as a number; name: Input should be a valid string"
 )
 
@@ -501,31 +501,31 @@ def reports_mismatch(executor, action):
     ]
 
 
-def test_18_a_result_that_does_not_fit_its_model_is_told_by_warning_and_event(synapse_executor):
+def test_18_result_that_does_not_match_its_model_is_reported_by_warning_and_event(synapse_executor):
     reports_mismatch(synapse_executor, values.Scored)
 
 
 @not_as_jobs
-def test_18_the_result_of_a_function_is_checked_alike(synapse_executor):
+def test_18_result_of_a_function_is_checked_too(synapse_executor):
     reports_mismatch(synapse_executor, values.scored)
 
 
 @not_as_jobs
-def test_18_each_mismatch_is_told_not_the_first_alone(synapse_executor):
+def test_18_every_mismatch_is_reported_not_only_the_first(synapse_executor):
     reports_mismatch(synapse_executor, values.Scored)
     reports_mismatch(synapse_executor, values.Scored)
 
 
 @not_as_jobs
-def test_18_a_result_of_none_does_not_fit(synapse_executor):
-    with pytest.warns(ResultMismatchWarning, match="scored: the result does not fit Score: result: Input should be"):
+def test_18_none_does_not_match_a_result_model(synapse_executor):
+    with pytest.warns(ResultMismatchWarning, match="scored: the result does not match Score: result: Input should be"):
         run = synapse_executor.run(values.Scored)
     assert run.result is None
     assert run.error is None
     assert len(run.events) == 1
 
 
-def passes_in_silence(executor, given):
+def passes_without_report(executor, given):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run = executor.run(values.Scored, {"value": given})
@@ -535,19 +535,19 @@ def passes_in_silence(executor, given):
 
 
 @not_as_jobs
-def test_18_a_result_that_fits_passes_unchanged_and_in_silence(synapse_executor):
-    assert passes_in_silence(synapse_executor, {"accuracy": "1"}) == {"accuracy": "1"}
+def test_18_matching_result_passes_unchanged_and_is_not_reported(synapse_executor):
+    assert passes_without_report(synapse_executor, {"accuracy": "1"}) == {"accuracy": "1"}
 
 
 @not_as_jobs
-def test_18_a_result_of_the_models_class_passes(synapse_executor):
-    result = passes_in_silence(synapse_executor, "a score")
+def test_18_result_of_the_models_class_passes(synapse_executor):
+    result = passes_without_report(synapse_executor, "a score")
     assert type(result) is values.Score
     assert result.accuracy == 0.5
 
 
 @not_as_jobs
-def test_18_where_warnings_are_errors_a_mismatch_fails_the_run(synapse_executor):
+def test_18_mismatch_fails_the_run_if_warnings_are_errors(synapse_executor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = synapse_executor.run(values.Scored, {"value": {"accuracy": "high", "name": 3}})
@@ -557,7 +557,7 @@ def test_18_where_warnings_are_errors_a_mismatch_fails_the_run(synapse_executor)
 
 
 @not_as_jobs
-def test_18_a_result_model_with_a_bug_fails_the_run_with_what_it_raised(synapse_executor):
+def test_18_result_model_with_a_bug_fails_the_run_with_its_exception(synapse_executor):
     run = synapse_executor.run(values.ScoredByBroken)
     assert type(run.error) is ExecutionError
     assert type(run.error.__cause__) is RuntimeError

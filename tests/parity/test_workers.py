@@ -1,4 +1,4 @@
-"""Rows 30 to 32: what only a worker can do, die, and what only a cluster can lack."""
+"""Rows 30 to 32: crashed workers, crashed clusters, unavailable resources."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ pytestmark = on_workers
         ("SIGTERM", "was killed by SIGTERM"),
     ],
 )
-def test_30_a_worker_that_dies_tells_how_and_is_replaced(synapse_executor, synapse_mode, capfd, how, words):
+def test_30_crashed_worker_is_reported_with_its_exit_and_replaced(synapse_executor, synapse_mode, capfd, how, words):
     run = synapse_executor.run("lab.workers:Crash", {"how": how})
     assert type(run.error) is WorkerCrashed
     assert words in str(run.error)
@@ -34,11 +34,11 @@ def test_30_a_worker_that_dies_tells_how_and_is_replaced(synapse_executor, synap
     assert capfd.readouterr().out.startswith("line 0\n")
     assert run.pid != os.getpid()
     if how in ("segfault", "abort"):
-        note = next(note for note in run.error.__notes__ if note.startswith("It was here:"))
+        note = next(note for note in run.error.__notes__ if note.startswith("Stack of the action:"))
         assert "in die" in note
         assert "synapse_runtime" not in note
         assert "site-packages" not in note
-    if synapse_mode == "task" or how == "exit":  # each job has a process of its own
+    if synapse_mode == "task" or how == "exit":  # each job has its own process
         assert synapse_executor.execute("echo", {"value": 1}) == 1
 
 
@@ -60,7 +60,7 @@ def eat(params, context):
     import time
     print("eating", flush=True)
     eaten = []
-    for _ in range(200):  # enough also where other tests free memory
+    for _ in range(200):  # enough even if other tests free memory
         eaten.append(b"x" * 50_000_000)
         time.sleep(0.05)
     return len(eaten)
@@ -74,7 +74,7 @@ print(type(run.error).__name__, "|", str(run.error).splitlines()[0], "|", "low o
 """
 
 
-def test_30_a_worker_that_eats_the_memory_is_told_apart(synapse_mode, tmp_path):
+def test_30_worker_killed_for_lack_of_memory_is_reported_as_such(synapse_mode, tmp_path):
     script = tmp_path / "eat.py"
     script.write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -104,7 +104,7 @@ nap._is_action = answer._is_action = True
 executor = {"task": RayActorExecutor, "job": RayJobsApiExecutor}[sys.argv[1]]()
 assert executor.execute(answer) == 42
 
-def behead():
+def kill_head():
     global killed
     while not os.path.exists(sys.argv[3]):
         time.sleep(0.05)
@@ -129,7 +129,7 @@ def family(root):
             return found
         found |= more
 
-threading.Thread(target=behead, daemon=True).start()
+threading.Thread(target=kill_head, daemon=True).start()
 try:
     print("no error:", executor.run(nap, {"path": sys.argv[3]}))
 except ClusterError as error:
@@ -139,26 +139,26 @@ executor.close()
 """
 
 
-def test_31_when_the_cluster_dies_calls_fail_at_once_and_a_new_one_is_started(synapse_mode, tmp_path):
-    # Each part is one that the other mode's test does not end: who watches them is the cluster's owner, in all modes.
+def test_31_calls_fail_at_once_if_the_cluster_crashes_and_a_new_one_is_started(synapse_mode, tmp_path):
+    # Each mode kills a different part; the cluster's daemon watches both in every mode.
     part = {"task": "gcs_server", "job": "raylet/raylet"}[synapse_mode]
-    script = tmp_path / "behead.py"
+    script = tmp_path / "kill_head.py"
     script.write_text(HEADLESS)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, str(script), synapse_mode, part, str(tmp_path / "started")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patience(110), env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    told, answer = done.stdout.splitlines()[-2:]
-    assert told.startswith("ClusterError after "), done.stdout
-    assert float(told.split()[2]) < patience(10)
+    error, answer = done.stdout.splitlines()[-2:]
+    assert error.startswith("ClusterError after "), done.stdout
+    assert float(error.split()[2]) < patience(10)
     assert answer == "42"
 
 
 @pytest.mark.synapse(num_gpus=3)
-def test_32_resources_that_nobody_has_are_told_at_once_with_what_there_is(synapse_executor):
+def test_32_unavailable_resources_are_reported_at_once_with_the_available_ones(synapse_executor):
     started = time.monotonic()
     with pytest.raises(
-        ClusterError, match=r"asked for num_gpus=3, but the cluster has 2 GPU in all \(CPU \d+, GPU 2\)"
+        ClusterError, match=r"requested num_gpus=3, but the cluster has 2 GPUs in total \(CPU \d+, GPU 2\)"
     ):
         synapse_executor.execute("echo", {"value": 1})
     assert time.monotonic() - started < patience(10)

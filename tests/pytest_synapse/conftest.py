@@ -1,4 +1,4 @@
-"""Small projects on disk, and real pytest sessions over them."""
+"""Creates small projects, and runs real pytest sessions in them."""
 
 from __future__ import annotations
 
@@ -63,15 +63,17 @@ def lock(params, context):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "other_plugin(name, tested, modes): what docs/compatibility.md says of a test")
+    config.addinivalue_line(
+        "markers", "other_plugin(name, tested, modes): the entry of a test in docs/compatibility.md"
+    )
 
 
 class Project:
-    """A project in a temporary directory, with a `pytest.ini` of its own, and pytest sessions over it.
+    """A project in a temporary directory with its own `pytest.ini`; runs pytest sessions in it.
 
     Attributes:
-        starts_python: Whether sessions start Python, for tests about imports. By default they are forks of a process
-            that has imported pytest.
+        starts_python: Whether each session starts a new Python, for tests about imports. By default sessions are forks
+            of a process that has imported pytest.
     """
 
     def __init__(self, pytester: pytest.Pytester) -> None:
@@ -81,7 +83,7 @@ class Project:
         self.write("pytest.ini", "[pytest]\n")
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file, and the directories that it is in."""
+        """Write a file and create its parent directories."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dedent(text), encoding="utf-8")
@@ -92,18 +94,18 @@ class Project:
         return self.write("pytest.ini", "[pytest]\n" + dedent(text))
 
     def plugin(self, directory: str = "demo", config: str = CONFIG, actions: str = ACTIONS) -> Path:
-        """Write a plugin with a package `plugin`, in a directory that pytest is not started in."""
+        """Write a plugin with a package `plugin` into a subdirectory of the project."""
         self.write(f"{directory}/config.yaml", config)
         self.write(f"{directory}/plugin/__init__.py", "")
         self.write(f"{directory}/plugin/actions.py", actions)
         return self.path / directory
 
     def test(self, text: str, name: str = "demo/tests/test_it.py") -> Path:
-        """Write a test file; by default one of the plugin's."""
+        """Write a test file, by default into the plugin's tests."""
         return self.write(name, "import pytest\n" + dedent(text))
 
     def pytest(self, *arguments: str) -> pytest.RunResult:
-        """Run pytest in a process of its own, in the current directory, which is the project's."""
+        """Run pytest in a separate process, in the current directory, which is the project's."""
         if self.starts_python:
             return self._pytester.runpytest_subprocess(*arguments, timeout=patience(60))
         path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
@@ -123,12 +125,12 @@ class Project:
         return [line.partition("::")[2] for line in result.outlines if "::" in line]
 
     def header(self, *arguments: str) -> str:
-        """Return what the session's header says of Synapse."""
+        """Return the Synapse line of the session's header."""
         (line,) = (line for line in self.pytest("--collect-only", *arguments).outlines if line.startswith("synapse:"))
         return line
 
     def usage_error(self, *arguments: str) -> str:
-        """Return the text of the usage error that the session ends with."""
+        """Return the text of the usage error with which the session exits."""
         result = self.pytest(*arguments)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert "Traceback" not in result.stderr.str()
@@ -137,19 +139,19 @@ class Project:
 
 
 def session_environment() -> dict[str, str]:
-    """Return the environment of a session that knows nothing of the one that runs these tests."""
+    """Return an environment that is independent of the session that runs these tests."""
     kept = {name: value for name, value in os.environ.items() if not not_inherited(name)}
     return kept | {"PYTEST_ADDOPTS": ALONE}
 
 
 def not_inherited(variable: str) -> bool:
-    """Tell whether a variable speaks of the session that runs these tests, not of those that they run."""
+    """Return whether a variable belongs to the session that runs these tests, not to those that they run."""
     return variable.startswith(_NOT_INHERITED)
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """An empty project; its sessions know nothing of the one that runs this test."""
+    """An empty project; its sessions are independent of the one that runs this test."""
     for name in filter(not_inherited, os.environ):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTEST_ADDOPTS", ALONE)

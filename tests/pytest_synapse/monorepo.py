@@ -1,11 +1,11 @@
-"""A repository with five plugins that look alike: the same names of packages, modules, tests, conftests and actions."""
+"""A repository with five plugins whose packages, modules, tests, conftests and actions have the same names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from textwrap import dedent
 
-# `grey` is inside of `blue`'s directory; the nearest owner wins.
+# `grey` is inside the directory of `blue`; the nearest plugin wins.
 PLUGINS = ("red", "green", "blue", "blue/vendor/grey", "plugins/pink")
 
 CONFIG = """\
@@ -155,13 +155,13 @@ PLUGIN = {
             assert "class Train" in inspect.getsource(Train)
 
 
-        def test_names_mean_its_own_modules(synapse_executor, name):
+        def test_names_resolve_to_its_own_modules(synapse_executor, name):
             late = f"late {{PLUGIN.name}}"
             assert synapse_executor.execute("names") == [PLUGIN.name, late, PLUGIN.name, "common"]
             assert name == PLUGIN.name
 
 
-        def test_what_the_test_module_defines(synapse_executor):
+        def test_classes_of_the_test_module(synapse_executor):
             result = synapse_executor.execute(of_this_module)
             assert (type(result), result.name) == (Here, PLUGIN.name)
 
@@ -180,7 +180,7 @@ PLUGIN = {
 
 
         def test_a_module_beside_the_tests(synapse_executor, request):
-            if request.config.option.importmode != "importlib":  # which has pytest put no tests on the import path
+            if request.config.option.importmode != "importlib":  # importlib mode does not add tests to sys.path
                 from {beside} import NAME as beside
 
                 assert beside == PLUGIN.name
@@ -191,19 +191,19 @@ PLUGIN = {
             assert (whole_session, whole_module) == (f"late {{PLUGIN.name}}", PLUGIN.name)
 
 
-        def test_the_shared_package_is_one():
+        def test_shared_package_is_imported_once():
             assert common.NUMBER is sys.modules["common"].NUMBER is importlib.import_module("common").NUMBER
             assert common.IMPORTED == [1]
 
 
-        def test_a_directory_of_its_own_on_the_path(monkeypatch, tmp_path):
+        def test_directory_that_the_test_adds_to_the_path(monkeypatch, tmp_path):
             (tmp_path / "only_for_this_test.py").write_text(f"NAME = {{PLUGIN.name!r}}")
             monkeypatch.syspath_prepend(tmp_path)
             monkeypatch.delitem(sys.modules, "only_for_this_test", raising=False)
             assert importlib.import_module("only_for_this_test").NAME == PLUGIN.name
 
 
-        def test_a_module_is_the_one_of_its_name():
+        def test_modules_are_registered_under_their_names():
             assert sys.modules[__name__].Here is Here
             assert sys.modules[Train.__module__].Train is Train
 
@@ -237,7 +237,7 @@ SHARED = {
         ROOTS = ("red", "green", "blue", "grey", "pink")
 
 
-        def test_outside_there_are_no_plugins(above_all):
+        def test_no_plugin_is_importable_outside(above_all):
             assert "plugin" not in sys.modules
             assert importlib.util.find_spec("plugin") is None
             assert not [path for path in sys.path if path.rstrip("/").endswith(ROOTS)]
@@ -249,9 +249,9 @@ def write_monorepo(root: Path, *, each: int = 2, packages: bool = False) -> None
     """Write the repository.
 
     Args:
-        root: Where.
-        each: How often tests that are there several times are: a plugin has 4 × this + 8 tests.
-        packages: Whether directories of tests have an `__init__.py`.
+        root: The directory to write it to.
+        each: The number of parameter sets of the parametrized tests: a plugin has 4 × this + 8 tests.
+        packages: Whether test directories have an `__init__.py`.
     """
     for place in PLUGINS:
         name = place.rpartition("/")[2]

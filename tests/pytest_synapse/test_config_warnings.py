@@ -1,4 +1,4 @@
-"""What pytest says of a config file with something unknown in it."""
+"""Warnings about unknown fields in a config file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def test_it(synapse_executor, number):
 """
 
 
-def test_what_is_unknown_in_a_config_file_is_warned_of_once(project: Project) -> None:
+def test_unknown_config_field_warns_once(project: Project) -> None:
     root = project.plugin(config=CONFIG + "evn: {API_KEY: s3cret}\n")
     project.test(TESTS)
     project.test(TESTS, name="demo/tests/test_more.py")
@@ -21,7 +21,7 @@ def test_what_is_unknown_in_a_config_file_is_warned_of_once(project: Project) ->
     result.stdout.no_fnmatch_line("*s3cret*")
 
 
-def test_it_can_be_made_an_error(project: Project) -> None:
+def test_config_warning_can_be_turned_into_an_error(project: Project) -> None:
     project.plugin(config=CONFIG + "evn: {}\n")
     project.test(TESTS)
     result = project.pytest("-W", "error::synapse_runtime.errors.ConfigWarning", "-x")

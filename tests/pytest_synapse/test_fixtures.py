@@ -1,4 +1,4 @@
-"""The fixtures: what they give a test, and how they find its plugin."""
+"""The fixtures: their values, and how they find the plugin of a test."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def who(params, context):
 
 
 def named_plugin(project: Project, directory: str, name: str) -> None:
-    """Write a plugin whose one action tells its name, which stands in a second module of its package."""
+    """Write a plugin with one action, which returns the plugin's name from a second module of its package."""
     project.plugin(directory, config=WHO_CONFIG.format(code=name), actions=WHO)
     project.write(f"{directory}/plugin/names.py", f"NAME = {name!r}\n")
 
 
 def asks_for(name: str) -> str:
-    """Return a test that wants the plugin of this name."""
+    """Return a test that expects the plugin of this name."""
     return f"def test_it(synapse_executor): assert synapse_executor.execute('who') == {name!r}\n"
 
 
 # synapse_executor
 
 
-def test_the_executor_takes_a_class_a_function_an_entrypoint_and_an_actions_name(demo):
+def test_executor_accepts_class_function_entrypoint_and_action_name(demo):
     demo.test(
         """
         from plugin.actions import Double, show_env
@@ -56,7 +56,7 @@ def test_the_executor_takes_a_class_a_function_an_entrypoint_and_an_actions_name
     demo.pytest().assert_outcomes(passed=7)
 
 
-def test_a_wrong_actions_name_is_told_with_the_nearest(demo):
+def test_unknown_action_error_suggests_the_nearest_name(demo):
     demo.test("def test_it(synapse_executor): synapse_executor.execute('duoble')\n")
 
     result = demo.pytest()
@@ -67,7 +67,7 @@ def test_a_wrong_actions_name_is_told_with_the_nearest(demo):
     )
 
 
-def test_actions_of_the_test_itself_need_no_plugin(project):
+def test_action_defined_in_the_test_needs_no_plugin(project):
     project.test(
         """
         from synapse_runtime.decorators import action
@@ -88,7 +88,7 @@ def test_actions_of_the_test_itself_need_no_plugin(project):
 # plugin_env
 
 
-def test_the_environment_has_three_layers_and_actions_get_the_same(demo):
+def test_environment_merges_three_layers_and_actions_get_the_same(demo):
     demo.test(
         """
         NAMES = ["OUTSIDE", "LEVEL", "SHARED"]
@@ -121,7 +121,7 @@ def test_the_environment_has_three_layers_and_actions_get_the_same(demo):
     demo.pytest().assert_outcomes(passed=3)
 
 
-def test_without_a_plugin_the_environment_has_the_process_and_the_marker(project):
+def test_environment_without_a_plugin_merges_process_and_marker(project):
     project.test(
         """
         @pytest.mark.synapse(env={"GIVEN": "marker"})
@@ -135,7 +135,7 @@ def test_without_a_plugin_the_environment_has_the_process_and_the_marker(project
     project.pytest().assert_outcomes(passed=1)
 
 
-def test_a_conftest_may_override_the_environment_and_the_marker_still_wins(demo):
+def test_conftest_can_override_the_environment_and_the_marker_still_wins(demo):
     demo.write(
         "demo/tests/conftest.py",
         """
@@ -158,7 +158,7 @@ def test_a_conftest_may_override_the_environment_and_the_marker_still_wins(demo)
     demo.pytest().assert_outcomes(passed=1)
 
 
-def test_an_override_made_from_our_environment_gives_no_variable_of_this_process_on(demo):
+def test_override_derived_from_plugin_env_does_not_pass_on_process_variables(demo):
     demo.write(
         "demo/tests/conftest.py",
         """
@@ -186,7 +186,7 @@ def test_an_override_made_from_our_environment_gives_no_variable_of_this_process
     demo.pytest().assert_outcomes(passed=1)
 
 
-def test_a_value_of_the_environment_is_an_ordinary_param(demo):
+def test_environment_value_used_as_a_param_is_a_plain_str(demo):
     demo.test(
         """
         from synapse_runtime.decorators import action
@@ -206,7 +206,7 @@ def test_a_value_of_the_environment_is_an_ordinary_param(demo):
 # synapse_plugin
 
 
-def test_the_plugin_shows_its_directory_manifest_and_actions(demo):
+def test_plugin_fixture_has_directory_manifest_and_action_names(demo):
     demo.test(
         """
         from pathlib import Path
@@ -221,7 +221,7 @@ def test_the_plugin_shows_its_directory_manifest_and_actions(demo):
     demo.pytest().assert_outcomes(passed=1)
 
 
-def test_where_there_is_no_plugin_the_error_says_how_to_name_one(project):
+def test_missing_plugin_error_says_how_to_set_one(project):
     project.test("def test_it(synapse_plugin): pass\n", "tests/test_alone.py")
 
     result = project.pytest()
@@ -229,39 +229,39 @@ def test_where_there_is_no_plugin_the_error_says_how_to_name_one(project):
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         [
-            f"no plugin found: there is no plugin's config.yaml at or above {project.path / 'tests'}; "
-            "name one with --synapse-plugin or the ini option synapse_plugin"
+            f"no plugin found: no plugin's config.yaml in {project.path / 'tests'} or a directory above it; "
+            "pass --synapse-plugin or set the ini option synapse_plugin"
         ]
     )
 
 
 @pytest.mark.parametrize("fixture", ["synapse_plugin", "plugin_env", "synapse_executor"])
-def test_a_broken_config_file_is_told_once_with_file_and_line(demo, fixture):
+def test_broken_config_file_is_reported_once_with_file_and_line(demo, fixture):
     broken = demo.write("demo/config.yaml", "code: demo\nactions:\n  train: {entrypoint: 'a:b'\nenv: {}\n")
     demo.test(f"def test_it({fixture}): pass\n")
 
     result = demo.pytest("-rN")
-    told = result.stdout.str()
+    output = result.stdout.str()
 
     result.assert_outcomes(errors=1)
-    assert told.count(f"the plugin of this test cannot be used: {broken}:4: broken YAML: ") == 1
-    assert told.count("broken YAML") == 1
-    assert "Traceback" not in told
+    assert output.count(f"cannot load the plugin of this test: {broken}:4: invalid YAML: ") == 1
+    assert output.count("invalid YAML") == 1
+    assert "Traceback" not in output
 
 
-def test_a_field_that_does_not_fit_is_told_with_its_line(demo):
+def test_invalid_config_field_is_reported_with_its_line(demo):
     config = demo.write("demo/config.yaml", "code: demo\nactions:\n  train:\n    entrypoint: 3\n")
     demo.test("def test_it(synapse_plugin): pass\n")
 
     result = demo.pytest()
 
-    result.stdout.fnmatch_lines([f"*cannot be used: {config}:4: actions.train.entrypoint: *"])
+    result.stdout.fnmatch_lines([f"cannot load the plugin of this test: {config}:4: actions.train.entrypoint: *"])
 
 
-# which plugin
+# Which plugin is used
 
 
-def test_the_plugin_is_the_nearest_above_the_test_file(project):
+def test_default_plugin_is_the_nearest_above_the_test_file(project):
     project.plugin("outer", config="code: outer\n")
     project.plugin("outer/inner", config="code: inner\n")
     named = "def test_it(synapse_plugin): assert synapse_plugin.manifest.code == "
@@ -271,7 +271,7 @@ def test_the_plugin_is_the_nearest_above_the_test_file(project):
     project.pytest().assert_outcomes(passed=2)
 
 
-def test_a_config_file_that_is_no_plugins_is_passed_over(project):
+def test_config_file_of_something_else_is_skipped(project):
     named_plugin(project, "demo", "demo")
     project.write("demo/tests/config.yaml", "logging:\n  level: info\n  actions: [a]\n")
     project.test(asks_for("demo"))
@@ -279,7 +279,7 @@ def test_a_config_file_that_is_no_plugins_is_passed_over(project):
     project.pytest().assert_outcomes(passed=1)
 
 
-def test_the_option_names_the_plugin(project):
+def test_option_sets_the_plugin(project):
     named_plugin(project, "demo", "near")
     named_plugin(project, "other", "named")
     project.test(asks_for("named"))
@@ -288,7 +288,7 @@ def test_the_option_names_the_plugin(project):
     project.pytest("--synapse-plugin=other/config.yaml").assert_outcomes(passed=1)
 
 
-def test_the_option_is_relative_to_where_pytest_was_started(project, monkeypatch):
+def test_option_is_relative_to_the_invocation_directory(project, monkeypatch):
     named_plugin(project, "demo", "near")
     named_plugin(project, "other", "named")
     project.test(asks_for("named"))
@@ -297,7 +297,7 @@ def test_the_option_is_relative_to_where_pytest_was_started(project, monkeypatch
     project.pytest("--synapse-plugin=.", "../demo").assert_outcomes(passed=1)
 
 
-def test_the_ini_option_names_the_plugin_relative_to_the_ini_file(project, monkeypatch):
+def test_ini_option_sets_the_plugin_relative_to_the_ini_file(project, monkeypatch):
     named_plugin(project, "demo", "near")
     named_plugin(project, "other", "named")
     project.ini("synapse_plugin = other\n")
@@ -307,7 +307,7 @@ def test_the_ini_option_names_the_plugin_relative_to_the_ini_file(project, monke
     project.pytest().assert_outcomes(passed=1)
 
 
-def test_the_option_wins_over_the_ini_option(project):
+def test_option_overrides_the_ini_option(project):
     named_plugin(project, "demo", "by option")
     named_plugin(project, "other", "by ini")
     project.ini("synapse_plugin = other\n")
@@ -316,17 +316,17 @@ def test_the_option_wins_over_the_ini_option(project):
     project.pytest("--synapse-plugin=demo").assert_outcomes(passed=1)
 
 
-def test_a_plugin_that_is_not_there_is_told_by_the_name_that_was_given(demo):
+def test_nonexistent_plugin_is_reported_by_the_given_name(demo):
     demo.test("def test_it(synapse_executor): pass\n")
 
     result = demo.pytest("--synapse-plugin=elsewhere/demo")
 
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*cannot be used: *elsewhere/demo: there is no such plugin: *"])
+    result.stdout.fnmatch_lines(["--synapse-plugin: *elsewhere/demo: the plugin does not exist: *"])
 
 
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")], ids=" ".join)
-def test_two_plugins_with_a_package_of_the_same_name_each_get_their_own(project, order):
+def test_plugins_with_the_same_package_name_each_use_their_own(project, order):
     for name in ("one", "two"):
         named_plugin(project, name, name)
         again = asks_for(name).replace("test_it", "test_again")
@@ -335,7 +335,7 @@ def test_two_plugins_with_a_package_of_the_same_name_each_get_their_own(project,
     project.pytest(*order).assert_outcomes(passed=4)
 
 
-def test_two_plugins_take_turns(project):
+def test_two_plugins_can_alternate_in_one_test(project):
     named_plugin(project, "one", "one")
     named_plugin(project, "two", "two")
     project.test(
@@ -353,7 +353,7 @@ def test_two_plugins_take_turns(project):
     project.pytest().assert_outcomes(passed=3)
 
 
-def test_the_plugins_modules_can_be_imported_by_test_and_conftest(demo):
+def test_tests_and_conftest_can_import_the_plugins_modules(demo):
     demo.write("demo/tests/conftest.py", "from plugin.actions import Double\n")
     demo.test("from plugin.actions import Double\ndef test_it(): pass\n")
 
@@ -366,16 +366,16 @@ def test_the_plugins_modules_can_be_imported_by_test_and_conftest(demo):
 # strict local mode
 
 
-def test_local_mode_is_strict_about_results_that_could_not_travel(demo):
+def test_strict_local_mode_rejects_a_result_that_cannot_be_pickled(demo):
     demo.test("def test_it(synapse_executor): synapse_executor.execute('lock')\n")
 
     result = demo.pytest()
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(['E *ResultNotSerializable: result?"model"? cannot travel between processes: *'])
+    result.stdout.fnmatch_lines(['E *ResultNotSerializable: result?"model"? cannot be sent between processes: *'])
 
 
-def test_local_mode_is_strict_about_params_that_could_not_travel(demo):
+def test_strict_local_mode_rejects_params_that_cannot_be_pickled(demo):
     demo.test(
         """
         import threading
@@ -388,10 +388,10 @@ def test_local_mode_is_strict_about_params_that_could_not_travel(demo):
     result = demo.pytest()
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(['E *ResultNotSerializable: params?"lock"? cannot travel between processes: *'])
+    result.stdout.fnmatch_lines(['E *ResultNotSerializable: params?"lock"? cannot be sent between processes: *'])
 
 
-def test_in_strict_mode_the_result_is_a_copy_of_the_same_type(demo):
+def test_strict_mode_returns_a_copy_of_the_same_type(demo):
     demo.test(
         """
         from synapse_runtime.decorators import action
@@ -425,7 +425,7 @@ def test_strict_mode_can_be_turned_off(demo):
 # time limits
 
 
-def test_the_markers_time_limit_wins_over_the_option_and_that_over_the_ini_file(demo):
+def test_marker_timeout_overrides_option_and_option_overrides_ini(demo):
     demo.ini("synapse_timeout = 0.3\n")
     demo.test(
         """
@@ -435,7 +435,7 @@ def test_the_markers_time_limit_wins_over_the_option_and_that_over_the_ini_file(
         @pytest.mark.synapse(timeout=0.1)
         def test_marker(synapse_executor):
             started = time.monotonic()
-            with pytest.raises(ExecutionTimeout, match="nap did not end within 0.1 s") as caught:
+            with pytest.raises(ExecutionTimeout, match="nap exceeded its timeout of 0.1 s") as caught:
                 synapse_executor.execute("nap", {"seconds": 10})
             assert time.monotonic() - started < 2
             assert 'time.sleep(params["seconds"])' in caught.value.details
@@ -447,11 +447,11 @@ def test_the_markers_time_limit_wins_over_the_option_and_that_over_the_ini_file(
 
         def test_unmarked(synapse_executor, request):
             limit = request.config.getoption("synapse_timeout") or 0.3
-            with pytest.raises(ExecutionTimeout, match=f"within {limit:g} s"):
+            with pytest.raises(ExecutionTimeout, match=f"its timeout of {limit:g} s"):
                 synapse_executor.execute("nap", {"seconds": 10})
 
         def test_call(synapse_executor):
-            with pytest.raises(ExecutionTimeout, match="within 0.15 s"):
+            with pytest.raises(ExecutionTimeout, match="its timeout of 0.15 s"):
                 synapse_executor.execute("nap", {"seconds": 10}, timeout=0.15)
         """
     )
@@ -460,7 +460,7 @@ def test_the_markers_time_limit_wins_over_the_option_and_that_over_the_ini_file(
     demo.pytest("--synapse-timeout=0.2").assert_outcomes(passed=4)
 
 
-def test_a_test_that_runs_out_of_time_shows_where_its_action_was(demo):
+def test_timeout_report_shows_where_the_action_was_stuck(demo):
     demo.test(
         """
         @pytest.mark.synapse(timeout=0.1)
@@ -473,5 +473,9 @@ def test_a_test_that_runs_out_of_time_shows_where_its_action_was(demo):
 
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["E *ExecutionTimeout: nap did not end within 0.1 s", "E *It was here:", '*time.sleep(params?"seconds"?)*']
+        [
+            "E *ExecutionTimeout: nap exceeded its timeout of 0.1 s",
+            "E *Stack of the action:",
+            '*time.sleep(params?"seconds"?)*',
+        ]
     )

@@ -1,4 +1,4 @@
-"""A plugin as people write them for synapse-sdk, unchanged, where that is not installed: tests/sdk/handwritten."""
+"""A plugin written for synapse-sdk runs unchanged where synapse-sdk is not installed: tests/sdk/handwritten."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ def handwritten(project: Project) -> Project:
     return project
 
 
-def test_it_gives_what_the_sdk_gives(handwritten: Project, reached, monkeypatch):
+def test_results_equal_those_of_the_sdk(handwritten: Project, reached, monkeypatch):
     for name, value in reached.items():
         monkeypatch.setenv(name, value)
     result = handwritten.pytest("handwritten/tests/test_actions.py", "--synapse-mode=local,task", "-pno:cacheprovider")
@@ -25,7 +25,7 @@ def test_it_gives_what_the_sdk_gives(handwritten: Project, reached, monkeypatch)
     assert outcomes["passed"] > 20
 
 
-def test_what_only_the_sdk_has_says_so(handwritten: Project):
+def test_sdk_only_features_raise_with_an_install_hint(handwritten: Project):
     handwritten.test(
         """
         from synapse_runtime.errors import ExecutionError

@@ -1,4 +1,4 @@
-"""The marker: what it takes, what it refuses, how markers on class and module join, and the ids that come of it."""
+"""The marker: its arguments, its errors, how markers on class and module are merged, and the resulting ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOWHERE = "127.0.0.1:1"
         ("num_cpu=1", "unknown argument 'num_cpu', did you mean 'num_cpus'"),
         (
             "tries=3",
-            "unknown argument 'tries'; there are mode, env, timeout, num_cpus, num_gpus, memory, resources, iso",
+            "unknown argument 'tries'; expected mode, env, timeout, num_cpus, num_gpus, memory, resources, iso",
         ),
         ("mode='tsak'", "unknown mode 'tsak', did you mean 'task'"),
         ("mode=('local', 'jbo')", "unknown mode 'jbo', did you mean 'job'"),
@@ -25,8 +25,8 @@ NOWHERE = "127.0.0.1:1"
         ("mode=3", "mode must be a string or a tuple of them, not 3"),
         ("mode=('local', 3)", "a mode is a string, not 3"),
         ("env=['A=secret']", "env must be a dict, not a list"),
-        ("env={'A=secret': ''}", "'A=…' in env is no name of a variable"),
-        ("env={1: 'a'}", "1 in env is no name of a variable"),
+        ("env={'A=secret': ''}", "'A=…' in env is not a valid variable name"),
+        ("env={1: 'a'}", "1 in env is not a valid variable name"),
         ("timeout='5'", "timeout must be a positive number, not '5'"),
         ("timeout=0", "timeout must be a positive number of seconds, not 0"),
         ("timeout=float('nan')", "timeout must be a positive number, not nan"),
@@ -39,14 +39,14 @@ NOWHERE = "127.0.0.1:1"
         ),
         ("memory=0", "memory must be a number of bytes, or text such as '2GB' or '512MiB', not 0"),
         ("resources=['tpu']", "resources must be a dict of names and numbers, not ['tpu']"),
-        ("resources={'GPU': 1}", "resources cannot hold 'GPU': use num_gpus"),
-        ("resources={'tpu': '1'}", "resources['tpu'] must be a number of at least 0, not '1'"),
+        ("resources={'GPU': 1}", "resources cannot contain 'GPU': use num_gpus"),
+        ("resources={'tpu': '1'}", "resources['tpu'] must be a non-negative number, not '1'"),
         ("isolation='frsh'", "isolation must be 'shared' or 'fresh', not 'frsh'"),
-        ("'task'", "give its arguments by name, such as mode='task'"),
+        ("'task'", "pass arguments by name, such as mode='task'"),
     ],
     ids=lambda value: value if "=" in value or value == "'task'" else "",
 )
-def test_a_wrong_marker_is_a_usage_error_that_names_the_test_and_no_test_runs(project: Project, arguments, message):
+def test_invalid_marker_is_a_usage_error_naming_the_test_and_no_test_runs(project: Project, arguments, message):
     project.test(
         f"""
         def test_first():
@@ -67,13 +67,13 @@ def test_a_wrong_marker_is_a_usage_error_that_names_the_test_and_no_test_runs(pr
     assert not (project.path / "has_run").exists()
 
 
-def test_a_wrong_marker_is_refused_where_the_test_asks_for_no_executor(project):
+def test_invalid_marker_is_rejected_even_if_the_test_uses_no_executor(project):
     project.test("@pytest.mark.synapse(modes='local')\ndef test_it(): pass\n", "test_marked.py")
 
     assert "did you mean 'mode'" in project.usage_error()
 
 
-def test_a_wrong_marker_is_told_by_the_workers_of_xdist_too(project):
+def test_invalid_marker_is_reported_by_xdist_workers_too(project):
     project.test("@pytest.mark.synapse(modes='local')\ndef test_it(): pass\n", "test_marked.py")
 
     result = project.pytest("-n", "1")
@@ -81,13 +81,13 @@ def test_a_wrong_marker_is_told_by_the_workers_of_xdist_too(project):
     result.stdout.fnmatch_lines(["test_marked.py::test_it: @pytest.mark.synapse: unknown argument 'modes', did you*"])
 
 
-def test_the_marker_is_registered(project):
+def test_marker_is_registered(project):
     project.test("@pytest.mark.synapse(mode='local')\ndef test_it(): pass\n", "test_marked.py")
 
     project.pytest("--strict-markers").assert_outcomes(passed=1)
 
 
-def test_the_nearest_of_function_class_and_module_wins_and_env_is_merged(demo):
+def test_nearest_of_function_class_and_module_wins_and_env_is_merged(demo):
     demo.test(
         """
         pytestmark = pytest.mark.synapse(mode="job", env={"A": "module", "B": "module", "C": "module"})
@@ -124,7 +124,7 @@ def test_the_nearest_of_function_class_and_module_wins_and_env_is_merged(demo):
     demo.pytest(f"--synapse-ray-address={NOWHERE}").assert_outcomes(passed=5)
 
 
-def test_none_in_a_marker_means_that_it_does_not_say(demo):
+def test_none_in_a_marker_leaves_the_argument_unset(demo):
     demo.test(
         """
         @pytest.mark.synapse(mode="local", timeout=0.2)
@@ -132,7 +132,7 @@ def test_none_in_a_marker_means_that_it_does_not_say(demo):
             @pytest.mark.synapse(mode=None, timeout=None, env=None, num_cpus=None, num_gpus=None)
             def test_it(self, synapse_mode, synapse_executor):
                 assert synapse_mode == "local"
-                with pytest.raises(Exception, match="did not end within 0.2 s"):
+                with pytest.raises(Exception, match="exceeded its timeout of 0.2 s"):
                     synapse_executor.execute("nap", {"seconds": 5})
         """
     )
@@ -140,7 +140,7 @@ def test_none_in_a_marker_means_that_it_does_not_say(demo):
     demo.pytest().assert_outcomes(passed=1)
 
 
-def test_ids_name_the_mode_where_a_marker_gives_several(project):
+def test_ids_contain_the_mode_if_a_marker_sets_several(project):
     project.test(
         """
         @pytest.mark.synapse(mode=("local", "task"))
@@ -177,7 +177,7 @@ def test_ids_name_the_mode_where_a_marker_gives_several(project):
     ]
 
 
-def test_tests_of_one_mode_run_together(project):
+def test_tests_are_grouped_by_mode(project):
     project.test("def test_a(synapse_mode): pass\ndef test_b(synapse_mode): pass\n", "test_one.py")
     project.test("def test_c(synapse_mode): pass\n", "test_two.py")
 
@@ -191,7 +191,7 @@ def test_tests_of_one_mode_run_together(project):
     ]
 
 
-def test_modes_combine_with_parameters_of_the_tests_own(demo):
+def test_modes_combine_with_parametrize(demo):
     demo.test(
         """
         @pytest.mark.parametrize("number", [1, 2])
@@ -210,7 +210,7 @@ def test_modes_combine_with_parameters_of_the_tests_own(demo):
     demo.pytest("--synapse-mode=local").assert_outcomes(passed=2)
 
 
-def test_a_test_may_parametrize_its_mode_itself(demo):
+def test_a_test_can_parametrize_its_own_mode(demo):
     demo.test(
         """
         @pytest.mark.parametrize("synapse_mode", ["local"], indirect=True)
@@ -247,7 +247,7 @@ def test_a_test_may_parametrize_its_mode_itself(demo):
     )
 
 
-def test_a_test_that_parametrizes_its_mode_wrongly_is_refused_before_any_runs(project):
+def test_invalid_parametrized_mode_is_a_usage_error_before_any_test_runs(project):
     project.test(
         """
         @pytest.mark.parametrize("synapse_mode", ["local", "tsak"], indirect=True)

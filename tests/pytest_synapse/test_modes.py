@@ -1,6 +1,6 @@
-"""The same tests in local, task and job: one real session over one plugin, looked at from many sides.
+"""The same tests in local, task and job mode: one real session over one plugin, checked in many ways.
 
-That session outlives a test, which a `pytester` does not: so here a plain process runs it.
+The session is shared by the tests of this module, which `pytester` does not support, so a plain process runs it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ code: demo
 env: {LEVEL: config, SHARED: config}
 actions:
   train: {entrypoint: "plugin.work:Train"}
-  surroundings: {entrypoint: "plugin.work:surroundings"}
+  process_state: {entrypoint: "plugin.work:process_state"}
   talk: {entrypoint: "plugin.work:talk"}
   fail: {entrypoint: "plugin.work:fail"}
 """
@@ -67,7 +67,7 @@ class Train(BaseAction[TrainParams]):
 
 
 @action
-def surroundings(params, context):
+def process_state(params, context):
     return {
         "job_id": context.job_id,
         "pid": os.getpid(),
@@ -156,7 +156,7 @@ def check(params, context):
     assert params["number"] == 2
 
 
-def test_what_the_plugins_action_returns_and_reports(synapse_executor, synapse_mode):
+def test_result_and_events_of_a_plugin_action(synapse_executor, synapse_mode):
     run = synapse_executor.run("train", {"epochs": 4})
     assert run.mode == synapse_mode
     assert type(run.result) is Trained
@@ -167,19 +167,19 @@ def test_what_the_plugins_action_returns_and_reports(synapse_executor, synapse_m
     assert [(event.name, event.data) for event in run.logs] == [("trained", {"epochs": 4})]
 
 
-def test_action_and_result_class_of_the_test_module(synapse_executor):
+def test_action_and_result_class_defined_in_the_test_module(synapse_executor):
     result = synapse_executor.execute(Print, {"pages": 3})
     assert type(result) is Pages
     assert result == Pages(3)
 
 
 @not_as_a_job
-def test_action_of_a_conftest(synapse_executor, shouting):
+def test_action_defined_in_a_conftest(synapse_executor, shouting):
     assert synapse_executor.execute(shouting, {"text": "hello"}) == "HELLO!"
 
 
 @not_as_a_job
-def test_action_inside_a_test_function(synapse_executor):
+def test_action_defined_in_a_test_function(synapse_executor):
     factor = 3
 
     class Times(BaseAction):
@@ -197,7 +197,7 @@ def test_bad_params(synapse_executor):
 
 
 @not_as_a_job
-def test_exception_class_of_the_test_module(synapse_executor):
+def test_exception_class_defined_in_the_test_module(synapse_executor):
     with pytest.raises(ExecutionError, match="jam failed: PaperJam: tray 2") as caught:
         synapse_executor.execute(jam)
     cause = caught.value.__cause__
@@ -206,7 +206,7 @@ def test_exception_class_of_the_test_module(synapse_executor):
 
 
 @not_as_a_job
-def test_assert_in_an_action_of_the_test_module(synapse_executor):
+def test_assert_in_an_action_defined_in_the_test_module(synapse_executor):
     with pytest.raises(ExecutionError) as caught:
         synapse_executor.execute(check, {"number": 1})
     assert type(caught.value.__cause__) is AssertionError
@@ -214,20 +214,20 @@ def test_assert_in_an_action_of_the_test_module(synapse_executor):
 
 
 @pytest.mark.synapse(env={"SHARED": "marker"})
-def test_surroundings(synapse_executor, synapse_mode):
+def test_process_state(synapse_executor, synapse_mode):
     before = os.getcwd(), dict(os.environ)
-    run = synapse_executor.run("surroundings", {"names": ["LEVEL", "SHARED"]})
+    run = synapse_executor.run("process_state", {"names": ["LEVEL", "SHARED"]})
     assert run.result["job_id"] == run.job_id
     assert run.result["pid"] == run.pid
     assert (run.pid == os.getpid()) is (synapse_mode == "local")
     assert run.result["cwd"] == PLUGIN
-    assert run.result["data"] == "beside the config file"
+    assert run.result["data"] == "next to the config file"
     assert run.result["env"] == {"LEVEL": ["config", "config"], "SHARED": ["marker", "marker"]}
     assert (os.getcwd(), dict(os.environ)) == before
 
 
 @not_as_a_job
-def test_output_is_seen_by_capsys_and_caplog(synapse_executor, capsys, caplog):
+def test_capsys_and_caplog_capture_output(synapse_executor, capsys, caplog):
     caplog.set_level("INFO")
     synapse_executor.execute("talk")
     out, err = capsys.readouterr()
@@ -236,7 +236,7 @@ def test_output_is_seen_by_capsys_and_caplog(synapse_executor, capsys, caplog):
     assert [record.getMessage() for record in caplog.records] == ["logged", "said"]
 
 
-def test_output_is_seen_by_capfd(synapse_executor, capfd):
+def test_capfd_captures_output(synapse_executor, capfd):
     synapse_executor.execute("talk")
     out, err = capfd.readouterr()
     assert out == "printed\\nfrom a child\\n"
@@ -250,10 +250,10 @@ class TestOwnEnvironment:
 
     @pytest.fixture(autouse=True)
     def secret(self, monkeypatch):
-        monkeypatch.setenv("SECRET", "of this process")  # later than any worker started
+        monkeypatch.setenv("SECRET", "of this process")  # after the worker has started
 
-    def test_nothing_but_what_is_given_travels(self, synapse_executor, synapse_mode):
-        run = synapse_executor.run("surroundings", {"names": ["LEVEL", "SECRET"]})
+    def test_only_given_variables_are_sent(self, synapse_executor, synapse_mode):
+        run = synapse_executor.run("process_state", {"names": ["LEVEL", "SECRET"]})
         secret = "of this process" if synapse_mode == "local" else None
         assert run.result["env"] == {"LEVEL": ["test", "test"], "SECRET": [secret, secret]}
 
@@ -262,8 +262,8 @@ def test_that_fails(synapse_executor):
     synapse_executor.execute("fail")
 """
 
-NEIGHBOUR_CONFIG = 'code: neighbour\nactions:\n  who: {entrypoint: "plugin.work:who"}\n'
-NEIGHBOUR_WORK = """\
+OTHER_CONFIG = 'code: other\nactions:\n  who: {entrypoint: "plugin.work:who"}\n'
+OTHER_WORK = """\
 from synapse_runtime.decorators import action
 
 
@@ -271,27 +271,27 @@ from synapse_runtime.decorators import action
 def who(params, context):
     return __file__
 """
-NEIGHBOUR_TESTS = """\
+OTHER_TESTS = """\
 from pathlib import Path
 
 
-def test_neighbour_with_a_package_of_the_same_name(synapse_executor):
+def test_other_plugin_with_a_package_of_the_same_name(synapse_executor):
     assert synapse_executor.execute("who") == str(Path(__file__).parent / "plugin" / "work.py")
 """
 
 PASSING = {
-    "test_what_the_plugins_action_returns_and_reports": MODES,
-    "test_action_and_result_class_of_the_test_module": MODES,
-    "test_action_of_a_conftest": MODES[:2],
-    "test_action_inside_a_test_function": MODES[:2],
+    "test_result_and_events_of_a_plugin_action": MODES,
+    "test_action_and_result_class_defined_in_the_test_module": MODES,
+    "test_action_defined_in_a_conftest": MODES[:2],
+    "test_action_defined_in_a_test_function": MODES[:2],
     "test_bad_params": MODES,
-    "test_exception_class_of_the_test_module": MODES[:2],
-    "test_assert_in_an_action_of_the_test_module": MODES[:2],
-    "test_surroundings": MODES,
-    "test_output_is_seen_by_capsys_and_caplog": MODES[:2],
-    "test_output_is_seen_by_capfd": MODES,
-    "test_nothing_but_what_is_given_travels": MODES,
-    "test_neighbour_with_a_package_of_the_same_name": MODES,
+    "test_exception_class_defined_in_the_test_module": MODES[:2],
+    "test_assert_in_an_action_defined_in_the_test_module": MODES[:2],
+    "test_process_state": MODES,
+    "test_capsys_and_caplog_capture_output": MODES[:2],
+    "test_capfd_captures_output": MODES,
+    "test_only_given_variables_are_sent": MODES,
+    "test_other_plugin_with_a_package_of_the_same_name": MODES,
 }
 
 
@@ -301,11 +301,11 @@ class Session:
 
     Attributes:
         status: Its exit status.
-        output: All that it printed.
+        output: Everything that it printed.
         cases: The report of each test by its id, in the order in which they ran.
-        files: The project's files that were not there before.
-        processes: Command lines of its processes that were left 5 s after its end.
-        temporary: What was left in its temporary directory.
+        files: Files that it created in the project.
+        processes: Command lines of its processes that still ran 5 s after its end.
+        temporary: The remaining files in its temporary directory.
     """
 
     status: int
@@ -316,23 +316,23 @@ class Session:
     temporary: list[str]
 
     def outcome(self, test: str) -> str:
-        """Return `passed`, or the report of what went wrong."""
+        """Return `passed`, or the report of the failure."""
         problems = [
             child.text or child.tag for child in self.cases[test] if child.tag in ("failure", "error", "skipped")
         ]
         return "\n".join(problems) or "passed"
 
     def section(self, test: str, stream: str) -> str:
-        """Return what pytest has captured of a test: `system-out` or `system-err`."""
+        """Return the captured output of a test: `system-out` or `system-err`."""
         return self.cases[test].findtext(stream, default="")
 
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """The one session, in all modes."""
+    """The session, in all modes."""
     project = tmp_path_factory.mktemp("modes")
     write_project(project)
-    with tempfile.TemporaryDirectory(prefix="s") as temp:  # a short name: Ray puts sockets below it
+    with tempfile.TemporaryDirectory(prefix="s") as temp:  # a short name, as Ray creates sockets in it
         yield _run(project, Path(temp))
 
 
@@ -356,7 +356,7 @@ def _run(project: Path, temp: Path) -> Session:
 
 @contextlib.contextmanager
 def started(project: Path, temp: Path, mark: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start pytest, with a mark in its environment and a temporary directory; kill it if it is not waited for."""
+    """Start pytest with a mark in its environment and a temporary directory; kill it at the end of the block."""
     kept = session_environment()
     command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={temp / 'pytest'}"]
     with subprocess.Popen(
@@ -380,15 +380,15 @@ def write_project(project: Path) -> None:
         {
             "pytest.ini": "[pytest]\n",
             "demo/config.yaml": CONFIG,
-            "demo/data.txt": "beside the config file",
+            "demo/data.txt": "next to the config file",
             "demo/plugin/__init__.py": "",
             "demo/plugin/work.py": WORK,
             "demo/tests/conftest.py": CONFTEST,
             "demo/tests/test_demo.py": TESTS,
-            "neighbour/config.yaml": NEIGHBOUR_CONFIG,
-            "neighbour/plugin/__init__.py": "",
-            "neighbour/plugin/work.py": NEIGHBOUR_WORK,
-            "neighbour/test_neighbour.py": NEIGHBOUR_TESTS,
+            "other/config.yaml": OTHER_CONFIG,
+            "other/plugin/__init__.py": "",
+            "other/plugin/work.py": OTHER_WORK,
+            "other/test_other.py": OTHER_TESTS,
         },
     )
 
@@ -401,7 +401,7 @@ def write(project: Path, files: dict[str, str]) -> None:
 
 
 def left_after_5_seconds(mark: str) -> list[str]:
-    """Return the command lines of a session's processes that are there 5 s after its end."""
+    """Return the command lines of a session's processes that still run 5 s after its end."""
     within(5, lambda: not processes_with(mark))
     return [command_of(pid) for pid in processes_with(mark)]
 
@@ -415,29 +415,29 @@ def test_passes_in_each_mode(session, test, mode):
     assert session.outcome(f"{test}[{mode}]") == "passed"
 
 
-def test_each_test_runs_once_in_each_mode_and_its_id_says_which(session):
+def test_each_test_runs_once_in_each_mode_with_the_mode_in_its_id(session):
     assert sorted(session.cases) == sorted(
         f"{test}[{mode}]" for test, modes in (PASSING | {"test_that_fails": MODES}).items() for mode in modes
     )
 
 
-def test_tests_of_one_mode_run_together(session):
+def test_tests_are_grouped_by_mode(session):
     modes = [test.partition("[")[2].removesuffix("]") for test in session.cases]
 
     assert modes == sorted(modes, key=MODES.index)
 
 
-def test_the_session_fails_with_its_failing_tests_only(session):
+def test_session_fails_only_because_of_its_failing_tests(session):
     assert session.status == pytest.ExitCode.TESTS_FAILED
     assert f"3 failed, {sum(map(len, PASSING.values()))} passed in" in session.output
 
 
-def test_the_header_names_all_modes_and_the_cluster(session):
-    assert "synapse: mode local, task, job; cluster: ephemeral, started on first need\n" in session.output
+def test_header_shows_all_modes_and_the_cluster(session):
+    assert "synapse: mode local, task, job; cluster: ephemeral, started when first needed\n" in session.output
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_report_of_a_failing_action_shows_its_source_and_its_output(session, mode):
+def test_report_of_a_failing_action_shows_its_source_and_output(session, mode):
     report = session.outcome(f"test_that_fails[{mode}]")
 
     assert '    weights = {"a": 1}\n>       return weights["missing"]  # this line fails\n' in report
@@ -448,17 +448,17 @@ def test_the_report_of_a_failing_action_shows_its_source_and_its_output(session,
     assert "before the failure\n" in session.section(f"test_that_fails[{mode}]", "system-out")
 
 
-def test_the_summary_counts_the_runs_of_each_mode_and_names_the_cluster(session):
+def test_summary_counts_the_runs_of_each_mode_and_shows_the_cluster(session):
     summary = session.output.partition(" synapse actions ")[2].partition("===\n")[2].splitlines()
     assert [line.split()[0] for line in summary[:4]] == ["mode", *MODES]
     assert re.fullmatch(r"cluster: 127\.0\.0\.1:\d+ \(started for this run\)", summary[4])
 
 
-def test_no_process_of_the_session_is_left(session):
+def test_session_leaves_no_process(session):
     assert session.processes == []
 
 
-def test_no_file_of_the_session_is_left(session):
+def test_session_leaves_no_file(session):
     assert session.temporary == []
     assert session.files == []
 
@@ -481,7 +481,7 @@ def test_first(synapse_executor):
 
 
 def test_second(synapse_executor):
-    Path("has_gone_on").touch()
+    Path("has_continued").touch()
 """
 
 
@@ -489,12 +489,12 @@ def test_second(synapse_executor):
     ("mode", "how", "status"),
     [
         ("job", signal.SIGINT, int(pytest.ExitCode.INTERRUPTED)),
-        # With processes of pytest-xdist, which is more: tests/pytest_synapse/test_one_cluster.py.
+        # With pytest-xdist: tests/pytest_synapse/test_one_cluster.py.
         pytest.param("task", signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.thorough),
     ],
     ids=["ctrl_c_in_a_job", "kill_9_in_a_task"],
 )
-def test_nothing_is_left_where_the_session_is_ended_in_mid_action(tmp_path, mode, how, status):
+def test_nothing_is_left_if_the_session_is_stopped_during_an_action(tmp_path, mode, how, status):
     write(tmp_path, {"pytest.ini": "[pytest]\n", "test_stuck.py": STUCK})
     mark = uuid.uuid4().hex
 
@@ -507,4 +507,4 @@ def test_nothing_is_left_where_the_session_is_ended_in_mid_action(tmp_path, mode
         assert process.returncode == status
         assert left_after_5_seconds(mark) == []
         assert list(Path(temp).glob("synapse-*")) == []
-    assert not (tmp_path / "has_gone_on").exists()
+    assert not (tmp_path / "has_continued").exists()

@@ -1,4 +1,4 @@
-"""Five plugins in one repository, tested in one session: each gets its own modules."""
+"""Five plugins in one repository, tested in one session: each uses its own modules."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MODULES = "[name for name in sys.modules if name.partition('.')[0] in {'plugin',
 
 @pytest.fixture
 def monorepo(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """Five plugins, each with 40 tests, one test outside of them; `pytest-randomly` is there."""
+    """Five plugins with 40 tests each, and one test outside of them; `pytest-randomly` is enabled."""
     write_monorepo(project.path, each=8)
     monkeypatch.setenv("PYTEST_ADDOPTS", ALONE.replace("-pno:randomly", ""))
     return project
 
 
 def passed(result: pytest.RunResult) -> int:
-    """Return how many tests have passed, when that is all there were."""
+    """Return the number of passed tests; fail if there are other outcomes."""
     assert result.ret == pytest.ExitCode.OK, result.stdout.str()
     counts = result.parseoutcomes()
     assert counts.keys() <= {"passed", "deselected"}
@@ -45,7 +45,7 @@ def test_each_plugin_is_tested_with_its_own_modules_in_any_order(monorepo, packa
     assert passed(monorepo.pytest("--doctest-modules", *options.split())) == 206
 
 
-def test_paths_that_are_given_one_by_one(monorepo):
+def test_paths_given_one_by_one_use_their_own_modules(monorepo):
     assert passed(monorepo.pytest("red/tests", "plugins/pink/tests", "outside", "green/tests/test_train.py")) == 121
     assert passed(monorepo.pytest("-pno:randomly", "blue/vendor/grey/tests", "blue/tests")) == 80
 
@@ -55,20 +55,20 @@ def test_each_plugin_is_tested_with_its_own_modules_in_every_mode(project, reach
     for name, value in reached.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTEST_ADDOPTS", ALONE.replace("-pno:randomly", ""))
-    few_jobs = ("-k", "test_names_mean_its_own_modules or not job")
+    few_jobs = ("-k", "test_names_resolve_to_its_own_modules or not job")
     # 12 tests of each plugin, 5 of them with an action: again in task mode, and one as a job.
     tests = 5 * (12 + 5 + 1) + 1
     assert passed(project.pytest("-n2", "--randomly-seed=7", "--synapse-mode=all", *few_jobs)) == tests
 
 
-def test_a_session_leaves_nothing_behind(monorepo, monkeypatch):
+def test_session_restores_sys_path_and_sys_modules(monorepo, monkeypatch):
     script = f"""
         import sys
         import pytest
 
         path = list(sys.path)
         assert pytest.main(["-q", "red", "green"]) == 0
-        # pytest itself leaves what it has put there for the conftest file above the plugins.
+        # pytest itself leaves the entry that it added for the conftest file above the plugins.
         left = [entry for entry in sys.path if entry not in path]
         print("left:", [entry for entry in left if entry.rstrip("/") != sys.argv[1]], {MODULES})
     """
@@ -78,7 +78,7 @@ def test_a_session_leaves_nothing_behind(monorepo, monkeypatch):
     assert line == "left: [] []"
 
 
-def test_a_session_in_a_session_leaves_that_where_it_was(demo, pytester):
+def test_nested_session_does_not_change_the_outer_one(demo, pytester):
     demo.write("conftest.py", "pytest_plugins = ['pytester']")
     demo.plugin("other")
     demo.test(
@@ -105,7 +105,7 @@ def test_a_session_in_a_session_leaves_that_where_it_was(demo, pytester):
     assert passed(demo.pytest("demo")) == 1
 
 
-def test_a_plugin_that_a_test_edits_is_run_as_it_is_then(demo):
+def test_plugin_edited_by_a_test_runs_with_the_edit(demo):
     demo.test(
         """
         import pickle
@@ -129,7 +129,7 @@ def test_a_plugin_that_a_test_edits_is_run_as_it_is_then(demo):
     assert passed(demo.pytest()) == 3
 
 
-def test_fixtures_of_a_session_are_torn_down_with_their_own_modules(project):
+def test_session_fixtures_are_torn_down_with_their_own_modules(project):
     for name in ("one", "two"):
         project.plugin(name)
         project.write(f"{name}/plugin/late.py", f"NAME = '{name}'")
@@ -143,18 +143,20 @@ def test_fixtures_of_a_session_are_torn_down_with_their_own_modules(project):
                 yield
                 from plugin.late import NAME
                 print("torn down:", NAME, {name!r})
-                raise RuntimeError("told, and the next one is torn down all the same")
+                raise RuntimeError("reported, and the next fixture is still torn down")
 
             @pytest.fixture(scope="session")
             def fails(whole_session):
-                raise RuntimeError("set up in vain")
+                raise RuntimeError("fails in setup")
             """,
         )
-        project.test("def test_it(whole_session): pass\ndef test_vain(fails): pass", f"{name}/tests/test_it.py")
+        project.test(
+            "def test_it(whole_session): pass\ndef test_failing_setup(fails): pass", f"{name}/tests/test_it.py"
+        )
     result = project.pytest("-s")
     assert re.findall(r"torn down: (\w+) (\w+)", result.stdout.str()) == [("two", "two"), ("one", "one")]
     result.assert_outcomes(passed=2, errors=3)
-    assert "importing.py" not in result.stdout.str()
+    assert "module_import.py" not in result.stdout.str()
 
 
 def test_assertions_are_rewritten_and_lines_measured_in_each_plugins_own_files(project):
@@ -179,11 +181,11 @@ def test_assertions_are_rewritten_and_lines_measured_in_each_plugins_own_files(p
     assert lines == {"one/plugin/actions.py": ["3", "1", "67%", "3"], "two/plugin/actions.py": ["3", "0", "100%"]}
 
 
-def test_pytest_still_has_the_private_name_by_which_conftest_files_get_their_plugin():
+def test_pytest_still_has_the_private_method_that_imports_conftest_files():
     assert callable(pytest.PytestPluginManager._importconftest)
 
 
-def test_a_session_without_a_plugin_does_not_know_of_it(project):
+def test_session_without_a_plugin_is_not_affected(project):
     project.starts_python = True
     project.write("conftest.py", "def pytest_unconfigure(config):\n    print(config.pluginmanager.list_name_plugin())")
     project.write("tests/conftest.py", "")
@@ -196,7 +198,7 @@ def test_a_session_without_a_plugin_does_not_know_of_it(project):
     assert "synapse-importing" not in result.stdout.str()
 
 
-def test_a_plugin_that_is_deleted_while_it_is_tested_fails_its_own_tests_alone(demo):
+def test_plugin_deleted_during_the_session_fails_only_its_own_tests(demo):
     demo.plugin("zebra")
     demo.test("import shutil\ndef test_it(): shutil.rmtree('demo')\ndef test_late(): import plugin.actions")
     demo.test("def test_it(): import plugin.actions", "zebra/tests/test_it.py")

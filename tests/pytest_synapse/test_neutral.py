@@ -1,4 +1,4 @@
-"""Who has the plugin installed and no Synapse tests pays nothing for it."""
+"""Projects without Synapse tests pay nothing for the installed plugin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.pytest_synapse.conftest import Project
 
 HEAVY = ("cloudpickle", "pydantic", "ray", "rich", "synapse_runtime.core.execution", "tblib", "typer", "yaml")
 
-# Python imports this before anything else, so that it sees every process that the session starts.
+# Python imports this before anything else, so it sees every process that the session starts.
 SITE = """\
 import sys
 
@@ -41,8 +41,8 @@ def pytest_unconfigure(config):
 """
 
 
-class Seen(NamedTuple):
-    """What a session had done when it ended: heavy modules that it had imported, processes that it had started."""
+class Activity(NamedTuple):
+    """The activity of a finished session: heavy modules that it imported, processes that it started."""
 
     imported: list[str]
     started: list[str]
@@ -50,19 +50,19 @@ class Seen(NamedTuple):
 
 @pytest.fixture
 def watched(project: Project) -> Project:
-    """A project that writes down what its session has imported and started."""
+    """A project that records what its session imports and starts."""
     project.starts_python = True
     project.write("sitecustomize.py", SITE)
     project.write("conftest.py", WITNESS)
     return project
 
 
-def seen_by(project: Project) -> Seen:
+def seen_by(project: Project) -> Activity:
     seen = json.loads((project.path / "seen.json").read_text())
-    return Seen([name for name in HEAVY if name in seen["modules"]], seen["started"])
+    return Activity([name for name in HEAVY if name in seen["modules"]], seen["started"])
 
 
-def test_a_project_without_synapse_tests_imports_nothing_heavy_and_starts_nothing(watched):
+def test_project_without_synapse_tests_imports_nothing_heavy_and_starts_no_process(watched):
     watched.test(
         f"""
         import sys
@@ -78,10 +78,10 @@ def test_a_project_without_synapse_tests_imports_nothing_heavy_and_starts_nothin
 
     watched.pytest().assert_outcomes(passed=3)
 
-    assert seen_by(watched) == Seen([], [])
+    assert seen_by(watched) == Activity([], [])
 
 
-def test_nor_does_it_start_a_cluster_where_the_mode_would_need_one(watched):
+def test_project_without_synapse_tests_starts_no_cluster_in_any_mode(watched):
     watched.test("def test_plain(): pass\n", "test_plain.py")
 
     watched.pytest("--synapse-mode=all").assert_outcomes(passed=1)
@@ -91,13 +91,13 @@ def test_nor_does_it_start_a_cluster_where_the_mode_would_need_one(watched):
     assert seen.started == []
 
 
-def test_nor_does_one_in_a_plugins_directory(watched):
+def test_plugin_directory_without_synapse_tests_imports_nothing_heavy(watched):
     watched.plugin()
     watched.test("def test_plain(): pass\n")
 
     watched.pytest("demo").assert_outcomes(passed=1)
 
-    assert seen_by(watched) == Seen([], [])
+    assert seen_by(watched) == Activity([], [])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_nor_does_one_in_a_plugins_directory(watched):
     ],
     ids=" ".join,
 )
-def test_to_list_tests_of_task_and_job_mode_starts_no_cluster(watched, options):
+def test_listing_tests_of_task_and_job_mode_starts_no_cluster(watched, options):
     watched.plugin()
     watched.test("def test_it(synapse_executor): synapse_executor.execute('double')\n")
 
@@ -119,7 +119,7 @@ def test_to_list_tests_of_task_and_job_mode_starts_no_cluster(watched, options):
     assert seen.started == []
 
 
-def test_tests_that_are_deselected_start_no_cluster(watched):
+def test_deselected_tests_start_no_cluster(watched):
     watched.plugin()
     watched.test("def test_it(synapse_executor): pass\ndef test_plain(): pass\n")
 
@@ -130,19 +130,19 @@ def test_tests_that_are_deselected_start_no_cluster(watched):
     assert seen.started == []
 
 
-def test_local_mode_imports_no_ray_and_starts_nothing(watched):
+def test_local_mode_does_not_import_ray_and_starts_no_process(watched):
     watched.plugin()
     watched.test("def test_it(synapse_executor): assert synapse_executor.execute('double') == 2\n")
 
     watched.pytest().assert_outcomes(passed=1)
 
     seen = seen_by(watched)
-    assert "pydantic" in seen.imported  # so the witness sees
+    assert "pydantic" in seen.imported  # so the recording works
     assert "ray" not in seen.imported
     assert seen.started == []
 
 
-def test_the_plugin_can_be_turned_off(watched):
+def test_plugin_can_be_disabled(watched):
     watched.test(
         "def test_it(request): assert not request.config.pluginmanager.hasplugin('synapse')\n", "test_plain.py"
     )

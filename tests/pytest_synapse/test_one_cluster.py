@@ -1,4 +1,4 @@
-"""One cluster for a run, however many processes pytest-xdist gives it; kept for the next run where that is wanted."""
+"""One cluster for a run, with any number of pytest-xdist processes; kept for the next run if requested."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def version(params, context):
 
 @action
 def nap(params, context):
-    Path(params["begun"]).touch()
+    Path(params["started"]).touch()
     time.sleep(60)
 
 
@@ -63,7 +63,7 @@ actions:
 
 
 class Run:
-    """A pytest session in a process of its own, known with all its descendants by a mark in their environment."""
+    """A pytest session in a separate process; it and its descendants are found by a mark in their environment."""
 
     def __init__(self, project: Project, temp: Path, state: Path, *arguments: str) -> None:
         self.temp = temp
@@ -81,23 +81,23 @@ class Run:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
+        """Its output so far."""
         return self._output.read_text()
 
-    def ends(self) -> int:
-        """Wait for its end and return its exit status.
+    def wait(self) -> int:
+        """Wait until it exits and return its exit status.
 
-        Ray takes a minute to give up a process that was connecting when the cluster broke.
+        Ray takes a minute to give up on a process that was connecting when the cluster crashed.
         """
         return self.process.wait(timeout=patience(240))
 
     def processes(self, of: str = "") -> list[str]:
-        """Return the command lines of its living processes."""
+        """Return the command lines of its running processes."""
         commands = [command_of(pid) for pid in processes_with(self.mark)]
         return [command for command in commands if of in command]
 
     def leftovers(self, seconds: float = 10) -> list[str]:
-        """Return what is left of it, processes and files, after so many seconds."""
+        """Return the processes and files that are left after this many seconds."""
         found: list[str] = []
 
         def are_gone() -> bool:
@@ -138,7 +138,7 @@ def pytest_in(shared: Project, temp: Path, tmp_path: Path) -> Iterator[Callable[
     subprocess.run(down, env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}, capture_output=True, check=True)
 
 
-def test_all_workers_share_one_cluster_that_has_what_was_asked_for_and_see_their_own_results(shared, pytest_in):
+def test_all_workers_share_one_cluster_with_the_requested_resources_and_get_their_own_results(shared, pytest_in):
     shared.test(
         """
         import os
@@ -152,7 +152,7 @@ def test_all_workers_share_one_cluster_that_has_what_was_asked_for_and_see_their
 
         @pytest.mark.synapse(num_gpus=2)
         @pytest.mark.parametrize("number", range(2))
-        def test_what_a_test_holds_is_free_for_others_after_it(synapse_executor, number):
+        def test_resources_are_released_after_a_test(synapse_executor, number):
             found = synapse_executor.execute("resources")
             assert (found["CPU"], found["GPU"]) == (3, 2)
         """
@@ -163,18 +163,18 @@ def test_all_workers_share_one_cluster_that_has_what_was_asked_for_and_see_their
         servers |= {pid for pid in processes_with(run.mark) if "gcs_server" in command_of(pid)}
         time.sleep(0.05)
 
-    assert run.ends() == 0, run.output
+    assert run.wait() == 0, run.output
     assert len(servers) == 1
     seen = [line.split() for line in (shared.path / "seen.txt").read_text().splitlines()]
     assert len({node for _, _, node in seen}) == 1
     workers = {worker for worker, _, _ in seen}
     assert workers == {"gw0", "gw1", "gw2"}
-    # A worker of Ray's belongs to one process of xdist, which may have had a new one after a test with GPUs.
+    # A Ray worker belongs to one xdist process, which may have got a new one after a test with GPUs.
     assert len({(worker, pid) for worker, pid, _ in seen}) == len({pid for _, pid, _ in seen}) >= 3
     assert run.leftovers() == []
 
 
-def test_no_cluster_is_started_when_no_test_needs_one(shared, pytest_in):
+def test_no_cluster_is_started_if_no_test_needs_one(shared, pytest_in):
     shared.test(
         """
         import time
@@ -188,16 +188,16 @@ def test_no_cluster_is_started_when_no_test_needs_one(shared, pytest_in):
     run = pytest_in("--synapse-mode=task", "-n2")
     seen: list[str] = []
     while run.process.poll() is None:
-        seen += run.processes("cluster_main")
+        seen += run.processes("cluster.daemon")
         time.sleep(0.02)
 
-    assert run.ends() == 0, run.output
+    assert run.wait() == 0, run.output
     assert seen == []
     assert run.leftovers() == []
 
 
-def test_the_cluster_starts_while_tests_are_collected(shared, pytest_in):
-    """And not before one is found that needs it; nor where it may be deselected."""
+def test_cluster_starts_during_collection(shared, pytest_in):
+    """Not before a test is found that needs it, and not if that test may be deselected."""
     shared.test("def test_double(synapse_executor): synapse_executor.execute('double', {'number': 1})\n")
     shared.test(
         """
@@ -205,21 +205,21 @@ def test_the_cluster_starts_while_tests_are_collected(shared, pytest_in):
         import time
         from pathlib import Path
 
-        def owners():
+        def daemons():
             for entry in Path("/proc").glob("[0-9]*"):
                 try:
                     if os.environ["SYNAPSE_TEST_MARK"].encode() in (entry / "environ").read_bytes():
-                        if b"cluster_main" in (entry / "cmdline").read_bytes():
+                        if b"cluster.daemon" in (entry / "cmdline").read_bytes():
                             yield entry
                 except OSError:
                     continue
 
-        print("seen", len(list(owners())))
+        print("seen", len(list(daemons())))
         """,
         name="demo/tests/test_later.py",
     )
     run = pytest_in("--synapse-mode=task", "-s")
-    assert run.ends() == 0, run.output
+    assert run.wait() == 0, run.output
     assert "seen 1\n" in run.output
     for arguments in (
         ["--synapse-mode=local"],
@@ -227,7 +227,7 @@ def test_the_cluster_starts_while_tests_are_collected(shared, pytest_in):
         ["--synapse-mode=task", "--co"],
     ):
         run = pytest_in("-s", *arguments)
-        assert run.ends() == 0, run.output
+        assert run.wait() == 0, run.output
         assert "seen 0\n" in run.output
     assert run.leftovers() == []
 
@@ -235,16 +235,16 @@ def test_the_cluster_starts_while_tests_are_collected(shared, pytest_in):
 NAPS = """
     @pytest.mark.parametrize("number", range(2))
     def test_nap(synapse_executor, number):
-        synapse_executor.execute("nap", {"begun": f"begun-{number}"})
+        synapse_executor.execute("nap", {"started": f"started-{number}"})
     """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
-def test_nothing_is_left_when_the_controller_is_killed(shared, pytest_in, number):
+def test_nothing_is_left_if_the_controller_is_killed(shared, pytest_in, number):
     shared.test(NAPS)
     run = pytest_in("--synapse-mode=task", "-n2")
-    begun = [shared.path / "demo" / f"begun-{number}" for number in range(2)]
-    assert within(60, lambda: all(path.exists() for path in begun)), run.output
+    started = [shared.path / "demo" / f"started-{number}" for number in range(2)]
+    assert within(60, lambda: all(path.exists() for path in started)), run.output
     assert len(run.processes("gcs_server")) == 1
 
     run.process.send_signal(number)
@@ -253,7 +253,7 @@ def test_nothing_is_left_when_the_controller_is_killed(shared, pytest_in, number
     assert run.leftovers() == []
 
 
-def test_a_killed_worker_loses_its_own_test_alone(shared, pytest_in):
+def test_killed_worker_loses_only_its_own_test(shared, pytest_in):
     shared.test(
         """
         import os, signal, time
@@ -272,14 +272,14 @@ def test_a_killed_worker_loses_its_own_test_alone(shared, pytest_in):
         most = max(most, len(run.processes("gcs_server")))
         time.sleep(0.05)
 
-    assert run.ends() == 1
+    assert run.wait() == 1
     assert "test_double[3]" in run.output
     assert "1 failed, 7 passed" in run.output
     assert most == 1
     assert run.leftovers() == []
 
 
-def test_a_cluster_that_breaks_is_replaced_for_all_workers(shared, pytest_in):
+def test_crashed_cluster_is_replaced_for_all_workers(shared, pytest_in):
     shared.test(
         """
         import os, signal
@@ -301,15 +301,15 @@ def test_a_cluster_that_breaks_is_replaced_for_all_workers(shared, pytest_in):
     )
     run = pytest_in("--synapse-mode=task", "-n2")
 
-    run.ends()
+    run.wait()
 
-    # Those under way when it breaks may fail, and say why; the others get a new cluster.
+    # Tests that run when it crashes may fail; the others get a new cluster.
     passed = int(run.output.rpartition(" passed")[0].rpartition(" ")[2].rpartition(",")[2])
     assert passed >= 6, run.output
     assert run.leftovers() == []
 
 
-def test_a_kept_cluster_serves_the_next_run_and_runs_the_code_as_it_is_then(shared, pytest_in):
+def test_kept_cluster_is_reused_by_the_next_run_with_the_current_code(shared, pytest_in):
     shared.test(
         """
         def test_version(synapse_executor):
@@ -318,13 +318,13 @@ def test_a_kept_cluster_serves_the_next_run_and_runs_the_code_as_it_is_then(shar
         """
     )
     first = pytest_in("--synapse-mode=task", "--synapse-keep-cluster", "-s")
-    assert first.ends() == 0, first.output
-    assert "cluster: ephemeral, started on first need" in first.output
+    assert first.wait() == 0, first.output
+    assert "cluster: ephemeral, started when first needed" in first.output
     assert len(first.processes("gcs_server")) == 1
     source = shared.path / "demo/plugin/actions.py"
     source.write_text(source.read_text().replace("VERSION = 1", "VERSION = 2"))
     second = pytest_in("--synapse-mode=task,job", "-s")
-    assert second.ends() == 0, second.output
+    assert second.wait() == 0, second.output
 
     node = first.output.partition("version 1 on node ")[2].partition("\n")[0]
     assert node
@@ -337,7 +337,7 @@ def test_a_kept_cluster_serves_the_next_run_and_runs_the_code_as_it_is_then(shar
 
 
 @pytest.mark.thorough
-def test_a_kept_cluster_of_several_workers_stays_too(shared, pytest_in):
+def test_cluster_kept_by_several_workers_is_reused(shared, pytest_in):
     shared.test(
         """
         @pytest.mark.parametrize("number", range(4))
@@ -346,30 +346,30 @@ def test_a_kept_cluster_of_several_workers_stays_too(shared, pytest_in):
         """
     )
     first = pytest_in("--synapse-mode=task", "--synapse-keep-cluster", "-n2")
-    assert first.ends() == 0, first.output
+    assert first.wait() == 0, first.output
     assert len(first.processes("gcs_server")) == 1
 
     second = pytest_in("--synapse-mode=task", "-n2", "-v")
-    assert second.ends() == 0, second.output
+    assert second.wait() == 0, second.output
     assert "cluster: warm" in second.output
     assert second.processes() == []
 
 
 @pytest.mark.parametrize(("cpus", "mode"), [("3", "task"), ("1", "job")])
-def test_auto_means_a_process_for_each_cpu_of_the_cluster(shared, pytest_in, cpus, mode):
+def test_auto_starts_one_process_per_cpu_of_the_cluster(shared, pytest_in, cpus, mode):
     shared.test("def test_nothing(): pass\n")
     run = pytest_in(f"--synapse-mode={mode}", "-nauto", f"--synapse-num-cpus={cpus}", "-v")
-    assert run.ends() == 0, run.output
+    assert run.wait() == 0, run.output
     assert f"{cpus} worker" in run.output
-    assert run.processes("cluster_main") == []
+    assert run.processes("cluster.daemon") == []
 
 
-def test_auto_is_left_to_xdist_in_local_mode(shared, monkeypatch, pytest_in):
+def test_auto_uses_the_environment_variable_of_xdist_if_set(shared, monkeypatch, pytest_in):
     monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "3")
     shared.test("def test_nothing(): pass\n")
     for mode in ("local", "task"):
         run = pytest_in(f"--synapse-mode={mode}", "-nauto", "--synapse-num-cpus=1")
-        assert run.ends() == 0, run.output
+        assert run.wait() == 0, run.output
         assert "3 workers" in run.output
 
 
@@ -377,15 +377,15 @@ def test_auto_is_left_to_xdist_in_local_mode(shared, monkeypatch, pytest_in):
     ("option", "value"),
     [("--synapse-num-cpus", "0"), ("--synapse-num-cpus", "many"), ("--synapse-num-gpus", "-1")],
 )
-def test_a_number_that_no_cluster_can_have_is_a_usage_error(shared, option, value):
+def test_invalid_number_of_cpus_or_gpus_is_a_usage_error(shared, option, value):
     result = shared.pytest(f"{option}={value}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert f"argument {option}: a whole number of at least" in result.stderr.str()
+    assert f"argument {option}: expected an integer of at least" in result.stderr.str()
     assert repr(value) in result.stderr.str()
 
 
 @pytest.mark.parametrize("option", ["--synapse-num-cpus=2", "--synapse-num-gpus=1", "--synapse-keep-cluster"])
-def test_a_cluster_of_ours_and_another_contradict_each_other(shared, option, monkeypatch):
+def test_options_for_our_own_cluster_conflict_with_an_address(shared, option, monkeypatch):
     name = option.partition("=")[0]
     assert f"{name} applies to a cluster that this run starts, but --synapse-ray-address names another" in (
         shared.usage_error(option, "--synapse-ray-address=10.0.0.1:6379")
@@ -394,23 +394,23 @@ def test_a_cluster_of_ours_and_another_contradict_each_other(shared, option, mon
     assert "but RAY_ADDRESS names another" in shared.usage_error(option)
 
 
-def test_a_failed_collection_leaves_nothing(shared, pytest_in):
+def test_failed_collection_leaves_no_process_and_no_file(shared, pytest_in):
     shared.test("def test_double(synapse_executor): synapse_executor.execute('double', {'number': 1})\n")
     shared.test("import nowhere\n", name="demo/tests/test_broken.py")
     run = pytest_in("--synapse-mode=task")
-    assert run.ends() != 0
+    assert run.wait() != 0
     assert "nowhere" in run.output
     assert run.leftovers() == []
 
 
 @pytest.mark.thorough
-def test_another_cluster_on_the_machine_is_left_alone(shared, pytest_in, temp):
+def test_other_cluster_on_the_machine_is_not_touched(shared, pytest_in, temp):
     from tests.cli.processes import cluster
 
     shared.test("def test_double(synapse_executor): synapse_executor.execute('double', {'number': 1})\n")
     with cluster(num_cpus=1) as other:
         run = pytest_in("--synapse-mode=task", "-n2")
-        assert run.ends() == 0, run.output
+        assert run.wait() == 0, run.output
         import urllib.request
 
         headers = {"Authorization": f"Bearer {other['RAY_AUTH_TOKEN']}"}

@@ -1,4 +1,4 @@
-"""Plugins that people use beside ours: a real session with each. docs/compatibility.md is made from these tests."""
+"""Other pytest plugins: a real session with each. docs/compatibility.md is generated from these tests."""
 
 from __future__ import annotations
 
@@ -90,23 +90,23 @@ RunSession = Callable[..., Session]
 
 
 def other_plugin(name: str, tested: str, *, modes: str = "local, task") -> pytest.MarkDecorator:
-    """Say which plugin a test is about, and what it tests, for the page."""
+    """Mark the plugin that a test is about and what is tested, for docs/compatibility.md."""
     return pytest.mark.other_plugin(name=name, tested=tested, modes=modes)
 
 
 @pytest.fixture(autouse=True)
 def _report_other_plugin(request: pytest.FixtureRequest) -> None:
     mark = request.node.get_closest_marker("other_plugin")
-    assert mark is not None, "each test here says what it is about"
-    told = dict(mark.kwargs)
-    own = told["name"].partition(" ")[0]
-    told["version"] = importlib.metadata.version("pytest" if own in ("unittest", "doctest", "pytester") else own)
-    request.node.user_properties.extend((f"other_plugin_{key}", value) for key, value in told.items())
+    assert mark is not None, "each test here needs the decorator other_plugin"
+    values = dict(mark.kwargs)
+    own = values["name"].partition(" ")[0]
+    values["version"] = importlib.metadata.version("pytest" if own in ("unittest", "doctest", "pytester") else own)
+    request.node.user_properties.extend((f"other_plugin_{key}", value) for key, value in values.items())
 
 
 @pytest.fixture
 def session(tmp_path: Path, reached: dict[str, str]) -> RunSession:
-    """Run a session over a file of tests, in local and task mode, with only these of the plugins that we turn off."""
+    """Run a session over one test file in local and task mode; `beside` names the disabled plugins to enable."""
     write(
         tmp_path,
         {"config.yaml": CONFIG, "plugin/__init__.py": "", "plugin/actions.py": ACTIONS, "pytest.ini": "[pytest]\n"},
@@ -124,7 +124,7 @@ def session(tmp_path: Path, reached: dict[str, str]) -> RunSession:
 
 
 def ids_of(session: Session, outcome: str) -> set[str]:
-    """Return the tests that ended so, by their ids without file and class."""
+    """Return the ids, without file and class, of the tests with this outcome."""
     return {test for test, line in session.summary().items() if line.startswith(outcome)}
 
 
@@ -171,9 +171,9 @@ def test_cov(session, mode, tmp_path):
         modes=mode,
     )
     assert ended.status == 0, ended.output
-    told = json.loads((tmp_path / "coverage.json").read_text())["files"]["plugin/actions.py"]["executed_lines"]
+    executed = json.loads((tmp_path / "coverage.json").read_text())["files"]["plugin/actions.py"]["executed_lines"]
     returned = [
-        line.strip() for number, line in enumerate(ACTIONS.splitlines(), 1) if "return" in line and number in told
+        line.strip() for number, line in enumerate(ACTIONS.splitlines(), 1) if "return" in line and number in executed
     ]
     assert returned == ['return 2 * params["number"]']
     assert "Required test coverage of 40% reached" in ended.output
@@ -343,7 +343,7 @@ def expect_async(ended: Session, ids: list[str]) -> None:
     )
     failures = ended.reports()
     assert set(failures) == {f"test_fails[{each}]" for each in ids}
-    for report in failures.values():  # as of the sync form: the action's lines, the test's, none of ours
+    for report in failures.values():  # as with the sync form: lines of the action and the test, none of ours
         assert "raise ValueError(f\"{params['number']} is too much\")" in report
         assert '>       await synapse_executor.aexecute("fail", {"number": 4})' in report
         assert "executors/base.py" not in report
@@ -372,7 +372,7 @@ def test_hypothesis(session):
 
         @settings(max_examples=2, deadline=None)
         @given(number=st.integers())
-        def test_with_a_fixture_of_the_users(synapse_executor, tmp_path, number): pass
+        def test_with_a_user_fixture(synapse_executor, tmp_path, number): pass
 
         @given(number=st.integers())
         def test_default_settings(synapse_mode, number): pass
@@ -396,7 +396,7 @@ def test_hypothesis(session):
         assert "ExecutionError: fail failed: ValueError: 4 is too much" in report
         assert "number=4" in report
         assert re.search(r"(Falsifying example|Failing test case): test_fails\(", report)
-        assert "function-scoped fixture" in failures[f"test_with_a_fixture_of_the_users[{mode}]"]
+        assert "function-scoped fixture" in failures[f"test_with_a_user_fixture[{mode}]"]
 
 
 @other_plugin("pytest-html", "a failed test's entry contains the action's traceback and output")
@@ -433,7 +433,7 @@ def test_mock(session):
         def test_after(synapse_executor):
             assert synapse_executor.execute("helped") == "real"
 
-        def test_what_travels(synapse_executor, mocker):
+        def test_on_event(synapse_executor, mocker):
             listener = mocker.stub()
             synapse_executor.run("tick", {"seconds": 0.01, "path": "ticks"}, on_event=listener)
             listener.assert_called_once()
@@ -500,6 +500,11 @@ UNITTEST = """
             self.assertEqual(self.synapse_executor.mode, "task")
             self.assertEqual(self.synapse_executor.call("double").timeout, 7)
 
+    @pytest.mark.synapse(mode=("local", "task"), timeout=8)
+    class TestSeveral(SynapseTestCase):
+        def test_timeout(self):
+            self.assertEqual(self.synapse_executor.call("double").timeout, 8)
+
     class TestAsync(SynapseTestCase, unittest.IsolatedAsyncioTestCase):
         async def test_double(self):
             self.assertEqual(await self.synapse_executor.aexecute("double", {"number": 2}), 4)
@@ -524,6 +529,7 @@ def test_unittest(session, tmp_path):
     assert ended.status == 0, ended.output
     assert set(re.findall(r"test_it\.py::(\S+) PASSED", ended.output)) == {
         *("TestPlain-local::test_double", "TestPlain-task::test_double", "TestPlain-local::test_marked"),
+        *("TestSeveral-local::test_timeout", "TestSeveral-task::test_timeout"),
         *("TestMarked::test_mode", "TestAsync-local::test_double", "TestAsync-task::test_double"),
     }
     again = session(UNITTEST, "-v", "test_it.py::TestPlain-local::test_double")
@@ -534,10 +540,11 @@ def test_unittest(session, tmp_path):
     "unittest",
     "a `TestCase` with a user-defined fixture: one mode; several modes are a usage error that names the test",
 )
-def test_unittest_with_a_fixture_of_the_users(session):
+def test_unittest_with_a_user_fixture(session):
     assert session(OWN_FIXTURE, modes="local").status == 0
     refused = (
-        "test_it.py::TestOwn::test_double: pytest runs each test of a unittest.TestCase once, but the modes are local"
+        "test_it.py::TestOwn::test_double: pytest runs each test of a unittest.TestCase once, "
+        "but several modes are selected (local, task)"
     )
     ended = session(OWN_FIXTURE)
     assert ended.status == pytest.ExitCode.USAGE_ERROR
@@ -574,7 +581,7 @@ PYTESTER = """
         assert synapse_executor.execute("double", {"number": 2}) == 4
     '''
 
-    def test_a_session_of_the_users(pytester, request):
+    def test_inner_session(pytester, request):
         pytester.makepyfile(INNER)
         result = pytester.RUN("--synapse-mode=local,task", f"--synapse-plugin={request.config.rootpath}")
         result.assert_outcomes(passed=2)
@@ -591,7 +598,7 @@ PYTESTER = """
 )
 @pytest.mark.parametrize("how", ["subprocess", "inprocess"])
 def test_pytester(session, how):
-    # In process on a cluster of the run's own, which the inner session could end.
+    # In process with the run's own cluster, which the inner session could stop by mistake.
     run = "runpytest_inprocess" if how == "inprocess" else "runpytest_subprocess"
     ended = session(PYTESTER.replace("RUN", run), modes="task", own_cluster=how == "inprocess")
     assert ended.status == 0, ended.output

@@ -1,4 +1,4 @@
-"""`--pdb` where the action ran in a worker: it opens at the call, and says how to debug the action itself."""
+"""`--pdb` on an action that ran in a worker: pdb stops at the call and shows how to debug the action itself."""
 
 from __future__ import annotations
 
@@ -141,21 +141,22 @@ FILES = {
     "demo/plugin/__init__.py": "",
     "demo/plugin/work.py": WORK,
     "demo/tests/test_it.py": TESTS,
-    # A debugger of one's own, for --pdbcls.
+    # A custom debugger for --pdbcls.
     "own_debugger.py": OWN_DEBUGGER,
 }
 
-IN_WORKER = "No debugger reaches a worker: here it opens at the call, locally in the action."
+IN_WORKER = "pdb cannot attach to a worker, so it stops at the call in your test."
+RUN_LOCALLY = "To stop inside the action, run the test in local mode:"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A debugger that has opened on a failure.
+class Stop:
+    """A stop of the debugger on a failure.
 
     Attributes:
-        shown: What was shown before.
-        names: Names of variables where it has opened.
+        shown: The output before the prompt.
+        names: The local variables where it stopped.
     """
 
     shown: str
@@ -163,19 +164,19 @@ class Opened:
 
     @property
     def line(self) -> str:
-        """The line that it has opened at."""
+        """The line at which it stopped."""
         return self.shown.rstrip().rpartition("\n-> ")[2]
 
     @property
     def advice(self) -> str:
-        """What is said on how to debug the action."""
-        title = self.shown.index("to debug the action")
+        """The section on how to debug the action."""
+        title = self.shown.index("how to debug the action")
         return self.shown[self.shown.index("\n", title) + 1 : self.shown.index("\n>>>", title)]
 
 
-def debugged(synapse: Synapse, *arguments: str, directory: str = ".", prompt: str = "(Pdb) ") -> dict[str, Opened]:
-    """Run a session with `--pdb` on a terminal and go on after each failure; return by test where it has opened."""
-    found: dict[str, Opened] = {}
+def debugged(synapse: Synapse, *arguments: str, directory: str = ".", prompt: str = "(Pdb) ") -> dict[str, Stop]:
+    """Run a session with `--pdb` on a terminal, continuing after each failure; return the stop of each test."""
+    found: dict[str, Stop] = {}
     command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", *ALONE.split(), "--pdb", *arguments]
     with terminal(command, synapse.cwd / directory, synapse.environment(PYTHONPATH=str(synapse.cwd))) as child:
         child.timeout = patience(60)
@@ -192,53 +193,53 @@ def debugged(synapse: Synapse, *arguments: str, directory: str = ".", prompt: st
             before = shown()
             names = ask("print(*locals())")
             test = ask("import os; print(os.environ['PYTEST_CURRENT_TEST'])")
-            found[test.partition("::")[2].partition(" (")[0]] = Opened(before, names)
+            found[test.partition("::")[2].partition(" (")[0]] = Stop(before, names)
             child.sendline("c")
     return found
 
 
 @pytest.fixture(scope="module")
 def synapse(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]) -> Iterator[Synapse]:
-    """The project, in whose sessions task and job mode have a cluster."""
+    """The project; its sessions have a cluster for task and job mode."""
     with synapse_in(write(tmp_path_factory.mktemp("pdb"), FILES), **reached) as command:
         yield command
 
 
 @pytest.fixture(scope="module")
-def in_task(synapse: Synapse) -> dict[str, Opened]:
+def in_task(synapse: Synapse) -> dict[str, Stop]:
     return debugged(synapse, "--synapse-mode=task")
 
 
 def in_local_mode(command: str) -> str:
-    return f"{IN_WORKER}\nTo run it in local mode:\n    {command}"
+    return f"{IN_WORKER}\n{RUN_LOCALLY}\n    {command}"
 
 
 def after_a_change(what: str, mode: str, command: str) -> str:
     return (
-        f"{IN_WORKER}\nTo run it in local mode, let its {what} say 'local' in place of {mode!r}, as that wins over "
-        f"--synapse-mode; then:\n    {command}"
+        f"{IN_WORKER}\nTo stop inside the action, change {mode!r} to 'local' in the test's {what}, which overrides "
+        f"--synapse-mode, and run:\n    {command}"
     )
 
 
-def test_it_opens_at_the_call_with_the_workers_traceback_shown(in_task):
-    opened = in_task["test_helper[7]"]
-    assert re.search(r"\n> +raise ValueError\(inside\)  # this line fails[\s^]+E +ValueError: 7\n", opened.shown)
-    assert "demo/plugin/work.py:10: ValueError" in opened.shown
-    assert opened.line == 'return executor.execute("fail", {"number": mine})  # the call'
-    assert opened.names == "executor number mine"
+def test_pdb_stops_at_the_call_and_shows_the_workers_traceback(in_task):
+    stop = in_task["test_helper[7]"]
+    assert re.search(r"\n> +raise ValueError\(inside\)  # this line fails[\s^]+E +ValueError: 7\n", stop.shown)
+    assert "demo/plugin/work.py:10: ValueError" in stop.shown
+    assert stop.line == 'return executor.execute("fail", {"number": mine})  # the call'
+    assert stop.names == "executor number mine"
 
 
-def test_it_opens_where_a_runs_result_is_asked_for(in_task):
-    opened = in_task["test_unwrap"]
-    assert re.search(r"\n> +raise ValueError\(inside\)  # this line fails[\s^]+E +ValueError: 8\n", opened.shown)
-    assert opened.line == "run.unwrap()  # the result is asked for here"
-    assert opened.names == "synapse_executor run"
+def test_pdb_stops_where_the_result_of_a_run_is_requested(in_task):
+    stop = in_task["test_unwrap"]
+    assert re.search(r"\n> +raise ValueError\(inside\)  # this line fails[\s^]+E +ValueError: 8\n", stop.shown)
+    assert stop.line == "run.unwrap()  # the result is asked for here"
+    assert stop.names == "synapse_executor run"
 
 
-def test_it_opens_in_a_fixture_that_made_the_call(in_task):
-    opened = in_task["test_of_a_fixture"]
-    assert opened.line == 'return synapse_executor.execute("fail", {"number": 13})  # in a fixture'
-    assert opened.advice == in_local_mode("pytest demo/tests/test_it.py::test_of_a_fixture --synapse-mode=local --pdb")
+def test_pdb_stops_in_the_fixture_that_made_the_call(in_task):
+    stop = in_task["test_of_a_fixture"]
+    assert stop.line == 'return synapse_executor.execute("fail", {"number": 13})  # in a fixture'
+    assert stop.advice == in_local_mode("pytest demo/tests/test_it.py::test_of_a_fixture --synapse-mode=local --pdb")
 
 
 @pytest.mark.parametrize(
@@ -264,58 +265,58 @@ def test_it_opens_in_a_fixture_that_made_the_call(in_task):
         (
             "TestOwnMode::test_fixture",
             after_a_change(
-                "own fixture synapse_mode", "job", "pytest demo/tests/test_it.py::TestOwnMode::test_fixture --pdb"
+                "fixture synapse_mode", "job", "pytest demo/tests/test_it.py::TestOwnMode::test_fixture --pdb"
             ),
         ),
         (
             "test_dies",
-            "The worker is gone. In local mode pytest itself may end in its place.\n"
-            "To run it in local mode:\n    pytest demo/tests/test_it.py::test_dies --synapse-mode=local --pdb",
+            "The worker crashed. In local mode the crash may end pytest itself.\n"
+            f"{RUN_LOCALLY}\n    pytest demo/tests/test_it.py::test_dies --synapse-mode=local --pdb",
         ),
         (
             "test_is_stuck",
-            "It was stuck as told above. In local mode it may get stuck elsewhere, or not.\n"
-            "To run it in local mode:\n    pytest demo/tests/test_it.py::test_is_stuck --synapse-mode=local --pdb",
+            "The action timed out; its stack is shown above. In local mode it may get stuck elsewhere, or not at all.\n"
+            f"{RUN_LOCALLY}\n    pytest demo/tests/test_it.py::test_is_stuck --synapse-mode=local --pdb",
         ),
     ],
 )
-def test_it_says_how_to_debug_the_action(in_task, test, advice):
+def test_report_shows_how_to_debug_the_action(in_task, test, advice):
     assert in_task[test].advice == advice
 
 
 @pytest.mark.parametrize("test", ["test_dies", "test_is_stuck", "test_bad_result", "test_unknown"])
-def test_it_opens_at_the_call_whatever_the_error_is(in_task, test):
+def test_pdb_stops_at_the_call_for_any_error(in_task, test):
     assert in_task[test].line.startswith('synapse_executor.execute("')
 
 
 @pytest.mark.parametrize("test", ["test_of_the_test_itself", "test_unknown"])
-def test_nothing_is_said_where_no_action_has_failed(in_task, test):
-    assert "to debug the action" not in in_task[test].shown
+def test_no_section_is_added_if_no_action_failed(in_task, test):
+    assert "how to debug the action" not in in_task[test].shown
 
 
-def test_in_local_mode_it_opens_in_the_action(in_task):
-    opened = in_task["TestPinned::test_to_several[a-job-b-local]"]
-    assert opened.line == "raise ValueError(inside)  # this line fails"
-    assert opened.names == "params context inside"
-    assert "to debug the action" not in opened.shown
+def test_pdb_stops_in_the_action_in_local_mode(in_task):
+    stop = in_task["TestPinned::test_to_several[a-job-b-local]"]
+    assert stop.line == "raise ValueError(inside)  # this line fails"
+    assert stop.names == "params context inside"
+    assert "how to debug the action" not in stop.shown
 
 
-def test_in_local_mode_what_is_not_the_actions_opens_at_the_call(synapse):
-    opened = debugged(synapse, "--synapse-mode=local", "-k", "unknown or bad_result")
-    assert opened["test_unknown"].line == 'synapse_executor.execute("nothing")'
-    assert opened["test_bad_result"].line == 'synapse_executor.execute("count")'
+def test_pdb_stops_at_the_call_in_local_mode_if_the_action_did_not_raise(synapse):
+    stops = debugged(synapse, "--synapse-mode=local", "-k", "unknown or bad_result")
+    assert stops["test_unknown"].line == 'synapse_executor.execute("nothing")'
+    assert stops["test_bad_result"].line == 'synapse_executor.execute("count")'
 
 
-def test_in_job_mode_too_with_a_debugger_of_ones_own_and_without_capturing(synapse):
-    opened = debugged(
+def test_custom_debugger_without_capturing_stops_at_the_call_in_job_mode(synapse):
+    stops = debugged(
         synapse,
         *("--synapse-mode=local,job", "-s", "--pdbcls=own_debugger:Own", "-k", "job and (helper or unwrap)"),
         directory="demo",
         prompt="(Own) ",
     )
-    assert opened["test_helper[7-job]"].line == 'return executor.execute("fail", {"number": mine})  # the call'
-    assert opened["test_unwrap[job]"].line == "run.unwrap()  # the result is asked for here"
-    assert [each.advice for each in opened.values()] == [
+    assert stops["test_helper[7-job]"].line == 'return executor.execute("fail", {"number": mine})  # the call'
+    assert stops["test_unwrap[job]"].line == "run.unwrap()  # the result is asked for here"
+    assert [each.advice for each in stops.values()] == [
         in_local_mode("pytest 'tests/test_it.py::test_helper[7]' --synapse-mode=local --pdb"),
         in_local_mode("pytest tests/test_it.py::test_unwrap --synapse-mode=local --pdb"),
     ]

@@ -1,4 +1,4 @@
-"""What a session tells of its runs: to hooks, in properties of its tests, and in its summary."""
+"""How a session reports its runs: to hooks, in the properties of its tests, and in its summary."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def fail(params, context):
     raise ValueError("of the action")
 """
 
-# Writes down what the hooks are told, whichever process they are called in.
+# Writes the arguments of the hooks to a file, in whichever process they are called.
 LISTENER = """\
 import json
 import os
 from pathlib import Path
 
 
-def _write(hook, item, job_id, **told):
-    told |= {"hook": hook, "test": item.nodeid.rpartition("::")[2], "job_id": job_id}
-    told["process"] = os.environ.get("PYTEST_XDIST_WORKER")
-    with open(Path(__file__).parent / "told.jsonl", "a") as file:
-        file.write(json.dumps(told) + "\\n")
+def _write(hook, item, job_id, **record):
+    record |= {"hook": hook, "test": item.nodeid.rpartition("::")[2], "job_id": job_id}
+    record["process"] = os.environ.get("PYTEST_XDIST_WORKER")
+    with open(Path(__file__).parent / "hooks.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\\n")
 
 
 def pytest_synapse_run_started(item, call):
@@ -52,8 +52,8 @@ def pytest_synapse_run_started(item, call):
 
 def pytest_synapse_run_finished(item, run):
     failed = None if run.error is None else str(run.error)
-    told = {"name": run.name, "mode": run.mode, "result": run.result, "failed": failed, "node": run.node}
-    _write("finished", item, run.job_id, seconds=run.duration, **told)
+    values = {"name": run.name, "mode": run.mode, "result": run.result, "failed": failed, "node": run.node}
+    _write("finished", item, run.job_id, seconds=run.duration, **values)
 """
 
 TESTS = """\
@@ -94,17 +94,17 @@ FILES = {
 
 
 class Everywhere:
-    """A session in all modes that has ended: what it printed, what its hooks were told, what its results file says."""
+    """A finished session in all modes: its output, the calls of its hooks, and its JUnit properties."""
 
     def __init__(self, project: Path, session: Session) -> None:
         self.session = session
         self.summary = session.section("synapse actions")
-        self.told = hooks_of(project)
+        self.hook_calls = hooks_of(project)
         self.properties = properties_of(project / "results.xml")
 
 
 def hooks_of(project: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (project / "demo/tests/told.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (project / "demo/tests/hooks.jsonl").read_text().splitlines()]
 
 
 def properties_of(results: Path) -> dict[str, list[tuple[str, str]]]:
@@ -123,36 +123,36 @@ def everywhere(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]
     return Everywhere(project, run_pytest(project, *options, env={**reached, "COLUMNS": "80"}))
 
 
-def test_the_session_is_green(everywhere):
+def test_session_passes(everywhere):
     assert everywhere.session.status == pytest.ExitCode.OK, everywhere.session.output
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_hooks_are_told_of_each_run_failures_included(everywhere, mode):
-    told = [entry for entry in everywhere.told if str(entry["test"]).endswith(f"[{mode}]")]
+def test_hooks_are_called_for_each_run_including_failures(everywhere, mode):
+    calls = [entry for entry in everywhere.hook_calls if str(entry["test"]).endswith(f"[{mode}]")]
 
-    started = [(entry["test"], entry["name"], entry["job_id"]) for entry in told if entry["hook"] == "started"]
-    finished = [entry for entry in told if entry["hook"] == "finished"]
+    started = [(entry["test"], entry["name"], entry["job_id"]) for entry in calls if entry["hook"] == "started"]
+    finished = [entry for entry in calls if entry["hook"] == "finished"]
     assert [(entry["test"], entry["name"], entry["job_id"]) for entry in finished] == started
     assert [(entry["test"], entry["mode"], entry["result"], entry["failed"]) for entry in finished] == [
         (f"test_two[{mode}]", mode, "slept", None),
         (f"test_two[{mode}]", mode, "slept", None),
         (f"test_failure[{mode}]", mode, None, "fail failed: ValueError: of the action"),
     ]
-    assert [entry["params"] for entry in told if entry["hook"] == "started"] == [{}, {"seconds": 0.2}, {}]
+    assert [entry["params"] for entry in calls if entry["hook"] == "started"] == [{}, {"seconds": 0.2}, {}]
     assert [entry["seconds"] > 0.2 for entry in finished] == [False, True, False]
 
 
-def test_a_job_that_is_asked_for_twice_is_one_run(everywhere):
-    hooks = [entry["hook"] for entry in everywhere.told if entry["test"] == "test_submitted"]
+def test_job_whose_result_is_requested_twice_is_one_run(everywhere):
+    hooks = [entry["hook"] for entry in everywhere.hook_calls if entry["test"] == "test_submitted"]
     assert hooks == ["started", "finished"]
     assert ("synapse_runs", "1") in everywhere.properties["test_submitted"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_results_file_says_mode_runs_job_ids_and_node(everywhere, mode):
+def test_junit_file_contains_mode_runs_job_ids_and_node(everywhere, mode):
     test = f"test_two[{mode}]"
-    finished = [entry for entry in everywhere.told if entry["test"] == test and entry["hook"] == "finished"]
+    finished = [entry for entry in everywhere.hook_calls if entry["test"] == test and entry["hook"] == "finished"]
     node = [] if mode == "local" else [("synapse_node", finished[0]["node"])]
     assert everywhere.properties[test] == [
         ("synapse_mode", mode),
@@ -164,28 +164,30 @@ def test_the_results_file_says_mode_runs_job_ids_and_node(everywhere, mode):
     assert everywhere.properties[f"test_none[{mode}]"] == []
 
 
-def test_task_and_job_name_the_same_node(everywhere):
+def test_task_and_job_report_the_same_node(everywhere):
     nodes = {value for test in everywhere.properties.values() for name, value in test if name == "synapse_node"}
     assert len(nodes) == 1
     assert "" not in nodes
 
 
-def test_the_summary_counts_runs_and_time_by_mode(everywhere):
+def test_summary_counts_runs_and_time_by_mode(everywhere):
     head, *rows = (line.split() for line in everywhere.summary[:4])
-    assert head == ["mode", "runs", "raised", "in", "actions", "in", "calls"]
+    assert head == ["mode", "runs", "raised", "action", "time", "call", "time"]
     counts = {row[0]: (int(row[1]), int(row[2])) for row in rows}
     assert counts == {"local": (3, 1), "task": (3, 1), "job": (4, 1)}
     for row in rows:
-        in_actions, in_calls = (float(number) / (1000 if unit == "ms" else 1) for number, unit in (row[3:5], row[5:7]))
-        assert 0.2 <= in_actions < 1
-        assert in_calls > in_actions
+        action_time, call_time = (
+            float(number) / (1000 if unit == "ms" else 1) for number, unit in (row[3:5], row[5:7])
+        )
+        assert 0.2 <= action_time < 1
+        assert call_time > action_time
 
 
-def test_the_summary_says_which_cluster_it_was(everywhere, reached):
+def test_summary_shows_the_cluster(everywhere, reached):
     assert f"cluster: {reached['RAY_ADDRESS']} (RAY_ADDRESS)" in everywhere.summary
 
 
-def test_the_summary_shows_the_slowest_runs_the_slowest_first(everywhere):
+def test_summary_lists_the_slowest_runs_slowest_first(everywhere):
     start = everywhere.summary.index("slowest 4 runs:") + 1
     rows = [line.split() for line in everywhere.summary[start : start + 4]]
     assert {(row[2], row[3], row[4]) for row in rows[:3]} == {
@@ -197,7 +199,7 @@ def test_the_summary_shows_the_slowest_runs_the_slowest_first(everywhere):
     assert len(everywhere.summary[start:]) >= 4
 
 
-def test_the_summary_fits_into_80_columns_but_for_ids_of_tests(everywhere):
+def test_summary_fits_80_columns_except_for_test_ids(everywhere):
     assert max(len(line) for line in everywhere.summary if "::" not in line) <= 80
 
 
@@ -213,7 +215,7 @@ import pytest
 def test_nap(synapse_executor, number):
     synapse_executor.execute("nap")
     if number == 3:
-        time.sleep(0.5)  # for the reports of tests before to go out
+        time.sleep(0.5)  # so that the reports of earlier tests are sent
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -223,7 +225,7 @@ def test_locally(synapse_executor):
 """
 
 
-def test_with_xdist_all_workers_are_added_up_but_for_a_test_that_ends_one(tmp_path, reached):
+def test_xdist_adds_up_all_workers_except_for_the_test_that_kills_one(tmp_path, reached):
     project = write(tmp_path, FILES | {"demo/tests/test_it.py": CRASHING})
     options = ("--synapse-mode=task", "-n2", "--synapse-durations=0", "--junitxml=results.xml")
     session = run_pytest(project, *options, env=reached)
@@ -237,25 +239,25 @@ def test_with_xdist_all_workers_are_added_up_but_for_a_test_that_ends_one(tmp_pa
     finished = [entry for entry in hooks_of(project) if entry["hook"] == "finished"]
     assert len(finished) == 7
     assert {str(entry["process"])[:2] for entry in finished} == {"gw"}
-    told = properties_of(project / "results.xml")
-    assert all(("synapse_mode", "task") in told[f"test_nap[{number}]"] for number in (0, 1, 2, 4, 5))
+    properties = properties_of(project / "results.xml")
+    assert all(("synapse_mode", "task") in properties[f"test_nap[{number}]"] for number in (0, 1, 2, 4, 5))
 
 
 @pytest.fixture
 def local(project: Project) -> Project:
-    """A project with a plugin; its tests are in local mode."""
+    """A project with a plugin; its tests run in local mode."""
     project.plugin(config=CONFIG)
     return project
 
 
 def summary_of(project: Project, *options: str) -> list[str]:
-    """Return what a session prints between the progress of its tests and its last line."""
+    """Return the lines that a session prints between the progress of its tests and its last line."""
     lines = project.pytest("-p", "no:cacheprovider", *options).outlines
     last = next(number for number, line in enumerate(lines) if "%]" in line and line.rstrip().endswith("%]"))
     return [line for line in lines[last + 1 : -1] if line]
 
 
-def test_in_local_mode_the_summary_is_a_line(local):
+def test_summary_in_local_mode_is_one_line(local):
     local.test(
         """
         from synapse_runtime.errors import ValidationError
@@ -272,7 +274,7 @@ def test_in_local_mode_the_summary_is_a_line(local):
     assert "synapse" not in local.pytest("-qq", "--synapse-durations=1").stdout.str()
 
 
-def test_a_block_where_more_is_asked_for(local):
+def test_summary_is_a_block_if_details_are_requested(local):
     local.test(
         """
         def test_it(synapse_executor):
@@ -281,8 +283,8 @@ def test_a_block_where_more_is_asked_for(local):
             synapse_executor.execute("double")
         """
     )
-    for wanted, title in ((0, "slowest 3 runs:"), (1, "slowest 1 run:")):
-        lines = summary_of(local, f"--synapse-durations={wanted}")
+    for number, title in ((0, "slowest 3 runs:"), (1, "slowest 1 run:")):
+        lines = summary_of(local, f"--synapse-durations={number}")
         slowest = lines[lines.index(title) + 1].split()
         assert (slowest[1:4], slowest[4]) == (["ms", "local", "nap"], "demo/tests/test_it.py::test_it")
     (title, head, local_mode) = summary_of(local, "-v")
@@ -291,17 +293,17 @@ def test_a_block_where_more_is_asked_for(local):
     assert local_mode.startswith("local ")
 
 
-def test_the_ini_file_may_say_how_many_of_the_slowest(local):
+def test_ini_option_sets_the_number_of_slowest_runs(local):
     local.test("def test_it(synapse_executor): [synapse_executor.execute('double') for _ in range(5)]\n")
     local.ini("synapse_durations = 3\n")
     assert "slowest 3 runs:" in local.pytest().outlines
     assert "slowest 5 runs:" in local.pytest("--synapse-durations=0").outlines
     local.ini("synapse_durations = some\n")
     assert "synapse_durations in " in (error := local.usage_error())
-    assert "a whole number of at least 0 is wanted, not 'some'" in error
+    assert "expected an integer of at least 0, got 'some'" in error
 
 
-def test_where_no_action_ran_nothing_is_told_and_nothing_imported(local):
+def test_no_summary_and_no_import_if_no_action_ran(local):
     local.starts_python = True
     local.test(
         """
@@ -322,7 +324,7 @@ def test_where_no_action_ran_nothing_is_told_and_nothing_imported(local):
     assert "synapse actions" not in output
 
 
-def test_of_many_runs_the_first_are_named_and_all_counted(local):
+def test_many_runs_are_all_counted_and_the_first_ones_listed(local):
     local.test(
         """
         @pytest.fixture
@@ -350,16 +352,16 @@ def test_of_many_runs_the_first_are_named_and_all_counted(local):
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])
-def test_lines_of_workers_coverage_are_counted_once(tmp_path, reached, processes):
+def test_lines_covered_in_workers_are_counted_once(tmp_path, reached, processes):
     test = 'import pytest\n\n\n@pytest.mark.parametrize("number", range(4))\ndef test_it(synapse_executor, number):\n'
     project = write(tmp_path, FILES | {"demo/tests/test_it.py": f"{test}    synapse_executor.execute('nap')\n"})
     options = ("--synapse-mode=task", f"-n{processes}", "--cov=plugin", "--cov-report=")
     session = run_pytest(project, *options, env=reached)
     assert session.status == pytest.ExitCode.OK, session.output
     (line,) = (line for line in session.section("synapse actions") if line.startswith("coverage: "))
-    number = re.fullmatch(r"coverage: (\d+) lines of 1 file came from workers", line)
+    number = re.fullmatch(r"coverage: (\d+) lines of 1 file collected from workers", line)
     assert number is not None
-    assert 6 <= int(number[1]) <= 9  # of the module, which each worker imports, and of the action
+    assert 6 <= int(number[1]) <= 9  # lines of the module, which each worker imports, and of the action
 
 
 def test_only_the_fixtures_executor_is_observed(local):
@@ -375,7 +377,7 @@ def test_only_the_fixtures_executor_is_observed(local):
     assert "= synapse: local 1 run, " in summary_of(local)[0]
 
 
-def test_runs_in_several_threads_are_all_told_of_and_hooks_never_called_at_once(local):
+def test_runs_in_several_threads_are_all_counted_and_hooks_never_called_concurrently(local):
     local.write(
         "demo/tests/conftest.py",
         """
@@ -402,7 +404,7 @@ def test_runs_in_several_threads_are_all_told_of_and_hooks_never_called_at_once(
     assert "= synapse: local 100 runs, " in summary_of(local)[0]
 
 
-def test_settings_by_item_are_given_as_markers(local):
+def test_hook_can_add_markers_with_settings_per_item(local):
     local.write(
         "demo/tests/conftest.py",
         """
@@ -422,12 +424,12 @@ def test_settings_by_item_are_given_as_markers(local):
 
 RAISING = """
     def pytest_synapse_run_{when}(item):
-        raise RuntimeError("no room in my database")
+        raise RuntimeError("the database is full")
 """
 
 
 @pytest.mark.parametrize("when", ["started", "finished"])
-def test_a_hook_that_raises_fails_the_test_and_says_so(local, when):
+def test_raising_hook_fails_the_test_and_is_named(local, when):
     local.write("demo/tests/conftest.py", RAISING.format(when=when))
     local.test("def test_it(synapse_executor): synapse_executor.execute('double')\n")
     local.test("def test_elsewhere(synapse_executor): synapse_executor.execute('double')\n", "demo/others/test_more.py")
@@ -437,14 +439,14 @@ def test_a_hook_that_raises_fails_the_test_and_says_so(local, when):
     result.assert_outcomes(failed=1, passed=1)  # a conftest's hooks are for the tests below it
     result.stdout.fnmatch_lines(
         [
-            "E * RuntimeError: no room in my database",
-            f"E * Raised by an implementation of the hook pytest_synapse_run_{when}, for double in local mode.",
+            "E * RuntimeError: the database is full",
+            f"E * Raised by an implementation of the hook pytest_synapse_run_{when} for double in local mode.",
         ]
     )
 
 
-def test_a_hook_that_raises_does_not_hide_that_the_action_failed(local):
+def test_raising_hook_does_not_hide_that_the_action_failed(local):
     local.write("demo/tests/conftest.py", RAISING.format(when="finished"))
     local.test("def test_it(synapse_executor): synapse_executor.execute('double', {'number': 'many'})\n")
 
-    local.pytest().stdout.fnmatch_lines(["E * The action had failed: double: 1 invalid parameter *"])
+    local.pytest().stdout.fnmatch_lines(["E * The action itself failed: double: 1 invalid parameter *"])

@@ -1,4 +1,4 @@
-"""A plugin that was written for `synapse-sdk`, in sessions where that is not installed."""
+"""A plugin written for `synapse-sdk`, in sessions where synapse-sdk is not installed."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def theirs(project: Project) -> Project:
 
 
 @pytest.mark.parametrize("mode", ["local", "task"])
-def test_runs_as_it_is(theirs, mode, reached, monkeypatch):
+def test_sdk_plugin_runs_unchanged(theirs, mode, reached, monkeypatch):
     for name, value in reached.items():
         monkeypatch.setenv(name, value)
     theirs.pytest(f"--synapse-mode={mode}").assert_outcomes(passed=2)
 
 
-def test_the_ini_file_turns_the_names_off(theirs):
+def test_ini_option_turns_the_sdk_names_off(theirs):
     theirs.ini("synapse_sdk_names = false")
     result = theirs.pytest()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["E   ModuleNotFoundError: No module named 'synapse_sdk'"])
 
 
-def test_turned_off_they_are_off_in_workers_too(theirs, reached, monkeypatch):
+def test_sdk_names_turned_off_are_off_in_workers_too(theirs, reached, monkeypatch):
     for name, value in reached.items():
         monkeypatch.setenv(name, value)
     theirs.write(
@@ -86,14 +86,16 @@ def test_turned_off_they_are_off_in_workers_too(theirs, reached, monkeypatch):
     theirs.pytest("--synapse-mode=task").assert_outcomes(passed=1)
 
 
-def test_without_our_plugin_there_are_no_names(theirs):
+def test_sdk_names_are_missing_without_our_plugin(theirs):
     result = theirs.pytest("-p", "no:synapse")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["E   ModuleNotFoundError: No module named *"])
 
 
-def test_what_is_not_offered_is_told_in_the_report(theirs):
+def test_unavailable_sdk_module_is_named_in_the_report(theirs):
     theirs.write("theirs/plugin/train.py", "from synapse_sdk.plugins.steps import BaseStep\n")
     result = theirs.pytest()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["E   ModuleNotFoundError: synapse_sdk.plugins.steps is not here: synapse-sdk is not*"])
+    result.stdout.fnmatch_lines(
+        ["E   ModuleNotFoundError: synapse_sdk.plugins.steps is not available: synapse-sdk is not*"]
+    )

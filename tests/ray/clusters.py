@@ -1,4 +1,4 @@
-"""Clusters that are somebody else's: of `ray start`, with nodes, tokens, certificates and versions as a test wants."""
+"""External clusters for tests, started with `ray start`, with configurable nodes, tokens, certificates and versions."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Running:
-    """A cluster that runs.
+    """A running cluster.
 
     Attributes:
-        port: The cluster's own.
-        client_port: Ray Client's.
-        dashboard_port: The dashboard's.
-        temp: What the cluster writes is below this directory.
-        variables: What a process needs in its environment to be let in.
-        nodes: The processes that keep its nodes, each the leader of a process group.
+        port: The cluster's own port.
+        client_port: The port of Ray Client's server.
+        dashboard_port: The dashboard's port.
+        temp: The directory that the cluster writes to.
+        variables: Environment variables that a process needs to access the cluster.
+        nodes: The `ray start` processes of its nodes, each the leader of a process group.
     """
 
     port: int
@@ -67,9 +67,9 @@ def ray_cluster(
     """Run a cluster.
 
     Args:
-        *nodes: For each node, the head first, options of `ray start` without their dashes: `{"num-cpus": 2}`.
-        python: The Python that it runs in, with the Ray that is installed beside it.
-        variables: Its environment's; without authentication by default.
+        *nodes: Options of `ray start` without their dashes for each node, such as `{"num-cpus": 2}`; the head first.
+        python: The Python that it runs with; Ray must be installed in the same environment.
+        variables: Environment variables; by default authentication is disabled.
     """
     variables = {"RAY_AUTH_MODE": "disabled"} if variables is None else variables
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as temp:
@@ -81,11 +81,11 @@ def ray_cluster(
             yield running
         finally:
             for node in reversed(running.nodes):
-                _end(node)
+                _stop(node)
 
 
 def _started_head(python: str, options: dict[str, Any], temp: Path, variables: dict[str, str]) -> Running:
-    """Start a head, on other ports once more where it does not come: somebody may have taken one meanwhile."""
+    """Start a head; if it fails, retry once on other ports, as another process may have bound one in the meantime."""
     for attempt in (1, 2):
         running = Running(*(free_port() for _ in range(3)), temp, variables)
         head = {
@@ -99,7 +99,7 @@ def _started_head(python: str, options: dict[str, Any], temp: Path, variables: d
             _start(running, python, head | options)
         except AssertionError:
             for node in running.nodes:
-                _end(node)
+                _stop(node)
             if attempt == 2:
                 raise
         else:
@@ -108,7 +108,7 @@ def _started_head(python: str, options: dict[str, Any], temp: Path, variables: d
 
 
 def _start(running: Running, python: str, options: dict[str, Any]) -> None:
-    """Start a node and wait until it is there."""
+    """Start a node and wait until it has started."""
     options = {"disable-usage-stats": None, "dashboard-agent-listen-port": free_port()} | options
     arguments = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
     log = running.temp / f"node-{len(running.nodes)}.log"
@@ -130,8 +130,8 @@ def _start(running: Running, python: str, options: dict[str, Any]) -> None:
         time.sleep(0.1)
 
 
-def _end(node: subprocess.Popen[bytes]) -> None:
-    """End a node: first its keeper, which ends the others, then what is left of its process group."""
+def _stop(node: subprocess.Popen[bytes]) -> None:
+    """Stop a node: first `ray start`, which stops the others, then the rest of its process group."""
     node.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         node.wait(timeout=patience(10))
@@ -140,40 +140,40 @@ def _end(node: subprocess.Popen[bytes]) -> None:
     node.wait()
 
 
-# One call of an action, by an executor in a process of its own: which cluster lets it in is told by its environment.
+# Calls of actions by an executor in a separate process, whose environment has the credentials for the cluster.
 _ATTEMPT = """
 import json, sys, time, warnings
 from synapse_runtime.errors import PluginError
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from synapse_runtime.loggers import NullLogger
 
-asked = json.loads(sys.argv[1])
-told, started = {}, time.monotonic()
-with warnings.catch_warnings(record=True) as heard:
+request = json.loads(sys.argv[1])
+report, started = {}, time.monotonic()
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    executor_class = {"task": RayActorExecutor, "job": RayJobsApiExecutor}[asked["mode"]]
-    executor = executor_class(ray_address=asked["address"], logger=NullLogger(), **asked["options"])
-    for action, params in asked["calls"]:
+    executor_class = {"task": RayActorExecutor, "job": RayJobsApiExecutor}[request["mode"]]
+    executor = executor_class(ray_address=request["address"], logger=NullLogger(), **request["options"])
+    for action, params in request["calls"]:
         try:
-            told["result"] = executor.execute(action, params)
+            report["result"] = executor.execute(action, params)
         except PluginError as error:
-            told["error"] = f"{type(error).__name__}: {error}"
-    told["seconds"] = time.monotonic() - started
+            report["error"] = f"{type(error).__name__}: {error}"
+    report["seconds"] = time.monotonic() - started
     executor.close()
-told["warnings"] = [f"{warning.category.__name__}: {warning.message}" for warning in heard]
-print(json.dumps(told))
+report["warnings"] = [f"{warning.category.__name__}: {warning.message}" for warning in caught]
+print(json.dumps(report))
 """
 
 
 @dataclass
 class Attempt:
-    """What came of calls.
+    """The outcome of calls.
 
     Attributes:
         result: The last result.
         error: The last error.
         seconds: How long the calls took.
-        warnings: What was warned of.
+        warnings: All warnings.
     """
 
     result: Any = None
@@ -190,15 +190,15 @@ def attempt(
     python: str = sys.executable,
     **options: Any,
 ) -> Attempt:
-    """Call actions of the tests' plugin on a cluster, in a process of its own.
+    """Call actions of the tests' plugin on a cluster, in a separate process.
 
     Args:
         mode: `task` or `job`.
-        address: The cluster's.
+        address: The cluster's address.
         *calls: Actions and their params.
-        variables: The process's environment, beside what it always has.
-        python: The Python to do it in.
-        **options: The executor's.
+        variables: Additional environment variables of the process.
+        python: The Python to run.
+        **options: Options of the executor.
     """
     done = subprocess.run(
         _attempt_command(mode, address, calls, python, options),
@@ -218,11 +218,11 @@ def holding(running: Running, *, seconds: float = 60.0, **options: Any) -> Itera
 
     Args:
         running: The cluster.
-        seconds: For how long, if not until the end of the block.
-        **options: The executor's.
+        seconds: How long to hold them, unless the block ends before.
+        **options: Options of the executor.
 
     Yields:
-        A function that gives them back.
+        A function that releases them.
     """
     mark = running.temp / f"held-{free_port()}"
     sleep = ("sleep", {"seconds": seconds, "touch": str(mark)})
@@ -246,23 +246,23 @@ def holding(running: Running, *, seconds: float = 60.0, **options: Any) -> Itera
 def _attempt_command(
     mode: str, address: str, calls: Sequence[Any], python: str, options: Mapping[str, Any]
 ) -> list[str]:
-    asked = {
+    request = {
         "mode": mode,
         "address": address,
         "calls": calls or [("echo", {"value": 1})],
         "options": {"plugin": str(Path(__file__).parent / "worker_plugin"), **options},
     }
-    return [python, "-c", _ATTEMPT, json.dumps(asked)]
+    return [python, "-c", _ATTEMPT, json.dumps(request)]
 
 
 def outer_environment(**more: str) -> dict[str, str]:
-    """Return this process's environment, but nothing in it that speaks of this test run or of a cluster."""
+    """Return this process's environment without variables of this test run or of a cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
     return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | more
 
 
 def free_port() -> int:
-    """Return a port that is free now."""
+    """Return a port that is currently free."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""One cluster for all tests here: it starts with the first executor that needs it and ends with the process."""
+"""One cluster for all tests here: the first executor that needs it starts it, and it ends with the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from synapse_runtime.executors.ray.task import WarmWorker
 from synapse_runtime.loggers import NullLogger
 
-collect_ignore = ["traveller"]  # whose tests run on other machines
+collect_ignore = ["remote_plugin"]  # its tests run on other machines
 PLUGIN = Path(__file__).parent / "worker_plugin"
 
 

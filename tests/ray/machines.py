@@ -1,10 +1,11 @@
-"""Machines for tests, of Linux namespaces: each with an address, a host name, processes and disks of its own.
+"""Virtual machines for tests, made of Linux namespaces: each with its own address, host name, processes and disks.
 
-A stage is the machine that tests call from: a process in a network of its own, with a bridge. Nodes are its children,
-each plugged into the bridge; some directories are hidden from each of them. All ends with the stage, which ends when
-its standard input closes, so however the test's process does. Run as `python machines.py PLAN`, the plan as JSON.
+The main machine is the one that tests call from: a process in its own network namespace, with a bridge. Nodes are its
+children, each connected to the bridge; some directories are hidden from each of them. All machines end with the main
+machine, which ends when its standard input closes, even if the test's process is killed. Run as
+`python machines.py PLAN`, with the plan as JSON.
 
-Nothing here imports pytest or Ray: this runs in the processes that make the namespaces.
+This module imports neither pytest nor Ray, because it runs in the processes that create the namespaces.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
 
 NETWORK = "10.213.77"
-STAGE_ADDRESS = f"{NETWORK}.1"
+MAIN_ADDRESS = f"{NETWORK}.1"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,7 +41,7 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces of the parent; `OSError` where the kernel forbids it."""
+    """Leave the namespaces of the parent; raises `OSError` if the kernel forbids it."""
     _checked(_libc.unshare(flags), "unshare")
 
 
@@ -49,8 +50,8 @@ def mount(kind: str, target: str, options: str = "") -> None:
     _checked(_libc.mount(kind.encode(), target.encode(), kind.encode(), 0, options.encode()), f"mount {target}")
 
 
-def enter_user_namespace_if_need_be() -> None:
-    """Become root of a user namespace of our own where we are not root."""
+def enter_user_namespace_if_needed() -> None:
+    """Become root of a new user namespace, unless this process is root."""
     try:
         unshare(NEWNET | NEWNS)
     except PermissionError:
@@ -61,17 +62,17 @@ def enter_user_namespace_if_need_be() -> None:
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
 
 
-def keep_mounts_to_ourselves() -> None:
-    """Let nobody outside see what is mounted here."""
+def make_mounts_private() -> None:
+    """Keep mounts of this namespace from propagating to other namespaces."""
     _checked(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "mount / privately")
 
 
-def why_not() -> str | None:
-    """Return why this machine cannot make such machines; None where it can."""
+def unsupported_reason() -> str | None:
+    """Return why namespaces cannot be created on this machine; None if they can."""
     if sys.platform != "linux":
-        return "namespaces are Linux's"
+        return "namespaces require Linux"
     code = (
-        "import machines as m; m.enter_user_namespace_if_need_be(); m.keep_mounts_to_ourselves();"
+        "import machines as m; m.enter_user_namespace_if_needed(); m.make_mounts_private();"
         "m.unshare(m.NEWPID | m.NEWUTS | m.NEWIPC); from pyroute2 import IPRoute; ip = IPRoute();"
         "ip.link('add', ifname='br0', kind='bridge'); ip.link('add', ifname='v0', kind='veth', peer={'ifname': 'v1'});"
         "m.mount('tmpfs', '/dev/shm')"
@@ -79,15 +80,16 @@ def why_not() -> str | None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60
     )
-    return None if done.returncode == 0 else f"no namespaces here: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+    reason = (done.stderr.strip().splitlines() or ["?"])[-1]
+    return None if done.returncode == 0 else f"cannot create namespaces: {reason}"
 
 
-class Stage:
-    """The machine that tests call from, and its nodes.
+class Machines:
+    """The main machine, which tests call from, and its nodes.
 
     Args:
-        nodes: For each node by its name: `command`, `env`, and `disks`, directories of its own, empty at first.
-        log: The directory for the nodes' output, a file each.
+        nodes: For each node by its name: `command`, `env`, and `disks`, its own, initially empty directories.
+        log: The directory for the nodes' output, one file each.
     """
 
     def __init__(self, nodes: Mapping[str, Mapping[str, Any]], log: Path) -> None:
@@ -97,7 +99,7 @@ class Stage:
             name: {**node, "name": name, "address": self.addresses[name], "log": str(log / f"{name}.log")}
             for name, node in nodes.items()
         }
-        with (log / "stage.log").open("wb") as errors:
+        with (log / "main.log").open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, json.dumps(plan)],
                 stdin=subprocess.PIPE,
@@ -109,22 +111,23 @@ class Stage:
         self.pids: dict[str, int] = json.loads(self._process.stdout.readline() or b"{}")
         if not self.pids:
             self.close()
-            raise RuntimeError((log / "stage.log").read_text())
+            raise RuntimeError((log / "main.log").read_text())
 
     def run(self, command: Sequence[str], *, on: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command on the stage, or on one of its nodes, to its end.
+        """Run a command on the main machine or on a node, and wait until it has ended.
 
         Args:
             command: The command.
-            on: The node; the stage itself by default.
+            on: The node; the main machine by default.
             **options: As for `subprocess.run`.
         """
-        entrance = [sys.executable, __file__, "--enter", str(self.pids[on]) if on else str(self._process.pid), "--"]
+        pid = self.pids[on] if on else self._process.pid
+        enter_command = [sys.executable, __file__, "--enter", str(pid), "--"]
         options = {"capture_output": True, "text": True, "timeout": 300, "stdin": subprocess.DEVNULL, **options}
-        return subprocess.run([*entrance, *command], **options)
+        return subprocess.run([*enter_command, *command], **options)
 
     def close(self) -> None:
-        """End it all, and wait until it has ended."""
+        """Stop all machines, and wait until they have ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=30)
@@ -133,20 +136,20 @@ class Stage:
 
 
 def main(plan: dict[str, dict[str, Any]]) -> None:
-    """Be the stage: make the network and the nodes, tell their pids, wait for the end of the input."""
+    """Run as the main machine: create the network and the nodes, print their pids, wait for the end of the input."""
     from pyroute2 import IPRoute
 
-    enter_user_namespace_if_need_be()
-    keep_mounts_to_ourselves()
+    enter_user_namespace_if_needed()
+    make_mounts_private()
     pids, inits = {}, {}
     with IPRoute() as network:
         _up(network, "lo")
         network.link("add", ifname="br0", kind="bridge")
-        bridge = _up(network, "br0", STAGE_ADDRESS)
+        bridge = _up(network, "br0", MAIN_ADDRESS)
         for number, (name, node) in enumerate(plan.items()):
             ours, theirs = Pipe()
-            pids[name] = _fork(lambda node=node, pipe=theirs: _be_node(node, pipe))
-            ours.recv()  # it has a network of its own now
+            pids[name] = _fork(lambda node=node, pipe=theirs: _run_node(node, pipe))
+            ours.recv()  # it now has its own network namespace
             peer = {"ifname": "eth0", "net_ns_pid": pids[name]}
             network.link("add", ifname=f"port{number}", kind="veth", peer=peer)
             network.link("set", index=_up(network, f"port{number}"), master=bridge)
@@ -156,33 +159,33 @@ def main(plan: dict[str, dict[str, Any]]) -> None:
     sys.stdout.flush()
     sys.stdin.read()
     for pid in inits.values():
-        os.kill(pid, signal.SIGKILL)  # all processes of its namespace go with the first one
+        os.kill(pid, signal.SIGKILL)  # this kills all processes of its pid namespace
     for pid in pids.values():
         os.waitpid(pid, 0)
 
 
-def _be_node(node: dict[str, Any], pipe: Connection) -> None:
-    """Make a node's namespaces. Its first process is a child of this one, as no process changes its own pid."""
+def _run_node(node: dict[str, Any], pipe: Connection) -> None:
+    """Create a node's namespaces. Its init process is a child of this one, since no process can change its own pid."""
     from pyroute2 import IPRoute
 
     unshare(NEWNET | NEWNS | NEWUTS | NEWIPC | NEWPID)
-    keep_mounts_to_ourselves()
+    make_mounts_private()
     pipe.send("unshared")
     pipe.recv()
     with IPRoute() as network:
         _up(network, "lo")
         _up(network, "eth0", node["address"])
-        network.route("add", dst="default", gateway=STAGE_ADDRESS)
+        network.route("add", dst="default", gateway=MAIN_ADDRESS)
     _checked(_libc.sethostname(node["name"].encode(), len(node["name"])), "sethostname")
     for directory in node["disks"]:
         mount("tmpfs", directory, "mode=1777")
-    init = _fork(lambda: _be_init(node))
+    init = _fork(lambda: _run_init(node))
     pipe.send(init)
     os.waitpid(init, 0)
 
 
-def _be_init(node: dict[str, Any]) -> None:
-    """Be a node's first process: start its command, and take care of whoever loses its parent, until it is killed."""
+def _run_init(node: dict[str, Any]) -> None:
+    """Run as a node's init process: start its command, and reap orphans until this process is killed."""
     mount("proc", "/proc")
     with open(node["log"], "wb") as log:
         subprocess.Popen(node["command"], env=node["env"], cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -213,7 +216,7 @@ def _become(directory: str, command: list[str]) -> NoReturn:
 
 
 def _fork(work: Callable[[], None]) -> int:
-    """Do the work in a child process, which ends with this one; return its pid."""
+    """Run `work` in a child process, which ends with this one; return its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -231,7 +234,7 @@ def _end_with_parent() -> None:
 
 
 def _up(network: Any, name: str, address: str | None = None) -> int:
-    """Put a network interface up; return its index."""
+    """Bring a network interface up; return its index."""
     (index,) = network.link_lookup(ifname=name)
     if address is not None:
         network.addr("add", index=index, address=address, prefixlen=24)

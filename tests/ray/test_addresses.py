@@ -1,4 +1,4 @@
-"""Addresses of somebody else's cluster: every form of them, and what is told in seconds where one is no good."""
+"""Addresses of external clusters: every form, and the errors of wrong ones, which are raised within seconds."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.patience import patience
 from tests.ray.clusters import Running, attempt, ray_cluster
 
 TOKEN = "5ec2e7" * 10
-# How an executor can be told of a cluster; and the mode that is tried with it.
+# The forms of a cluster's address, and the mode to try each with.
 FORMS = [("task", "127.0.0.1:{port}"), ("task", "ray://127.0.0.1:{port}"), ("job", "http://127.0.0.1:{port}")]
 EACH_FORM = pytest.mark.parametrize(("mode", "form"), FORMS, ids=["own", "client", "dashboard"])
-NO_GRPC = "no cluster: it does not speak gRPC. A dashboard's address, for job mode, begins with http://"
+NO_GRPC = "not a Ray cluster: it does not speak gRPC. A dashboard's address, for job mode, starts with http://"
 SECONDS = patience(15)
-# What a cluster of long ago tells.
+# The versions of an old cluster.
 OLD = {"ray_version": "2.40.0", "python_version": "3.9.20"}
 OTHER_PYTHON = os.environ.get("RAY_OTHER_PYTHON")
 
@@ -54,7 +54,7 @@ def forms_of(running: Running) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Running]:
-    """A cluster that demands a token."""
+    """A cluster that requires a token."""
     with ray_cluster(variables={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) as running:
         yield running
 
@@ -66,25 +66,26 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def over_tls(certificate: Path) -> Iterator[Running]:
-    """A cluster whose processes speak TLS with each other; the dashboard does not."""
+    """A cluster whose processes use TLS among each other; the dashboard does not."""
     with ray_cluster(variables={"RAY_AUTH_MODE": "disabled"} | tls_settings(certificate)) as running:
         yield running
 
 
-class TestNobodysAddress:
+class TestAddressWithoutCluster:
     @EACH_FORM
-    def test_a_port_that_accepts_and_says_nothing_is_told(self, mode, form):
+    def test_silent_server_error_says_that_it_does_not_respond(self, mode, form):
         with listener() as silent:
             address = form.format(port=silent.getsockname()[1])
             done = attempt(mode, address)
-        assert f"no cluster answers at {address}: something accepts connections there and says nothing" in done.error
+        expected = f"no cluster answers at {address}: the server accepts connections but does not respond within 8 s"
+        assert expected in done.error
         assert done.seconds < SECONDS
 
     @EACH_FORM
-    def test_a_host_that_drops_packets_is_told(self, mode, form):
+    def test_host_that_drops_packets_times_out(self, mode, form):
         with listener(backlog=0) as full, contextlib.ExitStack() as stack:
             port = full.getsockname()[1]
-            for _ in range(4):  # the kernel drops what comes when nobody takes what came
+            for _ in range(4):  # the kernel drops connections once the backlog is full
                 waiting = stack.enter_context(socket.socket())
                 waiting.setblocking(False)
                 waiting.connect_ex(("127.0.0.1", port))
@@ -93,16 +94,16 @@ class TestNobodysAddress:
         assert done.seconds < SECONDS
 
     @EACH_FORM
-    def test_a_web_server_is_told(self, mode, form):
+    def test_web_server_is_reported_as_not_ray(self, mode, form):
         with web_server({}) as port:
             address = form.format(port=port)
             done = attempt(mode, address)
-        told = NO_GRPC if mode == "task" else "no dashboard of Ray: it does not tell its version"
-        assert done.error == f"ClusterError: what answers at {address} is {told}"
+        problem = NO_GRPC if mode == "task" else "not a Ray dashboard: it does not report a version of Ray"
+        assert done.error == f"ClusterError: the server at {address} is {problem}"
         assert done.seconds < SECONDS
 
     @EACH_FORM
-    def test_something_else_is_told(self, mode, form):
+    def test_other_server_is_reported_as_not_ray(self, mode, form):
         def like_redis(connection: socket.socket) -> None:
             while connection.recv(4096):
                 connection.sendall(b"-ERR unknown command\r\n")
@@ -110,17 +111,17 @@ class TestNobodysAddress:
         with listener(like_redis) as server:
             address = form.format(port=server.getsockname()[1])
             done = attempt(mode, address)
-        told = NO_GRPC if mode == "task" else "no dashboard: it does not speak HTTP"
-        assert done.error == f"ClusterError: what answers at {address} is {told}"
+        problem = NO_GRPC if mode == "task" else "not a Ray dashboard: it does not speak HTTP"
+        assert done.error == f"ClusterError: the server at {address} is {problem}"
         assert done.seconds < SECONDS
 
 
-class TestALockedCluster:
+class TestClusterWithToken:
     @pytest.mark.parametrize(
         ("where", "form"),
         [("variable", 0), ("variable", 1), ("variable", 2), ("variable", 3), ("file", 1), ("home", 0), ("home", 3)],
     )
-    def test_the_token_is_taken_from_where_ray_takes_it(self, locked, form, where, tmp_path):
+    def test_token_is_read_from_the_same_sources_as_by_ray(self, locked, form, where, tmp_path):
         mode, address = forms_of(locked)[form]
         (tmp_path / ".ray").mkdir()
         if where == "home":
@@ -138,149 +139,148 @@ class TestALockedCluster:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({}, "demands a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH unless"),
-            ({"RAY_AUTH_MODE": "token"}, "demands a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"),
-            ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}, "refuses the token that is in RAY_AUTH_TOKEN"),
+            ({}, "requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH unless"),
+            ({"RAY_AUTH_MODE": "token"}, "requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"),
+            ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}, "rejects the token from RAY_AUTH_TOKEN"),
         ],
-        ids=["none", "none-though-wanted", "wrong"],
+        ids=["none", "none-with-mode-set", "wrong"],
     )
-    def test_a_token_that_is_missing_or_wrong_is_told(self, locked, form, given, message, tmp_path):
+    def test_missing_or_wrong_token_is_reported(self, locked, form, given, message, tmp_path):
         mode, address = forms_of(locked)[form]
         done = attempt(mode, address, variables=given | {"HOME": str(tmp_path)})
         assert done.error.startswith(f"ClusterError: the cluster at {address} {message}")
         assert "wrong" not in done.error
         assert done.seconds < SECONDS
 
-    def test_the_wrong_one_of_a_clusters_addresses_is_told_with_the_right_one(self, locked):
+    def test_error_for_the_wrong_one_of_a_clusters_addresses_names_the_right_one(self, locked):
         variables = locked.variables
         swapped = locked.client.removeprefix("ray://")
         done = attempt("task", swapped, variables=variables)
-        assert done.error.endswith(f"what answers at {swapped} is not a cluster itself: the address is {locked.client}")
+        assert done.error.endswith(f"the server at {swapped} is not a cluster (GCS); use {locked.client}")
         swapped = f"ray://{locked.address}"
         done = attempt("task", swapped, variables=variables)
-        assert done.error.endswith(f"what answers at {swapped} is not Ray Client: the address is {locked.address}")
+        assert done.error.endswith(f"the server at {swapped} is not Ray Client; use {locked.address}")
         done = attempt("job", f"http://{locked.address}", variables=variables)
-        assert done.error.endswith(f"what answers at http://{locked.address} is no dashboard: it does not speak HTTP")
+        expected = f"the server at http://{locked.address} is not a Ray dashboard: it does not speak HTTP"
+        assert done.error.endswith(expected)
 
 
 class TestTLS:
-    def test_rays_settings_for_tls_are_honoured(self, over_tls):
+    def test_tls_settings_of_ray_are_used(self, over_tls):
         assert attempt("task", over_tls.address, variables=over_tls.variables).result == 1
         assert attempt("job", over_tls.address, variables=over_tls.variables).result == 1
 
-    def test_a_driver_without_tls_is_told_what_to_set(self, over_tls):
+    def test_error_without_tls_settings_names_the_variables(self, over_tls):
         done = attempt("task", over_tls.address)
         assert done.error.startswith(f"ClusterError: no cluster answers at {over_tls.address}: ")
         assert done.error.endswith(
-            "where the cluster uses TLS, set RAY_USE_TLS=1 and RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and "
-            "RAY_TLS_CA_CERT"
+            "if the cluster uses TLS, set RAY_USE_TLS=1 and RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT"
         )
         assert done.seconds < SECONDS
 
     @pytest.mark.parametrize("form", [0, 1], ids=["own", "client"])
-    def test_a_certificate_of_another_authority_is_told(self, over_tls, form, tmp_path):
+    def test_untrusted_certificate_is_reported(self, over_tls, form, tmp_path):
         mode, address = forms_of(over_tls)[form]
-        stranger = {"RAY_TLS_CA_CERT": str(self_signed(tmp_path))}
-        done = attempt(mode, address, variables=over_tls.variables | stranger)
-        assert (
-            f"no cluster answers at {address} over TLS. RAY_USE_TLS is set: is the cluster's certificate" in done.error
-        )
+        other_ca = {"RAY_TLS_CA_CERT": str(self_signed(tmp_path))}
+        done = attempt(mode, address, variables=over_tls.variables | other_ca)
+        assert f"no cluster answers at {address} over TLS: " in done.error
+        assert "RAY_USE_TLS is set: check that RAY_TLS_CA_CERT trusts the cluster's certificate" in done.error
         assert done.seconds < SECONDS
 
-    def test_settings_that_are_not_complete_are_told(self, over_tls):
+    def test_incomplete_settings_are_reported(self, over_tls):
         done = attempt("task", over_tls.address, variables={"RAY_USE_TLS": "1"})
-        assert (
-            "RAY_USE_TLS is set, which needs RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT" in done.error
-        )
+        variables = "RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT"
+        assert f"RAY_USE_TLS is set, which requires {variables}" in done.error
 
-    def test_a_dashboard_behind_https_is_trusted_by_its_certificate_only(self, over_tls, certificate, tmp_path):
-        long_enough = ("narrate", {"steps": 8, "pause": 0.6})  # for the log to be followed, by another library
+    def test_dashboard_behind_https_requires_a_trusted_certificate(self, over_tls, certificate, tmp_path):
+        long_enough = ("narrate", {"steps": 8, "pause": 0.6})  # so that the log is followed, by another library
         with tls_in_front_of(over_tls.dashboard_port, certificate) as port:
             address = f"https://localhost:{port}"
             done = attempt("job", address)
             assert done.error.startswith(f"ClusterError: the certificate of {address} is not trusted: ")
-            assert done.error.endswith("or by itself, name its file in SSL_CERT_FILE")
+            expected = "If it is self-signed or signed by a private CA, "
+            assert done.error.endswith(f"{expected}set SSL_CERT_FILE to its file")
             assert done.seconds < SECONDS
             other = self_signed(tmp_path)
             done = attempt("job", address, variables={"REQUESTS_CA_BUNDLE": str(other)})
-            assert done.error.endswith(f"or by itself, add it to {other}, which REQUESTS_CA_BUNDLE names")
+            assert done.error.endswith(f"{expected}add it to {other} (from REQUESTS_CA_BUNDLE)")
             for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
                 done = attempt("job", address, long_enough, variables={name: str(certificate)}, num_cpus=1)
                 assert (done.error, done.result) == ("", None)
             done = attempt("job", address, variables={"SSL_CERT_FILE": str(tmp_path / "gone")})
-            assert done.error == f"ClusterError: SSL_CERT_FILE names {tmp_path / 'gone'}, which is not there"
+            assert done.error == f"ClusterError: SSL_CERT_FILE: {tmp_path / 'gone'} does not exist"
 
 
 class TestVersions:
-    """At the level of what tells them; with a real cluster of another version where there is one."""
+    """With servers that report versions, and with a real cluster of another version if there is one."""
 
-    def test_a_cluster_that_runs_another_ray_is_told_before_ray_connects(self):
-        with gcs_that_says(OLD) as port, pytest.raises(ClusterError) as caught:
+    def test_other_ray_version_is_reported_before_ray_connects(self):
+        with gcs_server(OLD) as port, pytest.raises(ClusterError) as caught:
             require_cluster(f"127.0.0.1:{port}")
-        words = f"the cluster at 127.0.0.1:{port} runs Ray 2.40.0 and Python 3.9.20, this process {Versions.here()}"
-        assert words in str(caught.value)
+        theirs = "Ray 2.40.0 and Python 3.9.20"
+        expected = f"the cluster at 127.0.0.1:{port} runs {theirs}, but this process runs {Versions.here()}"
+        assert expected in str(caught.value)
 
     @pytest.mark.parametrize("level", ["patch", "minor"])
-    def test_another_patch_of_python_is_as_good_as_ray_says(self, level, monkeypatch):
+    def test_other_patch_version_of_python_is_accepted_if_ray_accepts_it(self, level, monkeypatch):
         monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", level)
         ray, python = Versions.here()
         near = {"ray_version": ray, "python_version": re.sub(r"\d+$", "99", python)}
-        refused = pytest.raises(ClusterError, match=r"\.99, this process")
-        with gcs_that_says(near) as port, refused if level == "patch" else contextlib.nullcontext():
+        rejected = pytest.raises(ClusterError, match=r"\.99, but this process runs")
+        with gcs_server(near) as port, rejected if level == "patch" else contextlib.nullcontext():
             require_cluster(f"127.0.0.1:{port}")
 
-    def test_a_job_on_another_machine_needs_the_same_minor_version_of_python(self):
+    def test_job_on_another_machine_requires_the_same_minor_version_of_python(self):
         metadata = {"data": {"pythonVersion": "3.9.20"}}
         with web_server({"/api/version": {"ray_version": "2.40.0"}, "/api/v0/cluster_metadata": metadata}) as port:
             url = f"http://127.0.0.1:{port}"
             theirs = require_dashboard(url)
             assert theirs == ("2.40.0", "3.9.20")
             executor = RayJobsApiExecutor(logger=NullLogger())
-            executor._abroad = True
-            with pytest.raises(
-                ClusterError, match=r"runs Ray 2.40.0 and Python 3.9.20, this process Ray .*Use Python 3.9"
-            ):
-                executor._require_fit(url, theirs)
-            executor._abroad = False
-            with pytest.warns(VersionMismatchWarning, match=r"runs Ray 2.40.0 and Python 3.9.20, this process Ray "):
-                executor._require_fit(url, theirs)
+            executor._shares_filesystem = False
+            expected = r"runs Ray 2.40.0 and Python 3.9.20, but this process runs Ray "
+            with pytest.raises(ClusterError, match=f"{expected}.*Use Python 3.9"):
+                executor._require_compatible_versions(url, theirs)
+            executor._shares_filesystem = True
+            with pytest.warns(VersionMismatchWarning, match=expected):
+                executor._require_compatible_versions(url, theirs)
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # once is enough
-                executor._require_fit(url, theirs)
+                warnings.simplefilter("error")  # it warns only once
+                executor._require_compatible_versions(url, theirs)
 
-    def test_a_dashboard_that_does_not_tell_of_python_will_do(self):
+    def test_dashboard_that_does_not_report_a_python_version_is_accepted(self):
         with web_server({"/api/version": {"ray_version": "2.40.0"}}) as port:
             assert require_dashboard(f"http://127.0.0.1:{port}") == ("2.40.0", "")
 
     @pytest.mark.skipif(OTHER_PYTHON is None, reason="RAY_OTHER_PYTHON names no Python with another Ray")
-    def test_a_real_cluster_of_another_version_is_told_and_takes_jobs(self):
+    def test_real_cluster_of_another_version_is_reported_and_accepts_jobs(self):
         assert OTHER_PYTHON is not None
-        tell = "import platform, ray; print('Ray', ray.__version__, 'and Python', platform.python_version())"
-        theirs = subprocess.run([OTHER_PYTHON, "-c", tell], capture_output=True, text=True, check=True).stdout.strip()
+        code = "import platform, ray; print('Ray', ray.__version__, 'and Python', platform.python_version())"
+        theirs = subprocess.run([OTHER_PYTHON, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         with ray_cluster(python=OTHER_PYTHON) as running:
             for mode, address in forms_of(running)[:3]:
                 done = attempt(mode, address)
-                words = f"ClusterError: the cluster at {address} runs {theirs}, this process {Versions.here()}"
-                assert done.error.startswith(words)
+                runs = f"runs {theirs}, but this process runs {Versions.here()}"
+                assert done.error.startswith(f"ClusterError: the cluster at {address} {runs}")
                 assert done.seconds < SECONDS
             done = attempt("job", running.dashboard)
             assert (done.result, done.error) == (1, "")
-            (told,) = (warning for warning in done.warnings if warning.startswith("VersionMismatchWarning"))
-            assert f"the cluster at {running.dashboard} runs {theirs}, this process {Versions.here()}" in told
+            (text,) = (warning for warning in done.warnings if warning.startswith("VersionMismatchWarning"))
+            assert f"the cluster at {running.dashboard} {runs}" in text
 
 
 @contextlib.contextmanager
 def listener(serve: Callable[[socket.socket], object] | None = None, *, backlog: int = 16) -> Iterator[socket.socket]:
-    """Listen on a port, and serve each connection in a thread; without `serve`, accept none and say nothing."""
+    """Listen on a port, and serve each connection in a thread; without `serve`, accept none and send nothing."""
     with socket.create_server(("127.0.0.1", 0), backlog=backlog) as server:
 
         def work() -> None:
             with contextlib.suppress(OSError):
                 while True:
                     connection, _ = server.accept()
-                    threading.Thread(target=attend, args=(connection,), daemon=True).start()
+                    threading.Thread(target=handle, args=(connection,), daemon=True).start()
 
-        def attend(connection: socket.socket) -> None:
+        def handle(connection: socket.socket) -> None:
             assert serve is not None
             with connection, contextlib.suppress(OSError):
                 serve(connection)
@@ -299,7 +299,7 @@ def web_server(pages: dict[str, Any]) -> Iterator[int]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             page = pages.get(self.path)
-            body = b"nothing here" if page is None else json.dumps(page).encode()
+            body = b"not found" if page is None else json.dumps(page).encode()
             self.send_response(404 if page is None else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -315,8 +315,8 @@ def web_server(pages: dict[str, Any]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def gcs_that_says(metadata: dict[str, str]) -> Iterator[int]:
-    """Answer, as a cluster's own port does, with these versions; yields the port."""
+def gcs_server(metadata: dict[str, str]) -> Iterator[int]:
+    """Serve these versions like a cluster's own port; yields the port."""
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
@@ -334,10 +334,10 @@ def gcs_that_says(metadata: dict[str, str]) -> Iterator[int]:
 
 
 def self_signed(directory: Path) -> Path:
-    """Make a certificate for this machine, with its key beside it in `key.pem`."""
+    """Create a certificate for this machine, with its key in `key.pem` in the same directory."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    # Where this process is connected to a cluster, Ray tells that one's address.
+    # In a separate process: if this process is connected to a cluster, Ray returns the address of that connection.
     code = "import ray; print(ray.util.get_node_ip_address())"
     here = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     addresses = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", here)]
@@ -368,7 +368,7 @@ def tls_settings(certificate: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def tls_in_front_of(port: int, certificate: Path) -> Iterator[int]:
-    """Do what a proxy does that speaks TLS to the world and none to the port behind it; yields its own port."""
+    """Run a proxy that terminates TLS in front of a port; yields its own port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, certificate.with_name("key.pem"))
 

@@ -1,4 +1,4 @@
-"""`arun` and `aexecute` where the call leaves the process."""
+"""`arun` and `aexecute` in task and job mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.ray.conftest import PLUGIN
 pytestmark = pytest.mark.anyio
 
 
-# Under both in task mode; a job takes its time, and knows of no event loop.
+# Task mode with both event loops; jobs are slow, and do not depend on the event loop.
 @pytest.fixture(params=["asyncio-task", "trio-task", "asyncio-job"], scope="session")
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return request.param.partition("-")[0]
@@ -34,12 +34,12 @@ def executor(request: pytest.FixtureRequest, anyio_backend: str) -> RayActorExec
     return request.getfixturevalue(mode)
 
 
-# The thread in which a call is awaited is the same for all modes; how it is stopped is not.
+# A call is awaited in the same kind of thread in all modes; only how it is stopped differs.
 not_as_jobs = pytest.mark.parametrize("anyio_backend", ["asyncio-task", "trio-task"], indirect=True, scope="session")
 
 
 @not_as_jobs
-async def test_what_run_does_arun_does_too(executor, capsys):
+async def test_arun_does_the_same_as_run(executor, capsys):
     events: list[tuple[str, int]] = []
     run = await executor.arun(
         "narrate", {"steps": 2}, on_event=lambda event: events.append((event.kind, threading.get_ident()))
@@ -58,7 +58,7 @@ async def test_what_run_does_arun_does_too(executor, capsys):
 
 
 @not_as_jobs
-async def test_the_event_loop_goes_on_and_calls_of_one_executor_do_not_mix(executor):
+async def test_event_loop_keeps_running_and_calls_of_one_executor_do_not_mix(executor):
     beats = 0
     results: list[int] = []
 
@@ -82,17 +82,17 @@ async def test_the_event_loop_goes_on_and_calls_of_one_executor_do_not_mix(execu
     assert beats > 10
 
 
-async def test_a_time_limit_holds(executor):
+async def test_timeout_is_enforced(executor):
     run = await executor.arun("sleep", {"seconds": 30}, timeout=0.5)
     assert type(run.error) is ExecutionTimeout
     assert run.duration < patience(3)
     assert "in execute" in run.error.details
 
 
-# What is cancelled may be a request of Ray's HTTP client, which leaves its socket to the garbage collector: to one that
-# runs here, not in another test.
+# Cancelling may interrupt Ray's HTTP client, which leaves its socket to the garbage collector; collect it here, so that
+# it does not warn in another test.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_what_is_cancelled_stops_and_the_next_call_works(executor, tmp_path: Path):
+async def test_cancelling_stops_the_action_and_the_next_call_works(executor, tmp_path: Path):
     touched = tmp_path / "touched"
 
     async def cancel_when_it_runs(scope: anyio.CancelScope) -> None:
@@ -119,7 +119,7 @@ async def test_what_is_cancelled_stops_and_the_next_call_works(executor, tmp_pat
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
-async def test_who_waits_for_a_worker_can_be_cancelled_and_its_action_does_not_run(task, tmp_path: Path):
+async def test_call_that_waits_for_the_worker_can_be_cancelled_and_does_not_run(task, tmp_path: Path):
     first, second = tmp_path / "first", tmp_path / "second"
     async with anyio.create_task_group() as group:
         group.start_soon(task.aexecute, "sleep", {"seconds": 2, "touch": str(first)})
@@ -134,7 +134,7 @@ async def test_who_waits_for_a_worker_can_be_cancelled_and_its_action_does_not_r
     assert pid != os.getpid()
 
 
-def test_of_the_thread_that_connects_nobody_hears(reached):
+def test_connecting_in_a_thread_prints_no_warnings(reached):
     program = """
     import asyncio, sys
     from synapse_runtime.executors.ray import RayActorExecutor

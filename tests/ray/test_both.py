@@ -1,4 +1,4 @@
-"""What the contract's tests do not ask of a call that leaves the process."""
+"""Behaviour of task and job mode that the contract's tests do not cover."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from synapse_runtime.loggers import NullLogger
 from tests.ray.conftest import PLUGIN
 
 
-def test_a_watcher_hears_of_events_while_the_action_runs(executor):
-    heard: list[float] = []
+def test_on_event_is_called_while_the_action_runs(executor):
+    times: list[float] = []
     started = time.monotonic()
-    executor.run("narrate", {"steps": 4, "pause": 0.5}, on_event=lambda _: heard.append(time.monotonic() - started))
+    executor.run("narrate", {"steps": 4, "pause": 0.5}, on_event=lambda _: times.append(time.monotonic() - started))
     took = time.monotonic() - started
-    assert len(heard) == 20
-    assert heard[0] < took - 1.0
+    assert len(times) == 20
+    assert times[0] < took - 1.0
 
 
-def test_output_that_is_no_text_does_no_harm(executor, capfd):
+def test_binary_output_is_captured(executor, capfd):
     run = executor.run("print", {"raw": b"\xff\x00\r\x1eend\n"})
     assert run.result == {"printed": 0}
     assert run.stdout == "\ufffd\x00\r\x1eend\n"
 
 
-def test_the_environment_is_layered_and_gone_after_the_call(task, worker):
+def test_environment_is_layered_and_restored_after_the_call(task, worker):
     from synapse_runtime.executors.ray import RayActorExecutor
 
     given = RayActorExecutor({"SHARED": "given", "GIVEN": 1}, plugin=PLUGIN, worker=worker, logger=NullLogger())
@@ -39,29 +39,29 @@ def test_the_environment_is_layered_and_gone_after_the_call(task, worker):
     assert task.execute("identify")["env"] == {"FROM_CONFIG": "config", "SHARED": "config", "GIVEN": None}
 
 
-def test_an_array_of_50_megabytes_comes_back_equal_and_is_not_copied(task):
+def test_array_of_50_megabytes_is_returned_without_copying(task):
     array = task.execute("array", {"megabytes": 50})
     assert numpy.array_equal(array, numpy.arange(50 * 131072, dtype=numpy.float64))
-    place = next(line for line in mapped() if line.covers(array.ctypes.data))
-    assert "/dev/shm/" in place.name or "plasma" in place.name
+    mapping = next(mapping for mapping in memory_mappings() if mapping.contains(array.ctypes.data))
+    assert "/dev/shm/" in mapping.name or "plasma" in mapping.name
 
 
-class Mapped(NamedTuple):
-    """A piece of this process's memory."""
+class MemoryMapping(NamedTuple):
+    """A mapped region of this process's memory."""
 
     first: int
     end: int
     name: str
 
-    def covers(self, address: int) -> bool:
+    def contains(self, address: int) -> bool:
         return self.first <= address < self.end
 
 
-def mapped() -> Iterator[Mapped]:
+def memory_mappings() -> Iterator[MemoryMapping]:
     for line in Path("/proc/self/maps").read_text().splitlines():
-        places, *_, name = line.split(maxsplit=5) if line.count(" ") > 5 else (line.split()[0], "")
-        first, _, end = places.partition("-")
-        yield Mapped(int(first, 16), int(end, 16), name)
+        addresses, *_, name = line.split(maxsplit=5) if line.count(" ") > 5 else (line.split()[0], "")
+        first, _, end = addresses.partition("-")
+        yield MemoryMapping(int(first, 16), int(end, 16), name)
 
 
 def test_calls_from_several_threads_wait_for_each_other(task):
@@ -76,17 +76,17 @@ def test_calls_from_several_threads_wait_for_each_other(task):
     assert sorted(results) == list(range(8))
 
 
-def test_a_run_says_which_node_it_ran_on_also_where_its_worker_died(executor, task):
+def test_run_has_its_node_even_if_its_worker_died(executor, task):
     @action
     def die(params, context):
         os._exit(3)
 
-    there = task.run("echo").node
+    node_id = task.run("echo").node
     import ray
 
-    assert there in {node["NodeID"] for node in ray.nodes()}
-    assert executor.run("echo").node == there
-    assert executor.run(die).node == there
+    assert node_id in {node["NodeID"] for node in ray.nodes()}
+    assert executor.run("echo").node == node_id
+    assert executor.run(die).node == node_id
 
 
 def test_nothing_is_written_into_the_plugins_directory(executor):

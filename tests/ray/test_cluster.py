@@ -1,4 +1,4 @@
-"""Which cluster is used, who may use it, and that nothing of it stays."""
+"""Which cluster is used, who has access to it, and that nothing is left of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ USE_A_CLUSTER = """
 
 
 class Process:
-    """A Python process of a test, known with all its descendants by a mark in their environment."""
+    """A Python process of a test. It and all its descendants are identified by a mark in their environment."""
 
     def __init__(self, code: str, temp_dir: Path) -> None:
         self.mark = uuid.uuid4().hex
@@ -70,7 +70,7 @@ class Process:
         )
 
     def relatives(self) -> list[str]:
-        """Return the command lines of all living processes that bear the mark."""
+        """Return the command lines of all live processes with the mark."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -102,7 +102,7 @@ def short_temp_dir() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def test_nothing_is_left_when_the_process_ends_and_ray_that_was_imported_before_gets_in(short_temp_dir):
+def test_nothing_is_left_when_the_process_ends_and_ray_may_be_imported_before(short_temp_dir):
     process = Process("    import ray\n" + USE_A_CLUSTER, short_temp_dir)
     output, _ = process.process.communicate(timeout=patience(60))
     assert process.process.returncode == 0, output
@@ -122,7 +122,7 @@ def test_nothing_is_left_when_the_process_is_killed(short_temp_dir, number):
     assert process.leaves_nothing_within(10)
 
 
-def test_a_cluster_that_the_process_is_connected_to_is_used_and_left_alone(short_temp_dir):
+def test_cluster_that_the_process_is_connected_to_is_used_and_not_shut_down(short_temp_dir):
     code = """
         import ray, sys
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -138,15 +138,15 @@ def test_a_cluster_that_the_process_is_connected_to_is_used_and_left_alone(short
     assert process.process.returncode == 0, output
 
 
-def test_the_token_keeps_strangers_out_and_shows_nowhere(worker):
+def test_token_is_required_and_not_visible(worker):
     worker.run  # noqa: B018 - the fixture alone starts nothing
     cluster = find_cluster()
     assert cluster.token
     assert cluster.token not in repr(cluster)
-    with pytest.raises(urllib.error.HTTPError) as refused:
+    with pytest.raises(urllib.error.HTTPError) as rejected:
         urllib.request.urlopen(f"{dashboard_of(cluster)}/api/jobs/", timeout=patience(10))
-    refused.value.close()
-    assert refused.value.code == 401
+    rejected.value.close()
+    assert rejected.value.code == 401
     assert cluster.token not in os.environ.values()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -156,9 +156,9 @@ def test_the_token_keeps_strangers_out_and_shows_nowhere(worker):
                 continue
 
 
-def test_our_token_is_not_sent_to_others_and_is_looked_for_again_where_ray_missed_it(short_temp_dir):
+def test_token_is_not_sent_to_other_clusters_and_is_read_again_if_ray_has_cached_that_there_is_none(short_temp_dir):
     code = (
-        # Ray looks for a token where none is, between its import and the connection: it must look again.
+        # Ray looks for a token between its import and the connection, when there is none: it must look again.
         """
     from synapse_runtime.executors.ray.cluster.resolve import find_cluster
     find_cluster()  # which imports Ray
@@ -171,10 +171,10 @@ def test_our_token_is_not_sent_to_others_and_is_looked_for_again_where_ray_misse
     from synapse_runtime.errors import ClusterError
     from synapse_runtime.executors.ray import RayJobsApiExecutor
     from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
-    ephemeral.leave()
+    ephemeral.release()
     seen = []
 
-    class Stranger(http.server.BaseHTTPRequestHandler):
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             seen.append(self.headers.get("Authorization"))
             self.send_error(404)
@@ -182,12 +182,12 @@ def test_our_token_is_not_sent_to_others_and_is_looked_for_again_where_ray_misse
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         RayJobsApiExecutor(ray_address=f"http://127.0.0.1:{server.server_port}").submit("any:Action")
     except ClusterError as error:
-        assert "is no dashboard of Ray" in str(error), error
+        assert "is not a Ray dashboard" in str(error), error
     assert seen == [None], seen
     """
     )
@@ -198,7 +198,7 @@ def test_our_token_is_not_sent_to_others_and_is_looked_for_again_where_ray_misse
 
 @pytest.mark.parametrize("executor_class", [RayActorExecutor, RayJobsApiExecutor])
 @pytest.mark.parametrize("form", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "http://127.0.0.1:{port}"])
-def test_an_address_where_nobody_answers_is_told_in_seconds(executor_class, form):
+def test_error_for_an_address_that_nothing_listens_on_takes_seconds(executor_class, form):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = form.format(port=free.getsockname()[1])
@@ -209,28 +209,28 @@ def test_an_address_where_nobody_answers_is_told_in_seconds(executor_class, form
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host", "host:", ":80"])
-def test_what_is_no_address_is_told(address):
-    with pytest.raises(ClusterError, match="is not a cluster's address"):
+def test_invalid_address_raises_an_error(address):
+    with pytest.raises(ClusterError, match="is not a cluster address"):
         find_cluster(address)
 
 
 @pytest.mark.parametrize("jobs", [False, True], ids=["without-jobs", "with-jobs"])
-def test_of_ray_runs_what_is_needed(short_temp_dir, jobs, monkeypatch):
-    for variable in ("COVERAGE_PROCESS_CONFIG", "COV_CORE_SOURCE"):  # by these each process would measure itself
+def test_only_the_ray_processes_that_are_needed_run(short_temp_dir, jobs, monkeypatch):
+    for variable in ("COVERAGE_PROCESS_CONFIG", "COV_CORE_SOURCE"):  # these would make each process write coverage data
         monkeypatch.setenv(variable, "nothing")
     directory = Path(new_directory())
     with directory_lock(directory):
-        start_daemon(directory, ClusterOptions(jobs=jobs, num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
+        start_daemon(directory, ClusterOptions(jobs=jobs, num_cpus=1, parent_pid=os.getpid()), uuid.uuid4().hex * 2)
     try:
-        with ControlClient(directory) as door:
-            door.request("cluster", timeout=patience(60))
-            dashboard = door.request("dashboard", timeout=patience(60))["dashboard"]
-            owner = psutil.Process(door.request("status")["pid"])
-            assert not [name for name in owner.environ() if name.startswith("COV")]
-        running = " ".join(word for part in owner.children(recursive=True) for word in part.cmdline())
+        with ControlClient(directory) as control:
+            control.request("cluster", timeout=patience(60))
+            dashboard = control.request("dashboard", timeout=patience(60))["dashboard"]
+            daemon = psutil.Process(control.request("status")["pid"])
+            assert not [name for name in daemon.environ() if name.startswith("COV")]
+        running = " ".join(word for part in daemon.children(recursive=True) for word in part.cmdline())
         assert "gcs_server" in running
         assert "log_monitor.py" not in running
-        assert ("autoscaler/_private/monitor.py" in running) is jobs  # it tells what is free
+        assert ("autoscaler/_private/monitor.py" in running) is jobs  # it reports available resources
         assert ("dashboard/dashboard.py" in running) is jobs
         assert ("--minimal" in running) is not jobs
         assert (dashboard is not None) is jobs
@@ -238,55 +238,55 @@ def test_of_ray_runs_what_is_needed(short_temp_dir, jobs, monkeypatch):
         stop_cluster(directory)
 
 
-def test_a_dashboard_that_does_not_start_is_told_and_ends_the_cluster(tmp_path, monkeypatch):
+def test_dashboard_that_does_not_start_raises_an_error_and_ends_the_cluster(tmp_path, monkeypatch):
     code = "import os, sys\nif any('dashboard/dashboard.py' in word for word in sys.orig_argv): os._exit(3)"
     (tmp_path / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     directory = Path(new_directory())
     with directory_lock(directory):
-        start_daemon(directory, ClusterOptions(num_cpus=1, holder=os.getpid()), uuid.uuid4().hex * 2)
+        start_daemon(directory, ClusterOptions(num_cpus=1, parent_pid=os.getpid()), uuid.uuid4().hex * 2)
     try:
-        own = ManagedCluster(directory, "ephemeral")
-        assert own.wait_until_ready().address
+        cluster = ManagedCluster(directory, "ephemeral")
+        assert cluster.wait_until_ready().address
         with pytest.raises(ClusterError, match=r"the local Ray cluster did not start: .*dashboard"):
-            own.dashboard()
-        with ControlClient(directory) as door:
-            assert door.wait_until_closed(patience(15))
+            cluster.dashboard()
+        with ControlClient(directory) as control:
+            assert control.wait_until_closed(patience(15))
         assert not directory.exists()
     finally:
         stop_cluster(directory)
 
 
-def test_the_header_words_say_which_cluster_it_will_be(monkeypatch):
+def test_describe_names_the_cluster_that_will_be_used(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert describe() == "ephemeral, started on first need"
+    assert describe() == "ephemeral, started when first needed"
     assert describe("10.0.0.1:6379") == "10.0.0.1:6379 (given)"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     assert describe() == "10.0.0.2:6379 (RAY_ADDRESS)"
 
 
-def test_an_action_that_ends_in_another_thread_leaves_the_variables_of_the_moment_alone(monkeypatch):
+def test_action_that_ends_in_another_thread_does_not_change_temporary_variables(monkeypatch):
     name = "RAY_API_SERVER_ADDRESS"
     monkeypatch.delenv(name, raising=False)
-    inside, go_on = threading.Event(), threading.Event()
+    inside, may_end = threading.Event(), threading.Event()
 
     @action
     def waits(params, context):
         inside.set()
-        assert go_on.wait(patience(10))
+        assert may_end.wait(patience(10))
 
     thread = threading.Thread(target=LocalExecutor(logger=NullLogger()).execute, args=(waits,))
     thread.start()
     assert inside.wait(patience(10))
     with without_dashboard_variable("http://here"):
-        go_on.set()
+        may_end.set()
         thread.join(0.3)
         assert os.environ[name] == "http://here"
     thread.join(patience(10))
     assert name not in os.environ
 
 
-def test_the_private_names_that_we_use_of_ray_are_there():
+def test_private_names_of_ray_exist():
     import inspect
 
     import ray
@@ -346,69 +346,69 @@ answer._is_action = True
 
 def break_it():
     global broken
-    time.sleep(1.5)  # it waits by then
+    time.sleep(1.5)  # until the call waits
     for process in psutil.Process().children(recursive=True):
         if process.name() == "gcs_server":
             process.kill()
     broken = time.monotonic()
 
-with RayActorExecutor(num_cpus=os.cpu_count(), logger=NullLogger()) as holder:
-    assert holder.execute(answer) == 42
-    with RayActorExecutor(num_cpus=1, logger=NullLogger()) as waiter:
+with RayActorExecutor(num_cpus=os.cpu_count(), logger=NullLogger()) as busy:
+    assert busy.execute(answer) == 42
+    with RayActorExecutor(num_cpus=1, logger=NullLogger()) as waiting:
         threading.Thread(target=break_it).start()
         try:
-            print("no error:", waiter.execute(answer))
+            print("no error:", waiting.execute(answer))
         except ClusterError as error:
             print(time.monotonic() - broken, error)
-        holder.close()
-        print(waiter.execute(answer))
+        busy.close()
+        print(waiting.execute(answer))
 """
 
 
-def test_who_waits_for_a_worker_is_told_that_the_cluster_is_gone_and_gets_a_new_one():
+def test_waiting_for_a_worker_raises_an_error_when_the_cluster_ends_and_the_next_call_starts_a_new_one():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", WAIT_FOR_A_WORKER]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patience(100), env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr  # Ray ends the process where it is not asked to let go
-    told, answer = done.stdout.splitlines()
-    assert float(told.split()[0]) < patience(10)
-    assert re.search(r"the cluster at [\d.]+:\d+ failed: it does not answer any more$", told)
+    assert done.returncode == 0, done.stdout + done.stderr  # Ray ends the process unless it disconnects in time
+    error, answer = done.stdout.splitlines()
+    assert float(error.split()[0]) < patience(10)
+    assert re.search(r"the cluster at [\d.]+:\d+ failed: it no longer responds$", error)
     assert answer == "42"
 
 
-GUARD = """
+MONITOR = """
 import os, pathlib, socket, subprocess, sys, time
-from synapse_runtime.executors.ray.cluster.daemon import _Guard
+from synapse_runtime.executors.ray.cluster.daemon import StartupMonitor
 
-ended = pathlib.Path("ended")
-guard = _Guard(ended.touch, socket.socket())
-part = subprocess.Popen(["./gcs_server", "60"])
-moments = {"before": (), "during": (guard.begin,), "after": (guard.begin, guard.end)}
+killed = pathlib.Path("killed")
+monitor = StartupMonitor(killed.touch, socket.socket())
+server = subprocess.Popen(["./gcs_server", "60"])
+moments = {"before": (), "during": (monitor.start,), "after": (monitor.start, monitor.stop)}
 for step in moments[sys.argv[1]]:
     step()
-part.kill()
+server.kill()
 until = time.monotonic() + (10 if sys.argv[1] == "during" else 1)
-while not ended.exists() and time.monotonic() < until:
+while not killed.exists() and time.monotonic() < until:
     time.sleep(0.05)
-print(ended.exists())
-guard.end()
-part.wait()
+print(killed.exists())
+monitor.stop()
+server.wait()
 """
 
 
 @pytest.mark.parametrize(("moment", "ends"), [("before", False), ("during", True), ("after", False)])
-def test_a_cluster_that_is_still_starting_ends_with_what_drivers_need_of_it(tmp_path, moment, ends):
-    # In a process of its own: that which starts a cluster stands still while Ray connects it.
+def test_starting_cluster_ends_with_the_processes_that_drivers_depend_on(tmp_path, moment, ends):
+    # The monitor is a separate process, because the daemon is blocked while Ray connects it.
     shutil.copy(shutil.which("sleep") or "", tmp_path / "gcs_server")
-    command = [sys.executable, "-c", GUARD, moment]
+    command = [sys.executable, "-c", MONITOR, moment]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patience(30), cwd=tmp_path)
     assert done.stdout == f"{ends}\n", done.stderr
 
 
-def test_a_guard_that_fails_does_nothing_but_end(tmp_path):
+def test_startup_monitor_that_fails_only_ends_itself(tmp_path):
     shutil.copy(shutil.which("sleep") or "", tmp_path / "gcs_server")
-    program = GUARD.replace("ended.touch", "lambda: 1 / 0") + "print('the owner goes on')\n"
-    command = [sys.executable, "-c", f"try:\n{textwrap.indent(program, '    ')}\nfinally:\n    print('tidied up')"]
+    program = MONITOR.replace("killed.touch", "lambda: 1 / 0") + "print('the daemon keeps running')\n"
+    command = [sys.executable, "-c", f"try:\n{textwrap.indent(program, '    ')}\nfinally:\n    print('cleaned up')"]
     done = subprocess.run([*command, "during"], capture_output=True, text=True, timeout=patience(30), cwd=tmp_path)
-    assert done.stdout == "False\nthe owner goes on\ntidied up\n"
+    assert done.stdout == "False\nthe daemon keeps running\ncleaned up\n"
     assert "ZeroDivisionError" in done.stderr

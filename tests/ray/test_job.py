@@ -1,4 +1,4 @@
-"""Job mode's own: jobs by their ids, and the log as a channel."""
+"""Job mode: jobs by their ids, and the log as a channel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.ray.conftest import PLUGIN
 
 @pytest.fixture(scope="module")
 def echoed(job: RayJobsApiExecutor) -> str:
-    """A job that has ended well, with the result `[1, 2]`."""
+    """A job that has succeeded, with the result `[1, 2]`."""
     job_id = job.submit("echo", {"value": [1, 2]})
     assert job.wait(job_id, timeout=patience(60)) == "SUCCEEDED"
     return job_id
@@ -32,13 +32,13 @@ def echoed(job: RayJobsApiExecutor) -> str:
 
 @pytest.fixture(scope="module")
 def failed(job: RayJobsApiExecutor, echoed: str) -> str:
-    """A job whose action has raised, submitted after the other."""
+    """A job whose action has raised, submitted after `echoed`."""
     job_id = job.submit("fail")
     job.wait(job_id, timeout=patience(60))
     return job_id
 
 
-def test_a_job_is_submitted_followed_and_asked_for_its_result(job):
+def test_job_can_be_submitted_and_followed_and_returns_its_result(job):
     job_id = job.submit("narrate", {"steps": 2, "pause": 0.2})
     assert job.get_status(job_id) in {"PENDING", "RUNNING"}
     lines = list(job.stream_logs(job_id))
@@ -55,7 +55,7 @@ def ray_address(params, context):
     return os.environ["RAY_ADDRESS"]
 
 
-def test_a_job_is_told_its_own_cluster_where_there_are_others(job):
+def test_ray_address_of_a_job_is_its_own_cluster_if_there_are_several(job):
     program = """
     import sys
     from synapse_runtime.executors.ray import RayJobsApiExecutor
@@ -71,9 +71,9 @@ def test_a_job_is_told_its_own_cluster_where_there_are_others(job):
         assert done.stdout == other["address"] + "\n", done.stderr
 
 
-def test_a_python_that_ray_starts_no_job_with_is_told_at_once(echoed, monkeypatch):
+def test_python_path_with_a_space_is_rejected_immediately(echoed, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/my projects/venv/bin/python")
-    with pytest.raises(ClusterError, match=r"has a space in it, as '/my projects/venv/bin/python' has: make"):
+    with pytest.raises(ClusterError, match=r"path of Python contains a space: '/my projects/venv/bin/python'\. Create"):
         RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger()).submit("echo", {"value": 1})
 
 
@@ -81,7 +81,7 @@ def test_another_executor_can_fetch_the_result_by_id(echoed):
     assert RayJobsApiExecutor(logger=NullLogger()).get_result(echoed, timeout=patience(30)) == [1, 2]
 
 
-def test_whatever_an_action_prints_the_result_is_exact_and_the_log_complete(job):
+def test_result_and_log_are_exact_whatever_the_action_prints(job):
     lines = [
         '{"result": "mine"}',
         frame(RUN, b"forged").decode().strip(),
@@ -100,19 +100,19 @@ def test_whatever_an_action_prints_the_result_is_exact_and_the_log_complete(job)
     assert "".join(job.stream_logs(job_id)) == log
 
 
-def test_a_long_job_is_followed_to_its_end(job):
+def test_long_job_is_followed_to_its_end(job):
     job_id = job.submit("narrate", {"steps": 8, "pause": 0.6})
     assert sum("walk: height=" in line for line in job.stream_logs(job_id)) == 8
     assert job.get_result(job_id) is None
 
 
-def test_a_failed_job_raises_what_its_action_raised(job, failed):
+def test_result_of_a_failed_job_raises_the_exception_of_its_action(job, failed):
     with pytest.raises(ExecutionError, match="OwnError") as caught:
         job.get_result(failed, timeout=patience(30))
     assert type(caught.value.__cause__).__name__ == "OwnError"
 
 
-def test_waiting_has_a_limit_and_the_job_goes_on(job):
+def test_waiting_has_a_timeout_and_the_job_keeps_running(job):
     job_id = job.submit("sleep", {"seconds": 30})
     with pytest.raises(TimeoutError, match=job_id):
         job.wait(job_id, timeout=0.2)
@@ -122,7 +122,7 @@ def test_waiting_has_a_limit_and_the_job_goes_on(job):
     job.stop(job_id)
 
 
-def test_a_stopped_job_stops_its_action(job, tmp_path):
+def test_stopping_a_job_stops_its_action(job, tmp_path):
     heartbeat = tmp_path / "heartbeat"
     job_id = job.submit("sleep", {"touch": str(heartbeat)})
     deadline = time.monotonic() + patience(20)
@@ -138,9 +138,9 @@ def test_a_stopped_job_stops_its_action(job, tmp_path):
         job.get_result(job_id, timeout=patience(5))
 
 
-def test_ctrl_c_stops_the_job_on_a_cluster_that_ends_with_us_and_nobody_is_asked():
-    asked = []
-    executor = RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger(), leave_running=asked.append)
+def test_ctrl_c_stops_the_job_on_an_ephemeral_cluster_without_prompting():
+    prompts = []
+    executor = RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger(), leave_running=prompts.append)
 
     def press_ctrl_c(event):
         raise KeyboardInterrupt
@@ -149,7 +149,7 @@ def test_ctrl_c_stops_the_job_on_a_cluster_that_ends_with_us_and_nobody_is_asked
         executor.run("narrate", {"steps": 100, "pause": 0.5}, on_event=press_ctrl_c)
     (left,) = executor._calls
     assert executor.wait(left, timeout=patience(20)) == "STOPPED"
-    assert asked == []
+    assert prompts == []
 
 
 def test_jobs_of_actions_are_listed_in_order(job, echoed, failed):
@@ -161,13 +161,13 @@ def test_jobs_of_actions_are_listed_in_order(job, echoed, failed):
     assert 0 < summary.took < patience(30)
 
 
-def test_an_ephemeral_cluster_will_not_do_where_none_may_be_started(echoed):
+def test_ephemeral_cluster_is_not_used_without_start_cluster(echoed):
     executor = RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger(), start_cluster=False)
-    with pytest.raises(ClusterError, match="no cluster that outlives this process: `synapse cluster up` starts one"):
+    with pytest.raises(ClusterError, match="no cluster that outlives this process: start one with"):
         executor.submit("echo")
 
 
-def test_a_deleted_job_is_forgotten(job):
+def test_deleted_job_does_not_exist_any_more(job):
     job_id = job.submit("echo")
     job.wait(job_id, timeout=patience(30))
     assert job.delete(job_id)
@@ -175,7 +175,7 @@ def test_a_deleted_job_is_forgotten(job):
         job.get_status(job_id)
 
 
-def test_an_id_is_taken_once(job):
+def test_job_id_can_be_used_only_once(job):
     job_id = f"train-{uuid.uuid4().hex[:8]}"
     assert job.submit("echo", {"value": 1}, job_id=job_id) == job_id
     with pytest.raises(ClusterError, match="already"):
@@ -183,12 +183,12 @@ def test_an_id_is_taken_once(job):
     assert job.get_result(job_id, timeout=patience(30)) == 1
 
 
-def test_bad_params_are_refused_by_submit(job):
+def test_submit_rejects_invalid_params(job):
     with pytest.raises(ValidationError, match="seconds"):
         job.submit("sleep", {"seconds": "long"})
 
 
-def test_values_of_the_environment_show_nowhere_in_the_job_listing(job):
+def test_job_listing_does_not_show_values_of_the_environment(job):
     secret = uuid.uuid4().hex
     executor = RayJobsApiExecutor({"API_KEY": secret}, plugin=PLUGIN, logger=NullLogger())
     job_id = executor.submit("echo", {"value": 1})
@@ -197,13 +197,13 @@ def test_values_of_the_environment_show_nowhere_in_the_job_listing(job):
     assert all(secret not in str(details) for details in client.list_jobs())
 
 
-def test_resources_that_nobody_has_are_told_at_once():
+def test_unavailable_resources_raise_an_error_immediately():
     executor = RayJobsApiExecutor(plugin=PLUGIN, num_gpus=7, logger=NullLogger())
-    with pytest.raises(ClusterError, match=r"num_gpus=7, but the cluster has 2 GPU"):
+    with pytest.raises(ClusterError, match=r"requested num_gpus=7, but the cluster has 2 GPUs in total"):
         executor.submit("echo")
 
 
-def test_a_job_that_was_deleted_at_its_end_stays_deleted(job):
+def test_job_that_is_deleted_when_it_ends_stays_deleted(job):
     job_id = job.submit("sleep", {"seconds": 30})
     while job.get_status(job_id) == "PENDING":
         time.sleep(0.05)
@@ -217,7 +217,7 @@ def test_a_job_that_was_deleted_at_its_end_stays_deleted(job):
         time.sleep(0.2)
 
 
-def test_a_call_is_on_no_disk_here_so_that_no_death_can_leave_it_there(job, monkeypatch):
+def test_call_is_not_written_to_a_local_file(job, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
 
     job_id = job.submit("echo", {"value": 1})

@@ -1,4 +1,4 @@
-"""What goes along to a cluster that does not see our disk, as Ray's `runtime_env`; and that else nothing does."""
+"""Ray's `runtime_env` for clusters that do not share this file system; on others nothing is uploaded or installed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from synapse_runtime.executors.ray.runtime_env import RuntimeEnvBuilder, setup_e
 from synapse_runtime.loggers import NullLogger
 from synapse_runtime.plugins.plugin import Plugin
 
-ON_THE_NODE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+NODE_DIRECTORY = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 
 
-class Sent:
-    """Takes packages as a cluster would."""
+class Uploads:
+    """Records packages in place of a cluster."""
 
     def __init__(self) -> None:
         self.packages: list[Package] = []
@@ -36,7 +36,7 @@ class Sent:
 
 @pytest.fixture
 def plugin(tmp_path: Path):
-    """Write a plugin and return what a worker of it is given."""
+    """Return a function that writes a plugin and returns its directory."""
 
     def write(config: str = "", **files: str) -> Path:
         (tmp_path / "config.yaml").write_text(f"code: x\n{config}")
@@ -48,36 +48,36 @@ def plugin(tmp_path: Path):
 
 
 def environment(root: Path, **options: Any) -> dict[str, Any]:
-    return RuntimeEnvBuilder(Plugin.load(root), **options).build(Sent())
+    return RuntimeEnvBuilder(Plugin.load(root), **options).build(Uploads())
 
 
-def test_a_plugin_that_requires_nothing_is_all_that_travels(plugin):
-    sent = Sent()
-    assert RuntimeEnvBuilder(Plugin.load(plugin())).build(sent) == {"working_dir": sent.packages[0].uri}
-    assert len(sent.packages) == 1
+def test_only_the_plugin_is_uploaded_if_it_has_no_requirements(plugin):
+    uploads = Uploads()
+    assert RuntimeEnvBuilder(Plugin.load(plugin())).build(uploads) == {"working_dir": uploads.packages[0].uri}
+    assert len(uploads.packages) == 1
 
 
-def test_what_the_config_file_excludes_stays_here(plugin):
-    sent = Sent()
+def test_excludes_of_the_config_file_are_not_uploaded(plugin):
+    uploads = Uploads()
     root = plugin("runtime_env: {excludes: [large.*]}\n", large_bin="much", small_bin="little")
-    RuntimeEnvBuilder(Plugin.load(root)).build(sent)
-    with zipfile.ZipFile(io.BytesIO(sent.packages[0].data)) as archive:
+    RuntimeEnvBuilder(Plugin.load(root)).build(uploads)
+    with zipfile.ZipFile(io.BytesIO(uploads.packages[0].data)) as archive:
         assert sorted(archive.namelist()) == ["config.yaml", "small.bin"]
 
 
-def test_without_a_plugin_nothing_travels():
-    assert RuntimeEnvBuilder(None).build(Sent()) == {}
+def test_nothing_is_uploaded_without_a_plugin():
+    assert RuntimeEnvBuilder(None).build(Uploads()) == {}
 
 
-def test_requirements_are_read_where_they_have_come_to_and_not_listed(plugin):
+def test_requirements_are_read_on_the_node_and_not_listed(plugin):
     root = plugin(requirements_txt="--extra-index-url https://token@host/simple\nnumpy\n")
     lines = environment(root)["pip"]["packages"]
-    assert lines[0] == f"-r {ON_THE_NODE}/requirements.txt"
+    assert lines[0] == f"-r {NODE_DIRECTORY}/requirements.txt"
     assert lines[1].startswith("# ")
     assert "token" not in str(lines)
 
 
-def test_an_installation_is_made_anew_when_a_file_that_is_required_changes(plugin):
+def test_change_of_a_requirements_file_causes_a_new_installation(plugin):
     root = plugin(requirements_txt="-r more.txt\n", more_txt="-c constraints.txt\n", constraints_txt="")
     first = environment(root)["pip"]
     assert environment(root)["pip"] == first
@@ -85,84 +85,85 @@ def test_an_installation_is_made_anew_when_a_file_that_is_required_changes(plugi
     assert environment(root)["pip"] != first
 
 
-def test_wheels_are_installed_and_may_be_of_several_platforms(plugin):
+def test_wheels_are_installed_and_may_be_for_several_platforms(plugin):
     root = plugin()
     (root / "wheels").mkdir()
     for name in ("a-1.0-py3-none-any", "b-2.0-cp311-cp311-linux_x86_64", "b-2.0-cp311-cp311-macosx_11_0_arm64"):
         (root / "wheels" / f"{name}.whl").write_bytes(name.encode())
     find, *lines, _ = environment(root)["pip"]["packages"]
-    assert find == f"--find-links {ON_THE_NODE}/wheels"
-    assert lines == [f"{ON_THE_NODE}/wheels/a-1.0-py3-none-any.whl", "b"]
+    assert find == f"--find-links {NODE_DIRECTORY}/wheels"
+    assert lines == [f"{NODE_DIRECTORY}/wheels/a-1.0-py3-none-any.whl", "b"]
 
 
-def test_uv_installs_where_the_config_file_says_so(plugin):
+def test_uv_installs_if_the_config_file_says_so(plugin):
     config = "package_manager: uv\npackage_manager_options: [--prerelease=allow]\n"
-    made = environment(plugin(config, requirements_txt="numpy\n"))
-    assert "pip" not in made
-    assert made["uv"]["uv_pip_install_options"] == ["--no-cache", "--prerelease=allow"]
+    built = environment(plugin(config, requirements_txt="numpy\n"))
+    assert "pip" not in built
+    assert built["uv"]["uv_pip_install_options"] == ["--no-cache", "--prerelease=allow"]
 
 
-def test_the_config_files_runtime_env_is_joined_with_what_we_know(plugin):
+def test_runtime_env_of_the_config_file_is_merged_with_requirements(plugin):
     config = "runtime_env: {pip: [requests], py_modules: ['s3://b/m.zip'], config: {setup_timeout_seconds: 30}}\n"
-    made = environment(plugin(config, requirements_txt="numpy\n"), debug_sdk=True)
-    requests, ours, *_ = made["pip"]["packages"]
-    assert (requests, ours) == ("requests", f"-r {ON_THE_NODE}/requirements.txt")
-    assert made["py_modules"][1] == "s3://b/m.zip"
-    assert setup_seconds(made) == 90
+    built = environment(plugin(config, requirements_txt="numpy\n"), debug_sdk=True)
+    requests, ours, *_ = built["pip"]["packages"]
+    assert (requests, ours) == ("requests", f"-r {NODE_DIRECTORY}/requirements.txt")
+    assert built["py_modules"][1] == "s3://b/m.zip"
+    assert setup_seconds(built) == 90
 
 
-def test_this_runtime_travels_with_what_it_requires_and_no_extras(plugin):
-    sent = Sent()
-    made = RuntimeEnvBuilder(Plugin.load(plugin()), debug_sdk=True).build(sent)
-    assert made["py_modules"] == [sent.packages[1].uri]
-    names = {line.partition(">")[0] for line in made["pip"]["packages"]}
+def test_runtime_is_uploaded_with_its_requirements_but_without_extras(plugin):
+    uploads = Uploads()
+    built = RuntimeEnvBuilder(Plugin.load(plugin()), debug_sdk=True).build(uploads)
+    assert built["py_modules"] == [uploads.packages[1].uri]
+    names = {line.partition(">")[0] for line in built["pip"]["packages"]}
     assert {"cloudpickle", "pydantic", "pyyaml", "rich"} <= names
     assert not {"ray", "pytest-xdist"} & names
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ("runtime_env:\n  working_dir: s3://b/x.zip\n", r":3: runtime_env: .* remove working_dir"),
-        ("runtime_env:\n  py_modules: [lib]\n", r":3: runtime_env: py_modules: 'lib' is no URI"),
+        ("runtime_env:\n  py_modules: [lib]\n", r":3: runtime_env: py_modules: 'lib' is not a URI"),
         ("runtime_env:\n  pip: 7\n", r":3: runtime_env: pip must be a list"),
-        ("package_manager: uv\nruntime_env:\n  pip: [x]\n", r":4: runtime_env: pip and uv cannot both install"),
-        ("runtime_env:\n  conda: 7\n", r":3: runtime_env: conda and pip cannot both install"),
+        ("package_manager: uv\nruntime_env:\n  pip: [x]\n", r":4: runtime_env: pip and uv cannot be used together"),
+        ("runtime_env:\n  conda: 7\n", r":3: runtime_env: conda and pip cannot be used together"),
         ("runtime_env:\n  config: {setup_timeout_seconds: 0}\n", r":2: runtime_env: setup_timeout_seconds"),
-        ("wheels_dir: ../wheels\n", r":2: wheels_dir: '\.\./wheels' is not below"),
+        ("wheels_dir: ../wheels\n", r":2: wheels_dir: '\.\./wheels' is not in"),
         ("runtime_env:\n  env_vars: 3\n", r":2: runtime_env: env_vars must be a mapping"),
         ("package_manager: conda\n", r":2: package_manager: "),
     ],
 )
-def test_what_cannot_be_had_is_told_with_file_and_line(plugin, config, told):
+def test_invalid_config_raises_an_error_with_file_and_line(plugin, config, message):
     root = plugin(config, requirements_txt="numpy\n")
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         environment(root)
 
 
-def test_variables_of_the_runtime_env_are_the_calls_and_those_of_env_win(plugin):
+def test_variables_of_runtime_env_are_sent_with_calls_and_env_overrides_them(plugin):
     loaded = Plugin.load(plugin("env: {A: '1'}\nruntime_env: {env_vars: {A: '2', B: '3'}}\n"))
     assert loaded.manifest.env == {"A": "1", "B": "3"}
-    assert "env_vars" not in RuntimeEnvBuilder(loaded).build(Sent())
+    assert "env_vars" not in RuntimeEnvBuilder(loaded).build(Uploads())
 
 
-def test_installing_has_rays_time_unless_the_config_file_says_otherwise():
+def test_installation_timeout_is_that_of_ray_unless_the_config_file_sets_one():
     assert setup_seconds({"working_dir": "gcs://x.zip"}) == 60
     assert setup_seconds({"pip": ["x"]}) == 660
     assert setup_seconds({"uv": ["x"], "config": {"setup_timeout_seconds": -1}}) == math.inf
 
 
-def test_of_what_ray_says_the_reason_is_told():
-    said = (
+def test_setup_error_extracts_the_reason_from_rays_message():
+    message = (
         "Failed to set up runtime environment.\nTraceback (most recent call last):\n  File x\nOSError: disk is full\n"
     )
-    assert str(setup_error(said)) == "the cluster could not prepare a worker: OSError: disk is full"
+    assert str(setup_error(message)) == "the cluster could not set up a worker: OSError: disk is full"
     assert setup_error("The actor died because its node has died.") is None
-    assert "lack 'rich'" in str(setup_error("ModuleNotFoundError: No module named 'rich'"))
+    missing = setup_error("ModuleNotFoundError: No module named 'rich'")
+    assert str(missing).startswith("'rich', which this runtime requires, is not installed on the cluster's nodes")
 
 
 @pytest.mark.parametrize("mode", [RayActorExecutor, RayJobsApiExecutor])
-def test_on_a_cluster_that_sees_our_disk_nothing_is_copied_or_installed(worker, plugin, mode):
+def test_nothing_is_copied_or_installed_on_a_cluster_that_shares_the_file_system(worker, plugin, mode):
     root = plugin(
         "actions: {where: {entrypoint: 'here:where'}}\nruntime_env: {working_dir: 's3://b/no.zip'}\n",
         requirements_txt="no-such-package-anywhere==1.0\n",
@@ -174,7 +175,7 @@ def test_on_a_cluster_that_sees_our_disk_nothing_is_copied_or_installed(worker, 
         assert executor.execute("where") == str(root)
 
 
-def test_whoever_passes_an_actor_on_needs_nothing_of_this_package(tmp_path):
+def test_actor_class_can_be_unpickled_without_this_package(tmp_path):
     import cloudpickle
 
     from synapse_runtime.executors.ray.task import actor_class
@@ -182,11 +183,11 @@ def test_whoever_passes_an_actor_on_needs_nothing_of_this_package(tmp_path):
     (tmp_path / "actor").write_bytes(cloudpickle.dumps(actor_class()))
     code = """
 import pickle, sys
-class Nothing:
+class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "synapse_runtime":
             raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Nothing())
+sys.meta_path.insert(0, Blocker())
 cls = pickle.load(open(sys.argv[1], "rb"))
 print(cls.__name__, "synapse_runtime" in sys.modules)
 """
@@ -196,7 +197,7 @@ print(cls.__name__, "synapse_runtime" in sys.modules)
     assert done.stdout == "ActionWorker False\n", done.stderr
 
 
-def test_the_private_names_that_we_use_of_ray_are_there():
+def test_private_names_of_ray_exist():
     from ray._private.runtime_env import packaging
     from ray.job_submission import JobSubmissionClient
 

@@ -1,4 +1,4 @@
-"""Secrets stay where they belong: canaries in every layer of the environment, and a search wherever others look."""
+"""Secrets do not leak: canary values in every layer of the environment, searched for wherever others have access."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.patience import patience
 from tests.ray.clusters import ROOT, Running, outer_environment, ray_cluster
 
 MODES = pytest.mark.parametrize("mode", ["task", "job"])
-# Each unlike the others in all its parts, so that what leaks is known by what is found.
+# The values differ in all parts, so that a match identifies the secret that leaks.
 CANARIES = {
     "config": "canary-of-the-config-7f3a91",
     "given": "canary-of-the-executor-c04be8",
@@ -59,7 +59,7 @@ def login(password, *rest, server="here"):
 class Look(BaseAction):
     def execute(self):
         seen = {name: os.environ[name] for name in NAMES}
-        # How the secrets got here: not in what this process was started with, which others of its user can read.
+        # The secrets must not be in this process's initial environment, which other processes of the user can read.
         start = Path("/proc/self/environ").read_bytes().decode()
         return {"lengths": [len(value) for value in seen.values()], "started_with": [v in start for v in seen.values()]}
 
@@ -103,24 +103,24 @@ from synapse_runtime.errors import ExecutionError, ValidationError, WorkerCrashe
 pytestmark = pytest.mark.synapse(env={{"GIVEN": "{CANARIES["marker"]}"}})
 
 
-def test_it_sees_them(synapse_executor):
+def test_action_has_the_secrets(synapse_executor):
     lengths = [{len(CANARIES["config"])}, {len(CANARIES["marker"])}]
     assert synapse_executor.execute("look") == {{"lengths": lengths, "started_with": [False, False]}}
 
 
 @pytest.mark.parametrize("action", ["fail", "crash", "convert"])
-def test_it_fails(synapse_executor, action):
+def test_action_fails(synapse_executor, action):
     synapse_executor.execute(action)
 
 
-def test_its_params_are_bad(synapse_executor):
+def test_params_are_invalid(synapse_executor):
     synapse_executor.execute("wait", {{"number": "none"}})
 """
 
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Running]:
-    """A cluster that demands a token."""
+    """A cluster that requires a token."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": CANARIES["token"]}
     with ray_cluster(variables=token) as running:
         yield running
@@ -157,12 +157,12 @@ try:
     executor.execute("wait", {"number": "none"})
 except PluginError as error:
     print(error)
-executor.execute("wait", {"started": started, "until": until})  # meanwhile all is searched
+executor.execute("wait", {"started": started, "until": until})  # until the test has searched for secrets
 """
 
 
 @MODES
-def test_no_secret_shows_anywhere_that_others_look(locked, plugin, mode, tmp_path):
+def test_no_secret_is_visible_to_others(locked, plugin, mode, tmp_path):
     started, until = tmp_path / "started", tmp_path / "until"
     address = locked.address if mode == "task" else locked.dashboard
     with subprocess.Popen(
@@ -173,32 +173,32 @@ def test_no_secret_shows_anywhere_that_others_look(locked, plugin, mode, tmp_pat
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        said: list[str] = []
+        lines: list[str] = []
         assert process.stdin is not None
         process.stdin.write(json.dumps(CANARIES["given"]))
         process.stdin.close()
-        reader = threading.Thread(target=lambda: said.extend(process.stdout or ()))
+        reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
         reader.start()
         try:
             while not started.exists():
-                assert process.poll() is None, "".join(said)
-            found = searched(locked)
+                assert process.poll() is None, "".join(lines)
+            found = visible_texts(locked)
         finally:
             until.touch()
             process.wait(patience(60))
             reader.join()
-    output = "".join(said)
+    output = "".join(lines)
     assert process.returncode == 0, output
     assert "look ActionRun(" in output
     assert "'lengths': [27, 29], 'started_with': [False, False]" in output
-    assert "environment value GIVEN, a str, is not an integer" in output
+    assert "environment value GIVEN (of type str) is not a valid integer" in output
     assert leaks(output) == []
-    assert any("job-driver" in place for place in found) == (mode == "job")
-    assert {place: leaks(text) for place, text in found.items() if leaks(text)} == {}
+    assert any("job-driver" in source for source in found) == (mode == "job")
+    assert {source: leaks(text) for source, text in found.items() if leaks(text)} == {}
 
 
 @MODES
-def test_no_secret_shows_in_the_report_of_pytest(locked, plugin, mode):
+def test_no_secret_is_in_the_report_of_pytest(locked, plugin, mode):
     address = locked.address if mode == "task" else locked.dashboard
     options = ["-p", "no:cacheprovider", "-vv", f"--synapse-mode={mode}", f"--synapse-ray-address={address}"]
     done = subprocess.run(
@@ -213,21 +213,21 @@ def test_no_secret_shows_in_the_report_of_pytest(locked, plugin, mode):
     assert "4 failed" in done.stdout
     assert "password = '<FROM_CONFIG>'" in done.stdout
     assert leaks(done.stdout + done.stderr) == []
-    assert {place: leaks(text) for place, text in searched(locked).items() if leaks(text)} == {}
+    assert {source: leaks(text) for source, text in visible_texts(locked).items() if leaks(text)} == {}
 
 
 def leaks(text: str) -> list[str]:
     return [name for name, canary in CANARIES.items() if canary in text]
 
 
-def searched(cluster: Running) -> dict[str, str]:
-    """Return all that others can see of a cluster: by place, as text, what is encoded in it decoded too."""
-    places = {f"{kind} {name}": text for kind, name, text in (*told(cluster), *on_disk(cluster), *of_processes())}
-    return {place: text + decoded(text) for place, text in places.items()}
+def visible_texts(cluster: Running) -> dict[str, str]:
+    """Return everything about a cluster that others can read, by source, with base64 content decoded in addition."""
+    sources = (*listings(cluster), *files(cluster), *processes())
+    return {f"{kind} {name}": text + decoded(text) for kind, name, text in sources}
 
 
-def told(cluster: Running) -> Iterator[tuple[str, str, str]]:
-    """Yield what the dashboard tells, and the command lines that are made of it."""
+def listings(cluster: Running) -> Iterator[tuple[str, str, str]]:
+    """Yield the pages of the dashboard, and the output of commands that list jobs."""
     kinds = ("actors", "jobs", "nodes", "objects", "placement_groups", "runtime_envs", "tasks", "workers")
     pages = [f"/api/v0/{kind}?detail=1&limit=1000" for kind in kinds]
     pages += ["/api/jobs/", "/logical/actors", "/nodes?view=summary", "/api/cluster_status", "/api/v0/cluster_metadata"]
@@ -254,21 +254,21 @@ def page_of(cluster: Running, path: str) -> str:
     try:
         request = urllib.request.Request(cluster.dashboard + path, headers=headers)
         page = urllib.request.urlopen(request, timeout=patience(30))
-    except urllib.error.HTTPError as error:  # some of Ray 2.52 fail, which is a page that others see too
+    except urllib.error.HTTPError as error:  # some pages fail with Ray 2.52; others can read the error too
         page = error
     with page:
         return page.read().decode()
 
 
-def on_disk(cluster: Running) -> Iterator[tuple[str, str, str]]:
-    """Yield every file that the cluster has written: its logs, and what jobs were sent."""
+def files(cluster: Running) -> Iterator[tuple[str, str, str]]:
+    """Yield every file that the cluster has written: its logs, and uploads of jobs."""
     for path in cluster.temp.rglob("*"):
         if path.is_file() and not path.is_symlink():
             yield "the file", str(path), path.read_bytes().decode("latin-1")
 
 
-def of_processes() -> Iterator[tuple[str, str, str]]:
-    """Yield the command line of every process here; and of workers, but for the token, what they were started with."""
+def processes() -> Iterator[tuple[str, str, str]]:
+    """Yield the command line and the initial environment, without the token, of every process on this machine."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -281,6 +281,6 @@ def of_processes() -> Iterator[tuple[str, str, str]]:
 
 
 def decoded(text: str) -> str:
-    """Return what of a text is base64, as our frames in a job's log are."""
+    """Return the decoded base64 parts of a text, such as frames in a job's log."""
     words = re.findall(r"(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", text)
     return "\n".join(base64.b64decode(word).decode("latin-1") for word in words)

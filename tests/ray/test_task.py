@@ -1,4 +1,4 @@
-"""Task mode's own: the warm worker."""
+"""Task mode: the warm worker."""
 
 from __future__ import annotations
 
@@ -18,38 +18,39 @@ def test_the_same_worker_runs_one_call_after_another(task):
     assert task.execute("identify")["pid"] == task.execute("identify")["pid"]
 
 
-def test_a_closed_executor_starts_a_new_worker_when_it_is_used_again():
+def test_closed_executor_starts_a_new_worker_at_the_next_call():
     with RayActorExecutor(plugin=PLUGIN, logger=NullLogger()) as executor:
         first = executor.execute("identify")["pid"]
         executor.close()
         assert executor.execute("identify")["pid"] != first
 
 
-def test_resources_that_nobody_has_are_told_at_once():
+def test_unavailable_resources_raise_an_error_with_a_hint_immediately():
     executor = RayActorExecutor(plugin=PLUGIN, num_gpus=7, logger=NullLogger())
-    with pytest.raises(ClusterError, match=r"num_gpus=7, but the cluster has 2 GPU"):
+    message = r"requested num_gpus=7, but the cluster has 2 GPUs in total .*; add --synapse-num-gpus=7 "
+    with pytest.raises(ClusterError, match=message):
         executor.execute("echo")
 
 
 @pytest.mark.parametrize("wrong", [{"num_cpus": -1}, {"num_gpus": "two"}, {"timeout": 0}])
-def test_wrong_options_are_refused_by_the_constructor(wrong):
+def test_constructor_rejects_invalid_options(wrong):
     with pytest.raises(ValueError, match="must be a"):
         RayActorExecutor(plugin=PLUGIN, **wrong)
 
 
-def test_a_job_id_that_was_given_is_the_runs(worker):
+def test_given_job_id_is_used_by_the_run(worker):
     executor = RayActorExecutor(job_id="train-001", plugin=PLUGIN, worker=worker, logger=NullLogger())
     run = executor.run("identify")
     assert run.job_id == run.result["job_id"] == "train-001"
 
 
-def test_a_worker_that_nobody_closes_leaves_no_open_files_and_no_warning():
+def test_worker_that_is_never_closed_leaves_no_open_files_and_no_warnings():
     executor = RayActorExecutor(plugin=PLUGIN, logger=NullLogger())
     executor.execute("echo")
     before = len(os.listdir("/proc/self/fd"))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del executor
         gc.collect()
-    assert [str(warning.message) for warning in told if "/proc/" in str(warning.message)] == []
+    assert [str(warning.message) for warning in caught if "/proc/" in str(warning.message)] == []
     assert len(os.listdir("/proc/self/fd")) <= before - 3

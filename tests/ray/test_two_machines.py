@@ -1,8 +1,8 @@
-"""A cluster on other machines, which do not see our disk: the plugin travels there, and what comes back is the same.
+"""A cluster on other machines with their own file systems: the plugin is uploaded, and results are the same as locally.
 
-The machines are Linux namespaces (see `machines`). We call from a machine of our own, `laptop`, whose directory is
-nowhere else; the cluster has a `head` without CPUs, a `worker` with two, and a `bare` node, with a GPU on paper, that
-does not have this runtime. On all three there is an `image`: Python, Ray, and but for the last this runtime.
+The machines are Linux namespaces (see `machines`). Tests call from the main machine, whose directory `laptop` no other
+machine has. The cluster has a `head` without CPUs, a `worker` with two, and a `bare` node with a fake GPU. All three
+have an `image` with Python and Ray; the first two also have this runtime in it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import pytest
 
 from tests.patience import patience
 from tests.pytest_synapse.conftest import session_environment
-from tests.ray import machines
+from tests.ray.machines import NETWORK, Machines, unsupported_reason
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = (ROOT / "example_plugin", ROOT / "tests" / "ray" / "traveller")
+PLUGINS = (ROOT / "example_plugin", ROOT / "tests" / "ray" / "remote_plugin")
 PACKAGES = ("synapse_runtime", "pytest_synapse")
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef0123456789abcdef"
-OBJECT_STORE = "--object-store-memory=80000000"  # as little as Ray takes
+OBJECT_STORE = "--object-store-memory=80000000"  # the minimum that Ray accepts
 
-NO_WAY = '"no way on"'
+MESSAGE = '"nothing found"'
 
-# Joins a cluster when its head is there.
+# Joins a cluster once its head has started.
 JOIN = """\
 import os, socket, sys, time
 while True:
@@ -57,29 +57,29 @@ def executor(**options):
     cls = RayJobsApiExecutor if address.startswith("http") else RayActorExecutor
     return cls(**{"plugin": ".", "ray_address": address, "num_cpus": 1, "logger": NullLogger(), **options})
 
-def tell(value):
+def report(value):
     print("\\n>>>" + json.dumps(value))
 
 """
 
 
-class World(NamedTuple):
-    """The machines, and where things are on them."""
+class Environment(NamedTuple):
+    """The machines, and the base directory of their files."""
 
-    stage: machines.Stage
+    machines: Machines
     base: Path
 
     @property
     def addresses(self) -> dict[str, str]:
-        """The cluster's addresses for each mode, from the laptop."""
-        head = self.stage.addresses["head"]
+        """The cluster's address for each mode, from the main machine."""
+        head = self.machines.addresses["head"]
         return {"task": f"ray://{head}:10001", "job": f"http://{head}:8265"}
 
     def run(self, *command: str, plugin: Path, on: str = "", **env: str) -> tuple[int, str]:
-        """Run a command in a plugin's directory; return its exit status and all of its output."""
+        """Run a command in a plugin's directory; return its exit status and its whole output."""
         environment = session_environment()
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "TMPDIR": str(self.base / "shared"), **env}
-        done = self.stage.run(command, on=on, cwd=plugin, env=environment, timeout=patience(500))
+        done = self.machines.run(command, on=on, cwd=plugin, env=environment, timeout=patience(500))
         return done.returncode, done.stdout + done.stderr
 
     def pytest(self, plugin: Path, *arguments: str, on: str = "", **env: str) -> tuple[int, str]:
@@ -89,31 +89,31 @@ class World(NamedTuple):
         )
 
     def call(self, mode: str, plugin: Path, code: str) -> Any:
-        """Run code that uses `executor` and `tell`s something; return that."""
+        """Run code that uses `executor` and calls `report`; return the reported value."""
         program = CALL + textwrap.dedent(code)
         _, output = self.run(sys.executable, "-c", program, self.addresses[mode], plugin=plugin)
-        told = [line for line in output.splitlines() if line.startswith(">>>")]
-        assert told, output
-        return json.loads(told[-1].removeprefix(">>>"))
+        reports = [line for line in output.splitlines() if line.startswith(">>>")]
+        assert reports, output
+        return json.loads(reports[-1].removeprefix(">>>"))
 
     def plugin(self, name: str, **files: str) -> Path:
-        """Put another copy of the traveller on the laptop, with more files; a `+` before a text adds it to a file."""
+        """Copy the plugin on the main machine and add files; a text that starts with `+` is appended to a file."""
         directory = self.base / "laptop" / name
-        shutil.copytree(self.base / "laptop" / "traveller", directory)
+        shutil.copytree(self.base / "laptop" / "remote_plugin", directory)
         for file, text in files.items():
             path = directory / file.replace("__", ".")
             path.write_text(path.read_text() + text[1:] if text.startswith("+") else text)
         return directory
 
     def left_on(self, node: str) -> list[str]:
-        """Return what workers have left on a node's disk."""
-        found = self.stage.run(["ls", str(self.base / "tmp")], on=node).stdout.split()
+        """Return files that workers have left on a node."""
+        found = self.machines.run(["ls", str(self.base / "tmp")], on=node).stdout.split()
         return [name for name in found if name.startswith("synapse-")]
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    reason = machines.why_not()
+def environment() -> Iterator[Environment]:
+    reason = unsupported_reason()
     if reason is not None:
         pytest.skip(reason)
     base = Path(tempfile.mkdtemp(prefix="sy", dir="/tmp"))  # short, for Ray's sockets
@@ -124,7 +124,7 @@ def world() -> Iterator[World]:
     for plugin in PLUGINS:
         shutil.copytree(plugin, base / "laptop" / plugin.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(PLUGINS[0], base / "head" / "example_plugin", ignore=shutil.ignore_patterns("__pycache__"))
-    # The editable installation leads to where the packages are developed: not on other machines.
+    # The editable installation refers to the working copy of the packages, which is hidden on the nodes.
     disks = [base / "tmp", base / "ray", base / "laptop", "/dev/shm", ROOT / "tests", ROOT / "example_plugin"]
     disks += [ROOT / package for package in PACKAGES]
     bare = {
@@ -134,14 +134,14 @@ def world() -> Iterator[World]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # How long Ray Client's server waits for the process that it starts for each caller; 30 s by default.
+        # How long Ray Client's server waits for the process that it starts for each client; 30 s by default.
         "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": f"{patience(60):.0f}",
-        "RUNTIME_ENV_RETRY_TIMES": "1",  # what cannot be installed here cannot be installed a second later either
+        "RUNTIME_ENV_RETRY_TIMES": "1",  # retrying a failed installation would not help
         "PIP_NO_INDEX": "1",
         "UV_OFFLINE": "1",
     }
     image = {**bare, "PYTHONPATH": str(base / "image")}
-    head, worker, third = (f"{machines.NETWORK}.{number}" for number in (2, 3, 4))
+    head, worker, third = (f"{NETWORK}.{number}" for number in (2, 3, 4))
     start = [str(BIN / "ray"), "start", "--block", OBJECT_STORE]
     join = [sys.executable, "-c", JOIN, head, *start, f"--address={head}:6379"]
     serve = ["--head", "--port=6379", "--dashboard-host=0.0.0.0", "--ray-client-server-port=10001"]
@@ -162,55 +162,55 @@ def world() -> Iterator[World]:
             "disks": [*disks, base / "head"],
         },
     }
-    stage = machines.Stage(
+    machines = Machines(
         {name: {**node, "disks": [str(disk) for disk in node["disks"]]} for name, node in nodes.items()}, base / "log"
     )
     try:
-        _wait_for_three_nodes(World(stage, base))
-        _wait_for_ray_client(World(stage, base))
-        yield World(stage, base)
+        _wait_for_three_nodes(Environment(machines, base))
+        _wait_for_ray_client(Environment(machines, base))
+        yield Environment(machines, base)
     finally:
-        stage.close()
+        machines.close()
         shutil.rmtree(base)
 
 
-def _wait_for_three_nodes(world: World) -> None:
+def _wait_for_three_nodes(environment: Environment) -> None:
     code = f"""
     import time
     from synapse_runtime.errors import ClusterError
     from synapse_runtime.executors.ray.cluster.preflight import node_addresses
-    deadline, there = time.monotonic() + {patience(240)}, None
-    while there != 3 and time.monotonic() < deadline:
+    deadline, count = time.monotonic() + {patience(240)}, None
+    while count != 3 and time.monotonic() < deadline:
         try:
-            there = len(node_addresses(sys.argv[1], {{"Authorization": "Bearer {TOKEN}"}}))
+            count = len(node_addresses(sys.argv[1], {{"Authorization": "Bearer {TOKEN}"}}))
         except ClusterError as error:
-            there = str(error)
+            count = str(error)
         time.sleep(0.3)
-    tell(there)
+    report(count)
     """
-    there = world.call("job", world.base, code)
-    if there != 3:
-        logs = (f"{path.name}:\n{path.read_text(errors='replace')}" for path in world.stage.log.iterdir())
-        pytest.fail(f"the cluster has {there} of its 3 nodes\n" + "\n".join(logs), pytrace=False)
+    count = environment.call("job", environment.base, code)
+    if count != 3:
+        logs = (f"{path.name}:\n{path.read_text(errors='replace')}" for path in environment.machines.log.iterdir())
+        pytest.fail(f"the cluster has {count} of its 3 nodes\n" + "\n".join(logs), pytrace=False)
 
 
-def _wait_for_ray_client(world: World) -> None:
-    """Wait until Ray Client's server has taken a caller: the first one after its start it refuses now and then."""
+def _wait_for_ray_client(environment: Environment) -> None:
+    """Wait until Ray Client's server has accepted a client: it sometimes rejects the first one after its start."""
     code = """
     from synapse_runtime.errors import ClusterError
     from synapse_runtime.executors.ray.cluster.resolve import connect, find_cluster
     try:
         connect(find_cluster(sys.argv[1]))
-        tell(None)
+        report(None)
     except ClusterError as error:
-        tell(str(error))
+        report(str(error))
     """
     deadline = time.monotonic() + patience(120)
-    while (problem := world.call("task", world.base, code)) is not None:
+    while (problem := environment.call("task", environment.base, code)) is not None:
         assert time.monotonic() < deadline, problem
 
 
-# What a job does by the same code as a worker is tested as a job before a release.
+# Jobs share the tested code with workers, so they are only tested before a release.
 in_task = pytest.mark.parametrize(
     "mode", ["task", pytest.param("job", marks=pytest.mark.thorough)], indirect=True, scope="module"
 )
@@ -222,43 +222,43 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def traveller(world: World) -> Path:
-    return world.base / "laptop" / "traveller"
+def plugin(environment: Environment) -> Path:
+    return environment.base / "laptop" / "remote_plugin"
 
 
 @pytest.fixture(scope="module")
-def journey(world: World, mode: str, traveller: Path) -> dict[str, Any]:
-    """Tell of calls in one mode, all made by one process: what several tests look at."""
-    told: dict[str, Any] = world.call(
+def calls(environment: Environment, mode: str, plugin: Path) -> dict[str, Any]:
+    """Results of calls in one mode, all made by one process, which several tests check."""
+    results: dict[str, Any] = environment.call(
         mode,
-        traveller,
+        plugin,
         """
         import traceback
-        heard, printed, found = [], {"stdout": "", "stderr": ""}, []
+        events, printed, found = [], {"stdout": "", "stderr": ""}, []
         def show(stream, text):
             printed[stream] += text
         with executor() as it:
             run = it.run("look")
             look = {**run.unwrap(), "where": run.host, "records": [r.pathname for r in run.records],
                     "warnings": [w.filename for w in run.warnings]}
-            it.run("look", on_event=lambda event: heard.append(event.name), on_output=show)
+            it.run("look", on_event=lambda event: events.append(event.name), on_output=show)
             failed, missing, hung = it.run("fail").error, it.run("missing").error, it.run("hang", timeout=0.5).error
             last = traceback.extract_tb(failed.__cause__.__traceback__)[-1]
         for _ in range(2):
             with executor() as it:
                 found.append(it.execute("look", {"leave": "trace.txt"})["found"])
-        tell({"look": look, "heard": heard, "printed": printed["stdout"], "found": found,
-              "failed": f"{last.filename}:{last.lineno}", "missing": str(missing), "hung": hung.details})
+        report({"look": look, "events": events, "printed": printed["stdout"], "found": found,
+                "failed": f"{last.filename}:{last.lineno}", "missing": str(missing), "hung": hung.details})
         """,
     )
-    return told
+    return results
 
 
-def test_the_nodes_do_not_see_the_laptops_disk(world):
+def test_nodes_do_not_share_the_file_system_of_the_main_machine(environment):
     for node in ("head", "worker", "bare"):
-        for directory in (world.base / "laptop", ROOT / "synapse_runtime", ROOT / "example_plugin"):
+        for directory in (environment.base / "laptop", ROOT / "synapse_runtime", ROOT / "example_plugin"):
             assert list(directory.iterdir()) != []
-            assert world.stage.run(["ls", "-A", str(directory)], on=node).stdout == ""
+            assert environment.machines.run(["ls", "-A", str(directory)], on=node).stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -269,175 +269,176 @@ def test_the_nodes_do_not_see_the_laptops_disk(world):
         pytest.param("job", "unseen or predictions", 2, marks=pytest.mark.thorough),
     ],
 )
-def test_the_example_plugins_tests_are_green(world, mode, tests, passed):
-    address = world.addresses[mode]
+def test_tests_of_the_example_plugin_pass(environment, mode, tests, passed):
+    address = environment.addresses[mode]
     options = ["-q", f"--synapse-mode={mode}", f"--synapse-ray-address={address}", "-k", tests]
-    status, output = world.pytest(world.base / "laptop" / "example_plugin", *options)
+    status, output = environment.pytest(environment.base / "laptop" / "example_plugin", *options)
     assert status == 0, output
     assert f"{passed} passed" in output
 
 
-def test_the_example_plugins_tests_are_green_on_a_cluster_whose_head_is_here_and_whose_workers_are_not(world):
-    address = f"--synapse-ray-address={world.stage.addresses['head']}:6379"
-    plugin = world.base / "head" / "example_plugin"
+def test_tests_of_the_example_plugin_pass_if_the_head_is_local_and_the_workers_are_not(environment):
+    address = f"--synapse-ray-address={environment.machines.addresses['head']}:6379"
+    plugin = environment.base / "head" / "example_plugin"
     options = ["-q", "--synapse-mode=task", address, "-k", "train"]
-    status, output = world.pytest(plugin, *options, on="head", PYTHONPATH=str(world.base / "image"))
+    status, output = environment.pytest(plugin, *options, on="head", PYTHONPATH=str(environment.base / "image"))
     assert status == 0, output
     assert re.search(r"^[1-9]\d* passed", output, re.MULTILINE), output
 
 
-def test_an_action_finds_itself_in_its_plugin_and_of_the_env_nothing_is_listed(world, journey, traveller):
-    answer = journey["look"]
-    assert answer["host"] == answer["where"] == "worker"
-    assert answer["cwd"] != str(traveller)
-    assert answer["cwd"] == str(Path(answer["file"]).parents[1])
-    assert Path(answer["cwd"]).name == "traveller"
-    assert answer["runtime"].startswith(str(world.base / "image"))
-    assert set(answer["PYTHONPATH"].split(os.pathsep)) == {str(world.base / "image")}  # of a job, Ray doubles it
-    assert answer["found"] == [
+def test_action_runs_in_a_copy_of_its_plugin_with_its_environment(environment, calls, plugin):
+    result = calls["look"]
+    assert result["host"] == result["where"] == "worker"
+    assert result["cwd"] != str(plugin)
+    assert result["cwd"] == str(Path(result["file"]).parents[1])
+    assert Path(result["cwd"]).name == "remote_plugin"
+    image = str(environment.base / "image")
+    assert result["runtime"].startswith(image)
+    assert set(result["PYTHONPATH"].split(os.pathsep)) == {image}  # Ray sets it twice for jobs
+    assert result["found"] == [
         "config.yaml", "lab", "lab/__init__.py", "lab/actions.py",
-        "tests", "tests/beside.py", "tests/conftest.py", "tests/test_places.py",
+        "tests", "tests/conftest.py", "tests/helper_module.py", "tests/test_places.py",
     ]  # fmt: skip
-    assert answer["env"] == {"FROM_ENV": "env-canary-5d1c", "FROM_RUNTIME_ENV": "runtime-env-canary-88f2"}
-    assert answer["records"] == answer["warnings"] == [str(traveller / "lab" / "actions.py")]
+    assert result["env"] == {"FROM_ENV": "env-canary-5d1c", "FROM_RUNTIME_ENV": "runtime-env-canary-88f2"}
+    assert result["records"] == result["warnings"] == [str(plugin / "lab" / "actions.py")]
 
 
-def test_no_listing_shows_values_of_the_environment(world, traveller):
-    listed = world.call(
+def test_no_listing_shows_values_of_the_environment(environment, plugin):
+    listed = environment.call(
         "job",
-        traveller,
+        plugin,
         f"""
         import os, urllib.request
         from ray.util.state import list_actors, list_jobs, list_runtime_envs
         executor().get_result(executor().submit("look"))
         request = urllib.request.Request(sys.argv[1] + "/api/jobs/", headers={{"Authorization": "Bearer {TOKEN}"}})
-        with urllib.request.urlopen(request) as answer:
-            jobs = answer.read().decode()
-        others = [ask(sys.argv[1], detail=True) for ask in (list_actors, list_jobs, list_runtime_envs)]
-        tell([jobs, str(others)])
+        with urllib.request.urlopen(request) as response:
+            jobs = response.read().decode()
+        others = [function(sys.argv[1], detail=True) for function in (list_actors, list_jobs, list_runtime_envs)]
+        report([jobs, str(others)])
         """,
     )
     assert all("_ray_pkg_" in text for text in listed)
     assert not [text for text in listed if "canary" in text]
 
 
-def test_a_watcher_hears_what_is_said_and_printed(journey):
-    assert journey["heard"] == ["looked"]
-    assert journey["printed"] == "looked\n"
+def test_live_events_and_output_are_received(calls):
+    assert calls["events"] == ["looked"]
+    assert calls["printed"] == "looked\n"
 
 
-def test_a_workers_traces_are_seen_by_no_other_and_vanish_with_it(world, journey, traveller):
-    assert len(journey["found"]) == 2
-    assert not [name for found in journey["found"] for name in found if "trace" in name]
-    assert not (traveller / "trace.txt").exists()
+def test_files_of_a_worker_are_not_visible_to_others_and_are_deleted_with_it(environment, calls, plugin):
+    assert len(calls["found"]) == 2
+    assert not [name for found in calls["found"] for name in found if "trace" in name]
+    assert not (plugin / "trace.txt").exists()
     deadline = time.monotonic() + patience(20)
-    while left := world.left_on("worker"):
+    while left := environment.left_on("worker"):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
 
-def test_errors_name_the_files_of_the_caller(journey, traveller):
-    failed, missing, hung = journey["failed"], journey["missing"], journey["hung"]
-    source = traveller / "lab" / "actions.py"
+def test_errors_name_the_files_of_the_caller(calls, plugin):
+    failed, missing, hung = calls["failed"], calls["missing"], calls["hung"]
+    source = plugin / "lab" / "actions.py"
     lines = ["", *map(str.strip, source.read_text().splitlines())]
-    assert failed == f"{source}:{lines.index(f'raise LookupError({NO_WAY})')}"
-    config = ["", *map(str.strip, (traveller / "config.yaml").read_text().splitlines())]
-    line = config.index("entrypoint: lab.actions:NotThere")
-    assert missing.startswith(f"{traveller / 'config.yaml'}:{line}: action 'missing': {source}: ")
+    assert failed == f"{source}:{lines.index(f'raise LookupError({MESSAGE})')}"
+    config = ["", *map(str.strip, (plugin / "config.yaml").read_text().splitlines())]
+    line = config.index("entrypoint: lab.actions:Missing")
+    assert missing.startswith(f"{plugin / 'config.yaml'}:{line}: action 'missing': {source}: ")
     assert f'File "{source}", line {lines.index("time.sleep(60)")}, in execute' in hung
     assert "synapse-plugin-" not in str((failed, missing, hung))
 
 
 @in_task
-def test_actions_of_tests_and_conftests_travel_and_failures_show_their_source(world, mode, traveller):
-    options = ["-q", "--color=no", f"--synapse-mode={mode}", f"--synapse-ray-address={world.addresses[mode]}"]
-    status, output = world.pytest(traveller, *options)
+def test_actions_of_tests_and_conftests_run_remotely_and_failures_show_their_source(environment, mode, plugin):
+    options = ["-q", "--color=no", f"--synapse-mode={mode}", f"--synapse-ray-address={environment.addresses[mode]}"]
+    status, output = environment.pytest(plugin, *options)
     assert status == 1, output
     assert "2 failed, 2 passed" in output
-    shown = [line for line in output.splitlines() if line.startswith(">") and f"raise LookupError({NO_WAY})" in line]
+    shown = [line for line in output.splitlines() if line.startswith(">") and f"raise LookupError({MESSAGE})" in line]
     assert len(shown) == 2, output
     assert "lab/actions.py:" in output
     assert "synapse-plugin-" not in output
 
 
-def test_an_unchanged_plugin_is_sent_once(world):
-    plugin = world.plugin("sent_once", fresh__txt="never seen before")
+def test_unchanged_plugin_is_uploaded_once(environment):
+    plugin = environment.plugin("uploaded_once", fresh__txt="new content")
     code = """
     import re
-    sent = []
-    def listen(event, arguments):
+    uploads = []
+    def record_uploads(event, arguments):
         if event == "http.client.send" and isinstance(arguments[1], bytes):
-            sent.extend(re.findall(rb"^PUT /api/packages/gcs/_ray_pkg_([0-9a-f]+)", arguments[1]))
-    sys.addaudithook(listen)
+            uploads.extend(re.findall(rb"^PUT /api/packages/gcs/_ray_pkg_([0-9a-f]+)", arguments[1]))
+    sys.addaudithook(record_uploads)
     with executor() as it:
         for _ in range(CALLS):
             it.execute("look")
-    tell(len(sent))
+    report(len(uploads))
     """
     the_plugin = 1
-    assert world.call("job", plugin, code.replace("CALLS", "2")) == 2 + the_plugin
-    assert world.call("job", plugin, code.replace("CALLS", "1")) == 1
+    assert environment.call("job", plugin, code.replace("CALLS", "2")) == 2 + the_plugin
+    assert environment.call("job", plugin, code.replace("CALLS", "1")) == 1
     (plugin / "fresh.txt").write_text("changed")
-    assert world.call("job", plugin, code.replace("CALLS", "1")) == 1 + the_plugin
+    assert environment.call("job", plugin, code.replace("CALLS", "1")) == 1 + the_plugin
 
 
-def test_a_connection_sends_a_package_once(world, traveller):
+def test_connection_uploads_a_package_once(environment, plugin):
     code = """
     import logging, ray
-    from synapse_runtime.executors.ray.runtime_env import send_through_ray
-    from synapse_runtime.executors.ray.archive import Packer
-    seen = []
-    class Keep(logging.Handler):
+    from synapse_runtime.executors.ray.runtime_env import upload_with_ray
+    from synapse_runtime.executors.ray.archive import PackageBuilder
+    messages = []
+    class Recorder(logging.Handler):
         def emit(self, record):
-            seen.append(record.getMessage())
+            messages.append(record.getMessage())
     with executor() as it:
         it.execute("look")
     logger = logging.getLogger("ray._private.runtime_env.packaging")
-    logger.addHandler(Keep()); logger.setLevel("INFO")
-    package = Packer(".", prefix="another/").package()
-    uris = [send_through_ray(package) for _ in range(3)]
-    tell([len(set(uris)), sum("Pushing file package" in message for message in seen)])
+    logger.addHandler(Recorder()); logger.setLevel("INFO")
+    package = PackageBuilder(".", prefix="another/").package()
+    uris = [upload_with_ray(package) for _ in range(3)]
+    report([len(set(uris)), sum("Pushing file package" in message for message in messages)])
     """
-    assert world.call("task", traveller, code) == [1, 1]
+    assert environment.call("task", plugin, code) == [1, 1]
 
 
-def _wheel(directory: Path, says: str) -> None:
-    """Make a wheel of a package `souvenir`."""
+def _wheel(directory: Path, value: str) -> None:
+    """Write a wheel of a package `wheel_package`."""
     directory.mkdir()
-    info = "souvenir-1.0.dist-info"
+    info = "wheel_package-1.0.dist-info"
     files = {
-        "souvenir.py": f"SAYS = {says!r}\n",
-        f"{info}/METADATA": "Metadata-Version: 2.1\nName: souvenir\nVersion: 1.0\n",
+        "wheel_package.py": f"VALUE = {value!r}\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: wheel_package\nVersion: 1.0\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    with zipfile.ZipFile(directory / "souvenir-1.0-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(directory / "wheel_package-1.0-py3-none-any.whl", "w") as wheel:
         for name, text in files.items():
             wheel.writestr(name, text)
         wheel.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD")))
 
 
-def test_wheels_are_installed_though_git_ignores_them_and_anew_when_they_change(world):
-    plugin = world.plugin("with_wheel", __gitignore="wheels/\n", requirements__txt="pydantic\nsouvenir>=1\n")
-    _wheel(plugin / "wheels", "made of pip")
+def test_wheels_are_installed_even_if_git_ignores_them_and_reinstalled_when_they_change(environment):
+    plugin = environment.plugin("with_wheel", __gitignore="wheels/\n", requirements__txt="pydantic\nwheel_package>=1\n")
+    _wheel(plugin / "wheels", "installed with pip")
     code = """
     with executor() as it:
-        tell(it.execute("use_wheel"))
+        report(it.execute("use_wheel"))
     """
-    assert world.call("task", plugin, code) == {"host": "worker", "says": "made of pip"}
+    assert environment.call("task", plugin, code) == {"host": "worker", "value": "installed with pip"}
     shutil.rmtree(plugin / "wheels")
-    _wheel(plugin / "wheels", "made anew")
-    assert world.call("task", plugin, code) == {"host": "worker", "says": "made anew"}
+    _wheel(plugin / "wheels", "changed")
+    assert environment.call("task", plugin, code) == {"host": "worker", "value": "changed"}
 
 
-def test_uv_installs_too_from_the_directory_that_the_config_file_names(world):
+def test_uv_installs_from_the_directory_named_in_the_config_file(environment):
     more = "+\npackage_manager: uv\npackage_manager_options: [--offline]\nwheels_dir: third_party\n"
-    plugin = world.plugin("with_uv", config__yaml=more, requirements__txt="souvenir>=1\n")
-    _wheel(plugin / "third_party", "made of uv")
+    plugin = environment.plugin("with_uv", config__yaml=more, requirements__txt="wheel_package>=1\n")
+    _wheel(plugin / "third_party", "installed with uv")
     code = """
     with executor() as it:
-        tell(it.execute("use_wheel"))
+        report(it.execute("use_wheel"))
     """
-    assert world.call("job", plugin, code) == {"host": "worker", "says": "made of uv"}
+    assert environment.call("job", plugin, code) == {"host": "worker", "value": "installed with uv"}
 
 
 @pytest.mark.parametrize(
@@ -447,44 +448,42 @@ def test_uv_installs_too_from_the_directory_that_the_config_file_names(world):
         *(pytest.param("job", manager, marks=pytest.mark.thorough) for manager in ("pip", "uv")),
     ],
 )
-def test_what_cannot_be_installed_is_told_with_the_installers_last_lines(world, mode, manager):
-    plugin = world.plugin(
+def test_failed_installation_raises_an_error_with_the_installers_last_lines(environment, mode, manager):
+    plugin = environment.plugin(
         f"impossible_{mode}_{manager}",
         config__yaml=f"+\npackage_manager: {manager}\n",
         requirements__txt="no-such-thing==1.2\n",
     )
-    error, took = world.call(
+    error, took = environment.call(
         mode,
         plugin,
         """
         import time
         from synapse_runtime.errors import ClusterError
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             executor().execute("look")
         except ClusterError as error:
-            tell([str(error), time.monotonic() - began])
+            report([str(error), time.monotonic() - started])
         """,
     )
-    assert error.startswith(
-        f"what the plugin requires could not be installed on the cluster; {manager}'s last lines:\n"
-    )
+    assert error.startswith(f"could not install the plugin's requirements on the cluster; last lines of {manager}:\n")
     assert "no-such-thing==1.2" in error
     assert len(error.splitlines()) < 15
     assert took < patience(120)
 
 
 @in_task
-def test_nodes_without_this_runtime_are_told_with_what_to_do(world, mode, traveller):
-    error = world.call(
+def test_error_for_nodes_without_this_runtime_names_the_fix(environment, mode, plugin):
+    error = environment.call(
         mode,
-        traveller,
+        plugin,
         """
         from synapse_runtime.errors import ClusterError
         try:
             executor(num_cpus=0, num_gpus=1).execute("look")
         except ClusterError as error:
-            tell(str(error))
+            report(str(error))
         """,
     )
     assert error.startswith(
@@ -494,21 +493,21 @@ def test_nodes_without_this_runtime_are_told_with_what_to_do(world, mode, travel
 
 
 @in_task
-def test_this_runtime_can_travel_itself(world, mode, traveller):
-    answer = world.call(
+def test_runtime_itself_can_be_uploaded(environment, mode, plugin):
+    result = environment.call(
         mode,
-        traveller,
+        plugin,
         """
         with executor(num_cpus=0, num_gpus=1, debug_sdk=True) as it:
-            tell(it.execute("look"))
+            report(it.execute("look"))
         """,
     )
-    assert answer["host"] == "bare"
-    assert "py_modules_files" in answer["runtime"]
+    assert result["host"] == "bare"
+    assert "py_modules_files" in result["runtime"]
 
 
 MEASURED = """\
-import beside
+import helper_module
 
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import ExecutionError
@@ -517,7 +516,7 @@ from synapse_runtime.errors import ExecutionError
 @action
 def of_the_test(params, context):
     if params:
-        return beside.WORD
+        return helper_module.WORD
     return "none"
 
 
@@ -535,32 +534,32 @@ def test_of_the_test(synapse_executor):
 
 
 @in_task
-def test_coverage_counts_the_callers_files_also_by_the_tests_that_ran_them(world, mode):
-    plugin = world.plugin(
+def test_coverage_measures_the_callers_files_with_contexts_of_their_tests(environment, mode):
+    plugin = environment.plugin(
         f"measured_{mode}",
         **{"tests/test_places__py": MEASURED},
         setup__cfg="[coverage:run]\nbranch = true\nsource = .\nomit = */conftest.py\ndynamic_context = test_function\n",
     )
-    told = {}
-    for each, address in (("local", ""), (mode, world.addresses[mode])):
+    reports = {}
+    for each, address in (("local", ""), (mode, environment.addresses[mode])):
         arguments = ["-m", "pytest", "-p", "no:cacheprovider", f"--synapse-mode={each}"]
         arguments += [f"--synapse-ray-address={address}"] if address else []
-        status, output = world.run(sys.executable, "-m", "coverage", "run", *arguments, plugin=plugin)
+        status, output = environment.run(sys.executable, "-m", "coverage", "run", *arguments, plugin=plugin)
         assert status == 0, output
-        status, output = world.run(
-            sys.executable, "-m", "coverage", "json", "--show-contexts", "-o", "told.json", plugin=plugin
+        status, output = environment.run(
+            sys.executable, "-m", "coverage", "json", "--show-contexts", "-o", "report.json", plugin=plugin
         )
         assert status == 0, output
-        told[each] = {
+        reports[each] = {
             name: (file["executed_lines"], file["missing_lines"], file["executed_branches"], file["contexts"])
-            for name, file in json.loads((plugin / "told.json").read_text())["files"].items()
+            for name, file in json.loads((plugin / "report.json").read_text())["files"].items()
         }
-    assert set(told[mode]) == {"lab/actions.py", "lab/__init__.py", "tests/beside.py", "tests/test_places.py"}
-    lines, _, _, contexts = told[mode]["lab/actions.py"]
-    within = (plugin / "lab" / "actions.py").read_text().splitlines()
-    (printed,) = (number for number, line in enumerate(within, 1) if 'print("looked")' in line)
+    assert set(reports[mode]) == {"lab/actions.py", "lab/__init__.py", "tests/helper_module.py", "tests/test_places.py"}
+    lines, _, _, contexts = reports[mode]["lab/actions.py"]
+    source = (plugin / "lab" / "actions.py").read_text().splitlines()
+    (printed,) = (number for number, line in enumerate(source, 1) if 'print("looked")' in line)
     assert printed in lines
     assert contexts[str(printed)] == ["test_places.test_look"]
-    for name in told["local"]:
-        assert told[mode][name][:3] == told["local"][name][:3], name
+    for name in reports["local"]:
+        assert reports[mode][name][:3] == reports["local"][name][:3], name
     assert [path.name for path in plugin.glob(".coverage*")] == [".coverage"]

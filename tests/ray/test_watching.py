@@ -1,4 +1,4 @@
-"""Task mode's watched calls: what is heard while the action runs, and that nothing is lost where the mailbox is."""
+"""Watched calls in task mode: live events and output, and that losing the channel loses no data."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from tests.patience import patience
 from tests.ray.conftest import PLUGIN
 
 
-class Heard:
-    """All that was heard of a run, in order; pieces of one stream that follow each other are one."""
+class Recorder:
+    """Records the events and output of a run in order; consecutive pieces of one stream are joined."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[object, ...]] = []
+        self.items: list[tuple[object, ...]] = []
         self.pieces = 0
 
     def event(self, event: Event) -> None:
-        self.said.append((event.name, event.data["n"]))
+        self.items.append((event.name, event.data["n"]))
 
     def output(self, stream: str, text: str) -> None:
         self.pieces += 1
-        if self.said and self.said[-1][0] == stream:
-            text = f"{self.said.pop()[1]}{text}"
-        self.said.append((stream, text))
+        if self.items and self.items[-1][0] == stream:
+            text = f"{self.items.pop()[1]}{text}"
+        self.items.append((stream, text))
 
 
-def spoken(rounds: int) -> list[tuple[object, ...]]:
+def expected_items(rounds: int) -> list[tuple[object, ...]]:
     parts: list[tuple[object, ...]] = []
     for n in range(rounds):
         before = f"ä{n - 1};" if n else ""
@@ -44,82 +44,82 @@ def spoken(rounds: int) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize(("rounds", "pause"), [(5, 0.0), (5, 0.15)])
-def test_what_is_said_and_what_is_printed_are_heard_once_and_in_order(task, rounds, pause):
-    heard = Heard()
-    run = task.run("talk", {"rounds": rounds, "pause": pause}, on_event=heard.event, on_output=heard.output)
-    assert heard.said == spoken(rounds)
+def test_events_and_output_are_received_once_and_in_order(task, rounds, pause):
+    recorder = Recorder()
+    run = task.run("talk", {"rounds": rounds, "pause": pause}, on_event=recorder.event, on_output=recorder.output)
+    assert recorder.items == expected_items(rounds)
     assert len(run.events) == 2 * rounds
     assert run.stdout == "".join(f"out {n};ä{n};" for n in range(rounds))
 
 
-def test_either_can_be_watched_alone(task):
-    only_events, only_output = Heard(), Heard()
+def test_events_and_output_can_be_watched_separately(task):
+    only_events, only_output = Recorder(), Recorder()
     task.run("talk", {"pause": 0.1}, on_event=only_events.event)
     task.run("talk", {"pause": 0.1}, on_output=only_output.output)
-    assert only_events.said == [part for part in spoken(3) if part[0] in ("said", "said again")]
-    assert "".join(str(text) for stream, text in only_output.said if stream == "stderr") == "err 0;err 1;err 2;"
+    assert only_events.items == [part for part in expected_items(3) if part[0] in ("said", "said again")]
+    assert "".join(str(text) for stream, text in only_output.items if stream == "stderr") == "err 0;err 1;err 2;"
 
 
-def test_a_worker_passes_on_what_is_printed_at_once_so_that_it_need_not_be_asked_to(task):
-    assert task.execute("talk") == "Unbuffered"  # Ray's own stream: `OutputFiles` goes by its name
+def test_stdout_of_a_worker_is_unbuffered_and_need_not_be_flushed(task):
+    assert task.execute("talk") == "Unbuffered"  # Ray's own stream, which `OutputFiles` detects by this name
 
 
-def test_what_a_worker_has_said_before_it_was_killed_is_heard(worker):
+def test_events_and_output_from_before_the_worker_was_killed_are_received(worker):
     executor = RayActorExecutor(plugin=PLUGIN, worker=worker, logger=NullLogger())
-    heard = Heard()
+    recorder = Recorder()
     run = executor.run(
-        "talk", {"rounds": 4, "pause": 0.2, "ending": "kill"}, on_event=heard.event, on_output=heard.output
+        "talk", {"rounds": 4, "pause": 0.2, "ending": "kill"}, on_event=recorder.event, on_output=recorder.output
     )
     assert type(run.error) is WorkerCrashed
-    assert heard.said == spoken(4)
+    assert recorder.items == expected_items(4)
     assert [event.name for event in run.events] == ["said", "said again"] * 4
 
 
 @pytest.mark.parametrize("moment", ["before", "during"])
-def test_a_mailbox_that_is_lost_loses_nothing(moment):
+def test_losing_the_channel_loses_no_data(moment):
     import ray
 
     worker = WarmWorker()
     with RayActorExecutor(plugin=PLUGIN, worker=worker, logger=NullLogger()) as executor:
         executor.run("talk", on_event=lambda _: None)
-        mailbox = worker._channel
-        assert mailbox is not None
-        end = functools.cache(lambda: ray.kill(mailbox.actor))
-        heard = Heard()
+        channel = worker._channel
+        assert channel is not None
+        kill_channel = functools.cache(lambda: ray.kill(channel.actor))
+        recorder = Recorder()
         if moment == "before":
-            end()
+            kill_channel()
 
-        def listen(event: Event) -> None:
-            end()
-            heard.event(event)
+        def kill_and_record(event: Event) -> None:
+            kill_channel()
+            recorder.event(event)
 
-        executor.run("talk", {"rounds": 6, "pause": 0.2}, on_event=listen, on_output=heard.output)
-        assert heard.said == spoken(6)
-        again = Heard()
-        executor.run("talk", {"pause": 0.1}, on_event=again.event, on_output=again.output)
-        assert again.said == spoken(3)
+        executor.run("talk", {"rounds": 6, "pause": 0.2}, on_event=kill_and_record, on_output=recorder.output)
+        assert recorder.items == expected_items(6)
+        second = Recorder()
+        executor.run("talk", {"pause": 0.1}, on_event=second.event, on_output=second.output)
+        assert second.items == expected_items(3)
     worker.close()
 
 
-def test_a_listener_that_fails_fails_the_call_and_the_next_one_works(task):
+def test_failing_callback_fails_the_call_and_the_next_call_works(task):
     def fail(event: Event) -> None:
         raise KeyError(event.name)
 
     with pytest.raises(KeyError, match="said"):
         task.run("talk", {"rounds": 10, "pause": 0.1}, on_event=fail)
-    heard = Heard()
-    task.run("talk", on_event=heard.event, on_output=heard.output)
-    assert heard.said == spoken(3)
+    recorder = Recorder()
+    task.run("talk", on_event=recorder.event, on_output=recorder.output)
+    assert recorder.items == expected_items(3)
 
 
-def test_the_mailbox_ends_with_its_worker():
+def test_channel_ends_with_its_worker():
     import ray
     from ray.exceptions import RayActorError
 
     worker = WarmWorker()
     executor = RayActorExecutor(plugin=PLUGIN, worker=worker, logger=NullLogger())
     executor.execute("echo")
-    assert worker._channel is None  # nobody has watched
+    assert worker._channel is None  # no call was watched
     executor.run("talk", on_event=lambda _: None)
     assert worker._channel is not None
     actor = worker._channel.actor
@@ -128,51 +128,51 @@ def test_the_mailbox_ends_with_its_worker():
         ray.get(actor.put.remote(0, 0, b""), timeout=patience(30))
 
 
-def test_what_a_dead_worker_has_left_in_the_mailbox_is_taken_out(task):
+def test_drain_returns_the_batches_of_a_dead_worker(task):
     import ray
 
-    task.execute("echo")  # so that there is a connection
-    mailbox = EventChannel()
-    ray.get([mailbox.actor.put.remote(7, number, b"said") for number in range(3)], timeout=patience(30))
-    assert sorted(mailbox.drain()) == [EventBatch(7, number, b"said") for number in range(3)]
-    assert list(mailbox.drain()) == []
-    mailbox.close()
-    assert not mailbox.is_alive
+    task.execute("echo")  # connects this process
+    channel = EventChannel()
+    ray.get([channel.actor.put.remote(7, number, b"data") for number in range(3)], timeout=patience(30))
+    assert sorted(channel.drain()) == [EventBatch(7, number, b"data") for number in range(3)]
+    assert list(channel.drain()) == []
+    channel.close()
+    assert not channel.is_alive
 
 
-def listener(heard: Heard, letters: dict[bytes, list[tuple[object, ...]]]) -> LiveEvents:
-    return LiveEvents(7, heard.event, heard.output, letters.__getitem__)
+def live_events_of(recorder: Recorder, batches: dict[bytes, list[tuple[object, ...]]]) -> LiveEvents:
+    return LiveEvents(7, recorder.event, recorder.output, batches.__getitem__)
 
 
 def row(n: int) -> tuple[object, ...]:
     return ("log", "said", {"n": n}, "info", None, None, 0.0)
 
 
-def test_letters_are_read_in_the_order_that_they_were_written_in_and_only_those_of_the_call():
-    heard = Heard()
+def test_batches_of_the_call_are_read_in_the_order_in_which_they_were_written():
+    recorder = Recorder()
     by_content = {b"first": [row(0)], b"second": [row(1), ("stdout", "x")], b"other": [row(9)]}
-    hears = listener(heard, by_content)
-    hears.handle([EventBatch(7, 1, b"second"), EventBatch(6, 0, b"other")])
-    assert heard.said == []
-    hears.handle([EventBatch(7, 0, b"first")])
-    assert heard.said == [("said", 0), ("said", 1), ("stdout", "x")]
+    live_events = live_events_of(recorder, by_content)
+    live_events.handle([EventBatch(7, 1, b"second"), EventBatch(6, 0, b"other")])
+    assert recorder.items == []
+    live_events.handle([EventBatch(7, 0, b"first")])
+    assert recorder.items == [("said", 0), ("said", 1), ("stdout", "x")]
 
 
-def test_the_rest_of_a_run_is_heard_from_where_the_letters_end():
-    heard = Heard()
-    hears = listener(heard, {b"first": [("stdout", "ab"), row(0)]})
-    hears.handle([EventBatch(7, 0, b"first")])
+def test_rest_of_a_run_after_the_last_batch_is_received():
+    recorder = Recorder()
+    live_events = live_events_of(recorder, {b"first": [("stdout", "ab"), row(0)]})
+    live_events.handle([EventBatch(7, 0, b"first")])
     events = [Event(*row(n)) for n in range(3)]  # type: ignore[arg-type]
     captured = Captured(stdout="abcd", stderr="e", output_positions=[(0, "stdout", 2), (2, "stderr", 1)])
-    hears.finish(ActionRun("talk", events=events, captured=captured))
-    assert heard.said == [
+    live_events.finish(ActionRun("talk", events=events, captured=captured))
+    assert recorder.items == [
         *(("stdout", "ab"), ("said", 0), ("said", 1)),
         *(("stderr", "e"), ("said", 2), ("stdout", "cd")),
     ]
-    assert heard.pieces == 3
+    assert recorder.pieces == 3
 
 
-def test_a_run_that_came_without_output_has_no_rest():
-    heard = Heard()
-    listener(heard, {}).finish(ActionRun("talk", error=ExecutionError("refused")))
-    assert heard.said == []
+def test_run_without_captured_output_has_no_rest():
+    recorder = Recorder()
+    live_events_of(recorder, {}).finish(ActionRun("talk", error=ExecutionError("refused")))
+    assert recorder.items == []

@@ -1,4 +1,4 @@
-"""What an action is, which params it gets, and what is told where they do not fit."""
+"""Tests for the forms of actions, their params models, and the errors about invalid params."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Train(BaseAction[Params]):
         return type(self.params).__name__, self.params.epochs
 
 
-def test_the_params_model_is_taken_from_the_generic():
+def test_params_model_comes_from_the_generic_parameter():
     assert Train.params_model is Params
 
 
-def test_a_subclass_and_its_subclass_inherit_the_model():
+def test_subclasses_inherit_the_params_model():
     class Sub(Train):
         pass
 
@@ -69,7 +69,7 @@ def test_a_subclass_and_its_subclass_inherit_the_model():
     assert SubSub.params_model is Params
 
 
-def test_a_subclass_may_name_another_model_and_its_own_subclass_keeps_that():
+def test_subclass_may_override_the_params_model_for_its_own_subclasses():
     class Sub(Train):
         params_model = OtherParams
 
@@ -81,7 +81,7 @@ def test_a_subclass_may_name_another_model_and_its_own_subclass_keeps_that():
     assert Train.params_model is Params
 
 
-def test_a_model_that_is_named_wins_over_the_generic():
+def test_explicit_params_model_overrides_the_generic_parameter():
     class Both(BaseAction[Params]):
         params_model = OtherParams
 
@@ -93,7 +93,7 @@ def test_a_model_that_is_named_wins_over_the_generic():
     assert (Both.params_model, Sub.params_model) == (OtherParams, OtherParams)
 
 
-def test_a_generic_action_of_ones_own_gets_its_model_in_the_end():
+def test_custom_generic_action_gets_its_model_from_its_subclass():
     class Middle(BaseAction[Q], Generic[Q]):
         def execute(self) -> Any: ...
 
@@ -110,7 +110,7 @@ def test_a_generic_action_of_ones_own_gets_its_model_in_the_end():
     assert (Leaf.params_model, LeafOfLeaf.params_model, Other.params_model) == (Params, Params, OtherParams)
 
 
-def test_of_several_type_variables_the_one_that_stands_for_the_params_counts():
+def test_model_is_taken_from_the_type_variable_of_the_params():
     class Middle(BaseAction[P], Generic[R, P]):
         def execute(self) -> Any: ...
 
@@ -127,7 +127,7 @@ def test_of_several_type_variables_the_one_that_stands_for_the_params_counts():
     assert Direct.params_model is OtherParams
 
 
-def test_a_mixin_does_not_hide_the_model():
+def test_mixin_does_not_hide_the_params_model():
     class Mixin:
         pass
 
@@ -137,17 +137,17 @@ def test_a_mixin_does_not_hide_the_model():
     assert Mixed.params_model is Params
 
 
-def test_the_action_gets_an_instance_of_its_model_with_defaults_and_coercions(local):
+def test_action_receives_a_model_instance_with_defaults_and_coercions(local):
     assert local.execute(Train, {}) == ("Params", 1)
     assert local.execute(Train, {"epochs": "7"}) == ("Params", 7)
     assert local.execute(Train, MappingProxyType({"epochs": 2})) == ("Params", 2)
 
 
-def test_an_instance_of_a_subclass_of_the_model_passes(local):
+def test_instance_of_a_model_subclass_is_accepted(local):
     assert local.execute(Train, OtherParams(epochs=3)) == ("OtherParams", 3)
 
 
-def test_an_instance_that_was_given_is_not_checked_again(local):
+def test_model_instance_is_not_validated_again(local):
     assert local.execute(Train, Params.model_construct(epochs=-5)) == ("Params", -5)
 
 
@@ -179,11 +179,11 @@ def refusal(local, params, target=Train) -> ValidationError:
         ),
     ],
 )
-def test_params_that_do_not_fit_are_told_line_by_line(local, params, lines):
+def test_validation_error_lists_each_invalid_parameter_on_a_line(local, params, lines):
     assert str(refusal(local, params)).splitlines() == lines
 
 
-def test_a_missing_parameter_and_a_nested_one_are_told_by_their_path(local):
+def test_validation_error_names_missing_and_nested_parameters_by_path(local):
     class Nested(BaseModel):
         data: list[Params]
         name: str
@@ -196,24 +196,24 @@ def test_a_missing_parameter_and_a_nested_one_are_told_by_their_path(local):
     assert "  name: Field required (missing)" in text
 
 
-def test_params_that_are_no_dict_are_told(local):
+def test_params_that_are_not_a_dict_raise_a_validation_error(local):
     assert "  params: Input should be a valid dictionary or instance of Params, got [1]" in str(refusal(local, [1]))
 
 
-def test_a_value_of_any_length_is_told_in_short(local):
+def test_validation_error_shortens_long_values(local):
     line = str(refusal(local, {"epochs": "x" * 100_000})).splitlines()[1]
     assert len(line) < 200
     assert line.endswith("…")
 
 
-def test_the_error_gives_pydantics_list_and_pydantics_error(local):
+def test_validation_error_has_pydantics_errors_and_cause(local):
     error = refusal(local, {"epochs": "x"})
     assert isinstance(error.__cause__, PydanticValidationError)
     assert error.errors() == error.__cause__.errors()
     assert error.errors()[0]["loc"] == ("epochs",)
 
 
-def test_what_a_validator_raises_by_mistake_is_a_validation_error_with_that_cause(local):
+def test_unexpected_exception_of_a_validator_becomes_a_validation_error(local):
     class Careless(BaseModel):
         name: str
 
@@ -227,11 +227,11 @@ def test_what_a_validator_raises_by_mistake_is_a_validation_error_with_that_caus
             raise AssertionError("must not start")
 
     error = refusal(local, {"name": "n"}, Look)
-    assert str(error) == "look: checking the parameters failed (Careless): KeyError: 'n'"
+    assert str(error) == "look: validating the parameters failed (Careless): KeyError: 'n'"
     assert isinstance(error.__cause__, KeyError)
 
 
-def test_without_a_model_the_action_gets_the_dict_as_it_is(local):
+def test_action_without_a_model_receives_the_dict_unchanged(local):
     class Plain(BaseAction):
         def execute(self) -> Any:
             return self.params
@@ -240,7 +240,7 @@ def test_without_a_model_the_action_gets_the_dict_as_it_is(local):
     assert local.execute(Plain) == {}
 
 
-def test_an_action_function_gets_params_and_context(local):
+def test_action_function_receives_params_and_context(local):
     @action(params=Params)
     def scale(params, context):
         return params.epochs, context.job_id
@@ -250,7 +250,7 @@ def test_an_action_function_gets_params_and_context(local):
     assert run.name == "scale"
 
 
-def test_an_action_function_without_a_model_gets_the_dict_and_stays_callable(local):
+def test_action_function_without_a_model_receives_the_dict_and_stays_callable(local):
     @action
     def echo(params, context):
         return params
@@ -260,7 +260,7 @@ def test_an_action_function_without_a_model_gets_the_dict_and_stays_callable(loc
     assert params_model_of(echo) is None
 
 
-def test_an_action_function_carries_its_description(local):
+def test_action_function_has_its_description(local):
     @action("resize", description="Make it small.", params=Params, result=Result, category="data")
     def anything(params, context):
         return {"accuracy": 1}
@@ -288,7 +288,7 @@ def test_any_class_with_a_model_and_execute_is_an_action(local):
     assert "epochs: Input should be a valid integer" in str(refusal(local, {"epochs": "x"}, Own))
 
 
-def test_a_class_with_its_own_dispatch_is_called_through_that(local):
+def test_class_with_dispatch_is_called_through_dispatch(local):
     class Own:
         params_model = Params
 
@@ -305,7 +305,7 @@ def test_a_class_with_its_own_dispatch_is_called_through_that(local):
     assert local.execute(Own, {"epochs": 2}) == ("Own", 2, None)
 
 
-def test_an_async_action_of_any_form_is_awaited(local):
+def test_async_action_of_any_form_is_awaited(local):
     class Class(BaseAction):
         async def execute(self):
             return "class"
@@ -322,7 +322,7 @@ def test_an_async_action_of_any_form_is_awaited(local):
     assert [local.execute(each) for each in (Class, function, Own)] == ["class", "function", "dispatch"]
 
 
-def test_what_an_async_action_raises_is_its_failure(local):
+def test_exception_of_an_async_action_is_the_cause(local):
     @action
     async def fail(params, context):
         raise KeyError("k")
@@ -332,7 +332,7 @@ def test_what_an_async_action_raises_is_its_failure(local):
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_an_abstract_action_fails_and_says_what_it_lacks(local):
+def test_abstract_action_fails_and_names_the_missing_method(local):
     class Unfinished(BaseAction):
         @abc.abstractmethod
         def more(self): ...
@@ -342,7 +342,7 @@ def test_an_abstract_action_fails_and_says_what_it_lacks(local):
 
 
 @pytest.mark.parametrize("returned", [{"accuracy": 0.5}, {"accuracy": "0.5"}, Result(accuracy=0.5)])
-def test_a_result_that_fits_its_model_comes_back_as_it_is(local, returned):
+def test_result_that_matches_its_model_is_returned_unchanged(local, returned):
     class Fits(BaseAction):
         result_model = Result
 
@@ -355,7 +355,7 @@ def test_a_result_that_fits_its_model_comes_back_as_it_is(local, returned):
 
 
 @pytest.mark.parametrize("form", ["class", "function"])
-def test_a_result_that_does_not_fit_warns_is_logged_and_comes_back_unchanged(local, form):
+def test_mismatched_result_warns_is_logged_and_is_returned_unchanged(local, form):
     class Misfit(BaseAction):
         result_model = Result
 
@@ -366,7 +366,7 @@ def test_a_result_that_does_not_fit_warns_is_logged_and_comes_back_unchanged(loc
     def function(params, context):
         return {"acc": 1}
 
-    text = "misfit: the result does not fit Result: accuracy: Field required"
+    text = "misfit: the result does not match Result: accuracy: Field required"
     with pytest.warns(ResultMismatchWarning, match=text):
         run = local.run(Misfit if form == "class" else function)
     assert run.result == {"acc": 1}
@@ -375,7 +375,7 @@ def test_a_result_that_does_not_fit_warns_is_logged_and_comes_back_unchanged(loc
     ]
 
 
-def test_a_base_action_speaks_through_its_context(local):
+def test_base_action_emits_events_through_its_context(local):
     class Talk(BaseAction):
         def execute(self):
             self.log("saved", {"a": 1}, "f.txt")
@@ -407,39 +407,42 @@ def test_a_base_action_speaks_through_its_context(local):
         ("Export2ONNX", "export2_onnx"),
     ],
 )
-def test_the_name_of_an_action_is_made_from_its_class(class_name, name):
+def test_action_name_is_derived_from_the_class_name(class_name, name):
     assert name_of(type(class_name, (), {})) == name
 
 
-def test_an_action_may_name_itself():
+def test_action_may_set_its_own_name():
     assert name_of(type("Train", (), {"action_name": "learn"})) == "learn"
 
 
 @pytest.mark.parametrize("value", [3, None, "train", len, object, Params, lambda params, context: None])
-def test_what_is_no_action_is_refused_with_what_would_be_one(value):
+def test_error_for_a_non_action_lists_what_is_accepted(value):
     assert not is_action(value)
-    with pytest.raises(ConfigError, match="is not an action: give a class with an execute method, an @action function"):
+    with pytest.raises(ConfigError, match="is not an action: expected a class with an execute method, an @action"):
         require_action(value)
 
 
 @pytest.mark.parametrize(
     ("value", "lack"),
-    [(Params, "this class has neither execute nor dispatch"), (lambda **params: None, "this function has no @action")],
+    [
+        (Params, "this class has neither execute nor dispatch"),
+        (lambda **params: None, "this function is not decorated with @action"),
+    ],
     ids=["class", "function"],
 )
-def test_what_a_class_or_a_function_lacks_is_told(value, lack):
+def test_error_for_a_non_action_says_what_is_missing(value, lack):
     with pytest.raises(ConfigError, match=f"; {lack}$"):
         require_action(value)
 
 
-def test_things_are_called_by_module_and_name():
+def test_describe_returns_module_and_name():
     assert describe(Train) == f"{__name__}.Train"
     assert describe(len) == "builtins.len"
     assert describe(3) == "3"
 
 
 class TakesApart(BaseModel):
-    """Its validator takes its input apart, as those do that read older forms of their params."""
+    """A model whose validator modifies its input, as validators that accept older forms of params do."""
 
     size: int = 0
 
@@ -465,19 +468,19 @@ class Nested(BaseModel):
     ],
     ids=lambda params: next(iter(params)),
 )
-def test_a_validator_that_takes_its_input_apart_leaves_the_callers_params_alone(params):
+def test_validator_that_modifies_its_input_does_not_change_the_callers_params(params):
     before = copy.deepcopy(params)
     assert validate_params(_action_of(Nested), "nested", params) == Nested.model_validate(copy.deepcopy(params))
     assert params == before
 
 
-def test_a_validator_that_takes_a_result_apart_leaves_the_result_alone():
+def test_validator_that_modifies_its_input_does_not_change_the_result():
     result = {"one": {"old_size": 1}}
     assert result_mismatch(_action_of(Nested), "nested", result) is None
     assert result == {"one": {"old_size": 1}}
 
 
-def test_params_that_contain_themselves_are_checked():
+def test_self_referencing_params_are_validated():
     cyclic: list[Any] = [{}]
     cyclic[0]["pair"] = (cyclic, {1})
     checked = validate_params(_action_of(Nested), "nested", {"anything": cyclic}).anything
@@ -487,7 +490,7 @@ def test_params_that_contain_themselves_are_checked():
 
 
 @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: (inner,)])
-def test_params_of_any_depth_are_checked(wrap):
+def test_deeply_nested_params_are_validated(wrap):
     value: Any = 1
     for _ in range(5_000):
         value = wrap(value)
@@ -497,7 +500,7 @@ def test_params_of_any_depth_are_checked(wrap):
     assert checked == 1
 
 
-def test_many_ways_to_the_same_tuple_cost_no_time():
+def test_shared_tuples_are_copied_only_once():
     value: Any = ([],)
     for _ in range(90):
         value = (value, value)
@@ -506,13 +509,13 @@ def test_many_ways_to_the_same_tuple_cost_no_time():
     assert checked[0] is not value[0]
 
 
-def test_values_of_other_classes_than_pythons_containers_are_not_copied():
+def test_only_builtin_containers_are_copied():
     values = [OrderedDict(a=1), UserDict(a=1), deque([1]), Point(1, 2), Params()]
     checked = validate_params(_action_of(Nested), "nested", {"anything": values}).anything
     assert all(one is other for one, other in zip(checked, values, strict=True))
 
 
-def test_what_is_one_thing_in_the_params_stays_one_thing():
+def test_shared_references_in_params_stay_shared():
     shared = [1]
     params = {"anything": {"a": shared, "b": (shared, {2}), "c": (1, "x")}}
     checked = validate_params(_action_of(Nested), "nested", params).anything
@@ -525,7 +528,7 @@ def _action_of(model: type[BaseModel]) -> Any:
     return type("Checked", (), {"params_model": model, "result_model": model, "execute": None})
 
 
-def test_a_class_may_have_more_to_do_around_execute(local):
+def test_class_may_override_run_to_wrap_execute(local):
     class Around(BaseAction[Params]):
         def execute(self):
             return [self.params.epochs]
@@ -536,7 +539,7 @@ def test_a_class_may_have_more_to_do_around_execute(local):
     assert local.execute(Around, {"epochs": 3}) == ["before", 3, "after"]
 
 
-def test_a_class_that_overrides_dispatch_gets_the_params_as_they_are(local):
+def test_class_that_overrides_dispatch_receives_params_unvalidated(local):
     class Own(BaseAction[Params]):
         def execute(self):
             return self.params.epochs
@@ -549,7 +552,7 @@ def test_a_class_that_overrides_dispatch_gets_the_params_as_they_are(local):
     assert local.execute(Own, {"rounds": "4"}) == 4
 
 
-def test_what_dispatch_refuses_is_refused_as_ever(local):
+def test_validation_error_in_dispatch_is_the_runs_error(local):
     class Own(BaseAction[Params]):
         def execute(self):
             raise AssertionError("never starts")
@@ -563,7 +566,7 @@ def test_what_dispatch_refuses_is_refused_as_ever(local):
     assert isinstance(problem.__cause__, PydanticValidationError)
 
 
-def test_a_refusal_by_an_action_within_is_the_outer_ones_failure(local):
+def test_validation_error_of_an_inner_action_is_an_execution_error_of_the_outer(local):
     class Outer(BaseAction):
         def execute(self):
             return Train.dispatch({"epochs": "x"}, RuntimeContext(print))
@@ -573,13 +576,13 @@ def test_a_refusal_by_an_action_within_is_the_outer_ones_failure(local):
     assert isinstance(run.error.__cause__, ValidationError)
 
 
-def test_dispatch_can_be_called_by_hand():
+def test_dispatch_can_be_called_directly():
     assert Train.dispatch({"epochs": "2"}, RuntimeContext(print)) == ("Params", 2)
     with pytest.raises(ValidationError, match="mine: 1 invalid parameter"):
         Train.dispatch({"epochs": "x"}, RuntimeContext(print, name="mine"))
 
 
-def test_an_instance_knows_its_name_and_category(local):
+def test_instance_has_name_and_category(local):
     class Named(BaseAction):
         def execute(self):
             return self.action_name, self.category
@@ -594,7 +597,7 @@ def test_an_instance_knows_its_name_and_category(local):
     assert Named.action_name is None
 
 
-def test_kinds_of_data_are_for_the_author_to_say():
+def test_input_and_output_types_can_be_declared():
     class Typed(BaseAction):
         input_type = YOLODataset
         output_type = ModelWeights
@@ -607,7 +610,7 @@ def test_kinds_of_data_are_for_the_author_to_say():
 
 
 @pytest.mark.parametrize("none", [None, NoResult])
-def test_no_result_is_no_model(local, none):
+def test_no_result_disables_the_result_check(local, none):
     class Any_(BaseAction):
         result_model = none
 
@@ -618,15 +621,15 @@ def test_no_result_is_no_model(local, none):
     assert local.execute(Any_) == {"anything": 1}
 
 
-def test_a_result_can_be_compared_by_hand(caplog):
+def test_validate_result_can_be_called_directly(caplog):
     assert validate_result({"accuracy": 1}, Result) == {"accuracy": 1}
     assert validate_result("x", NoResult) == "x"
     assert caplog.records == []
     assert validate_result({"loss": 1}, Result) == {"loss": 1}
-    assert "the result does not fit Result: accuracy: Field required" in caplog.text
+    assert "the result does not match Result: accuracy: Field required" in caplog.text
 
 
-def test_validators_find_the_client_in_their_context(local):
+def test_validators_receive_the_client_in_their_context(local):
     class Asking(BaseModel):
         ids: list[int]
 
@@ -643,12 +646,12 @@ def test_validators_find_the_client_in_their_context(local):
     assert local.execute(ask, {"ids": [1]}) == [1]
 
 
-def test_there_are_no_codes_unless_a_class_says_so():
+def test_message_code_class_must_be_overridden():
     with pytest.raises(NotImplementedError, match="Train has no message codes"):
         Train.get_log_message_code_class()
 
 
-def test_an_action_says_metrics_and_pictures_through_its_context(local):
+def test_action_logs_metrics_and_images_through_its_context(local):
     class Speaks(BaseAction):
         def execute(self):
             self.log_metric("train", "loss", 0.5)

@@ -1,4 +1,4 @@
-"""What of a plugin's directory travels, and that the same content makes the same package."""
+"""Archives: which files of a plugin's directory are packed, and that the same content makes the same package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names(root: Path, **options: tuple[str, ...]) -> list[str]:
     return [entry.name for entry in PackageBuilder(root, **options).entries()]
 
 
-def test_caches_virtual_environments_and_repositories_stay_at_home(tmp_path):
+def test_caches_virtual_environments_and_repositories_are_excluded(tmp_path):
     make(
         tmp_path,
         "config.yaml",
@@ -55,7 +55,7 @@ def test_caches_virtual_environments_and_repositories_stay_at_home(tmp_path):
     assert names(tmp_path) == ["config.yaml", "data/table.csv", "plugin/train.py"]
 
 
-def test_gitignore_holds_with_the_rules_of_git(tmp_path):
+def test_gitignore_applies_with_the_rules_of_git(tmp_path):
     make(
         tmp_path,
         "a.log",
@@ -72,7 +72,7 @@ def test_gitignore_holds_with_the_rules_of_git(tmp_path):
     assert names(tmp_path) == [".gitignore", "kept.log", "lib/weights/small.npz", "logs/.gitignore", "logs/b.log"]
 
 
-def test_synapseignore_is_heard_after_gitignore_and_before_rayignore(tmp_path):
+def test_synapseignore_overrides_gitignore_and_is_overridden_by_rayignore(tmp_path):
     make(tmp_path, "a.bin", "b.bin", "c.bin", "config.yaml")
     (tmp_path / ".gitignore").write_text("*.bin\n")
     (tmp_path / ".synapseignore").write_text("!a.bin\n!b.bin\n.*ignore\n")
@@ -80,53 +80,53 @@ def test_synapseignore_is_heard_after_gitignore_and_before_rayignore(tmp_path):
     assert names(tmp_path) == ["a.bin", "config.yaml"]
 
 
-def test_rayignore_leaves_out_more_and_can_take_back_what_gitignore_left_out(tmp_path):
+def test_rayignore_excludes_more_and_can_include_what_gitignore_excludes(tmp_path):
     make(tmp_path, "weights/trained.npz", "videos/a.mp4", "config.yaml")
     (tmp_path / ".gitignore").write_text("weights/\n")
     (tmp_path / ".rayignore").write_text("videos/\n!weights/\n")
     assert names(tmp_path) == [".gitignore", ".rayignore", "config.yaml", "weights/trained.npz"]
 
 
-def test_ignore_files_above_the_plugin_hold_up_to_the_repositorys_top(tmp_path):
+def test_ignore_files_above_the_plugin_apply_up_to_the_top_of_the_repository(tmp_path):
     make(tmp_path, "repo/.git/HEAD", "repo/plugins/mine/a.tmp", "repo/plugins/mine/b.py", "repo/plugins/mine/c.txt")
-    (tmp_path / ".gitignore").write_text("*.py\n")  # of another repository, or of none
+    (tmp_path / ".gitignore").write_text("*.py\n")  # outside the repository
     (tmp_path / "repo" / ".gitignore").write_text("*.tmp\n/plugins/mine/c.txt\n")
     assert names(tmp_path / "repo" / "plugins" / "mine") == ["b.py"]
 
 
-def test_a_plugin_that_its_repository_ignores_as_a_whole_travels_all_the_same(tmp_path):
+def test_plugin_that_its_repository_ignores_as_a_whole_is_packed(tmp_path):
     make(tmp_path, ".git/HEAD", "generated/config.yaml", "generated/a.tmp")
     (tmp_path / ".gitignore").write_text("generated/\n")
     (tmp_path / "generated" / ".gitignore").write_text("*.tmp\n")
     assert names(tmp_path / "generated") == [".gitignore", "config.yaml"]
 
 
-def test_what_is_needed_travels_whatever_ignore_files_say(tmp_path):
+def test_required_files_are_packed_even_if_ignore_files_exclude_them(tmp_path):
     make(tmp_path, "wheels/a.whl", "wheels/b.txt", "requirements.txt", "deep/down/c.whl", "deep/other.txt")
     (tmp_path / ".gitignore").write_text("*\n")
     always = ("requirements.txt", "wheels/a.whl", "deep/down")
     assert names(tmp_path, always=always) == ["deep/down/c.whl", "requirements.txt", "wheels/a.whl"]
 
 
-def test_excludes_are_patterns_of_the_plugins_directory(tmp_path):
+def test_excludes_are_patterns_relative_to_the_plugins_directory(tmp_path):
     make(tmp_path, "a.bin", "lib/b.bin", "lib/c.py")
     assert names(tmp_path, excludes=("/a.bin", "lib/*.bin")) == ["lib/c.py"]
 
 
-def test_links_are_followed_but_for_those_that_lead_back_up_or_nowhere(tmp_path):
+def test_links_are_followed_except_broken_ones_and_those_to_a_parent_directory(tmp_path):
     make(tmp_path, "elsewhere/shared.py", "plugin/own.py", "plugin/sub/x.py")
     plugin = tmp_path / "plugin"
     (plugin / "shared.py").symlink_to(tmp_path / "elsewhere" / "shared.py")
     (plugin / "everything").symlink_to(tmp_path / "elsewhere")
     (plugin / "sub" / "up").symlink_to(plugin)
-    (plugin / "nowhere").symlink_to(tmp_path / "nothing")
+    (plugin / "broken").symlink_to(tmp_path / "missing")
     os.mkfifo(plugin / "pipe")
     assert names(plugin) == ["everything/shared.py", "own.py", "shared.py", "sub/x.py"]
     with zipfile.ZipFile(io.BytesIO(PackageBuilder(plugin).package().data)) as archive:
         assert archive.read("shared.py") == b"content of elsewhere/shared.py"
 
 
-def test_empty_directories_and_permissions_travel(tmp_path):
+def test_empty_directories_and_permissions_are_packed(tmp_path):
     make(tmp_path, "run.sh", "plain.txt")
     (tmp_path / "run.sh").chmod(0o700)
     (tmp_path / "weights").mkdir()
@@ -135,7 +135,7 @@ def test_empty_directories_and_permissions_travel(tmp_path):
     assert modes == {"plain.txt": 0o644, "run.sh": 0o755, "weights/": 0o755}
 
 
-def test_the_same_content_makes_the_same_package_wherever_and_whenever_it_was_written(tmp_path):
+def test_package_depends_on_the_content_but_not_on_location_and_time(tmp_path):
     one, other = make(tmp_path / "one", "b.py", "a/c.py"), make(tmp_path / "other", "a/c.py", "b.py")
     os.utime(other / "b.py", (1, 1))
     assert PackageBuilder(one).package() == PackageBuilder(other).package()
@@ -143,20 +143,20 @@ def test_the_same_content_makes_the_same_package_wherever_and_whenever_it_was_wr
     assert PackageBuilder(one).package().uri != PackageBuilder(other).package().uri
 
 
-def test_a_package_is_made_anew_only_when_a_file_has_changed(tmp_path):
-    packer = PackageBuilder(make(tmp_path, "a.py"))
-    first = packer.package()
-    assert packer.package() is first
+def test_directory_is_packed_again_only_if_a_file_has_changed(tmp_path):
+    builder = PackageBuilder(make(tmp_path, "a.py"))
+    first = builder.package()
+    assert builder.package() is first
     (tmp_path / "a.py").write_text("changed")
-    second = packer.package()
+    second = builder.package()
     assert second.uri != first.uri
     make(tmp_path, "b.py")
-    assert packer.package().uri != second.uri
+    assert builder.package().uri != second.uri
     (tmp_path / ".rayignore").write_text("b.py\n.rayignore\n")
-    assert packer.package() == second
+    assert builder.package() == second
 
 
-def test_a_plugin_that_is_too_large_is_refused_with_its_largest_files(tmp_path, monkeypatch):
+def test_error_for_a_plugin_that_is_too_large_lists_its_largest_files(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "LIMIT_BYTES", 1_000_000)
     make(tmp_path, "config.yaml", "plugin/a.py")
     (tmp_path / "weights").mkdir()
@@ -166,7 +166,7 @@ def test_a_plugin_that_is_too_large_is_refused_with_its_largest_files(tmp_path, 
         PackageBuilder(tmp_path).package()
     first, *listed = str(caught.value).splitlines()
     assert first.startswith(
-        f"{tmp_path}: the plugin is too large to be sent to a cluster: 2.8 MB in 9 files, more than 1.0 MB"
+        f"{tmp_path}: the plugin is too large to upload: 2.8 MB in 9 files, more than 1.0 MB when compressed."
     )
     assert ".rayignore" in first
     assert [line.split() for line in listed] == [
@@ -175,14 +175,14 @@ def test_a_plugin_that_is_too_large_is_refused_with_its_largest_files(tmp_path, 
     ]
 
 
-def test_what_compresses_well_may_be_larger(tmp_path, monkeypatch):
+def test_size_limit_applies_to_the_compressed_size(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "LIMIT_BYTES", 1_000_000)
     (tmp_path / "zeros.bin").write_bytes(bytes(10_000_000))
     assert len(PackageBuilder(tmp_path).package().data) < 20_000
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a file that not even root can read is Linux's")
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="requires a file that even root cannot read")
+def test_error_for_an_unreadable_file_names_it(tmp_path):
     (tmp_path / "memory").symlink_to("/proc/self/mem")
     with pytest.raises(ConfigError, match="memory: cannot be read"):
         PackageBuilder(tmp_path).package()

@@ -1,4 +1,4 @@
-"""`arun` and `aexecute` in local mode, under asyncio and trio: as `run`, while the event loop goes on."""
+"""Tests for `arun` and `aexecute` in local mode, under asyncio and trio."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def fail(params, context):
 
 
 def all_threads_end(seconds: float = 1.0) -> bool:
-    """Tell whether no thread of a call is left: each tells its end a moment before it."""
+    """Return whether all threads of calls end: each reports its end a moment before it ends."""
     until = time.monotonic() + seconds
     while any(thread.name.startswith("synapse-") for thread in threading.enumerate()):
         if time.monotonic() > until:
@@ -73,7 +73,7 @@ def all_threads_end(seconds: float = 1.0) -> bool:
     return True
 
 
-async def test_what_run_does_arun_does_too(local, capsys, caplog, recwarn):
+async def test_arun_behaves_like_run(local, capsys, caplog, recwarn):
     who.set("the test")
     run = await local.arun(speak)
     assert run.unwrap() == "the test"
@@ -85,7 +85,7 @@ async def test_what_run_does_arun_does_too(local, capsys, caplog, recwarn):
     assert all_threads_end()
 
 
-async def test_errors_are_the_same(local):
+async def test_arun_raises_the_same_errors_as_run(local):
     with pytest.raises(ExecutionError, match="fail failed: KeyError") as caught:
         await local.aexecute(fail)
     assert caught.value.__cause__.args == ("lost",)
@@ -97,7 +97,7 @@ async def test_errors_are_the_same(local):
         await local.aexecute(fail, timeout=-1)
 
 
-async def test_bad_params_are_told(write_plugin):
+async def test_invalid_params_raise_a_validation_error(write_plugin):
     plugin = write_plugin(
         config="code: a\nactions: {double: {entrypoint: 'work:double'}}",
         files={
@@ -120,7 +120,7 @@ async def test_bad_params_are_told(write_plugin):
         await executor.aexecute("double", {"number": "two"})
 
 
-async def test_the_event_loop_goes_on_meanwhile(local):
+async def test_event_loop_keeps_running(local):
     beats = 0
 
     async def beat() -> None:
@@ -136,7 +136,7 @@ async def test_the_event_loop_goes_on_meanwhile(local):
     assert beats > 10
 
 
-async def test_several_at_once_on_one_executor(local):
+async def test_one_executor_runs_several_actions_concurrently(local):
     results: list[int] = []
 
     @action
@@ -155,7 +155,7 @@ async def test_several_at_once_on_one_executor(local):
     assert time.monotonic() - started < patience(0.9)
 
 
-async def test_those_that_need_other_surroundings_wait_for_each_other():
+async def test_actions_with_different_process_state_wait_for_each_other():
     seen: list[tuple[str, str]] = []
 
     @action
@@ -175,7 +175,7 @@ async def test_those_that_need_other_surroundings_wait_for_each_other():
     assert dict(os.environ) == before
 
 
-async def test_fresh_modules_are_those_of_one_call(write_plugin):
+async def test_fresh_modules_belong_to_one_call(write_plugin):
     plugin = write_plugin(
         config="code: a\nactions: {count: {entrypoint: 'counting:count'}}",
         files={
@@ -208,7 +208,7 @@ async def test_fresh_modules_are_those_of_one_call(write_plugin):
     assert await shared.aexecute("count") == 4
 
 
-async def test_an_action_may_run_another_one_with_other_surroundings(tmp_path):
+async def test_action_may_run_another_with_different_process_state(tmp_path):
     @action
     def inner(params, context):
         return os.environ["WHOSE"]
@@ -226,7 +226,7 @@ async def test_an_action_may_run_another_one_with_other_surroundings(tmp_path):
 
 
 @pytest.mark.parametrize("stuck", [Nap, nap_async, nap_in_c])
-async def test_a_time_limit_holds_and_shows_where_the_action_was(local, stuck):
+async def test_timeout_interrupts_the_action_and_shows_its_stack(local, stuck):
     started = time.monotonic()
     run = await local.arun(stuck, {"seconds": 2.5}, timeout=0.2)
     assert time.monotonic() - started < patience(2)
@@ -243,7 +243,7 @@ def speak_quietly(params, context):
     return "here"
 
 
-async def test_a_time_limit_tells_of_its_own_call_alone(local):
+async def test_timeout_shows_only_the_stack_of_its_own_call(local):
     @action
     def other(params, context):
         time.sleep(1)
@@ -256,7 +256,7 @@ async def test_a_time_limit_tells_of_its_own_call_alone(local):
 
 
 @pytest.mark.parametrize("stuck", [Nap, nap_async])
-async def test_what_is_cancelled_stops(local, stuck):
+async def test_cancelling_the_await_stops_the_action(local, stuck):
     before = dict(os.environ)
     executor = LocalExecutor({"SOME": "thing"}, logger=NullLogger())
     started = time.monotonic()
@@ -268,34 +268,34 @@ async def test_what_is_cancelled_stops(local, stuck):
     assert await local.aexecute(speak_quietly) == "here"
 
 
-async def test_a_call_that_blocks_in_c_is_left_and_says_so(caplog):
+async def test_call_blocked_in_c_is_abandoned_with_a_warning(caplog):
     before = dict(os.environ), os.getcwd()
     executor = LocalExecutor({"SOME": "thing"}, logger=NullLogger())
     started = time.monotonic()
     with anyio.move_on_after(0.1):
         await executor.aexecute(nap_in_c, {"seconds": 2.5})
     assert time.monotonic() - started < patience(2)
-    assert caplog.messages == ["synapse-action is stuck in a call that is not Python's, and is left until that returns"]
+    assert caplog.messages == ["synapse-action is blocked in native code and keeps running in the background"]
     assert (dict(os.environ), os.getcwd()) == before
     assert await executor.aexecute(speak_quietly) == "here"
     assert all_threads_end(5)
 
 
-async def test_events_are_heard_in_the_loop_as_they_happen(local):
-    heard: list[tuple[str, int, float]] = []
+async def test_listeners_are_called_in_the_event_loop_as_events_happen(local):
+    received: list[tuple[str, int, float]] = []
     here = threading.get_ident()
     started = time.monotonic()
     await local.arun(
         Nap,
         {"seconds": 0.5},
-        on_event=lambda event: heard.append((event.name, threading.get_ident(), time.monotonic())),
+        on_event=lambda event: received.append((event.name, threading.get_ident(), time.monotonic())),
     )
-    ((name, thread, moment),) = heard
+    ((name, thread, moment),) = received
     assert (name, thread) == ("lies down", here)
     assert moment - started < patience(0.4)
 
 
-async def test_what_a_listener_raises_stops_the_action_and_comes_out(local):
+async def test_exception_of_a_listener_stops_the_action_and_is_raised(local):
     def listen(event: object) -> None:
         raise LookupError("not that")
 
@@ -306,7 +306,7 @@ async def test_what_a_listener_raises_stops_the_action_and_comes_out(local):
     assert all_threads_end()
 
 
-async def test_an_action_may_use_an_event_loop_of_its_own(local):
+async def test_action_may_use_its_own_event_loop(local):
     @action
     def ask(params, context):
         async def answer():
@@ -318,12 +318,12 @@ async def test_an_action_may_use_an_event_loop_of_its_own(local):
     assert await local.aexecute(ask) == ("answer", "answer")
 
 
-async def test_an_interrupt_of_the_action_comes_through():
+async def test_keyboard_interrupt_of_the_action_is_raised():
     @action
     def interrupt(params, context):
         raise KeyboardInterrupt
 
-    # Not raised into this loop, which is the plugin's: it would end with it.
+    # Not raised in the event loop of the pytest plugin, which would end.
     executor = LocalExecutor(logger=NullLogger())
 
     async def main() -> None:
@@ -339,7 +339,7 @@ async def test_an_interrupt_of_the_action_comes_through():
     assert isinstance(await anyio.to_thread.run_sync(ends), KeyboardInterrupt)
 
 
-def test_without_an_event_loop_it_says_so(local):
+def test_arun_without_an_event_loop_raises_runtime_error(local):
     with pytest.raises(RuntimeError, match="await them under asyncio or trio, or call run and execute"):
         local.aexecute(speak).send(None)
 

@@ -1,4 +1,4 @@
-"""The actions of a plugin's code, brought into its config file; all else in that stays as it is."""
+"""Tests for writing the actions of the code into the config file, leaving everything else unchanged."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ FILES = {
             def dispatch(self, params, context):
                 return 1
         ''',
-    "tests/test_it.py": "raise AssertionError('tests are no part of a plugin')\n",
+    "tests/test_it.py": "raise AssertionError('tests do not belong to a plugin')\n",
 }
 
 AFTER = """\
@@ -116,7 +116,7 @@ actions:
 
 @pytest.fixture
 def lab(write_plugin):
-    """Write the plugin, with some of its files changed."""
+    """Return a function that writes the plugin, with some files changed."""
 
     def write(config: str = CONFIG, **changed: str) -> Path:
         files = FILES | {f"plugin/{name}.py": text for name, text in changed.items()}
@@ -129,12 +129,12 @@ def kinds(update: Update) -> list[tuple[str, str]]:
     return [(change.kind, change.action) for change in update.changes]
 
 
-def test_only_the_lines_of_what_changed_are_touched(lab):
+def test_update_touches_only_changed_lines(lab):
     root = lab()
     update = plan_update(root)
     assert kinds(update) == [
         ("moved", "train"),
-        ("gone", "gone"),
+        ("missing", "gone"),
         ("typed", "train"),
         ("added", "export"),
         ("added", "tune"),
@@ -147,31 +147,31 @@ def test_only_the_lines_of_what_changed_are_touched(lab):
     assert read_manifest(root).actions["train"].output_type == "model_weights"
 
 
-def test_a_second_time_changes_nothing_and_writes_nothing(lab):
+def test_second_update_changes_and_writes_nothing(lab):
     root = lab(AFTER)
     path = root / "config.yaml"
     before = path.stat()
     update = plan_update(root)
     update.write()
-    assert (kinds(update), update.diff) == ([("gone", "gone")], "")
+    assert (kinds(update), update.diff) == ([("missing", "gone")], "")
     assert path.stat() == before
 
 
-def test_actions_that_are_gone_are_removed_when_that_is_asked_for(lab):
+def test_prune_removes_actions_missing_in_the_code(lab):
     update = plan_update(lab(AFTER), prune=True)
     assert kinds(update) == [("removed", "gone")]
     gone = "  gone:\n    entrypoint: plugin.gone:GoneAction\n    method: task\n"
     assert update.after == AFTER.replace(gone, "")
 
 
-def test_what_is_there_and_no_action_yet_is_not_gone(lab):
+def test_entrypoint_of_a_non_action_is_kept(lab):
     config = "code: lab\nactions:\n  later: plugin.later:Later\n"
     update = plan_update(lab(config, later="class Later:\n    pass\n"), prune=True)
     assert {kind for kind, _ in kinds(update)} == {"added"}
     assert update.after.startswith(config)
 
 
-def test_the_diff_is_one_that_patch_reads(lab):
+def test_diff_is_in_unified_format(lab):
     assert plan_update(lab(AFTER), prune=True).diff == textwrap.dedent("""\
         --- config.yaml
         +++ config.yaml
@@ -188,14 +188,14 @@ def test_the_diff_is_one_that_patch_reads(lab):
         """).replace("{0}", " ")
 
 
-def test_a_file_without_actions_gets_those_of_the_code(lab):
+def test_file_without_actions_gets_the_actions_of_the_code(lab):
     update = plan_update(lab("code: lab\r\nname: Lab"))
     assert kinds(update) == [("added", name) for name in ("infer", "export", "tune", "train")]
     assert update.after.startswith("code: lab\r\nname: Lab\r\nactions:\r\n  infer:\r\n    entrypoint: plugin.infer:")
     assert "\n" not in update.after.replace("\r\n", "")
 
 
-def test_entrypoints_are_written_as_the_others_are(lab):
+def test_entrypoints_follow_the_style_of_the_file(lab):
     root = lab("code: lab\nactions:\n  train: {entrypoint: plugin.old.TrainAction}\n")
     actions = plan_update(root).after
     assert '  train: {entrypoint: "plugin.train.TrainAction", input_type: "yolo_dataset", ' in actions
@@ -203,27 +203,27 @@ def test_entrypoints_are_written_as_the_others_are(lab):
     assert ":TrainAction" not in actions
 
 
-def test_an_action_that_a_package_gives_on_stays_where_it_is(lab):
+def test_entrypoint_through_a_reexport_is_kept(lab):
     config = "code: lab\nactions:\n  train:\n    entrypoint: plugin.all:TrainAction\n    input_type: yolo_dataset\n"
     update = plan_update(lab(config, all="from plugin.train import TrainAction\n"))
     assert kinds(update) == [("typed", "train")] + [("added", name) for name in ("infer", "export", "tune")]
     assert update.after.startswith(config + "    output_type: model_weights\n")
 
 
-def test_an_action_is_known_by_its_class_where_the_file_calls_it_otherwise(lab):
+def test_moved_action_is_matched_by_class_name(lab):
     update = plan_update(lab("code: lab\nactions:\n  learn:\n    entrypoint: plugin.old:TrainAction\n"))
     assert kinds(update)[:2] == [("moved", "learn"), ("typed", "learn")]
     assert "plugin.train:TrainAction" in update.after
     assert ("added", "train") not in kinds(update)
 
 
-def test_an_action_without_an_entrypoint_gets_that_of_its_name(lab):
+def test_action_without_entrypoint_is_matched_by_name(lab):
     update = plan_update(lab("code: lab\nactions:\n  export:\n  later:\n"))
     assert kinds(update)[0] == ("moved", "export")
     assert '  export: {entrypoint: "plugin.infer:export"}\n  later:\n' in update.after
 
 
-def test_actions_in_a_list_stay_in_a_list(lab):
+def test_list_of_actions_stays_a_list(lab):
     config = "code: lab\nactions:\n- name: train\n  entrypoint: plugin.train:TrainAction\n"
     update = plan_update(lab(config))
     assert update.after == (
@@ -235,23 +235,23 @@ def test_actions_in_a_list_stay_in_a_list(lab):
     )
 
 
-def test_actions_of_a_module_that_cannot_be_imported_are_left_alone(lab):
+def test_actions_of_a_broken_module_are_left_alone(lab):
     config = "code: lab\nactions:\n  train:\n    entrypoint: plugin.train:TrainAction\n"
     root = lab(config, train="import no_such_module\n")
     update = plan_update(root, prune=True)
     assert kinds(update) == [("added", name) for name in ("infer", "export", "tune")]
     (problem,) = update.problems
     assert (problem.path, problem.line) == (root / "plugin/train.py", 1)
-    assert problem.text == "plugin.train was not looked at: ModuleNotFoundError: No module named 'no_such_module'"
+    assert problem.text == "cannot inspect plugin.train: ModuleNotFoundError: No module named 'no_such_module'"
 
 
-def test_a_name_that_is_taken_is_told(lab):
+def test_duplicate_action_name_is_reported(lab):
     second = "from synapse_runtime.decorators import action\n\n\n@action\ndef export(params, context): ...\n"
     root = lab(AFTER, second=second)
     (problem,) = plan_update(root).problems
     assert (problem.path, problem.line) == (root / "plugin/second.py", 4)
     assert problem.text == (
-        "plugin.second:export was not added: there is an action 'export'; give it another action_name"
+        "cannot add plugin.second:export: an action 'export' already exists; set another action_name"
     )
 
 
@@ -265,27 +265,27 @@ actions:
 """
 
 
-def test_what_only_a_person_can_change_is_told_and_all_else_done(lab):
+def test_changes_to_aliases_are_reported_and_others_applied(lab):
     root = lab(BY_HAND)
     update = plan_update(root, prune=True)
     assert [(problem.path, problem.line, problem.text) for problem in update.problems] == [
         (
             root / "config.yaml",
             4,
-            "action 'train' must be changed by hand: entrypoint: plugin.train:TrainAction",
+            "cannot edit action 'train' automatically; set entrypoint: plugin.train:TrainAction",
         ),
-        (root / "config.yaml", 5, "action 'gone' must be changed by hand: remove it"),
+        (root / "config.yaml", 5, "cannot edit action 'gone' automatically; remove it"),
         (
             root / "config.yaml",
             4,
-            "action 'train' must be changed by hand: input_type: yolo_dataset, output_type: model_weights",
+            "cannot edit action 'train' automatically; set input_type: yolo_dataset, output_type: model_weights",
         ),
     ]
     assert kinds(update) == [("added", "export"), ("added", "tune")]
     assert update.after.startswith(BY_HAND)
 
 
-def test_a_change_that_would_change_other_actions_too_is_left_to_a_person(lab):
+def test_change_that_affects_other_actions_is_reported(lab):
     config = """\
 code: lab
 actions:
@@ -300,18 +300,18 @@ actions:
     assert update.after.startswith(config)
 
 
-def test_a_file_that_is_all_in_brackets_is_left_to_people(lab):
+def test_file_in_flow_style_is_left_unchanged(lab):
     update = plan_update(lab("{code: lab}\n"))
     assert len(update.problems) == 4
     assert (update.changes, update.diff) == ((), "")
 
 
-def test_a_file_at_fault_is_told_and_not_touched(lab):
-    with pytest.raises(ConfigError, match="there twice"):
+def test_invalid_file_raises_config_error(lab):
+    with pytest.raises(ConfigError, match="duplicate key 'code'"):
         plan_update(lab("code: x\ncode: y\n"))
 
 
-def test_the_file_is_replaced_whole_with_its_mode_through_links(lab, tmp_path):
+def test_write_is_atomic_and_keeps_mode_and_symlink(lab, tmp_path):
     root = lab()
     real = tmp_path / "real.yaml"
     (root / "config.yaml").rename(real)
@@ -324,7 +324,7 @@ def test_the_file_is_replaced_whole_with_its_mode_through_links(lab, tmp_path):
     assert set(os.listdir(tmp_path)) == {"a_plugin", "real.yaml"}
 
 
-def test_a_file_that_cannot_be_written_stays_whole(lab, monkeypatch):
+def test_failed_write_leaves_the_file_unchanged(lab, monkeypatch):
     root = lab()
     update = plan_update(root)
 
@@ -332,7 +332,7 @@ def test_a_file_that_cannot_be_written_stays_whole(lab, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be written: No space left on device"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: cannot write the file: No space left on device"):
         update.write()
     assert (root / "config.yaml").read_text() == CONFIG
     assert sorted(path.name for path in root.iterdir()) == ["config.yaml", "plugin", "tests"]

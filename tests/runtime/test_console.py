@@ -1,4 +1,4 @@
-"""The console further: what is a line, what is a bar, and that output is never lost between them."""
+"""Tests for the console: lines, bars, and output between them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def progress(current: float, total: float, step: str | None = "train") -> Event:
         (progress(2, 3, None), "progress: 2/3 (67%)"),
     ],
 )
-def test_each_event_is_one_line_with_its_time_of_day(event, line):
+def test_each_event_is_one_line_with_its_time(event, line):
     stream = io.StringIO()
     ConsoleLogger(stream).event(event)
     clock = time.strftime("%H:%M:%S", time.localtime(event.time))
@@ -61,7 +61,7 @@ def test_each_event_is_one_line_with_its_time_of_day(event, line):
     assert format_event(event) == f"[{clock}] {line}"
 
 
-def test_lines_go_to_the_standard_output_of_the_moment(capsys):
+def test_lines_go_to_the_current_sys_stdout(capsys):
     console = ConsoleLogger()
     console.event(Event("message", "hello"))
     console.output("stderr", "to stderr")
@@ -71,7 +71,7 @@ def test_lines_go_to_the_standard_output_of_the_moment(capsys):
     assert captured.err == "to stderr"
 
 
-def test_away_from_a_terminal_there_is_no_bar_and_no_escape_sequence():
+def test_no_bar_and_no_escape_sequences_without_a_terminal():
     stream = io.StringIO()
     console = ConsoleLogger(stream)
     for current in range(1, 5):
@@ -82,7 +82,7 @@ def test_away_from_a_terminal_there_is_no_bar_and_no_escape_sequence():
     assert len(stream.getvalue().splitlines()) == 4
 
 
-def test_each_step_and_each_run_have_lines_of_their_own():
+def test_each_step_and_each_run_has_its_own_lines():
     stream = io.StringIO()
     console = ConsoleLogger(stream)
     for event in (progress(1, 2, "a"), progress(1, 2, "b"), progress(1, 2, "a")):
@@ -92,7 +92,7 @@ def test_each_step_and_each_run_have_lines_of_their_own():
     assert [line[11:] for line in stream.getvalue().splitlines()] == ["a: 1/2 (50%)", "b: 1/2 (50%)", "a: 1/2 (50%)"]
 
 
-def test_each_step_has_a_bar_that_ends_as_it_stands(terminal):
+def test_each_step_has_a_bar_that_stays_in_its_last_state(terminal):
     console = ConsoleLogger(terminal)
     for current in range(1, 4):
         console.event(progress(current, 4, "load"))
@@ -104,7 +104,7 @@ def test_each_step_has_a_bar_that_ends_as_it_stands(terminal):
     assert terminal.getvalue().endswith("\x1b[?25h"), "the cursor is shown again"
 
 
-def test_other_events_stand_as_lines_above_the_bars(terminal):
+def test_other_events_are_printed_above_the_bars(terminal):
     console = ConsoleLogger(terminal)
     console.event(progress(1, 4))
     console.event(Event("message", "half way :smile: [red]plain[/red] " + "x" * 300))
@@ -113,14 +113,14 @@ def test_other_events_stand_as_lines_above_the_bars(terminal):
     assert "half way :smile: [red]plain[/red] " + "x" * 300 + "\n" in terminal.text
 
 
-def test_output_is_shown_as_it_was_printed_above_the_bars(terminal):
+def test_output_is_printed_unchanged_above_the_bars(terminal):
     console = ConsoleLogger(terminal)
     console.event(progress(1, 4))
     console.output("stdout", "loss :fire: [bold]1[/bold]\n")
     assert "loss :fire: [bold]1[/bold]\n" in terminal.text
 
 
-def test_an_unfinished_line_waits_for_its_end_so_that_no_bar_is_drawn_over_it(terminal):
+def test_unfinished_line_is_buffered_so_that_no_bar_overwrites_it(terminal):
     console = ConsoleLogger(terminal)
     console.event(progress(1, 4))
     console.output("stdout", "one\ntwo, ")
@@ -134,7 +134,7 @@ def test_an_unfinished_line_waits_for_its_end_so_that_no_bar_is_drawn_over_it(te
     assert "three\n" in terminal.text
 
 
-def test_after_the_end_there_are_lines_again_until_the_next_progress(terminal):
+def test_lines_are_printed_again_after_finish_until_the_next_progress(terminal):
     console = ConsoleLogger(terminal)
     console.event(progress(1, 4))
     console.finish()
@@ -148,7 +148,7 @@ def test_after_the_end_there_are_lines_again_until_the_next_progress(terminal):
     assert "1/9" in terminal.text
 
 
-def test_a_bar_is_not_drawn_more_often_than_a_person_can_see(terminal):
+def test_bar_is_redrawn_at_most_ten_times_a_second(terminal):
     console = ConsoleLogger(terminal)
     for current in range(20_000):
         console.event(progress(current, 20_000))
@@ -156,7 +156,7 @@ def test_a_bar_is_not_drawn_more_often_than_a_person_can_see(terminal):
     assert terminal.text.count("train") < 200
 
 
-def test_a_real_terminal_shows_a_bar_and_standard_streams_stay_in_place(monkeypatch):
+def test_real_terminal_shows_a_bar_and_standard_streams_are_not_replaced(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     parent, child = pty.openpty()
     received = bytearray()
@@ -187,7 +187,7 @@ def test_a_real_terminal_shows_a_bar_and_standard_streams_stay_in_place(monkeypa
     assert "2/2" in text
 
 
-def test_a_null_logger_says_nothing(capsys):
+def test_null_logger_prints_nothing(capsys):
     logger = NullLogger()
     logger.event(Event("message", "hello"))
     logger.finish()

@@ -1,4 +1,4 @@
-"""`RuntimeContext`: everything that an action may say, and how each word arrives."""
+"""Tests for `RuntimeContext`: the events that each of its methods emits."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Level(enum.Enum):
     WARNING = "WARNING"
 
 
-def test_it_knows_environment_and_job(ctx):
+def test_context_has_environment_and_job_id(ctx):
     assert isinstance(ctx.env, PluginEnvironment)
     assert ctx.env.get_int("A") == 1
     assert ctx.job_id == "job-1"
 
 
-def test_an_environment_is_taken_as_it_is():
+def test_given_environment_is_used_unchanged():
     env = PluginEnvironment({"A": 1})
     assert RuntimeContext(print, env).env is env
 
@@ -48,12 +48,12 @@ def test_log_records_name_data_file_level_and_step(ctx, events):
     assert events == [Event("log", "saved", {"epoch": 3}, "warning", "train", "model.bin")]
 
 
-def test_log_takes_its_level_by_place_as_the_sdks_does(ctx, events):
+def test_log_accepts_a_positional_level_like_the_sdk(ctx, events):
     ctx.log("saved", {}, None, LogLevel.ERROR)
     assert events == [Event("log", "saved", level="error")]
 
 
-def test_what_names_no_step_belongs_to_the_one_that_goes_on(ctx, events):
+def test_event_without_a_step_belongs_to_the_current_one(ctx, events):
     ctx.step = "train"
     ctx.log("saved")
     ctx.log("loaded", step="load")
@@ -61,12 +61,12 @@ def test_what_names_no_step_belongs_to_the_one_that_goes_on(ctx, events):
     assert [event.step for event in events] == ["train", "load", "train"]
 
 
-def test_log_needs_no_more_than_a_name(ctx, events):
+def test_log_requires_only_a_name(ctx, events):
     ctx.log("started")
     assert events == [Event("log", "started", {}, "info", None, None)]
 
 
-def test_data_says_what_was_true_then(ctx, events):
+def test_event_data_is_a_copy(ctx, events):
     losses = [0.5]
     ctx.log("epoch", {"losses": losses})
     ctx.set_metrics({"losses": losses}, "train")
@@ -74,19 +74,19 @@ def test_data_says_what_was_true_then(ctx, events):
     assert [event.data for event in events] == [{"losses": [0.5]}, {"losses": [0.5]}]
 
 
-def test_data_that_cannot_be_copied_is_kept_as_text(ctx, events):
+def test_data_that_cannot_be_copied_becomes_text(ctx, events):
     lock = threading.Lock()
     ctx.log("locked", {"lock": lock, "n": 1})
     assert events[0].data == {"lock": repr(lock), "n": 1}
     assert pickle.loads(pickle.dumps(events[0])) == events[0]
 
 
-def test_names_of_data_are_text(ctx, events):
+def test_keys_of_data_become_text(ctx, events):
     ctx.log("counts", {1: "one", None: "none"})
     assert events[0].data == {"1": "one", "None": "none"}
 
 
-def test_progress_records_how_far_and_of_what(ctx, events):
+def test_progress_records_current_total_and_step(ctx, events):
     ctx.set_progress(1, 10)
     ctx.set_progress(0.5, 1.5, "upload")
     ctx.set_progress(10, 10)
@@ -100,8 +100,8 @@ def test_progress_records_how_far_and_of_what(ctx, events):
 @pytest.mark.parametrize(
     ("current", "total"), [(0, 0), (1, -1), (-1, 10), (11, 10), (float("nan"), 1), (0, float("nan"))]
 )
-def test_progress_outside_its_bounds_is_refused(ctx, events, current, total):
-    with pytest.raises(ValueError, match=r"set_progress\(.*\): current must be between 0 and total, total above 0"):
+def test_progress_out_of_range_raises_value_error(ctx, events, current, total):
+    with pytest.raises(ValueError, match=r"set_progress\(.*\): total must be positive, and current between 0"):
         ctx.set_progress(current, total)
     assert events == []
 
@@ -112,7 +112,7 @@ def test_metrics_belong_to_a_step(ctx, events):
 
 
 @pytest.mark.parametrize("step", ["", None, 3])
-def test_metrics_without_the_name_of_a_step_are_refused(ctx, events, step):
+def test_metrics_without_a_step_raise_value_error(ctx, events, step):
     with pytest.raises(ValueError, match="set_metrics needs the name of a step"):
         ctx.set_metrics({"loss": 1}, step)
     assert events == []
@@ -123,7 +123,7 @@ def test_metrics_must_be_a_mapping(ctx):
         ctx.set_metrics([1], "training")
 
 
-def test_a_message_is_text_or_a_template_with_values(ctx, events):
+def test_message_is_text_or_a_template_with_values(ctx, events):
     ctx.log_message("50 {percent}")
     ctx.log_message("{n} images", "WARNING", step="load", n=3)
     assert events == [
@@ -132,7 +132,7 @@ def test_a_message_is_text_or_a_template_with_values(ctx, events):
     ]
 
 
-def test_the_logger_speaks_in_events_and_to_logging_alike(ctx, events, caplog):
+def test_logger_emits_events_and_log_records(ctx, events, caplog):
     with caplog.at_level(logging.DEBUG):
         ctx.logger.debug("at %d", 1)
         ctx.logger.error("lost %s", "it")
@@ -143,7 +143,7 @@ def test_the_logger_speaks_in_events_and_to_logging_alike(ctx, events, caplog):
     ]
 
 
-def test_the_logger_shows_the_exception_it_was_called_for(ctx, events, caplog):
+def test_logger_shows_the_exception(ctx, events, caplog):
     try:
         raise KeyError("epochs")
     except KeyError:
@@ -161,7 +161,7 @@ def test_events_of_all_kinds_keep_their_order(ctx, events):
     assert [event.kind for event in events] == ["log", "message", "progress", "message", "metrics"]
 
 
-def test_the_logger_is_one_per_run_and_leaves_nothing_in_the_registry():
+def test_logger_belongs_to_the_run_and_is_not_registered():
     ctx = RuntimeContext(print, name="not_in_the_registry")
     logger = ctx.logger
     assert ctx.logger is logger
@@ -170,11 +170,11 @@ def test_the_logger_is_one_per_run_and_leaves_nothing_in_the_registry():
     assert logger.name not in logging.Logger.manager.loggerDict
 
 
-def test_the_logger_pickles_as_the_plain_one_of_its_name(ctx):
+def test_logger_is_pickled_as_the_logging_logger_of_its_name(ctx):
     assert pickle.loads(pickle.dumps(ctx.logger)) is logging.getLogger("synapse.train")
 
 
-def test_without_a_handler_of_the_users_the_logger_writes_nothing():
+def test_logger_without_a_handler_writes_nothing():
     code = "from synapse_runtime.context import RuntimeContext; RuntimeContext(lambda e: None).logger.error('boo')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
@@ -189,13 +189,13 @@ register_log_messages({Codes.READ: {"en": "read {n} files", "ko": "파일 {n}개
 
 @pytest.mark.parametrize(("language", "text"), [("en", "2 images"), ("ko", "이미지 2개"), ("fr", "2 images")])
 @pytest.mark.parametrize("kind", [dict, LocalizedMessage])
-def test_a_message_is_said_in_the_language_of_the_run(events, language, text, kind):
+def test_message_is_in_the_language_of_the_run(events, language, text, kind):
     ctx = RuntimeContext(events.append, language=language)
     ctx.log_message(kind(en="{n} images", ko="이미지 {n}개"), n=2)
     assert events == [Event("message", text)]
 
 
-def test_the_language_is_that_of_the_message_the_run_or_the_environment(events):
+def test_language_is_that_of_the_message_the_run_or_the_environment(events):
     message = {"en": "e", "ko": "k", "de": "d"}
     RuntimeContext(events.append, {"SYNAPSE_LANGUAGE": "ko"}).log_message(message)
     RuntimeContext(events.append, {"SYNAPSE_LANGUAGE": "ko"}, language="de").log_message(message)
@@ -204,25 +204,25 @@ def test_the_language_is_that_of_the_message_the_run_or_the_environment(events):
     assert [event.name for event in events] == ["k", "d", "e", "e"]
 
 
-def test_a_message_by_its_code_has_the_codes_level_and_its_key(events):
+def test_message_with_a_code_has_its_level_and_key(events):
     RuntimeContext(events.append, language="ko").log_message(Codes.READ, LogLevel.ERROR, n=3)
     assert events == [Event("message", "파일 3개", {"key": "READ"}, level="success")]
 
 
 @pytest.mark.parametrize("level", [LogLevel.DANGER, "danger", "DANGER"])
-def test_a_level_is_a_word_or_a_member(ctx, events, level):
+def test_level_is_a_string_or_a_member(ctx, events, level):
     ctx.log_message("m", level)
     ctx.log("l", level=level)
     assert [event.level for event in events] == ["danger", "danger"]
 
 
-def test_the_old_name_of_level_still_works(ctx, events):
+def test_deprecated_name_of_level_still_works(ctx, events):
     with pytest.warns(DeprecationWarning, match="context is deprecated, use level"):
         ctx.log_message("m", context=LogLevel.WARNING)
     assert events == [Event("message", "m", level="warning")]
 
 
-def test_what_programs_read_is_recorded_under_the_sdks_names(ctx, events):
+def test_special_events_have_the_sdks_names(ctx, events):
     ctx.log_metric("train", "loss", 0.5, accuracy=0.9)
     ctx.log_visualization("validation", "epoch_3", 0, "pred.png", caption="c")
     ctx.log_trials(trials={"t1": {"lr": 0.1}}, hyperparameters=["lr"], best_trial="t1")
@@ -244,7 +244,7 @@ def test_what_programs_read_is_recorded_under_the_sdks_names(ctx, events):
     ]
 
 
-def test_the_logger_has_what_the_sdks_loggers_have(ctx, events):
+def test_logger_has_the_methods_of_the_sdks_loggers(ctx, events):
     ctx.logger.log(LogLevel.WARNING, "saved", {"n": 1}, "a.txt", step="s")
     ctx.logger.log(LogLevel.WARNING, "saved", {"n": 1}, "a.txt", "s")
     ctx.logger.set_progress(1, 4, "load")
@@ -258,19 +258,19 @@ def test_the_logger_has_what_the_sdks_loggers_have(ctx, events):
     ]
 
 
-def test_a_record_of_the_logger_names_the_line_that_logged(ctx, caplog):
+def test_record_names_the_line_that_logged(ctx, caplog):
     with caplog.at_level("DEBUG"):
         ctx.logger.log(logging.INFO, "here")
         ctx.logger.info("there")
-    here = "test_a_record_of_the_logger_names_the_line_that_logged"
+    here = "test_record_names_the_line_that_logged"
     assert [(record.funcName, record.name) for record in caplog.records] == [(here, "synapse.train")] * 2
 
 
-def test_there_are_no_clients_without_credentials(ctx):
+def test_clients_are_none_without_credentials(ctx):
     assert (ctx.client, ctx.v2_client, ctx.client_v1, ctx.client_v2, ctx.agent_client, ctx.checkpoint) == (None,) * 6
 
 
-def test_a_test_may_make_a_context_of_its_own(capsys):
+def test_context_can_be_created_in_a_test(capsys):
     ctx = RuntimeContext(logger=ConsoleLogger(), env={"A": "1"}, job_id="j", client="c", checkpoint={"path": "p"})
     ctx.log_message("hello")
     assert capsys.readouterr().out.endswith("hello\n")

@@ -1,4 +1,4 @@
-"""Where a plugin's config file is."""
+"""Tests for finding a plugin's config file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from synapse_runtime.plugins.discovery import CONFIG_NAMES, config_file_in, find
 
 
 @pytest.mark.parametrize("name", CONFIG_NAMES)
-def test_a_config_file_is_known_by_its_name(tmp_path, name):
+def test_config_file_is_found_by_name(tmp_path, name):
     (tmp_path / name).write_text("anything: at all\n")
     assert config_file_in(tmp_path) == tmp_path / name
 
 
-def test_the_first_of_several_config_files_counts(tmp_path):
+def test_first_of_several_config_files_is_used(tmp_path):
     for name in reversed(CONFIG_NAMES):
         (tmp_path / name).write_text("code: x\n")
         assert config_file_in(tmp_path) == tmp_path / name
         assert find_config_above(tmp_path) == tmp_path / name
 
 
-def test_without_a_config_file_there_is_none(tmp_path):
+def test_directory_without_config_file_returns_none(tmp_path):
     (tmp_path / "config.yaml").mkdir()
     (tmp_path / "settings.yaml").write_text("code: x\n")
     assert config_file_in(tmp_path) is None
@@ -31,7 +31,7 @@ def test_without_a_config_file_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["code: x\n", "name: x\nactions:\n  train: a:B\n", "# c\n\ncode : x"])
-def test_the_nearest_plugin_above_is_found(tmp_path, content):
+def test_nearest_plugin_above_is_found(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     deep = tmp_path / "tests" / "deep"
     deep.mkdir(parents=True)
@@ -41,7 +41,7 @@ def test_the_nearest_plugin_above_is_found(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", ["model: x\n", "", "settings:\n  code: x\n", "# code: x\n", "encode: x\n"])
-def test_the_config_file_of_another_program_is_passed_over(tmp_path, content):
+def test_config_file_of_another_program_is_ignored(tmp_path, content):
     (tmp_path / "config.yaml").write_text("code: x\n")
     inner = tmp_path / "experiment"
     inner.mkdir()
@@ -49,13 +49,13 @@ def test_the_config_file_of_another_program_is_passed_over(tmp_path, content):
     assert find_config_above(inner) == tmp_path / "config.yaml"
 
 
-def test_another_programs_config_file_does_not_hide_the_plugins_beside_it(tmp_path):
+def test_config_file_of_another_program_does_not_hide_the_plugin(tmp_path):
     (tmp_path / "config.yaml").write_text("optimizer: adam\n")
     (tmp_path / "synapse.yaml").write_text("code: x\n")
     assert find_config_above(tmp_path) == tmp_path / "synapse.yaml"
 
 
-def test_a_config_file_that_is_no_text_is_no_fault(tmp_path):
+def test_binary_config_file_is_no_error(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -64,12 +64,12 @@ def test_a_config_file_that_is_no_text_is_no_fault(tmp_path):
     assert find_config_above(tmp_path) != tmp_path / "config.yaml"
 
 
-def test_a_directory_that_does_not_exist_yet_has_a_plugin_above_it(tmp_path):
+def test_plugin_is_found_above_a_missing_directory(tmp_path):
     (tmp_path / "config.yaml").write_text("code: x\n")
     assert find_config_above(tmp_path / "not" / "yet") == tmp_path / "config.yaml"
 
 
-def test_looking_imports_nothing_but_the_standard_library():
+def test_discovery_imports_only_the_standard_library():
     code = (
         "import sys; import synapse_runtime.plugins.discovery; "
         "print(sorted({name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names) - {'__main__'}))"
@@ -87,7 +87,7 @@ def test_looking_imports_nothing_but_the_standard_library():
 @pytest.mark.parametrize(
     "content", [b"\xef\xbb\xbfcode: x\n", b'"code": x\n', b"'actions': {}\n", b"{code: x}\n", b'{ "code": "x"}\r\n']
 )
-def test_a_plugins_config_file_is_known_however_its_keys_are_written(tmp_path, content):
+def test_plugin_keys_are_recognized_in_all_notations(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     assert find_config_above(tmp_path / "tests") == tmp_path / "config.yaml"
     assert is_plugin(tmp_path)

@@ -1,4 +1,4 @@
-"""The examples in docstrings run, and give what they say."""
+"""Tests that run the examples in docstrings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Names that people import; their docstrings must have an example.
+# Public names; their docstrings must have an example.
 PUBLIC = {
     "action": ["BaseAction"],
     "context": ["RuntimeContext"],
@@ -32,7 +32,7 @@ def modules() -> list[str]:
 
 
 @pytest.mark.parametrize("name", modules())
-def test_examples_give_what_they_say(name):
+def test_examples_in_docstrings(name):
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=flags)
     assert failed == 0

@@ -1,4 +1,4 @@
-"""`PluginEnvironment`: constructors, typed getters, what is refused."""
+"""Tests for `PluginEnvironment`: constructors, typed getters, errors."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from synapse_runtime.errors import ConfigError, EnvironmentValueError
 
 
 @pytest.mark.parametrize("text", ["true", "1", "yes", "on", "TRUE", " Yes ", "On"])
-def test_words_for_true(text):
+def test_get_bool_true_values(text):
     assert PluginEnvironment({"X": text}).get_bool("X") is True
 
 
 @pytest.mark.parametrize("text", ["false", "0", "no", "off", "FALSE", " No "])
-def test_words_for_false(text):
+def test_get_bool_false_values(text):
     assert PluginEnvironment({"X": text}).get_bool("X") is False
 
 
 @pytest.mark.parametrize(
-    ("getter", "value", "wanted"),
+    ("getter", "value", "expected"),
     [
-        ("get_bool", "maybe", "a boolean"),
-        ("get_bool", "", "a boolean"),
-        ("get_bool", 2, "a boolean"),
-        ("get_int", "6.5", "an integer"),
-        ("get_int", 6.5, "an integer"),
-        ("get_int", "", "an integer"),
-        ("get_int", [1], "an integer"),
-        ("get_int", float("inf"), "an integer"),
-        ("get_float", "fast", "a float"),
+        ("get_bool", "maybe", "a valid boolean"),
+        ("get_bool", "", "a valid boolean"),
+        ("get_bool", 2, "a valid boolean"),
+        ("get_int", "6.5", "a valid integer"),
+        ("get_int", 6.5, "a valid integer"),
+        ("get_int", "", "a valid integer"),
+        ("get_int", [1], "a valid integer"),
+        ("get_int", float("inf"), "a valid integer"),
+        ("get_float", "fast", "a valid float"),
         ("get_list", 5, "a list"),
         ("get_list", {"a": 1}, "a list"),
     ],
 )
-def test_a_bad_value_names_key_and_wanted_type_and_shows_numbers_only(getter, value, wanted):
+def test_invalid_value_error_names_key_and_expected_type_and_shows_only_numbers(getter, value, expected):
     with pytest.raises(EnvironmentValueError) as caught:
         getattr(PluginEnvironment({"BATCH": value}), getter)("BATCH")
     assert "BATCH" in str(caught.value)
     assert (repr(value) in str(caught.value)) == isinstance(value, int | float)
-    assert wanted in str(caught.value)
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_a_bad_value_names_key_and_wanted_type_and_shows_numbers_only(getter, va
         ("get", [1], [1]),
     ],
 )
-def test_a_good_value_is_converted(getter, value, expected):
+def test_valid_value_is_converted(getter, value, expected):
     assert getattr(PluginEnvironment({"X": value}), getter)("X") == expected
 
 
 @pytest.mark.parametrize("getter", ["get", "get_str", "get_int", "get_float", "get_bool", "get_list"])
-def test_missing_and_none_give_the_default(getter):
+def test_missing_and_none_return_the_default(getter):
     env = PluginEnvironment({"NONE": None})
     default = object()
     assert getattr(env, getter)("MISSING") is None
@@ -69,14 +69,14 @@ def test_missing_and_none_give_the_default(getter):
     assert getattr(env, getter)("NONE", default=default) is (None if getter == "get" else default)
 
 
-def test_a_prefix_is_cut_off(monkeypatch):
+def test_prefix_is_removed_from_names(monkeypatch):
     monkeypatch.setenv("MYAPP_TOKEN", "t")
     monkeypatch.setenv("OTHER", "o")
     assert PluginEnvironment.from_environ(prefix="MYAPP_").to_dict() == {"TOKEN": "t"}
     assert PluginEnvironment.from_environ()["OTHER"] == "o"
 
 
-def test_a_toml_file_and_a_file_of_lines(tmp_path):
+def test_from_file_reads_toml_and_lines(tmp_path):
     toml = tmp_path / "config.toml"
     toml.write_text('A = 1\nB = ["x", "y"]\n')
     lines = tmp_path / ".env"
@@ -86,7 +86,7 @@ def test_a_toml_file_and_a_file_of_lines(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "text", "line"), [("c.toml", "A = 1\nB =\n", 2), ("c.env", "A=1\n\nnonsense\n", 3)])
-def test_a_broken_file_is_told_with_its_line(tmp_path, name, text, line):
+def test_error_of_an_invalid_file_names_its_line(tmp_path, name, text, line):
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -95,26 +95,26 @@ def test_a_broken_file_is_told_with_its_line(tmp_path, name, text, line):
     assert str(caught.value).startswith(f"{path}:{line}: ")
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_missing_file_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.toml"):
         PluginEnvironment.from_file(tmp_path / "nothing.toml")
 
 
-def test_later_environments_win():
+def test_later_environments_override_earlier_ones():
     merged = PluginEnvironment.merge(PluginEnvironment({"A": 1, "B": 1}), PluginEnvironment({"B": 2}), {"C": 3})
     assert merged == {"A": 1, "B": 2, "C": 3}
 
 
-def test_values_do_not_show_in_repr():
+def test_repr_does_not_show_values():
     assert "secret" not in repr(PluginEnvironment({"API_KEY": "secret"}))
 
 
-def test_as_strings_is_what_a_process_can_hold():
+def test_as_strings_returns_valid_process_environment():
     env = PluginEnvironment({"T": True, "N": None, "L": [1, "a"], "D": {"x": 1}, "I": 3})
     assert env.as_strings() == {"T": "true", "L": "1,a", "D": '{"x": 1}', "I": "3"}
 
 
 @pytest.mark.parametrize("data", [{"A=B": 1}, {"": 1}, {"A": "x\0y"}])
-def test_what_no_process_can_hold_is_refused(data):
+def test_invalid_variable_raises_an_error(data):
     with pytest.raises(EnvironmentValueError):
         PluginEnvironment(data).as_strings()

@@ -1,4 +1,4 @@
-"""The errors: one root, messages that help, and a pickle round trip that keeps everything."""
+"""Tests for the errors: their base class, their messages, and pickling."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ EXAMPLES = [
     ConfigError("is empty", path="plugins/config.yaml", line=3),
     ConfigError("is empty", path=Path("plugins/config.yaml")),
     ConfigError("is no plugin"),
-    EnvironmentValueError("environment value N='x' is not an integer"),
+    EnvironmentValueError("environment value N='x' is not a valid integer"),
     ActionNotFoundError("there is no action 'trian'", available=["train", "infer"]),
     ValidationError("train: 1 invalid parameter", errors=[PROBLEM]),
-    ExecutionError("train failed", details="last words", title="Its last output:"),
-    ExecutionTimeout("train did not end within 1 s", details="  File ...", title="It was here:"),
-    WorkerCrashed("the process was killed", details="out of memory", title="Its last output:"),
-    ResultNotSerializable('result["lock"] cannot travel'),
+    ExecutionError("train failed", details="last words", title="Last output:"),
+    ExecutionTimeout("train exceeded its timeout of 1 s", details="  File ...", title="Stack of the action:"),
+    WorkerCrashed("the process was killed", details="out of memory", title="Last output:"),
+    ResultNotSerializable('result["lock"] cannot be sent between processes'),
     ClusterError("no cluster"),
     RemoteError("HTTP 500"),
 ]
 
 
-def test_every_error_of_the_package_is_tried_here():
+def test_examples_include_every_error_of_the_package():
     defined = {
         cls
         for cls in vars(errors).values()
@@ -55,13 +55,13 @@ def test_every_error_of_the_package_is_tried_here():
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_every_error_has_the_one_root(error):
+def test_every_error_is_a_plugin_error(error):
     assert isinstance(error, PluginError)
 
 
 @pytest.mark.parametrize("protocol", [0, pickle.HIGHEST_PROTOCOL])
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_a_pickled_error_comes_back_with_its_text_and_attributes(error, protocol):
+def test_pickled_error_keeps_its_text_and_attributes(error, protocol):
     copy = pickle.loads(pickle.dumps(error, protocol))
     assert type(copy) is type(error)
     assert str(copy) == str(error)
@@ -69,7 +69,7 @@ def test_a_pickled_error_comes_back_with_its_text_and_attributes(error, protocol
     assert copy.__dict__ == error.__dict__
 
 
-def test_a_config_error_says_where_once_even_after_two_trips():
+def test_config_error_has_its_position_once_even_if_pickled_twice():
     error = ConfigError("is empty", path="config.yaml", line=3)
     copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(error))))
     assert str(copy) == "config.yaml:3: is empty"
@@ -80,16 +80,16 @@ def test_a_config_error_says_where_once_even_after_two_trips():
     ("where", "text"),
     [({}, "wrong"), ({"path": "c.yaml"}, "c.yaml: wrong"), ({"path": "c.yaml", "line": 1}, "c.yaml:1: wrong")],
 )
-def test_a_config_error_begins_with_file_and_line_where_they_are_known(where, text):
+def test_config_error_starts_with_file_and_line_if_known(where, text):
     assert str(ConfigError("wrong", **where)) == text
 
 
-def test_an_action_that_is_not_found_lists_those_that_are():
+def test_action_not_found_error_lists_available_actions():
     assert ActionNotFoundError("no", available=iter(["train", "infer"])).available == ("train", "infer")
     assert ActionNotFoundError("no").available == ()
 
 
-def test_a_validation_error_gives_out_its_problems_but_not_its_own_list():
+def test_validation_error_returns_a_copy_of_its_errors():
     error = ValidationError("wrong", errors=iter([PROBLEM]))
     assert error.errors() == [PROBLEM]
     error.errors().clear()
@@ -97,46 +97,46 @@ def test_a_validation_error_gives_out_its_problems_but_not_its_own_list():
     assert isinstance(error, ValueError)
 
 
-def test_details_show_below_the_message_under_their_title():
-    error = WorkerCrashed("it died", details="line 1\nline 2", title="Its last output:")
+def test_details_are_shown_below_the_message_under_their_title():
+    error = WorkerCrashed("it died", details="line 1\nline 2", title="Last output:")
     assert error.details == "line 1\nline 2"
     shown = "".join(traceback.format_exception(error))
-    assert shown.endswith("WorkerCrashed: it died\nIts last output:\nline 1\nline 2\n")
+    assert shown.endswith("WorkerCrashed: it died\nLast output:\nline 1\nline 2\n")
 
 
-def test_without_details_there_is_nothing_below_the_message():
-    error = ExecutionError("failed", title="It was here:")
+def test_error_without_details_has_no_note():
+    error = ExecutionError("failed", title="Stack of the action:")
     assert error.details == ""
     assert not hasattr(error, "__notes__")
     assert str(error) == "failed"
 
 
-def test_details_can_come_later():
+def test_details_can_be_attached_later():
     error = ExecutionError("failed")
-    error.attach("Its last output:", "")
+    error.attach("Last output:", "")
     assert error.details == ""
-    error.attach("Its last output:", "boo")
+    error.attach("Last output:", "boo")
     assert error.details == "boo"
-    assert error.__notes__ == ["Its last output:\nboo"]
+    assert error.__notes__ == ["Last output:\nboo"]
 
 
 @pytest.mark.parametrize("error", [ExecutionTimeout, WorkerCrashed, ResultNotSerializable])
-def test_each_way_to_fail_is_an_execution_error(error):
+def test_each_failure_of_a_run_is_an_execution_error(error):
     assert issubclass(error, ExecutionError)
 
 
 @pytest.mark.parametrize(
     ("name", "meant"), [("trian", "train"), ("TRAIN", "train"), ("infr", "Infer"), ("xyz", None), ("", None)]
 )
-def test_the_nearest_name_is_found_whatever_the_case(name, meant):
+def test_nearest_ignores_case(name, meant):
     assert nearest(name, ["train", "Infer", "evaluate"]) == meant
 
 
-def test_nothing_is_near_where_there_is_nothing():
+def test_nearest_of_no_names_is_none():
     assert nearest("train", []) is None
 
 
-def test_the_text_of_a_value_is_had_even_where_its_author_fails():
+def test_safe_str_returns_a_placeholder_if_str_fails():
     class Mute(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -146,7 +146,7 @@ def test_the_text_of_a_value_is_had_even_where_its_author_fails():
 
 
 @pytest.mark.parametrize("error", [PluginError, ValidationError, ActionNotFoundError, ExecutionError])
-def test_a_plugin_may_raise_it_with_details_of_any_kind(error):
+def test_plugin_may_raise_errors_with_details_of_any_type(error):
     raised = error("no dataset", {"id": 7})
     assert (str(raised), raised.details) == ("no dataset", {"id": 7})
     assert not hasattr(raised, "__notes__")

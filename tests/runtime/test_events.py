@@ -1,4 +1,4 @@
-"""Events: what an action said, as data; and the views that tests assert on."""
+"""Tests for events, and for the views of them that tests assert on."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from synapse_runtime.core.execution import ActionRun
 from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
 
 
-def test_an_event_cannot_be_changed():
+def test_event_is_immutable():
     event = Event("log", "saved")
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.name = "lost"
 
 
-def test_an_event_pickles():
+def test_event_can_be_pickled():
     event = Event("log", "saved", {"epoch": 3}, "warning", "train", "model.bin", 12.5)
     copy = pickle.loads(pickle.dumps(event))
     assert copy == event
     assert copy.time == 12.5
 
 
-def test_events_are_equal_whenever_they_happened():
+def test_equality_of_events_ignores_their_time():
     assert Event("log", "saved", time=1.0) == Event("log", "saved", time=2.0)
     assert Event("log", "saved") != Event("log", "lost")
     assert Event("log", "saved", {"a": 1}) != Event("log", "saved", {"a": 2})
     assert Event("log", "saved", step="a") != Event("log", "saved", step="b")
 
 
-def test_an_event_knows_when_it_happened():
+def test_event_has_its_time():
     before = time.time()
     event = Event("log", "saved")
     assert before <= event.time <= time.time()
@@ -44,7 +44,7 @@ def test_events_do_not_share_their_data():
 
 
 @pytest.mark.parametrize(("progress", "percent"), [((0, 4), 0.0), ((1, 4), 25.0), ((4, 4), 100.0), ((0, 0), 0.0)])
-def test_progress_knows_its_percentage(progress, percent):
+def test_progress_percent(progress, percent):
     assert Progress(*progress).percent == percent
 
 
@@ -52,13 +52,13 @@ def test_progress_is_a_pair():
     assert Progress(1, 4) == (1, 4)
 
 
-def test_metrics_of_a_step_are_the_latest_values_with_their_history():
+def test_step_metrics_are_the_latest_values_with_their_history():
     metrics = StepMetrics([{"loss": 0.5, "lr": 0.1}, {"loss": 0.2}])
     assert metrics == {"loss": 0.2, "lr": 0.1}
     assert metrics.history == [{"loss": 0.5, "lr": 0.1}, {"loss": 0.2}]
 
 
-def test_metrics_are_gathered_by_step_in_order_of_first_appearance():
+def test_metrics_are_grouped_by_step_in_order_of_first_appearance():
     events = [
         Event("metrics", data={"loss": 1}, step="train"),
         Event("log", "noise", {"loss": 7}, step="train"),
@@ -72,7 +72,7 @@ def test_metrics_are_gathered_by_step_in_order_of_first_appearance():
     assert metrics["check"] == {"loss": 2}
 
 
-def test_a_run_shows_its_events_as_progress_metrics_and_logs():
+def test_run_shows_its_events_as_progress_metrics_and_logs():
     log, message = Event("log", "saved"), Event("message", "hello")
     progress = Event("progress", data={"current": 1, "total": 2})
     run = ActionRun("train", events=[log, progress, message, Event("metrics", data={"loss": 1}, step="train")])
@@ -81,6 +81,6 @@ def test_a_run_shows_its_events_as_progress_metrics_and_logs():
     assert run.logs == [log, message]
 
 
-def test_a_run_in_this_process_has_captured_nothing():
+def test_local_run_has_no_captured_output():
     run = ActionRun("train")
     assert (run.stdout, run.stderr, run.records, run.warnings) == ("", "", [], [])

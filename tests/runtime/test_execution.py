@@ -1,4 +1,4 @@
-"""The kernel, in local mode: surroundings, outcomes, strictness."""
+"""Tests for running an action in local mode: process state, outcomes, strict mode."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def local(**options) -> LocalExecutor:
     return LocalExecutor(logger=NullLogger(), **options)
 
 
-def test_defaults_and_coercions_are_applied_and_the_callers_dict_stays():
+def test_defaults_and_coercions_do_not_change_the_callers_dict():
     params = {"epochs": "7"}
     assert local().execute(Echo, params) == Params(epochs=7)
     assert params == {"epochs": "7"}
 
 
-def test_a_params_object_passes_as_it_is():
+def test_params_instance_is_passed_unchanged():
     params = Params(epochs=9)
     assert local().execute(Echo, params) is params
 
@@ -57,7 +57,7 @@ def test_a_params_object_passes_as_it_is():
     ("params", "words"),
     [({"epochs": "x"}, "epochs: Input should be a valid integer"), ({"epoch": 1}, "did you mean 'epochs'")],
 )
-def test_bad_params_name_action_and_field(params, words):
+def test_validation_error_names_action_and_field(params, words):
     with pytest.raises(ValidationError) as caught:
         local().execute(Echo, params)
     assert str(caught.value).startswith("echo: 1 invalid parameter (Params)\n")
@@ -65,14 +65,14 @@ def test_bad_params_name_action_and_field(params, words):
     assert caught.value.errors() == caught.value.__cause__.errors()
 
 
-def test_the_params_model_comes_from_the_generic_through_inheritance():
+def test_params_model_of_the_generic_parameter_is_inherited():
     class Child(Echo):
         pass
 
     assert local().execute(Child, {"epochs": 1}) == Params(epochs=1)
 
 
-def test_without_a_model_the_params_are_the_dict():
+def test_params_without_a_model_are_the_dict():
     class Bare(BaseAction):
         def execute(self):
             return self.params
@@ -80,7 +80,7 @@ def test_without_a_model_the_params_are_the_dict():
     assert local().execute(Bare, {"a": 1}) == {"a": 1}
 
 
-def test_without_a_model_too_the_callers_dict_stays():
+def test_callers_dict_is_not_changed_without_a_model_either():
     class Greedy(BaseAction):
         def execute(self):
             return self.params.pop("a")
@@ -90,7 +90,7 @@ def test_without_a_model_too_the_callers_dict_stays():
     assert params == {"a": 1}
 
 
-def test_the_environment_has_three_layers_and_is_put_back(monkeypatch, tmp_path):
+def test_environment_has_three_layers_and_is_restored(monkeypatch, tmp_path):
     monkeypatch.setenv("OUTER", "outer")
     monkeypatch.setenv("SHARED", "outer")
 
@@ -105,7 +105,7 @@ def test_the_environment_has_three_layers_and_is_put_back(monkeypatch, tmp_path)
     assert dict(os.environ) == before
 
 
-def test_the_working_directory_is_put_back_after_a_failure(tmp_path):
+def test_working_directory_is_restored_after_a_failure(tmp_path):
     class Wander(BaseAction):
         def execute(self):
             os.chdir(tmp_path)
@@ -117,7 +117,7 @@ def test_the_working_directory_is_put_back_after_a_failure(tmp_path):
     assert os.getcwd() == before
 
 
-def test_an_exception_is_the_cause_itself():
+def test_exception_of_the_action_is_the_cause():
     problem = KeyError("k")
 
     class Fail(BaseAction):
@@ -129,7 +129,7 @@ def test_an_exception_is_the_cause_itself():
     assert caught.value.__cause__ is problem
 
 
-def test_an_execution_error_of_the_actions_own_is_a_cause_too():
+def test_execution_error_raised_by_the_action_is_the_cause_too():
     class Refuse(BaseAction):
         def execute(self):
             raise ExecutionError("no")
@@ -139,17 +139,17 @@ def test_an_execution_error_of_the_actions_own_is_a_cause_too():
     assert type(caught.value.__cause__) is ExecutionError
 
 
-def test_sys_exit_is_an_execution_error_that_says_so():
+def test_sys_exit_becomes_an_execution_error():
     class Leave(BaseAction):
         def execute(self):
             sys.exit(3)
 
-    with pytest.raises(ExecutionError, match=r"leave ended with sys\.exit\(3\)") as caught:
+    with pytest.raises(ExecutionError, match=r"leave called sys\.exit\(3\)") as caught:
         local().execute(Leave)
     assert isinstance(caught.value.__cause__, SystemExit)
 
 
-def test_ctrl_c_comes_through_and_everything_is_put_back():
+def test_ctrl_c_is_raised_and_the_process_state_restored():
     class Interrupted(BaseAction):
         def execute(self):
             raise KeyboardInterrupt
@@ -160,7 +160,7 @@ def test_ctrl_c_comes_through_and_everything_is_put_back():
     assert dict(os.environ) == before
 
 
-def test_async_execute_is_awaited_also_under_a_running_loop():
+def test_async_execute_is_awaited_even_if_a_loop_is_running():
     class Later(BaseAction):
         async def execute(self):
             await asyncio.sleep(0)
@@ -174,7 +174,7 @@ def test_async_execute_is_awaited_also_under_a_running_loop():
 
 
 @pytest.mark.parametrize("kind", ["generator", "async generator"])
-def test_generators_are_refused(kind):
+def test_generators_are_rejected(kind):
     class Plain(BaseAction):
         def execute(self):
             yield 1
@@ -206,12 +206,12 @@ def test_any_class_with_execute_or_dispatch_is_an_action():
     assert local(job_id="j").execute(Dispatcher, {"a": 1}) == ({"a": 1}, "j")
 
 
-def test_what_is_no_action_is_told():
+def test_non_action_raises_config_error():
     with pytest.raises(ConfigError, match="is not an action"):
         local().execute(len, {})
 
 
-def test_a_function_action_stays_callable():
+def test_function_action_stays_callable():
     @action(params=Params, result=None, description="adds")
     def add(params, context):
         return params.epochs + 1
@@ -219,7 +219,7 @@ def test_a_function_action_stays_callable():
     assert local().execute(add, {"epochs": 1}) == add(Params(epochs=1), None) == 2
 
 
-def test_a_result_that_does_not_fit_its_model_is_returned_with_a_warning():
+def test_mismatched_result_is_returned_with_a_warning():
     class Result(BaseModel):
         accuracy: float
 
@@ -229,13 +229,13 @@ def test_a_result_that_does_not_fit_its_model_is_returned_with_a_warning():
         def execute(self):
             return {"acuracy": 1}
 
-    with pytest.warns(ResultMismatchWarning, match="off: the result does not fit Result: accuracy: Field required"):
+    with pytest.warns(ResultMismatchWarning, match="off: the result does not match Result: accuracy: Field required"):
         run = local().run(Off)
     assert run.result == {"acuracy": 1}
     assert [event.name for event in run.logs] == ["result_mismatch"]
 
 
-def test_job_ids_are_given_or_fresh():
+def test_job_id_is_the_given_one_or_new():
     class Who(BaseAction):
         def execute(self):
             return self.ctx.job_id
@@ -245,7 +245,7 @@ def test_job_ids_are_given_or_fresh():
     assert fresh.result == fresh.job_id != other.job_id
 
 
-def test_events_keep_their_order_and_what_was_true_then():
+def test_events_keep_their_order_and_a_copy_of_their_data():
     class Talk(BaseAction):
         def execute(self):
             seen = []
@@ -258,9 +258,9 @@ def test_events_keep_their_order_and_what_was_true_then():
             self.ctx.log_message("hello {name}", "error", name="you")
             self.logger.warning("careful %d", 7)
 
-    heard = []
-    run = local().run(Talk, on_event=heard.append)
-    assert heard == run.events
+    received = []
+    run = local().run(Talk, on_event=received.append)
+    assert received == run.events
     assert [event.data["all"] for event in run.logs[:2]] == [[1], [1, 2]]
     assert run.logs[0].file == "a.txt"
     assert run.progress == [(1, 2)]
@@ -279,7 +279,7 @@ def test_events_keep_their_order_and_what_was_true_then():
         (lambda ctx: ctx.set_metrics({"x": 1}), TypeError),
     ],
 )
-def test_wrong_reports_are_refused(call, error):
+def test_invalid_reports_raise_an_error(call, error):
     class Wrong(BaseAction):
         def execute(self):
             call(self.ctx)
@@ -296,7 +296,7 @@ class Slow(BaseAction):
 
 
 @pytest.mark.parametrize("where", ["main thread", "another thread"])
-def test_a_timeout_says_where_the_action_was_and_the_next_call_works(where):
+def test_timeout_shows_the_stack_and_the_next_call_works(where):
     caught = []
 
     def call():
@@ -312,31 +312,31 @@ def test_a_timeout_says_where_the_action_was_and_the_next_call_works(where):
         thread.start()
         thread.join(patience(10))
     (error,) = caught
-    assert "slow did not end within 0.1 s" in str(error)
+    assert "slow exceeded its timeout of 0.1 s" in str(error)
     assert "time.sleep(0.01)" in error.details
     assert error.details in "".join(error.__notes__)
     assert local(timeout=patience(5)).execute(Echo) == Params()
 
 
-def test_an_outer_limit_ends_an_action_that_tries_another_again_and_again():
+def test_outer_timeout_ends_an_action_that_retries_another():
     class Outer(BaseAction):
         def execute(self):
             for _ in range(20):
                 local().run(Slow)
 
     started = time.monotonic()
-    with pytest.raises(ExecutionTimeout, match=r"outer did not end within 0\.2 s"):
+    with pytest.raises(ExecutionTimeout, match=r"outer exceeded its timeout of 0\.2 s"):
         local(timeout=0.2).execute(Outer)
     assert time.monotonic() - started < patience(2)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "soon"])
-def test_a_timeout_is_a_positive_number(timeout):
+def test_timeout_must_be_positive(timeout):
     with pytest.raises(ValueError, match="timeout must be a positive number"):
         local(timeout=timeout)
 
 
-def test_an_action_may_run_another():
+def test_action_may_run_another():
     class Outer(BaseAction):
         def execute(self):
             return local(env={"DEPTH": 2}).execute(Inner), self.ctx.env.get_int("DEPTH"), os.environ["DEPTH"]
@@ -349,26 +349,26 @@ def test_an_action_may_run_another():
 
 
 class TestStrict:
-    def test_a_result_that_cannot_travel_is_named(self):
+    def test_error_names_the_part_of_the_result_that_cannot_be_pickled(self):
         class Model(BaseAction):
             def execute(self):
                 return {"model": {"lock": threading.Lock()}}
 
-        with pytest.raises(ResultNotSerializable, match=r'result\["model"\]\["lock"\] cannot travel'):
+        with pytest.raises(ResultNotSerializable, match=r'result\["model"\]\["lock"\] cannot be sent between'):
             local(strict=True).execute(Model)
         assert "model" in local().execute(Model)
 
-    def test_params_that_cannot_travel_are_named(self):
+    def test_error_names_the_part_of_the_params_that_cannot_be_pickled(self):
         class Bare(BaseAction):
             def execute(self):
                 return 1
 
-        with pytest.raises(ResultNotSerializable, match=r'params\["lock"\] cannot travel'):
+        with pytest.raises(ResultNotSerializable, match=r'params\["lock"\] cannot be sent between processes'):
             local(strict=True).execute(
                 type("Bare", (BaseAction,), {"execute": lambda self: 1}), {"lock": threading.Lock()}
             )
 
-    def test_a_result_is_a_copy_of_the_same_class(self):
+    def test_result_is_a_copy_of_the_same_class(self):
         kept = []
 
         class Keep(BaseAction[Params]):
@@ -393,21 +393,21 @@ def test_warnings_of_an_action_reach_the_caller():
         local().execute(Warn)
 
 
-def test_an_observer_is_told_of_each_call_before_and_of_its_run_after_failures_included():
-    told: list[tuple[str, str, str, bool]] = []
+def test_observer_is_called_before_each_call_and_after_each_run_even_if_it_failed():
+    observed: list[tuple[str, str, str, bool]] = []
 
     class Watcher:
         def started(self, call):
-            told.append(("started", call.name, call.job_id, False))
+            observed.append(("started", call.name, call.job_id, False))
 
         def finished(self, run):
-            told.append(("finished", run.name, run.job_id, run.error is not None))
+            observed.append(("finished", run.name, run.job_id, run.error is not None))
 
     executor = local()
     executor.observer = Watcher()
     ids = [executor.run(Echo, params).job_id for params in ({}, {"epochs": "x"})]
 
-    assert told == [
+    assert observed == [
         ("started", "echo", ids[0], False),
         ("finished", "echo", ids[0], False),
         ("started", "echo", ids[1], False),

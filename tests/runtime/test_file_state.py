@@ -1,4 +1,4 @@
-"""Whether a file is still as it was."""
+"""Tests for detecting changed files, and for reloading plugins."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def file(tmp_path):
     return path
 
 
-def old(path):
-    """Let a file be so old that its time tells of each change."""
+def make_old(path):
+    """Make a file old enough that every change shows in its mtime."""
     os.utime(path, ns=(10**18, 10**18))
 
 
-def test_a_file_that_nobody_touched_is_current_at_a_glance(file):
-    old(file)
+def test_unchanged_file_is_surely_current(file):
+    make_old(file)
     seen = FileSnapshot.read(str(file))
     assert seen.is_surely_current()
     assert seen.is_current()
 
 
-def test_a_young_file_is_looked_at(file):
+def test_recent_file_is_compared_by_content(file):
     seen = FileSnapshot.read(str(file))
     assert not seen.is_surely_current()
     assert seen.is_current()
@@ -45,24 +45,24 @@ def test_a_young_file_is_looked_at(file):
     assert not seen.is_current()
 
 
-def test_a_file_with_another_time_and_the_same_content_is_current(file):
-    old(file)
+def test_touched_file_with_the_same_content_is_current(file):
+    make_old(file)
     seen = FileSnapshot.read(str(file))
     file.touch()
     assert not seen.is_surely_current()
     assert seen.is_current()
 
 
-def test_a_file_that_was_replaced_by_one_of_the_same_time_and_size_is_not(file, tmp_path):
-    old(file)
+def test_replaced_file_of_the_same_time_and_size_is_not_current(file, tmp_path):
+    make_old(file)
     seen = FileSnapshot.read(str(file))
     (tmp_path / "other").write_text("two")
-    old(tmp_path / "other")
+    make_old(tmp_path / "other")
     (tmp_path / "other").replace(file)
     assert not seen.is_current()
 
 
-def test_a_file_that_is_gone_is_not(file):
+def test_deleted_file_is_not_current(file):
     seen = FileSnapshot.read(str(file))
     file.unlink()
     assert not seen.is_current()
@@ -96,7 +96,7 @@ def write(plugin, name, level):
     (plugin / "config.yaml").write_text(text)
 
 
-def test_an_executor_sees_an_edit_of_the_config_file(plugin):
+def test_executor_sees_an_edited_config_file(plugin):
     executor = LocalExecutor(plugin=plugin, logger=NullLogger())
     assert executor.execute("one") == ["one", 1]
     with pytest.raises(ActionNotFoundError):
@@ -107,7 +107,7 @@ def test_an_executor_sees_an_edit_of_the_config_file(plugin):
         executor.execute("one")
 
 
-def test_a_fault_in_an_edited_config_file_is_told_until_it_is_mended(plugin):
+def test_error_in_an_edited_config_file_is_raised_until_fixed(plugin):
     loaded = Plugin.load(plugin)
     (plugin / "config.yaml").write_text("code: demo\nactions: [")
     for _ in range(2):
@@ -117,26 +117,26 @@ def test_a_fault_in_an_edited_config_file_is_told_until_it_is_mended(plugin):
     assert loaded.entrypoint("one") == "plugin.actions:one"
 
 
-def test_a_config_file_that_is_gone_leaves_what_was_read(plugin):
+def test_deleted_config_file_keeps_the_loaded_manifest(plugin):
     loaded = Plugin.load(plugin)
     (plugin / "config.yaml").unlink()
     assert loaded.action_names == ("one",)
 
 
-def test_a_config_file_that_did_not_change_is_not_read_again(plugin):
+def test_unchanged_config_file_is_not_read_again(plugin):
     loaded = Plugin.load(plugin)
-    threading.Event().wait(0.06)  # longer than a file counts as young
+    threading.Event().wait(0.06)  # longer than a file counts as recent
     before = loaded.manifest
     (plugin / "config.yaml").touch()
     assert loaded.manifest is before
 
 
-def grow_old():
-    threading.Event().wait(0.06)  # longer than a file counts as young
+def wait_until_old():
+    threading.Event().wait(0.06)  # longer than a file counts as recent
 
 
-def test_a_plugin_is_recalled_while_nothing_has_changed(plugin, monkeypatch):
-    grow_old()
+def test_load_cached_returns_the_same_plugin_while_unchanged(plugin, monkeypatch):
+    wait_until_old()
     first = Plugin.load_cached(plugin)
     monkeypatch.chdir(plugin)
     assert Plugin.load_cached(str(plugin)) is first
@@ -145,48 +145,48 @@ def test_a_plugin_is_recalled_while_nothing_has_changed(plugin, monkeypatch):
     assert Plugin.load_cached(plugin / "config.yaml") is Plugin.load_cached("config.yaml")
 
 
-def test_run_plugin_sees_an_edit_of_the_config_file(plugin):
+def test_run_plugin_sees_an_edited_config_file(plugin):
     for name, level in (("one", 1), ("two", 2), ("two", 3)):
         write(plugin, name, level)
         for _ in range(2):
             assert run_plugin(str(plugin), name) == [name, level]
-            grow_old()
+            wait_until_old()
 
 
-def test_run_plugin_sees_another_config_file_that_is_a_plugins(plugin):
+def test_run_plugin_sees_a_new_config_file(plugin):
     (plugin / "config.yaml").rename(plugin / "synapse.yaml")
-    grow_old()
+    wait_until_old()
     assert run_plugin(str(plugin), "one") == ["one", 1]
     write(plugin, "one", 2)
     assert run_plugin(str(plugin), "one") == ["one", 2]
-    (plugin / "config.yaml").write_text("this: is no plugin's")
+    (plugin / "config.yaml").write_text("this: does not belong to a plugin")
     assert run_plugin(str(plugin), "one") == ["one", 1]
-    grow_old()
+    wait_until_old()
     assert run_plugin(str(plugin), "one") == ["one", 1]
     write(plugin, "one", 3)
     assert run_plugin(str(plugin), "one") == ["one", 3]
 
 
-def test_run_plugin_tells_of_a_plugin_that_is_gone(plugin, tmp_path):
-    grow_old()
+def test_run_plugin_raises_if_the_plugin_was_deleted(plugin, tmp_path):
+    wait_until_old()
     run_plugin(str(plugin), "one")
     (plugin / "config.yaml").unlink()
-    with pytest.raises(ConfigError, match=r"there is no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"no config\.yaml or synapse\.yaml in this directory"):
         run_plugin(str(plugin), "one")
 
 
-def test_the_same_relative_path_elsewhere_is_another_plugin(plugin, tmp_path_factory, monkeypatch):
+def test_relative_path_is_resolved_in_each_working_directory(plugin, tmp_path_factory, monkeypatch):
     other = tmp_path_factory.mktemp("other")
     (other / "plugin").mkdir()
     (other / "plugin" / "actions.py").write_text(ACTIONS)
     write(other, "one", 5)
-    grow_old()
+    wait_until_old()
     for directory, level in ((plugin, 1), (other, 5), (plugin, 1)):
         monkeypatch.chdir(directory)
         assert run_plugin(".", "one") == ["one", level]
 
 
-def test_plugins_that_were_recalled_long_ago_are_forgotten(tmp_path):
+def test_plugin_cache_is_bounded(tmp_path):
     for number in range(120):
         (tmp_path / str(number)).mkdir()
         write(tmp_path / str(number), "one", number)

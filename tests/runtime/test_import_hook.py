@@ -1,4 +1,4 @@
-"""The names of `synapse-sdk`, where that is not installed: they mean ours, and what we do not offer says so."""
+"""Tests for the import hook that resolves `synapse_sdk` names to `synapse_runtime` if the SDK is not installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from synapse_runtime.sdk_compat import import_hook
 
-MEANT = {
+COUNTERPARTS = {
     "plugins.action:BaseAction": "action:BaseAction",
     "plugins.action:NoResult": "action:NoResult",
     "plugins.action:validate_result": "action:validate_result",
@@ -64,9 +64,9 @@ def python(code: str, *, path: Path | None = None) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(("theirs", "ours"), MEANT.items())
-def test_a_name_of_the_sdk_means_ours(theirs, ours):
-    assert named("synapse_sdk", theirs) is named("synapse_runtime", ours)
+@pytest.mark.parametrize(("sdk_name", "runtime_name"), COUNTERPARTS.items())
+def test_sdk_name_resolves_to_our_object(sdk_name, runtime_name):
+    assert named("synapse_sdk", sdk_name) is named("synapse_runtime", runtime_name)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_a_name_of_the_sdk_means_ours(theirs, ours):
         "from synapse_sdk import nothing",
     ],
 )
-def test_what_is_not_offered_says_so_and_what_gives_it(statement):
-    with pytest.raises(ImportError, match=r"synapse_sdk\S+ is not here: .*`pip install synapse-sdk`.* gives it"):
+def test_unsupported_name_error_shows_how_to_get_it(statement):
+    with pytest.raises(ImportError, match=r"synapse_sdk\S+ is not available: .*, run `pip install synapse-sdk`"):
         exec(statement)
 
 
-def test_the_decorator_and_the_module_have_the_same_name():
+def test_action_is_both_module_and_decorator():
     from synapse_sdk.plugins import action
     from synapse_sdk.plugins.decorators import action as decorate
 
@@ -106,7 +106,7 @@ def test_the_decorator_and_the_module_have_the_same_name():
     assert synapse_sdk.plugins.action.BaseAction is named("synapse_runtime", "action:BaseAction")
 
 
-def test_a_module_lists_what_it_offers():
+def test_modules_list_their_names():
     from synapse_sdk.plugins import errors, types
 
     assert "ExecutionError" in dir(errors)
@@ -117,9 +117,9 @@ def test_a_module_lists_what_it_offers():
     assert names["RunMethod"] is named("synapse_runtime", "enums:RunMethod")
 
 
-def test_the_modules_bear_what_tools_ask_of_modules():
+def test_modules_have_standard_module_attributes():
     module = importlib.import_module("synapse_sdk.plugins.runner")
-    assert repr(module) == "<module 'synapse_sdk.plugins.runner', in place of synapse-sdk's>"
+    assert repr(module) == "<module 'synapse_sdk.plugins.runner', provided by synapse_runtime in place of synapse-sdk>"
     assert module.__name__ == "synapse_sdk.plugins.runner"
     assert module.__spec__ is not None
     assert module.__spec__.origin == import_hook.__file__
@@ -127,14 +127,14 @@ def test_the_modules_bear_what_tools_ask_of_modules():
     assert importlib.util.find_spec("synapse_sdk") is not None
 
 
-def test_an_attribute_can_be_replaced_as_in_any_module(monkeypatch):
+def test_attributes_can_be_monkeypatched(monkeypatch):
     monkeypatch.setattr("synapse_sdk.plugins.runner.run_plugin", print)
     from synapse_sdk.plugins.runner import run_plugin
 
     assert run_plugin is print
 
 
-def test_a_class_pickles_under_the_name_that_it_has_here():
+def test_classes_pickle_under_their_runtime_name():
     from synapse_sdk.plugins.action import BaseAction
 
     assert b"synapse_sdk" not in pickle.dumps(BaseAction)
@@ -142,7 +142,7 @@ def test_a_class_pickles_under_the_name_that_it_has_here():
 
 
 @pytest.mark.parametrize("first", ["import synapse_runtime", "import pytest_synapse.plugin"])
-def test_the_real_package_is_taken_where_there_is_one(tmp_path, first):
+def test_real_package_takes_precedence(tmp_path, first):
     (tmp_path / "synapse_sdk" / "plugins").mkdir(parents=True)
     (tmp_path / "synapse_sdk" / "__init__.py").touch()
     (tmp_path / "synapse_sdk" / "plugins" / "__init__.py").touch()
@@ -161,7 +161,7 @@ except ImportError as error:
     assert real.splitlines() == ["the real one", "No module named 'synapse_sdk.plugins.runner'"]
 
 
-def test_turned_off_the_names_mean_nothing():
+def test_uninstalled_hook_resolves_nothing():
     code = """
 import synapse_runtime
 from synapse_runtime.sdk_compat import import_hook
@@ -180,5 +180,5 @@ import synapse_sdk.plugins.action
     assert python(code).splitlines() == ["No module named 'synapse_sdk'"] * 2
 
 
-def test_importing_the_package_alone_imports_nothing_heavy():
+def test_importing_the_package_does_not_import_pydantic():
     assert python("import sys, synapse_runtime, synapse_sdk; print('pydantic' in sys.modules)") == "False"

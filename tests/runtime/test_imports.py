@@ -1,4 +1,4 @@
-"""What is imported before anything happens: by everybody's pytest, by an action, by the command."""
+"""Tests for what the pytest plugin, executors, a local run and reading a config file import."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ HEAVY = {"cloudpickle", "pydantic", "ray", "rich", "typer", "yaml"}
 
 
 def imported(code: str = CODE) -> set[str]:
-    # -S: no `.pth` file of the environment may import something of its own.
+    # -S: no `.pth` file of the environment can import anything.
     code = f"import sys; sys.path[:] = {sys.path!r}\n{code}"
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_the_pytest_plugin_imports_nothing_heavy():
+def test_pytest_plugin_imports_no_heavy_packages():
     assert {name.partition(".")[0] for name in imported()} & HEAVY == set()
 
 
-def test_the_pytest_plugin_imports_only_modes_discovery_and_the_import_hook_of_the_runtime():
+def test_pytest_plugin_imports_only_modes_discovery_and_import_hook_of_the_runtime():
     assert {name for name in imported() if name.startswith("synapse_runtime")} == {
         *("synapse_runtime", "synapse_runtime.modes"),
         *("synapse_runtime.sdk_compat", "synapse_runtime.sdk_compat.import_hook"),
@@ -43,21 +43,21 @@ print(*sorted({*sys.modules} - before))
 """
 
 
-def test_what_ray_executors_share_in_a_session_needs_only_the_standard_library():
+def test_session_of_ray_executors_needs_only_the_standard_library():
     tops = {name.partition(".")[0] for name in imported(SESSION)} - {"synapse_runtime"}
     assert tops <= sys.stdlib_module_names
 
 
-def test_the_ray_executors_are_importable_without_importing_ray():
+def test_ray_executors_can_be_imported_without_ray():
     assert "ray" not in imported("import sys, synapse_runtime.executors.ray; print(*sys.modules)")
 
 
-def test_the_cluster_daemon_does_not_wait_for_imports_it_does_not_need():
+def test_cluster_daemon_does_not_import_what_it_does_not_need():
     found = imported("import sys, synapse_runtime.executors.ray.cluster.daemon; print(*sys.modules)")
     assert {"pydantic", "yaml", "ray"} & found == set()
 
 
-def test_beyond_that_the_pytest_plugin_imports_pytest_and_what_pytest_needs():
+def test_pytest_plugin_imports_only_pytest_and_its_dependencies():
     tops = {name.partition(".")[0] for name in imported()} - {"__main__", "__mp_main__", "synapse_runtime"}
     assert tops <= ALLOWED
 
@@ -67,7 +67,7 @@ import sys
 import pydantic
 class Params(pydantic.BaseModel):
     number: int = 1
-before = {*sys.modules}  # with what pydantic imports for a model
+before = {*sys.modules}  # including what pydantic imports for a model
 from synapse_runtime.action import BaseAction
 from synapse_runtime.executors.local import LocalExecutor
 class Double(BaseAction[Params]):
@@ -78,7 +78,7 @@ with LocalExecutor(env={"NAME": "value"}) as executor:
     assert executor.execute(Double, {"number": 2}) == 4
 print(*{*sys.modules} - before)
 """
-# Each takes longer to import than all that is needed; those of the standard library, too.
+# Each takes longer to import than everything a local run needs, including those of the standard library.
 NOT_FOR_A_LOCAL_RUN = {"asyncio", "cloudpickle", "concurrent", "ctypes", "difflib", "httpx", "ray", "rich", "ssl"} | {
     "subprocess",
     "tempfile",
@@ -88,14 +88,14 @@ NOT_FOR_A_LOCAL_RUN = {"asyncio", "cloudpickle", "concurrent", "ctypes", "diffli
 }
 
 
-def test_an_action_that_runs_here_takes_nothing_that_it_does_not_need():
+def test_local_run_imports_no_unneeded_modules():
     modules = imported(LOCAL_RUN)
     assert "synapse_runtime.core.execution" in modules
     assert {name.partition(".")[0] for name in modules} & NOT_FOR_A_LOCAL_RUN == set()
     assert "synapse_runtime.plugins.manifest" not in modules
 
 
-def test_a_config_file_is_read_without_the_models_of_pydantic():
+def test_reading_a_config_file_does_not_import_pydantic_models():
     code = "import sys, synapse_runtime.plugins.manifest; print(*sys.modules)"
     assert "synapse_runtime.plugins.yaml_reader" in (modules := imported(code))
     assert "pydantic.main" not in modules

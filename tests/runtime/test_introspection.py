@@ -1,4 +1,4 @@
-"""A plugin's modules, imported in a process that may exit, crash or hang."""
+"""Tests for inspecting a plugin's modules in a process that may exit, crash or hang."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def good(params, context):
 
 @pytest.fixture
 def root(tmp_path):
-    """A directory, and a way to write modules into it."""
+    """Return a function that writes modules into a directory."""
 
     def write(**modules: str) -> Path:
         for name, source in modules.items():
@@ -39,7 +39,7 @@ def write_file(path: Path, source: str) -> None:
     path.write_text(source)
 
 
-def look(root: Path, *modules: str, **options) -> dict[str, ModuleInfo]:
+def inspect_modules(root: Path, *modules: str, **options) -> dict[str, ModuleInfo]:
     return {
         one.module: one
         for one in introspect(root, [ModuleRequest(module=name, actions=True) for name in modules], **options)
@@ -55,7 +55,7 @@ BROKEN = {
     "missing": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'", 1),
     "zero": ("x = 1\n1 / 0", "ZeroDivisionError: division by zero", 2),
     "syntax": ("x = 1\ndef f(:\n", "SyntaxError: invalid syntax", 2),
-    "leaving": ("import sys\nsys.exit(3)", "SystemExit: 3", 2),
+    "exiting": ("import sys\nsys.exit(3)", "SystemExit: 3", 2),
     "interrupted": ("raise KeyboardInterrupt", "KeyboardInterrupt", 1),
     "deeper": ("import json\n\njson.loads('{')", "JSONDecodeError: Expecting property name", 3),
     "odd": ("class E(Exception):\n    def __str__(self): raise 1\n\nraise E", "E: <str() failed: TypeError>", 4),
@@ -64,37 +64,37 @@ BROKEN = {
 }
 
 
-def test_why_modules_cannot_be_imported_is_told_with_their_lines(root):
+def test_import_errors_have_reason_and_line(root):
     where = root(**{name: source for name, (source, _, _) in BROKEN.items()}, good=ACTION)
-    seen = look(where, *BROKEN, "good", env={"API_KEY": "s3cret-value"})
+    seen = inspect_modules(where, *BROKEN, "good", env={"API_KEY": "s3cret-value"})
     for name, (_, text, line) in BROKEN.items():
-        told = fault(seen[name])
-        assert told[0].startswith(text)
-        assert len(told[0]) <= 500
-        assert told[1:] == (f"{name}.py", line)
+        shown = fault(seen[name])
+        assert shown[0].startswith(text)
+        assert len(shown[0]) <= 500
+        assert shown[1:] == (f"{name}.py", line)
     assert [one.name for one in seen["good"].actions] == ["good"]
 
 
 @pytest.mark.parametrize(
     ("source", "text", "line"),
     [
-        ("import os\nos._exit(3)", "its import ended the process with exit status 3", None),
-        ("import os\nos.kill(os.getpid(), 11)", "its import crashed Python: SIGSEGV", 2),
-        ("import time\ntime.sleep(60)", "its import did not end within 0.5 s", 2),
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "its import did not end within 0.5 s", None),
+        ("import os\nos._exit(3)", "the process exited with status 3", None),
+        ("import os\nos.kill(os.getpid(), 11)", "Python crashed with SIGSEGV", 2),
+        ("import time\ntime.sleep(60)", "import timed out after 0.5 s", 2),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "import timed out after 0.5 s", None),
     ],
 )
-def test_a_module_that_takes_the_process_along_does_not_hide_the_others(root, source, text, line, monkeypatch):
+def test_module_that_ends_the_process_does_not_hide_others(root, source, text, line, monkeypatch):
     monkeypatch.setattr("synapse_runtime.plugins.introspection._GRACE", 0.5)
-    seen = look(root(first=ACTION, bad=source, last=ACTION), "first", "bad", "last", seconds=0.5)
+    seen = inspect_modules(root(first=ACTION, bad=source, last=ACTION), "first", "bad", "last", seconds=0.5)
     assert fault(seen["bad"]) == (text, line and "bad.py", line)
     assert [one.name for name in ("first", "last") for one in seen[name].actions] == ["good", "good"]
 
 
-def test_nothing_that_a_module_starts_is_left_behind(root, tmp_path):
+def test_child_processes_of_a_module_are_killed(root, tmp_path):
     where = root(bad="import subprocess\nopen('pid', 'w').write(str(subprocess.Popen(['sleep', '60']).pid))")
     started = time.monotonic()
-    assert look(where, "bad")["bad"].fault is None
+    assert inspect_modules(where, "bad")["bad"].fault is None
     assert time.monotonic() - started < patience(30)
     pid = int((tmp_path / "pid").read_text())
     assert within(10, lambda: not _runs(pid))
@@ -107,20 +107,20 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_what_a_module_prints_or_reads_is_not_ours(root, capfd):
-    seen = look(root(talker="import sys\nprint('out')\nsys.stderr.write('err')\nsys.stdin.read()"), "talker")
+def test_modules_cannot_print_or_read_stdin(root, capfd):
+    seen = inspect_modules(root(talker="import sys\nprint('out')\nsys.stderr.write('err')\nsys.stdin.read()"), "talker")
     assert seen["talker"].fault is None
     assert capfd.readouterr() == ("", "")
 
 
-def test_modules_are_imported_in_the_plugins_directory_with_its_environment(root, tmp_path):
+def test_working_directory_and_env_are_those_of_the_plugin(root, tmp_path):
     source = "import os\nassert os.getcwd() == os.path.dirname(__file__)\nassert os.environ['LEVEL'] == 'high'"
-    assert look(root(here=source), "here", env={"LEVEL": "high"})["here"].fault is None
+    assert inspect_modules(root(here=source), "here", env={"LEVEL": "high"})["here"].fault is None
     assert "LEVEL" not in os.environ
 
 
-def test_a_module_that_does_not_exist_is_told_apart_from_one_that_misses_another(root):
-    seen = look(root(bad="import no_such_thing", package=""), "nowhere", "package.nowhere", "bad")
+def test_missing_module_is_distinguished_from_missing_dependency(root):
+    seen = inspect_modules(root(bad="import no_such_thing", package=""), "nowhere", "package.nowhere", "bad")
     assert {name: one.missing for name, one in seen.items()} == {
         "nowhere": True,
         "package.nowhere": True,
@@ -145,7 +145,7 @@ class Method(enum.Enum):
     JOB = "job"
 
 
-class NoAction:
+class NotAnAction:
     pass
 
 
@@ -179,7 +179,7 @@ class Duck:
 
 class Executor:
     def execute(self):
-        """No action, as it has no name."""
+        """Not an action, because it has no name."""
 
 
 class _Hidden(TrainModelAction):
@@ -197,13 +197,13 @@ def to_other(params, context):
 
 @action
 async def later(params, context):
-    """Comes later."""
+    """Runs later."""
 '''
 
 
-def test_actions_are_found_in_the_order_of_their_lines(root):
+def test_actions_are_found_in_source_order(root):
     where = root(zoo=ZOO, other="from synapse_runtime.action import BaseAction\n\nclass Imported(BaseAction): ...\n")
-    seen = look(where, "zoo")["zoo"]
+    seen = inspect_modules(where, "zoo")["zoo"]
     assert [one.entrypoint for one in seen.actions] == [
         "zoo:TrainModelAction",
         "zoo:Duck",
@@ -215,18 +215,18 @@ def test_actions_are_found_in_the_order_of_their_lines(root):
     assert (train.input_type, train.output_type, train.line) == ("yolo_dataset", "weights", 21)
     assert (quack.name, quack.description, quack.method) == ("quack", "", None)
     assert (convert.name, convert.description) == ("convert", "Converts.")
-    assert (later.name, later.description) == ("later", "Comes later.")
+    assert (later.name, later.description) == ("later", "Runs later.")
 
 
-def test_names_are_looked_up_and_the_nearest_told(root):
-    wanted = ModuleRequest(
-        module="zoo", names=["TrainModelAction", "TrianModelAction", "NoAction", "Duck.dispatch", "enum"]
+def test_unknown_name_gets_a_suggestion(root):
+    request = ModuleRequest(
+        module="zoo", names=["TrainModelAction", "TrianModelAction", "NotAnAction", "Duck.dispatch", "enum"]
     )
-    (seen,) = introspect(root(zoo=ZOO, other="Imported = 1"), [wanted])
+    (seen,) = introspect(root(zoo=ZOO, other="Imported = 1"), [request])
     assert {name: one and (one.is_action, one.what) for name, one in seen.names.items()} == {
         "TrainModelAction": (True, ""),
         "TrianModelAction": None,
-        "NoAction": (False, "a class"),
+        "NotAnAction": (False, "a class"),
         "Duck.dispatch": (False, "a function"),
         "enum": (False, "a module"),
     }
@@ -289,8 +289,8 @@ def f(params, context): ...
 """
 
 
-def test_what_is_wrong_with_params_models_is_told(root):
-    seen = look(root(zoo=PARAMS), "zoo")["zoo"]
+def test_params_model_problems_are_reported(root):
+    seen = inspect_modules(root(zoo=PARAMS), "zoo")["zoo"]
     assert [(one.name, one.params_model) for one in seen.actions] == [
         ("a", "Good"),
         ("b", None),
@@ -301,19 +301,19 @@ def test_what_is_wrong_with_params_models_is_told(root):
     ]
     faults = [(fault.line, fault.level, fault.text) for one in seen.actions for fault in one.faults]
     assert [(line, level, text.split(";")[0].split(" (")[0]) for line, level, text in faults] == [
-        (34, "warning", "action 'b': params of type zoo.Plain are not checked"),
-        (38, "error", "action 'c': its params model, zoo.Plain, is no pydantic model"),
+        (34, "warning", "action 'b': params of type zoo.Plain are not validated"),
+        (38, "error", "action 'c': params model zoo.Plain is not a pydantic model"),
         (
             17,
             "warning",
             "action 'd': Unsaid has no JSON schema: Cannot generate a JsonSchema for core_schema.CallableSchema",
         ),
         (21, "error", "action 'e': Undefined cannot be used: PydanticUserError: `Undefined` is not fully defined"),
-        (27, "warning", "action 'f': the param 'copy' hides what pydantic models have by this name"),
+        (27, "warning", "action 'f': parameter 'copy' shadows BaseModel.copy"),
     ]
 
 
-def test_tests_and_other_plugins_and_environments_are_no_part_of_a_plugin(tmp_path):
+def test_modules_exclude_tests_other_plugins_and_environments(tmp_path):
     for name in (
         *("plugin/train", "plugin/test", "plugin/test_train", "plugin/train_test", "tests/test_train", "tests/helpers"),
         *("conftest", "setup", "other/actions", "venv/lib", "env/lib", "build/lib", "not-a-package/actions"),
@@ -336,13 +336,13 @@ def test_tests_and_other_plugins_and_environments_are_no_part_of_a_plugin(tmp_pa
     ]
 
 
-def test_a_python_that_cannot_be_started_is_told(root, monkeypatch):
+def test_python_that_cannot_start_raises_plugin_error(root, monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    with pytest.raises(PluginError, match="did not start: "):
-        look(root(good=ACTION), "good")
+    with pytest.raises(PluginError, match="cannot start the Python process that imports the plugin's modules: "):
+        inspect_modules(root(good=ACTION), "good")
 
 
-def test_actions_that_were_written_for_the_sdk_are_found_with_it_or_without(root):
+def test_sdk_actions_are_found_with_and_without_the_sdk(root):
     source = """\
 from synapse_sdk.plugins.action import BaseAction
 from synapse_sdk.plugins.decorators import action
@@ -362,7 +362,7 @@ class TrainAction(BaseAction):
 def to_other(params, context):
     return 1
 """
-    seen = look(root(theirs=source), "theirs")["theirs"]
+    seen = inspect_modules(root(theirs=source), "theirs")["theirs"]
     assert seen.fault is None
     assert [(one.name, one.entrypoint, one.input_type, one.output_type) for one in seen.actions] == [
         ("learn", "theirs:TrainAction", "yolo_dataset", "model_weights"),

@@ -1,4 +1,4 @@
-"""A job's log as a channel: nothing printed can pass for a frame, nothing is lost, wherever the log is cut."""
+"""A job's log as a channel: output is never mistaken for a frame and nothing is lost, wherever the log is cut."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def printed(items: list[Output | Frame], stream: str) -> str:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_output_and_frames_come_back_wherever_the_log_is_cut(seed):
+def test_output_and_frames_are_read_wherever_the_log_is_cut(seed):
     chance = random.Random(seed)
     writer = LogWriter()
     log = b"Ray's own lines\n" + frame(START)
@@ -64,17 +64,17 @@ def test_output_and_frames_come_back_wherever_the_log_is_cut(seed):
         assert printed(items, name) == whole
 
 
-def test_no_line_of_a_frame_is_too_long_for_rays_socket():
+def test_no_line_of_a_frame_is_too_long_for_the_socket_of_ray():
     assert max(map(len, frame(RUN, b"x" * 1_000_000).splitlines())) < 40_000
 
 
-def test_what_comes_before_the_start_is_not_the_actions():
+def test_log_before_the_start_frame_is_not_output_of_the_action():
     reader = LogReader()
     assert list(reader.feed("Runtime env is setting up.\n")) == []
     assert reader.preamble == "Runtime env is setting up.\n"
 
 
-RAYS_LINE = "Running entrypoint for job j-1: python -m something\n"
+RAY_LINE = "Running entrypoint for job j-1: python -m something\n"
 
 
 def read_late(log: str, cuts: list[int]) -> str:
@@ -87,20 +87,20 @@ def read_late(log: str, cuts: list[int]) -> str:
 
 
 @pytest.mark.parametrize("where", ["", "no end of line", "a line\n", "Running entrypoint for job j-2: "])
-def test_rays_own_line_is_left_out_where_it_comes_late_wherever_the_log_is_cut(where):
-    log = frame(START).decode() + where + RAYS_LINE + "rest\n" + frame(EVENTS).decode() + "more"
+def test_late_line_of_ray_is_removed_wherever_the_log_is_cut(where):
+    log = frame(START).decode() + where + RAY_LINE + "rest\n" + frame(EVENTS).decode() + "more"
     for cut in range(len(log)):
         assert read_late(log, [cut]) == f"{where}rest\nmore"
     assert read_late(log, [*range(1, len(log))]) == f"{where}rest\nmore"
 
 
-def test_only_ray_says_its_line_and_only_once():
-    early = f"{RAYS_LINE}{frame(START).decode()}{RAYS_LINE}"
-    assert read_late(early, []) == RAYS_LINE
-    late = f"{frame(START).decode()}{RAYS_LINE}{RAYS_LINE}"
-    assert read_late(late, []) == RAYS_LINE
+def test_line_of_ray_is_removed_only_once():
+    early = f"{RAY_LINE}{frame(START).decode()}{RAY_LINE}"
+    assert read_late(early, []) == RAY_LINE
+    late = f"{frame(START).decode()}{RAY_LINE}{RAY_LINE}"
+    assert read_late(late, []) == RAY_LINE
 
 
-@pytest.mark.parametrize("size", [1, 10, len(RAYS_LINE) - 1])
-def test_what_is_no_whole_line_of_rays_is_not_lost_at_the_end(size):
-    assert read_late(frame(START).decode() + RAYS_LINE[:size], []) == RAYS_LINE[:size]
+@pytest.mark.parametrize("size", [1, 10, len(RAY_LINE) - 1])
+def test_incomplete_line_of_ray_at_the_end_is_not_lost(size):
+    assert read_late(frame(START).decode() + RAY_LINE[:size], []) == RAY_LINE[:size]

@@ -1,4 +1,4 @@
-"""A job's log further: forged and broken input, characters cut in two, long logs, and random ones."""
+"""More tests of a job's log: forged and broken input, characters cut in two, long logs, and random ones."""
 
 from __future__ import annotations
 
@@ -44,31 +44,31 @@ def frames(items: Iterable[Output | Frame]) -> list[Frame]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 23_999, 24_000, 24_001, 48_000, 100_000])
-def test_a_payload_of_any_size_comes_back_in_one_frame(size):
+def test_payload_of_any_size_is_read_as_one_frame(size):
     payload = random.Random(size).randbytes(size)
     assert read([frame(RUN, payload).decode()]) == [Frame(RUN, payload)]
 
 
-def test_a_frame_that_is_cut_at_every_character_comes_back():
+def test_frame_is_read_if_it_is_cut_at_any_character():
     log = frame(EVENTS, b"x" * 50).decode()
     for cut in range(len(log) + 1):
         assert read([log[:cut], log[cut:]]) == [Frame(EVENTS, b"x" * 50)]
     assert read(log) == [Frame(EVENTS, b"x" * 50)]
 
 
-def test_a_frame_is_not_yielded_before_its_last_character():
+def test_frame_is_not_yielded_before_its_last_character():
     reader = LogReader()
     log = frame(RUN, b"42").decode()
     assert list(reader.feed(log[:-1])) == []
     assert list(reader.feed(log[-1:])) == [Frame(RUN, b"42")]
 
 
-def test_plain_output_stands_in_the_log_in_clear():
+def test_plain_output_is_logged_as_plain_text():
     assert LogWriter().output(STDOUT, b"hello\n") == b"hello\n"
     assert LogWriter().output(STDOUT, "snow ☃".encode()) == "snow ☃".encode()
 
 
-def test_the_stream_is_named_only_where_it_changes():
+def test_stream_is_named_only_when_it_changes():
     writer = LogWriter()
     assert writer.output(STDOUT, b"a") == b"a"
     assert writer.output(STDERR, b"b") == frame(STDERR) + b"b"
@@ -93,46 +93,46 @@ def test_the_stream_is_named_only_where_it_changes():
         "\u2028\x85\x0b\x0c".encode(),
     ],
 )
-def test_anything_that_is_printed_comes_back_as_it_was_and_never_as_a_frame(data):
+def test_output_is_read_unchanged_and_never_as_a_frame(data):
     items = read([log_of([(STDOUT, b"before "), (STDOUT, data), (STDOUT, b" after")])])
     assert printed(items) == "before " + data.decode(errors="replace") + " after"
     assert [each.kind for each in frames(items)] == [START, EXIT]
 
 
 @pytest.mark.parametrize("character", ["é", "☃", "😀"])
-def test_a_character_that_is_cut_in_two_comes_back_whole(character):
+def test_character_that_is_cut_in_two_is_read_whole(character):
     data = f"a{character}b\n".encode()
     for cut in range(len(data) + 1):
         assert printed(read([log_of([(STDOUT, data[:cut]), (STDOUT, data[cut:])])])) == f"a{character}b\n"
 
 
-def test_a_character_that_is_cut_in_two_by_the_other_stream_comes_back_whole():
+def test_character_that_is_cut_in_two_by_the_other_stream_is_read_whole():
     chunks = [(STDOUT, b"\xe2\x98"), (STDERR, b"meanwhile "), (STDERR, b"\xc3"), (STDOUT, b"\x83"), (STDERR, b"\xa9")]
     items = read([log_of(chunks)])
     assert printed(items, STDOUT) == "☃"
     assert printed(items, STDERR) == "meanwhile é"
 
 
-def test_a_character_whose_end_never_comes_stays_where_it_was():
+def test_incomplete_character_is_replaced_at_its_position():
     items = read([log_of([(STDOUT, b"\xe2\x98"), (STDOUT, b"plain\n"), (STDOUT, b"last \xe2")])])
     assert printed(items) == "\ufffdplain\nlast \ufffd"
     assert items[-1] == Frame(EXIT, b"0")
 
 
 @pytest.mark.parametrize("kind", [RUN, EXIT])
-def test_all_output_comes_before_the_end_that_follows_it(kind):
+def test_all_output_is_yielded_before_the_final_frame(kind):
     log = (frame(START) + LogWriter().output(STDOUT, b"cut \xe2") + frame(kind, b"0")).decode()
     assert read([log]) == [Frame(START, b""), Output("stdout", "cut "), Output("stdout", "\ufffd"), Frame(kind, b"0")]
 
 
-def test_what_rays_own_log_says_before_the_start_is_kept_apart():
+def test_log_of_ray_before_the_start_frame_is_kept_as_preamble():
     reader = LogReader()
     items = [item for piece in ("Ray's own ", "line\n" + log_of([(STDOUT, b"mine\n")])) for item in reader.feed(piece)]
     assert printed(items) == "mine\n"
     assert reader.preamble == "Ray's own line\n"
 
 
-def test_output_is_given_out_as_soon_as_it_comes():
+def test_output_is_yielded_as_soon_as_it_is_read():
     reader = LogReader()
     log = log_of([(STDOUT, b"working")])
     start = log.index("working")
@@ -141,12 +141,12 @@ def test_output_is_given_out_as_soon_as_it_comes():
     assert list(reader.feed("ing")) == [Output("stdout", "ing")]
 
 
-def test_ten_thousand_lines_come_back_in_order_from_small_pieces():
+def test_ten_thousand_lines_are_read_in_order_from_small_pieces():
     lines = [f"line {number}\n".encode() for number in range(10_000)]
     log = log_of((STDOUT if number % 3 else STDERR, line) for number, line in enumerate(lines))
     items = read(log[i : i + 1000] for i in range(0, len(log), 1000))
-    for stream, wanted in ((STDERR, lambda number: number % 3 == 0), (STDOUT, lambda number: number % 3 != 0)):
-        expected = b"".join(line for number, line in enumerate(lines) if wanted(number)).decode()
+    for stream, is_on_it in ((STDERR, lambda number: number % 3 == 0), (STDOUT, lambda number: number % 3 != 0)):
+        expected = b"".join(line for number, line in enumerate(lines) if is_on_it(number)).decode()
         assert printed(items, stream) == expected
 
 
@@ -165,7 +165,7 @@ def random_chunk(chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_random_output_comes_back_whatever_is_printed_and_wherever_the_log_is_cut(seed):
+def test_random_output_is_read_unchanged_wherever_the_log_is_cut(seed):
     chance = random.Random(seed)
     chunks = [(chance.choice([STDOUT, STDERR]), random_chunk(chance)) for _ in range(chance.randrange(60))]
     log = log_of(chunks)

@@ -1,4 +1,4 @@
-"""A check of a plugin: every problem in one go, each with its file and line."""
+"""Tests for `check_plugin`: all problems in one run, each with file and line."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ GOOD = {
 }
 
 
-def said(root: Path) -> list[tuple[str, int | None, str, str]]:
+def problems_of(root: Path) -> list[tuple[str, int | None, str, str]]:
     problems = check_plugin(root).problems
     return [(str(one.path.relative_to(root)) if one.path else "", one.line, one.level, one.text) for one in problems]
 
 
-def test_a_plugin_with_nothing_wrong(write_plugin):
+def test_valid_plugin_has_no_problems(write_plugin):
     checked = check_plugin(write_plugin(config=GOOD["config.yaml"], files=GOOD))
     assert checked.problems == ()
     assert checked.checked == "config.yaml, 3 actions, 2 params models, 1 wheel, 3 requirements"
@@ -127,9 +127,9 @@ BAD = {
 }
 
 
-def test_every_problem_is_told_in_one_go(write_plugin):
+def test_all_problems_are_reported_at_once(write_plugin):
     root = write_plugin(config=BAD["config.yaml"], files=BAD)
-    problems = said(root)
+    problems = problems_of(root)
     assert [(file, line, level) for file, line, level, _ in problems if file == "config.yaml"] == [
         ("config.yaml", None, "warning"),
         ("config.yaml", 1, "warning"),
@@ -150,64 +150,64 @@ def test_every_problem_is_told_in_one_go(write_plugin):
     texts = {text for _, _, _, text in problems}
     python = platform.python_version()
     assert texts >= {
-        "there is no code; add `code: …`, the plugin's unique id",
-        "a neural_net plugin needs a data_type; add `data_type: image`, or text, video, pcd, audio",
+        "'code' is missing; add `code: …`, the plugin's unique id",
+        "a neural_net plugin needs a data_type; add `data_type: image` (or text, video, pcd, audio)",
         "unknown field 'colur'; it has no effect",
-        "no process environment can hold the variable 'A=B': NUL or '=' in it",
-        "requires.sdk: 'later' says no versions; write it like '>=3.11'",
-        f"this is Python {python}; the plugin requires <3.11",
-        "readme: there is no file 'docs.md'; write it",
-        "wheels_dir: '../wheels' is not below the plugin's directory",
-        "no-such-project is not installed here; install this file",
+        "invalid environment variable 'A=B': empty name, '=' in its name, or NUL in its name or value",
+        "requires.sdk: 'later' is not a version specifier; expected one such as '>=3.11'",
+        f"the plugin requires Python <3.11, but this is {python}",
+        "readme: file 'docs.md' does not exist; create it",
+        "wheels_dir: '../wheels' is outside the plugin's directory",
+        "no-such-project is not installed; install it",
         "package_manager: Input should be 'pip' or 'uv'",
-        "action 'one': there is no module 'plugin.trian'; did you mean 'plugin.train'?",
+        "action 'one': module 'plugin.trian' does not exist; did you mean 'plugin.train'?",
         "action 'two': module 'plugin.train' has no 'Trian'; did you mean 'Train'?",
-        "action 'three': plugin.train:helper is a function, and no action: derive the class from BaseAction, or "
+        "action 'three': plugin.train:helper is a function, not an action; derive the class from BaseAction or "
         "decorate the function with @action",
         "action 'six' has no entrypoint; add `entrypoint: module:Name`",
         "unknown field 'methd' in actions.seven; did you mean 'method'?",
-        "actions.eight.entrypoint: must be 'module:Name' or 'module.Name', not 'nonsense'",
-        "action 'nine': plugin.train:CONSTANT is an int, and no action: derive the class from BaseAction, or decorate "
+        "actions.eight.entrypoint: expected 'module:Name' or 'module.Name', got 'nonsense'",
+        "action 'nine': plugin.train:CONSTANT is an int, not an action; derive the class from BaseAction or decorate "
         "the function with @action",
-        "action 'eleven': there is no module 'elsewhere.actions'; add elsewhere/actions.py",
+        "action 'eleven': module 'elsewhere.actions' does not exist; add elsewhere/actions.py",
     }
     others = [one for one in problems if one[0] != "config.yaml"]
     (wrong_version,) = (text for _, _, _, text in others if text.startswith("pydantic "))
-    (no_requirement,) = (text for _, _, _, text in others if text.startswith("'a b' is no requirement: "))
+    (invalid_requirement,) = (text for _, _, _, text in others if text.startswith("'a b' is not a valid requirement: "))
     assert others == [
         (
             "plugin/crash.py",
             3,
             "error",
-            "plugin.crash cannot be imported, for action 'seven': its import crashed Python: SIGABRT",
+            "cannot import plugin.crash (used by action 'seven'): Python crashed with SIGABRT",
         ),
         (
             "plugin/needs.py",
             1,
             "error",
-            "plugin.needs, plugin.again cannot be imported, for actions 'four', 'five': ModuleNotFoundError: "
-            "No module named 'no_such_module'; install it, and name it in requirements.txt",
+            "cannot import plugin.needs, plugin.again (used by actions 'four', 'five'): ModuleNotFoundError: "
+            "No module named 'no_such_module'; install it and add it to requirements.txt",
         ),
         ("requirements.txt", 1, "warning", wrong_version),  # names versions
-        ("requirements.txt", 2, "warning", "no-such-project is not installed here; install this file"),
-        ("requirements.txt", 4, "error", no_requirement),
-        ("requirements.txt", 5, "error", "there is no file './missing.whl'; add it, or remove this line"),
-        ("requirements.txt", 7, "error", "there is no file 'missing.txt'; add it"),
+        ("requirements.txt", 2, "warning", "no-such-project is not installed; install it"),
+        ("requirements.txt", 4, "error", invalid_requirement),
+        ("requirements.txt", 5, "error", "file './missing.whl' does not exist; add it or remove this line"),
+        ("requirements.txt", 7, "error", "file 'missing.txt' does not exist; add it or remove this line"),
     ]
-    assert wrong_version.endswith("is installed here, and <1 is wanted; install this file")
+    assert wrong_version.endswith("is installed, but <1 is required; install a matching version")
     assert "s3cret" not in str(problems)
 
 
-def test_a_broken_config_file_is_told_beside_the_requirements(write_plugin):
+def test_invalid_config_file_is_reported_along_with_requirements(write_plugin):
     root = write_plugin(config="code: x\ncode: y\nname: !x y\n", files={"requirements.txt": "a b\n"})
-    assert [(file, line) for file, line, _, _ in said(root)] == [
+    assert [(file, line) for file, line, _, _ in problems_of(root)] == [
         ("config.yaml", 2),
         ("config.yaml", 3),
         ("requirements.txt", 1),
     ]
 
 
-def test_a_problem_of_a_params_model_that_two_actions_have_is_told_for_each(write_plugin):
+def test_params_model_problem_is_reported_for_each_action_that_uses_it(write_plugin):
     files = {
         "a.py": """\
             from pydantic import BaseModel
@@ -228,11 +228,11 @@ def test_a_problem_of_a_params_model_that_two_actions_have_is_told_for_each(writ
             """
     }
     root = write_plugin(config="code: x\nname: x\nactions: {one: a.one, two: a.two}\n", files=files)
-    text = "action {!r}: the param 'schema' hides what pydantic models have by this name; call it otherwise"
-    assert said(root) == [("a.py", 7, "warning", text.format(name)) for name in ("one", "two")]
+    text = "action {!r}: parameter 'schema' shadows BaseModel.schema; rename it"
+    assert problems_of(root) == [("a.py", 7, "warning", text.format(name)) for name in ("one", "two")]
 
 
-def test_a_params_model_of_another_package_is_only_told_where_it_does_harm(write_plugin, monkeypatch, tmp_path):
+def test_params_model_of_another_package_is_reported_only_for_errors(write_plugin, monkeypatch, tmp_path):
     (tmp_path / "elsewhere.py").write_text(
         "from pydantic import BaseModel\n\n"
         "class Hiding(BaseModel):\n    copy: bool = True\n\n"
@@ -255,28 +255,28 @@ def test_a_params_model_of_another_package_is_only_told_where_it_does_harm(write
             """
     }
     root = write_plugin(config="code: x\nname: x\nactions: {one: a.one, two: a.two}\n", files=files)
-    ((file, line, level, text),) = said(root)
+    ((file, line, level, text),) = problems_of(root)
     assert (file, line, level) == ("a.py", 10, "error")
     assert text.startswith("action 'two': Undefined cannot be used: ")
 
 
-def test_a_directory_without_a_config_file_is_no_plugin(tmp_path):
-    with pytest.raises(ConfigError, match=r"there is no config\.yaml"):
+def test_directory_without_config_file_raises_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config\.yaml or synapse\.yaml in this directory"):
         check_plugin(tmp_path)
 
 
-def test_a_plugin_without_actions_is_told(write_plugin):
-    assert said(write_plugin(config="code: x\nname: x\n")) == [
+def test_plugin_without_actions_gets_a_warning(write_plugin):
+    assert problems_of(write_plugin(config="code: x\nname: x\n")) == [
         (
             "config.yaml",
             None,
             "warning",
-            "there are no actions; add some, or let `synapse plugin update-config` do so",
+            "the plugin has no actions; add them, or run `synapse plugin update-config`",
         )
     ]
 
 
-def test_wheels_are_checked_by_their_names(tmp_path):
+def test_wheel_file_names_are_checked(tmp_path):
     for name in (
         "good-1.0-py3-none-any.whl",
         "many-1.0-cp39-cp39-win32.whl",
@@ -289,18 +289,18 @@ def test_wheels_are_checked_by_their_names(tmp_path):
     count, problems = requirements.check_wheels(tmp_path)
     assert count == 5
     assert [(one.path, one.level) for one in problems] == [(tmp_path / "bad.whl", "error"), (tmp_path, "warning")]
-    assert problems[1].text == "no wheel of other is for this Python and platform; it cannot be installed here"
+    assert problems[1].text == "no wheel of other supports this Python and platform; it cannot be installed here"
 
 
 @pytest.mark.parametrize(
     ("text", "version", "fits"),
     [(">=3.11", "3.12", True), ("3.11", "3.11.4", True), ("3.11", "3.12", False), ("==1.0", "1.0", True)],
 )
-def test_versions_are_written_as_specifiers_or_alone(text, version, fits):
+def test_specifier_accepts_specifiers_and_single_versions(text, version, fits):
     versions = requirements.specifier(text)
     assert versions is not None
     assert versions.contains(version) is fits
 
 
-def test_what_says_no_versions_is_none():
+def test_specifier_returns_none_for_other_text():
     assert requirements.specifier("new") is None

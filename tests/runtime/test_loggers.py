@@ -1,4 +1,4 @@
-"""The console: bars on a terminal, lines elsewhere; and the capture of a worker's output."""
+"""Tests for loggers: the console's bars and lines, and custom loggers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def progress(current: int, total: int) -> Event:
     return Event("progress", data={"current": current, "total": total}, step="epochs")
 
 
-def test_elsewhere_each_event_is_a_line():
+def test_each_event_is_a_line_without_a_terminal():
     stream = io.StringIO()
     console = ConsoleLogger(stream)
     console.event(Event("log", "epoch_complete", {"epoch": 1, "loss": 0.123456789}, file="w.npz"))
@@ -33,7 +33,7 @@ def test_elsewhere_each_event_is_a_line():
     assert lines == ["epoch_complete epoch=1 loss=0.123457 [w.npz]", "WARNING careful", "epochs: 1/4 (25%)"]
 
 
-def test_a_hundred_thousand_steps_are_a_hundred_lines():
+def test_progress_of_many_steps_prints_a_line_per_percent():
     stream = io.StringIO()
     console = ConsoleLogger(stream)
     for step in range(1, 100_001):
@@ -41,7 +41,7 @@ def test_a_hundred_thousand_steps_are_a_hundred_lines():
     assert len(stream.getvalue().splitlines()) == 101
 
 
-def test_on_a_terminal_progress_is_a_bar_and_ends_complete():
+def test_progress_on_a_terminal_is_a_bar_that_ends_complete():
     stream = Terminal()
     console = ConsoleLogger(stream)
     for step in range(1, 4):
@@ -54,26 +54,26 @@ def test_on_a_terminal_progress_is_a_bar_and_ends_complete():
 
 
 class Recorder(BaseLogger):
-    """A logger as plugins' own tests have them."""
+    """A logger as in tests of plugins."""
 
     def __init__(self):
         super().__init__()
-        self.heard = []
+        self.received = []
 
     def _log_impl(self, event, data, file, step, level=None):
-        self.heard.append((event, data, file, step, level))
+        self.received.append((event, data, file, step, level))
 
     def _on_progress(self, progress, step):
-        self.heard.append((progress.percent, progress.status, step))
+        self.received.append((progress.percent, progress.status, step))
 
     def _on_metrics(self, step, metrics):
-        self.heard.append((step, dict(metrics)))
+        self.received.append((step, dict(metrics)))
 
     def _on_finish(self):
-        self.heard.append("finished")
+        self.received.append("finished")
 
 
-def test_a_logger_of_a_plugins_own_hears_what_it_is_told():
+def test_custom_logger_receives_all_events():
     logger = Recorder()
     logger.log(LogLevel.WARNING, "saved", {"n": 1}, "a.txt", "s")
     logger.info("hello")
@@ -82,7 +82,7 @@ def test_a_logger_of_a_plugins_own_hears_what_it_is_told():
     logger.set_metrics({"loss": 2}, "train")
     logger.set_metrics({"accuracy": 1}, "train")
     logger.finish()
-    assert logger.heard == [
+    assert logger.received == [
         ("saved", {"n": 1}, "a.txt", "s", LogLevel.WARNING),
         ("message", {"content": "hello"}, None, None, LogLevel.INFO),
         (25.0, "running", "load"),
@@ -97,32 +97,32 @@ def test_a_logger_of_a_plugins_own_hears_what_it_is_told():
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
-def test_each_level_has_its_method(level):
+def test_each_level_has_a_method(level):
     logger = Recorder()
     getattr(logger, level)("m")
-    assert logger.heard == [("message", {"content": "m"}, None, None, LogLevel(level))]
+    assert logger.received == [("message", {"content": "m"}, None, None, LogLevel(level))]
 
 
-def test_what_follows_a_step_belongs_to_it():
+def test_events_after_set_step_belong_to_it():
     logger = Recorder()
     logger.set_step("load", 1)
     logger.info("m")
     logger.set_progress(1, 2)
     logger.set_metrics({"n": 1})
     assert logger.get_step() == "load"
-    assert [heard[3] if len(heard) == 5 else heard[-1] for heard in logger.heard] == ["load", "load", {"n": 1}]
+    assert [item[3] if len(item) == 5 else item[-1] for item in logger.received] == ["load", "load", {"n": 1}]
     logger.set_step(None)
     with pytest.raises(ValueError, match="set_metrics needs the name of a step"):
         logger.set_metrics({"n": 1})
 
 
 @pytest.mark.parametrize(("current", "total"), [(1, 0), (-1, 2), (3, 2)])
-def test_a_logger_refuses_progress_outside_its_bounds(current, total):
-    with pytest.raises(ValueError, match="current must be between 0 and total"):
+def test_logger_rejects_progress_out_of_range(current, total):
+    with pytest.raises(ValueError, match="total must be positive, and current between 0 and total"):
         Recorder().set_progress(current, total)
 
 
-def test_a_context_made_with_a_logger_speaks_to_it():
+def test_context_emits_to_its_logger():
     logger = Recorder()
     ctx = RuntimeContext(logger, PluginEnvironment({}))
     assert ctx.logger is logger
@@ -130,11 +130,11 @@ def test_a_context_made_with_a_logger_speaks_to_it():
     ctx.log("read", {"n": 2})
     ctx.set_metrics({"n": 2}, "read")
     ctx.logger.error("oh")
-    assert [heard[0] for heard in logger.heard] == ["message", "read", "read", "message"]
-    assert logger.heard[0] == ("message", {"content": "2 files"}, None, None, LogLevel.SUCCESS)
+    assert [item[0] for item in logger.received] == ["message", "read", "read", "message"]
+    assert logger.received[0] == ("message", {"content": "2 files"}, None, None, LogLevel.SUCCESS)
 
 
-def test_an_executors_events_reach_it_too():
+def test_executor_emits_to_its_logger():
     @action
     def speak(params, context):
         context.logger.warning("w")
@@ -142,5 +142,5 @@ def test_an_executors_events_reach_it_too():
 
     logger = Recorder()
     LocalExecutor(logger=logger).execute(speak)
-    assert [heard[0] for heard in logger.heard[:2]] == ["message", "l"]
-    assert logger.heard[-1] == "finished"
+    assert [item[0] for item in logger.received[:2]] == ["message", "l"]
+    assert logger.received[-1] == "finished"

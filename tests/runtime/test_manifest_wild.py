@@ -1,4 +1,4 @@
-"""Config files as people have them: every field of the SDK, what is unknown in them, and lists of actions."""
+"""Tests for real-world config files: all fields of the SDK, unknown fields and values, lists of actions."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ actions:
     method: restapi
 """
 
-# What the SDK's `synapse plugin create` writes.
+# As written by the SDK's `synapse plugin create`.
 TEMPLATE = """\
 name: My custom
 code: my-custom
@@ -97,13 +97,13 @@ def config(tmp_path):
     return write
 
 
-def told(manifest: Manifest) -> list[tuple[int | None, str]]:
+def problems_of(manifest: Manifest) -> list[tuple[int | None, str]]:
     return [(problem.line, problem.text) for problem in manifest.problems]
 
 
-def test_every_field_of_the_sdk_is_known_and_typed(config):
+def test_all_sdk_fields_are_known_and_typed(config):
     manifest = read_manifest(config(EVERYTHING))
-    assert told(manifest) == []
+    assert problems_of(manifest) == []
     assert manifest.model_extra == {}
     assert manifest.model_dump(exclude={"actions", "env", "runtime_env", "name", "code"}) == {
         "version": "1.10",
@@ -139,15 +139,15 @@ def test_every_field_of_the_sdk_is_known_and_typed(config):
     assert manifest.actions["serve"].serve_options == {"num_replicas": 2}
 
 
-def test_every_field_is_in_the_documentation():
+def test_all_fields_are_documented():
     page = (Path(__file__).parents[2] / "docs" / "config.md").read_text()
     fields = {*Manifest.model_fields, *ActionSpec.model_fields, *Requires.model_fields, "supported_data_type"}
     assert {name for name in fields if f"`{name}`" not in page} == set()
 
 
-def test_the_template_of_the_sdk_loads(config):
+def test_sdk_template_loads_without_problems(config):
     manifest = read_manifest(config(TEMPLATE))
-    assert (manifest.variant, manifest.requires.python, manifest.tags, told(manifest)) == (
+    assert (manifest.variant, manifest.requires.python, manifest.tags, problems_of(manifest)) == (
         None,
         ">=3.10,<3.13",
         [],
@@ -155,14 +155,14 @@ def test_the_template_of_the_sdk_loads(config):
     )
 
 
-def test_a_field_without_a_value_is_as_if_it_were_not_there(config):
+def test_field_without_value_is_treated_as_absent(config):
     fields = [name for name in Manifest.model_fields if name != "code"]
     manifest = read_manifest(config("code: x\n" + "".join(f"{name}:\n" for name in fields)))
     assert manifest == read_manifest(config("code: x\n"))
     assert manifest.model_fields_set == {"code"}
 
 
-def test_a_field_without_a_value_in_an_action_likewise(config):
+def test_action_field_without_value_is_treated_as_absent(config):
     manifest = read_manifest(config("code: x\nactions:\n  a:\n    name:\n    entrypoint:\n    method:\n"))
     assert manifest.actions["a"].model_dump(exclude_defaults=True) == {"name": "a"}
 
@@ -187,15 +187,15 @@ requires:
 """
 
 
-def test_unknown_fields_are_told_with_line_and_the_nearest_known_one(config):
+def test_unknown_fields_are_reported_with_line_and_suggestion(config):
     path = config(UNKNOWN)
     manifest = read_manifest(path)
-    assert told(manifest) == [
+    assert problems_of(manifest) == [
         (2, "unknown field 'colur'; it has no effect"),
         (3, "unknown field 'categry'; did you mean 'category'?"),
-        (4, "unknown field 'entrypoint'; it belongs into an action"),
+        (4, "unknown field 'entrypoint'; it belongs in an action"),
         (10, "unknown field 'entrypont' in actions.train; did you mean 'entrypoint'?"),
-        (11, "unknown field 'data_type' in actions.train; it belongs to the top level"),
+        (11, "unknown field 'data_type' in actions.train; it belongs at the top level"),
         (14, "unknown field 'methd' in actions.infer; did you mean 'method'?"),
         (16, "unknown field 'pyton' in requires; did you mean 'python'?"),
     ]
@@ -205,7 +205,7 @@ def test_unknown_fields_are_told_with_line_and_the_nearest_known_one(config):
     assert manifest.actions["train"].method == "job"
 
 
-def test_unknown_values_are_told_with_line_and_the_nearest_known_one(config):
+def test_unknown_values_are_reported_with_line_and_suggestion(config):
     manifest = read_manifest(
         config("""\
 code: x
@@ -224,7 +224,7 @@ actions:
   infer: {entrypoint: "a:B", method: local}
 """)
     )
-    assert told(manifest) == [
+    assert problems_of(manifest) == [
         (2, "category: unknown value 'neural_nett'; did you mean 'neural_net'?"),
         (3, "data_type: unknown value 'images'; did you mean 'image'?"),
         (4, "supported_data_types: unknown value 'vidio'; did you mean 'video'?"),
@@ -232,19 +232,19 @@ actions:
         (7, "supported_annotation_tools.text: unknown value 'relatoin'; did you mean 'relation'?"),
         (
             8,
-            "annotation_category: unknown value 'colour'; known are image, video, audio, text, pcd, prompt, "
+            "annotation_category: unknown value 'colour'; expected one of image, video, audio, text, pcd, prompt, "
             "time_series",
         ),
         (9, "annotation_type: unknown value 'bbx'; did you mean 'bbox'?"),
         (10, "smart_tool: unknown value 'Interactive'; did you mean 'interactive'?"),
         (11, "smart_tool_type: unknown value 'auto_matic'; did you mean 'automatic'?"),
         (13, "actions.train.method: unknown value 'jop'; did you mean 'job'?"),
-        (14, "actions.infer.method: unknown value 'local'; known are job, task, serve, restapi"),
+        (14, "actions.infer.method: unknown value 'local'; expected one of job, task, serve, restapi"),
     ]
     assert (manifest.category, manifest.data_type) == ("neural_nett", "images")
 
 
-def test_what_is_unknown_can_be_shown_as_python_warnings_without_the_lines_of_the_file(config):
+def test_config_warnings_do_not_show_source_lines(config):
     path = config("code: x\nevn: {API_KEY: s3cret}\nactions: {a: {entrypont: 'b:C'}}\n")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -260,7 +260,7 @@ def test_what_is_unknown_can_be_shown_as_python_warnings_without_the_lines_of_th
     assert shown.startswith(f"{path}:2:1: ConfigWarning: unknown field 'evn'; did you mean 'env'?\n")
 
 
-def test_a_manifest_keeps_what_is_unknown_when_it_travels(config):
+def test_pickled_manifest_keeps_its_problems(config):
     manifest = read_manifest(config(UNKNOWN))
     assert pickle.loads(pickle.dumps(manifest)).problems == manifest.problems
 
@@ -282,19 +282,19 @@ actions:
 """
 
 
-def test_each_fault_of_a_list_of_actions_is_told_with_its_line(config):
+def test_invalid_entries_in_a_list_of_actions_are_reported_with_line(config):
     with pytest.raises(ConfigError) as caught:
         read_manifest(config(LIST))
     assert [(problem.line, problem.text) for problem in caught.value.problems] == [
-        (5, "actions: entry 2 must be a mapping with a name and an entrypoint, not a str"),
+        (5, "actions: entry 2 must be a mapping with a name and an entrypoint, got a str"),
         (6, "actions: entry 3 has no name; add `name: …`"),
-        (7, "actions: entry 4 is a second one with the name 'train'; give it another"),
-        (10, "actions: entry 6 must be a mapping with a name and an entrypoint, not a NoneType"),
+        (7, "actions: entry 4 repeats the name 'train'; rename one of them"),
+        (10, "actions: entry 6 must be a mapping with a name and an entrypoint, got a NoneType"),
     ]
     assert caught.value.line == 5
 
 
-def test_what_fits_in_a_faulty_file_is_read_nevertheless(config):
+def test_examine_reads_the_valid_parts_of_an_invalid_file(config):
     path = config(LIST.replace("code: x", "code: [x]\nenv: {A: 1}\ncolur: x"))
     manifest = examine(path)
     assert (manifest.code, manifest.env) == ("", {"A": 1})
@@ -312,7 +312,7 @@ def test_what_fits_in_a_faulty_file_is_read_nevertheless(config):
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "message"),
     [
         ("requires: '>=3'\n", 2, "requires: Input should be a valid dictionary"),
         ("tags: a\n", 2, "tags: Input should be a valid list"),
@@ -321,18 +321,22 @@ def test_what_fits_in_a_faulty_file_is_read_nevertheless(config):
         ("supported_data_type: image\n", 2, "supported_data_type: Input should be a valid list"),
         ("actions:\n  a: {serve_options: 3}\n", 3, "actions.a.serve_options: Input should be a valid dictionary"),
         ("actions:\n  a: 3\n", 3, "actions.a: Input should be a valid dictionary"),
-        ("runtime_env: {env_vars: [s3cret]}\n", 2, "runtime_env: env_vars must be a mapping"),
+        (
+            "runtime_env: {env_vars: [s3cret]}\n",
+            2,
+            "runtime_env: env_vars must be a mapping of variable names to values",
+        ),
     ],
 )
-def test_fields_of_the_wrong_kind_are_told(config, text, line, said):
+def test_fields_of_the_wrong_type_are_rejected(config, text, line, message):
     with pytest.raises(ConfigError) as caught:
         read_manifest(config("code: x\n" + text))
     assert caught.value.line == line
-    assert str(caught.value).endswith(said) or said in str(caught.value)
+    assert str(caught.value).endswith(message) or message in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
-def test_the_actions_of_an_anchor_are_actions(config):
+def test_actions_may_use_anchors_and_merge_keys(config):
     manifest = read_manifest(
         config("""\
 code: x

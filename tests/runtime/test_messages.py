@@ -1,4 +1,4 @@
-"""Messages: their levels, their codes, their texts in several languages."""
+"""Tests for messages: levels, codes, and texts in several languages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Code(LogMessageCode):
 register_log_messages({Code.STORED: {"en": "stored {n}", "ko": "{n} 저장"}, Code.LATE: "late by {s} s"})
 
 
-def test_a_code_is_its_text_and_knows_its_level():
+def test_code_is_a_string_with_a_level():
     assert (Code.STORED, Code.STORED.level) == ("STORED", LogLevel.SUCCESS)
     assert Code.PLAIN.level is LogLevel.INFO
     assert Code.LATE.level is LogLevel.WARNING
@@ -38,11 +38,11 @@ def test_a_code_is_its_text_and_knows_its_level():
 @pytest.mark.parametrize(
     ("language", "text"), [(None, "stored 3"), ("en", "stored 3"), ("ko", "3 저장"), ("fr", "stored 3")]
 )
-def test_a_code_has_a_text_in_each_language_that_its_plugin_registered(language, text):
+def test_code_has_a_text_in_each_registered_language(language, text):
     assert resolve_log_message(Code.STORED, language, n=3) == (text, LogLevel.SUCCESS)
 
 
-def test_codes_of_two_classes_may_read_the_same():
+def test_codes_of_two_classes_may_have_the_same_value():
     class Other(LogMessageCode):
         STORED = ("STORED", LogLevel.ERROR)
 
@@ -52,7 +52,7 @@ def test_codes_of_two_classes_may_read_the_same():
     assert resolve_log_message(Code.STORED, n=1) == ("stored 1", LogLevel.SUCCESS)
 
 
-def test_codes_of_a_test_travel_with_their_levels_and_texts():
+def test_codes_of_a_test_are_pickled_with_levels_and_texts():
     class Here(LogMessageCode):
         SENT = ("SENT", LogLevel.DANGER)
 
@@ -63,20 +63,20 @@ def test_codes_of_a_test_travel_with_their_levels_and_texts():
     assert done.stdout.decode().strip() == "전송 LogLevel.DANGER"
 
 
-def test_a_single_text_is_english():
+def test_single_text_is_english():
     assert resolve_log_message(Code.LATE, "ko", s=2) == ("late by 2 s", LogLevel.WARNING)
 
 
-def test_a_code_without_a_text_says_itself():
+def test_code_without_a_text_is_its_own_text():
     assert resolve_log_message(Code.PLAIN, n=1) == ("PLAIN", LogLevel.INFO)
 
 
-def test_every_plugin_can_say_that_it_is_complete():
+def test_common_code_says_that_the_run_is_complete():
     text, level = resolve_log_message(CommonLogMessageCode.PLUGIN_RUN_COMPLETE)
     assert (text, level) == ("Plugin run is complete.", LogLevel.INFO)
 
 
-def test_a_localized_message_fills_in_values():
+def test_localized_message_fills_in_values():
     message = LocalizedMessage(en="{n} images", de="{n} Bilder")
     assert message.format("de", n=2) == "2 Bilder"
     assert message.format("fr", n=2) == "2 images"
@@ -86,6 +86,6 @@ def test_a_localized_message_fills_in_values():
     assert repr(message) == "LocalizedMessage(en, de)"
 
 
-def test_without_english_and_the_language_there_is_no_text():
+def test_message_without_english_and_the_language_has_no_text():
     assert localized({"ko": "완료"}, "fr") == ""
     assert localized({"ko": "완료"}, "ko") == "완료"

@@ -1,4 +1,4 @@
-"""Whose modules a name means: a plugin's own inside its block, everybody's outside."""
+"""Tests for module scopes: inside a block module names refer to a plugin's own modules, outside to the shared ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from synapse_runtime.plugins.module_scopes import (
 
 
 @pytest.fixture(autouse=True)
-def _forgets_modules():
+def _restore_modules():
     before = dict(sys.modules)
     yield
     for name in sys.modules.keys() - before.keys():
@@ -58,7 +58,7 @@ def imported(name: str) -> types.ModuleType:
     return importlib.import_module(name)
 
 
-def test_modules_of_a_directory_are_importable_inside_the_block_only(one):
+def test_modules_are_importable_only_inside_the_block(one):
     path = list(sys.path)
     with activate_modules(one):
         assert sys.path == [str(one), *path]
@@ -66,9 +66,9 @@ def test_modules_of_a_directory_are_importable_inside_the_block_only(one):
     assert sys.path == path
 
 
-def test_the_import_path_is_restored_whatever_the_order_of_its_entries(one, two, tmp_path, monkeypatch):
+def test_sys_path_is_restored_with_mixed_entries(one, two, tmp_path, monkeypatch):
     with activate_modules(one):
-        for entry in (one / "lib", tmp_path / "everybodys", one):
+        for entry in (one / "lib", tmp_path / "shared", one):
             monkeypatch.syspath_prepend(entry)
         path = list(sys.path)
         for _ in range(2):
@@ -77,7 +77,7 @@ def test_the_import_path_is_restored_whatever_the_order_of_its_entries(one, two,
             assert sys.path == path
 
 
-def test_an_entry_that_a_plugin_has_twice_does_not_stay(one, two, tmp_path, monkeypatch):
+def test_duplicate_path_entry_of_a_plugin_is_removed(one, two, tmp_path, monkeypatch):
     path = list(sys.path)
     for _ in range(2):
         with activate_modules(one):
@@ -88,14 +88,14 @@ def test_an_entry_that_a_plugin_has_twice_does_not_stay(one, two, tmp_path, monk
         assert sys.path == path
 
 
-def test_the_import_path_is_restored_after_a_failure(one):
+def test_sys_path_is_restored_after_an_exception(one):
     path = list(sys.path)
     with pytest.raises(KeyError), activate_modules(one):
         raise KeyError
     assert sys.path == path
 
 
-def test_what_the_block_adds_to_the_import_path_stays(one, tmp_path):
+def test_path_entry_added_in_the_block_is_kept(one, tmp_path):
     with activate_modules(one):
         sys.path.append(str(tmp_path))
     assert str(tmp_path) in sys.path
@@ -103,14 +103,14 @@ def test_what_the_block_adds_to_the_import_path_stays(one, tmp_path):
     sys.path.remove(str(tmp_path))
 
 
-def test_the_same_name_means_each_directorys_own_module(one, two):
+def test_same_name_refers_to_each_directorys_own_module(one, two):
     for root, name in ((one, "one"), (two, "two"), (one, "one"), (two, "two")):
         with activate_modules(root):
             assert imported("whose").name == name
             assert imported("whose.part").name == name
 
 
-def test_a_module_is_imported_once_however_often_it_is_put_aside(one, two):
+def test_module_is_imported_once_across_activations(one, two):
     with activate_modules(two):
         others = imported("whose.part")
     with activate_modules(one):
@@ -121,7 +121,7 @@ def test_a_module_is_imported_once_however_often_it_is_put_aside(one, two):
         assert imported("whose.part") is first
 
 
-def test_nested_blocks_each_have_their_own(one, two):
+def test_nested_blocks_have_their_own_modules(one, two):
     with activate_modules(one):
         outer = imported("whose.part")
         with activate_modules(two):
@@ -133,20 +133,20 @@ def test_nested_blocks_each_have_their_own(one, two):
         assert sys.path[0] == str(one)
 
 
-def test_a_foreign_module_comes_back_after_the_block_and_after_a_failure(one):
-    foreign = types.ModuleType("whose")
-    foreign.__file__ = "/elsewhere/whose.py"
-    sys.modules["whose"] = foreign
+def test_shadowed_module_is_restored_after_block_and_exception(one):
+    other = types.ModuleType("whose")
+    other.__file__ = "/elsewhere/whose.py"
+    sys.modules["whose"] = other
     with activate_modules(one):
         assert imported("whose").name == "one"
-    assert sys.modules["whose"] is foreign
+    assert sys.modules["whose"] is other
     assert "whose.part" not in sys.modules
     with pytest.raises(KeyError), activate_modules(one):
         raise KeyError
-    assert sys.modules["whose"] is foreign
+    assert sys.modules["whose"] is other
 
 
-def test_modules_whose_names_do_not_clash_never_move(one):
+def test_modules_without_name_clash_remain(one):
     bystander = types.ModuleType("bystander")
     bystander.__file__ = "/elsewhere/bystander.py"
     sys.modules["bystander"] = bystander
@@ -154,7 +154,7 @@ def test_modules_whose_names_do_not_clash_never_move(one):
         assert sys.modules["bystander"] is bystander
 
 
-def test_installed_modules_never_move(tmp_path):
+def test_installed_modules_are_always_shared(tmp_path):
     for name in ("json", "numpy.__init__"):
         make(tmp_path, name, "raise RuntimeError('shadows an installed module')")
     with activate_modules(tmp_path):
@@ -162,7 +162,7 @@ def test_installed_modules_never_move(tmp_path):
         assert imported("numpy") is numpy
 
 
-def test_a_module_that_is_added_later_is_found(one, two):
+def test_module_added_later_is_found(one, two):
     with activate_modules(one):
         imported("whose")
     make(two, "added", "name = 'two'")
@@ -172,7 +172,7 @@ def test_a_module_that_is_added_later_is_found(one, two):
             assert imported("added").name == name
 
 
-def test_a_directory_may_be_named_from_where_one_is(one, tmp_path, monkeypatch):
+def test_root_may_be_relative(one, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for root in ("one", "one/", one):
         with activate_modules(root):
@@ -181,7 +181,7 @@ def test_a_directory_may_be_named_from_where_one_is(one, tmp_path, monkeypatch):
         assert "whose" not in sys.modules
 
 
-def test_a_directory_that_does_not_exist_is_told_and_changes_nothing(tmp_path):
+def test_missing_directory_raises_and_changes_nothing(tmp_path):
     path = list(sys.path)
     with (
         pytest.raises(ConfigError, match="the plugin's directory does not exist") as caught,
@@ -192,7 +192,7 @@ def test_a_directory_that_does_not_exist_is_told_and_changes_nothing(tmp_path):
     assert sys.path == path
 
 
-def test_it_is_known_where_a_module_comes_from(one):
+def test_is_within_checks_the_file_of_a_module(one):
     with activate_modules(one):
         module = imported("whose.part")
     assert is_within(module, one)
@@ -201,25 +201,25 @@ def test_it_is_known_where_a_module_comes_from(one):
     assert not is_installed(module)
 
 
-def test_a_package_without_a_file_is_where_its_directories_are(tmp_path):
+def test_namespace_package_is_within_its_directories(tmp_path):
     make(tmp_path, "spread.part", "")
     with activate_modules(tmp_path):
         assert is_within(imported("spread"), tmp_path)
 
 
 @pytest.mark.parametrize("module", [sys, json, threading, numpy, pytest])
-def test_python_and_its_packages_are_installed(module):
+def test_stdlib_and_site_packages_are_installed(module):
     assert is_installed(module)
 
 
-def test_the_import_path_of_installed_packages_is_told_from_others(tmp_path):
+def test_is_installed_path_recognizes_site_packages(tmp_path):
     assert is_installed_path(str(Path(json.__file__).parent.parent))
     assert is_installed_path(str(Path(pytest.__file__).parent.parent))
-    assert is_installed_path(str(tmp_path / "python311.zip")), "what is not there has nothing to import"
+    assert is_installed_path(str(tmp_path / "python311.zip")), "a missing directory has no modules"
     assert not is_installed_path(str(tmp_path))
 
 
-def test_fresh_modules_are_imported_anew_and_those_of_before_come_back(tmp_path):
+def test_fresh_modules_are_imported_again_and_previous_ones_restored(tmp_path):
     make(tmp_path, "counted.__init__", "")
     make(tmp_path, "counted.state", "calls = 0")
     make(tmp_path, "kept", "calls = 0")
@@ -236,7 +236,7 @@ def test_fresh_modules_are_imported_anew_and_those_of_before_come_back(tmp_path)
         assert sys.path == path
 
 
-def test_modules_that_are_new_in_a_fresh_block_do_not_stay(tmp_path):
+def test_new_modules_of_a_fresh_block_are_removed(tmp_path):
     make(tmp_path, "brand_new", "")
     with fresh_modules(tmp_path):
         imported("brand_new")
@@ -244,7 +244,7 @@ def test_modules_that_are_new_in_a_fresh_block_do_not_stay(tmp_path):
         assert "brand_new" not in sys.modules
 
 
-def test_after_the_block_everything_looks_untouched(one, two):
+def test_sys_modules_and_sys_path_are_restored(one, two):
     modules, path = dict(sys.modules), list(sys.path)
     for root in (one, two):
         with activate_modules(root):
@@ -253,7 +253,7 @@ def test_after_the_block_everything_looks_untouched(one, two):
     assert sys.path == path
 
 
-def test_what_was_imported_before_the_block_is_there_after_it(one, two, monkeypatch):
+def test_module_imported_before_the_block_is_kept(one, two, monkeypatch):
     monkeypatch.syspath_prepend(one)
     before = imported("whose.part")
     monkeypatch.undo()
@@ -264,7 +264,7 @@ def test_what_was_imported_before_the_block_is_there_after_it(one, two, monkeypa
     assert sys.modules["whose.part"] is before
 
 
-def test_a_directory_that_a_plugin_adds_is_its_own(one, two):
+def test_path_entry_inside_a_plugin_belongs_to_it(one, two):
     for root, name in ((one, "one"), (two, "two")):
         make(root / "lib", "helper", f"name = {name!r}")
         with activate_modules(root):
@@ -277,17 +277,17 @@ def test_a_directory_that_a_plugin_adds_is_its_own(one, two):
         assert imported("helper").name == "one"
 
 
-def test_a_module_beside_the_plugins_is_one(one, two, tmp_path, monkeypatch):
-    make(tmp_path, "beside_plugins", "")
+def test_module_outside_of_plugins_is_shared(one, two, tmp_path, monkeypatch):
+    make(tmp_path, "next_to_plugins", "")
     monkeypatch.syspath_prepend(tmp_path)
     found = set()
     for root in (one, two):
         with activate_modules(root):
-            found.add(imported("beside_plugins"))
-    assert found == {imported("beside_plugins")}
+            found.add(imported("next_to_plugins"))
+    assert found == {imported("next_to_plugins")}
 
 
-def test_a_module_of_another_plugin_is_one_where_python_would_find_it(one, two, monkeypatch):
+def test_module_of_another_plugin_on_sys_path_is_shared(one, two, monkeypatch):
     make(one, "only_in_one", "")
     for root in (one, two):
         monkeypatch.syspath_prepend(root)
@@ -299,21 +299,21 @@ def test_a_module_of_another_plugin_is_one_where_python_would_find_it(one, two, 
     assert found == {imported("only_in_one")}
 
 
-def test_the_nearest_directory_owns_a_module(one):
+def test_innermost_plugin_owns_a_module(one):
     inner = make(one / "inner", "whose.__init__", "name = 'inner'")
     for root, name in ((one, "one"), (inner, "inner"), (one, "one"), (inner, "inner")):
         with activate_modules(root):
             assert imported("whose").name == name
 
 
-def test_a_package_without_a_file_is_each_directorys_own(tmp_path):
+def test_namespace_packages_are_separate(tmp_path):
     for name in ("left", "right", "left"):
         make(tmp_path / name, "spread_out.part", f"name = {name!r}")
         with activate_modules(tmp_path / name):
             assert imported("spread_out.part").name == name
 
 
-def test_modules_that_are_loaded_when_they_are_used_are_left_alone(one):
+def test_lazy_modules_are_not_loaded(one):
     make(one, "lazy_one", "import lazy_two")
     spec = importlib.util.spec_from_file_location("lazy_one", one / "lazy_one.py")
     spec.loader = importlib.util.LazyLoader(spec.loader)
@@ -323,7 +323,7 @@ def test_modules_that_are_loaded_when_they_are_used_are_left_alone(one):
     with activate_modules(one):
         imported("whose")
     with activate_modules(one), pytest.raises(ModuleNotFoundError, match="lazy_two"):
-        getattr(sys.modules["lazy_one"], "used")  # noqa: B009 - it is about the access
+        getattr(sys.modules["lazy_one"], "used")  # noqa: B009 - the access is what is tested
 
 
 def test_blocks_may_end_in_any_order(one, two):
@@ -338,40 +338,40 @@ def test_blocks_may_end_in_any_order(one, two):
     assert sys.path == path
 
 
-def test_a_stay_lasts_until_the_next_one_and_blocks_lie_within_it(one, two):
+def test_scope_lasts_until_the_next_activation_and_may_contain_blocks(one, two):
     modules, path = dict(sys.modules), list(sys.path)
-    stay = ModuleScope()
-    stay.activate(str(one))
+    scope = ModuleScope()
+    scope.activate(str(one))
     assert imported("whose").name == "one"
     with activate_modules(two):
         assert imported("whose").name == "two"
     assert imported("whose").name == "one"
-    stay.activate(str(two))
+    scope.activate(str(two))
     assert imported("whose").name == "two"
-    stay.activate(None)
+    scope.activate(None)
     assert "whose" not in sys.modules
-    stay.activate(str(one))
-    stay.close()
-    stay.close()
+    scope.activate(str(one))
+    scope.close()
+    scope.close()
     assert sys.modules == modules
     assert sys.path == path
 
 
-def test_a_stay_goes_on_where_a_block_was_left_behind(one, two):
-    stay, left = ModuleScope(), activate_modules(two)
-    stay.activate(str(one))
-    left.__enter__()
-    stay.activate(str(one))
+def test_scope_takes_effect_over_an_unclosed_block(one, two):
+    scope, unclosed = ModuleScope(), activate_modules(two)
+    scope.activate(str(one))
+    unclosed.__enter__()
+    scope.activate(str(one))
     with activate_modules(one):
         assert imported("whose").name == "one"
     assert imported("whose").name == "one"
-    left.__exit__(None, None, None)
+    unclosed.__exit__(None, None, None)
     assert imported("whose").name == "one"
-    stay.close()
+    scope.close()
 
 
 def rewrite(root: Path, name: str, text: str) -> None:
-    """Edit a file so that its size stays, and its time within the same second, which is all that bytecode knows of."""
+    """Edit a file without changing its size or the second of its mtime, which is all that bytecode records."""
     path = root / (name.replace(".", "/") + ".py")
     before = path.stat()
     assert len(text) == before.st_size
@@ -382,19 +382,19 @@ def rewrite(root: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("pause", [0, 0.06])
-def test_an_edit_is_seen_by_the_next_block(one, pause, monkeypatch):
+def test_edited_module_is_imported_again_in_the_next_block(one, pause, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     with activate_modules(one):
         assert imported("whose.part").name == "one"
         assert Path(importlib.util.cache_from_source(imported("whose.part").__file__)).exists()
-    threading.Event().wait(pause)  # longer than a file counts as young
+    threading.Event().wait(pause)  # longer than a file counts as recent
     for text in ("'two'", "'one'", "'two'"):
         rewrite(one, "whose.part", f"name = {text}")
         with activate_modules(one):
             assert imported("whose.part").name == text.strip("'")
 
 
-def test_an_edit_that_no_time_tells_of_is_seen_where_it_comes_at_once(one):
+def test_immediate_edit_with_unchanged_mtime_is_seen(one):
     with activate_modules(one):
         before = imported("whose.part").__file__
     status = os.stat(before)
@@ -404,7 +404,7 @@ def test_an_edit_that_no_time_tells_of_is_seen_where_it_comes_at_once(one):
         assert imported("whose.part").name == "two"
 
 
-def test_a_file_that_is_only_touched_is_not_imported_anew(one):
+def test_touched_file_is_not_imported_again(one):
     with activate_modules(one):
         before = imported("whose.part")
     os.utime(one / "whose" / "part.py", ns=(10**18, 10**18))
@@ -412,7 +412,7 @@ def test_a_file_that_is_only_touched_is_not_imported_anew(one):
         assert imported("whose.part") is before
 
 
-def test_an_edit_brings_all_modules_of_the_plugin_anew_and_those_of_no_other(one, two):
+def test_edit_reloads_all_modules_of_that_plugin_only(one, two):
     make(one, "uses", "from whose.part import name")
     with activate_modules(two):
         others = imported("whose.part")
@@ -425,24 +425,26 @@ def test_an_edit_brings_all_modules_of_the_plugin_anew_and_those_of_no_other(one
         assert imported("whose.part") is others
 
 
-def test_an_edit_of_what_runs_now_is_seen_by_the_next_block(one):
+def test_edit_of_a_module_in_use_is_seen_by_the_next_block(one):
     with activate_modules(one):
         imported("whose.part")
         threading.Event().wait(0.02)
         make(one, "whose.part", "name = 'edited'")
         with activate_modules(one):
-            assert imported("whose.part").name == "one", "it is in use"
+            assert imported("whose.part").name == "one", "an outer block is using it"
     with activate_modules(one):
         assert imported("whose.part").name == "edited"
 
 
-def test_files_that_come_and_go_are_seen(one):
+def test_added_and_deleted_files_are_seen(one):
     for number in range(2):
         with activate_modules(one):
             imported("whose.part")
         before = (one / "whose").stat()
         make(one, f"whose.new{number}", "")
-        os.utime(one / "whose", ns=(before.st_atime_ns, before.st_mtime_ns))  # as where it comes within a tick
+        os.utime(
+            one / "whose", ns=(before.st_atime_ns, before.st_mtime_ns)
+        )  # as if added within the resolution of timestamps
         with activate_modules(one):
             imported(f"whose.new{number}")
     (one / "whose" / "new1.py").unlink()
@@ -453,7 +455,7 @@ def test_files_that_come_and_go_are_seen(one):
         assert imported("whose.new1").again
 
 
-def test_modules_of_tests_stay_when_a_plugin_is_edited(one):
+def test_kept_test_modules_survive_an_edit(one):
     make(one, "whose.test_it", "from .part import name")
     with activate_modules(one):
         package, test, part = imported("whose"), imported("whose.test_it"), imported("whose.part")
@@ -471,7 +473,7 @@ def test_modules_of_tests_stay_when_a_plugin_is_edited(one):
         assert imported("whose.part") is new
 
 
-def test_what_is_known_of_a_directory_that_is_gone_is_forgotten(tmp_path):
+def test_modules_of_a_deleted_plugin_are_freed(tmp_path):
     import gc
     import shutil
     import weakref

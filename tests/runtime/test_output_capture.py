@@ -1,4 +1,4 @@
-"""What an action puts out in a worker: taken at the descriptors, per call, and put out again elsewhere."""
+"""Tests for capturing the output, log records and warnings of a worker, and for replaying them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ seen = []
 """
 
 
-def in_a_worker(tmp_path, code: str) -> tuple[list[Any], subprocess.CompletedProcess[str]]:
-    """Run code in a child process, whose descriptors it takes over; return what it has put into `seen`."""
+def run_in_worker(tmp_path, code: str) -> tuple[list[Any], subprocess.CompletedProcess[str]]:
+    """Run code in a child process with redirected descriptors; return what it has added to `seen`."""
     report = tmp_path / "seen.json"
     program = PRELUDE + textwrap.dedent(code) + "\nPath(sys.argv[1]).write_text(json.dumps(seen))\n"
-    # Buffered, as a worker's streams are, whatever the environment of this session says.
+    # Buffered like a worker's streams, whatever the environment of this session sets.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-c", program, str(report)]
     done = subprocess.run(
@@ -45,8 +45,8 @@ def in_a_worker(tmp_path, code: str) -> tuple[list[Any], subprocess.CompletedPro
     return json.loads(report.read_text()), done
 
 
-def test_everything_that_reaches_the_descriptors_is_taken_in_order(tmp_path):
-    seen, _ = in_a_worker(
+def test_everything_written_to_the_descriptors_is_captured_in_order(tmp_path):
+    seen, _ = run_in_worker(
         tmp_path,
         """
         files.start()
@@ -61,8 +61,8 @@ def test_everything_that_reaches_the_descriptors_is_taken_in_order(tmp_path):
     assert seen == [["print\ndescriptor\nchild\n", "error\nlow error\n"]]
 
 
-def test_what_was_printed_before_a_call_does_not_belong_to_it_even_if_it_was_not_flushed(tmp_path):
-    seen, _ = in_a_worker(
+def test_output_printed_before_a_call_is_not_captured_even_if_it_was_not_flushed(tmp_path):
+    seen, _ = run_in_worker(
         tmp_path,
         """
         sys.stdout.write("before, in the buffer")
@@ -77,8 +77,8 @@ def test_what_was_printed_before_a_call_does_not_belong_to_it_even_if_it_was_not
     assert seen == [["mine\n", ""], ["", ""]]
 
 
-def test_peek_gives_the_news_and_take_gives_all(tmp_path):
-    seen, _ = in_a_worker(
+def test_read_new_returns_new_output_and_read_all_returns_all(tmp_path):
+    seen, _ = run_in_worker(
         tmp_path,
         """
         files.start()
@@ -94,8 +94,8 @@ def test_peek_gives_the_news_and_take_gives_all(tmp_path):
     assert seen == [["one\n", ""], ["", ""], ["", "two\n"], ["one\nthree\n", "two\n"]]
 
 
-def test_a_character_that_is_cut_in_two_by_a_peek_comes_whole_and_one_without_end_is_marked(tmp_path):
-    seen, _ = in_a_worker(
+def test_character_split_between_two_reads_is_decoded_and_an_incomplete_one_is_replaced(tmp_path):
+    seen, _ = run_in_worker(
         tmp_path,
         """
         files.start()
@@ -113,8 +113,8 @@ def test_a_character_that_is_cut_in_two_by_a_peek_comes_whole_and_one_without_en
     assert seen == ["", "☃\ufffd", "☃\ufffd\ufffd", "a"]
 
 
-def test_what_is_taken_goes_on_to_where_it_went_before(tmp_path):
-    _, done = in_a_worker(
+def test_captured_output_is_also_written_to_the_original_descriptor(tmp_path):
+    _, done = run_in_worker(
         tmp_path,
         """
         print("before the first call")
@@ -132,8 +132,8 @@ def test_what_is_taken_goes_on_to_where_it_went_before(tmp_path):
     assert done.stderr == "error\n"
 
 
-def test_megabytes_do_not_block_and_the_file_does_not_grow_from_call_to_call(tmp_path):
-    seen, _ = in_a_worker(
+def test_megabytes_do_not_block_and_the_file_does_not_grow_between_calls(tmp_path):
+    seen, _ = run_in_worker(
         tmp_path,
         """
         for _ in range(5):
@@ -146,8 +146,8 @@ def test_megabytes_do_not_block_and_the_file_does_not_grow_from_call_to_call(tmp
     assert seen == [1_000_000] * 6
 
 
-def test_the_files_can_be_read_from_outside_by_their_descriptors(tmp_path):
-    seen, _ = in_a_worker(
+def test_files_can_be_read_by_other_processes_through_their_descriptors(tmp_path):
+    seen, _ = run_in_worker(
         tmp_path,
         """
         files.start()
@@ -159,7 +159,7 @@ def test_the_files_can_be_read_from_outside_by_their_descriptors(tmp_path):
     assert seen == ["out", "err"]
 
 
-def test_a_worker_whose_own_output_is_gone_captures_all_the_same(tmp_path):
+def test_worker_captures_output_even_if_its_own_descriptors_are_closed(tmp_path):
     report = tmp_path / "seen.json"
     program = PRELUDE + "files.start(); print('kept'); Path(sys.argv[1]).write_text(json.dumps(files.read_all()))"
     with subprocess.Popen([sys.executable, "-c", program, str(report)], stdout=subprocess.PIPE) as process:
@@ -167,7 +167,7 @@ def test_a_worker_whose_own_output_is_gone_captures_all_the_same(tmp_path):
     assert json.loads(report.read_text()) == ["kept\n", ""]
 
 
-def test_log_records_of_all_loggers_are_taken_and_travel():
+def test_log_records_of_all_loggers_are_captured_and_can_be_pickled():
     captured = Captured()
     root_level = logging.getLogger().level
     with capture_logging(captured, LoggingConfig(levels=(("", logging.INFO),))):
@@ -181,7 +181,7 @@ def test_log_records_of_all_loggers_are_taken_and_travel():
     assert logging.getLogger().level == root_level
 
 
-def test_a_logger_that_is_set_to_debug_is_heard_down_to_debug():
+def test_logger_set_to_debug_is_captured_down_to_debug():
     captured = Captured()
     logger = logging.getLogger("chatty.for.test_capture")
     logger.setLevel(logging.DEBUG)
@@ -190,7 +190,7 @@ def test_a_logger_that_is_set_to_debug_is_heard_down_to_debug():
     assert [record.getMessage() for record in captured.records] == ["detail"]
 
 
-def test_the_traceback_of_a_record_travels_as_text():
+def test_traceback_of_a_record_is_pickled_as_text():
     captured = Captured()
     with capture_logging(captured):
         try:
@@ -203,7 +203,7 @@ def test_the_traceback_of_a_record_travels_as_text():
     assert record.exc_text.endswith("KeyError: 'epochs'")
 
 
-def test_handlers_and_level_are_put_back_after_a_failure():
+def test_handlers_and_level_are_restored_after_a_failure():
     root = logging.getLogger()
     before = list(root.handlers), root.level
     with pytest.raises(KeyError), capture_logging(Captured()):
@@ -211,12 +211,12 @@ def test_handlers_and_level_are_put_back_after_a_failure():
     assert (list(root.handlers), root.level) == before
 
 
-def test_warnings_are_taken_with_their_place_and_travel():
+def test_warnings_are_captured_with_file_and_line_and_can_be_pickled():
     captured = Captured()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        audience = LoggingConfig.current()
-    with capture_logging(captured, audience):
+        config = LoggingConfig.current()
+    with capture_logging(captured, config):
         for _ in range(2):
             warnings.warn("old", DeprecationWarning, stacklevel=1)
     first, second = pickle.loads(pickle.dumps(captured.warnings))
@@ -226,7 +226,7 @@ def test_warnings_are_taken_with_their_place_and_travel():
 
 
 class Awkward(UserWarning):
-    """A warning whose constructor wants more than its text."""
+    """A warning whose constructor requires more than its text."""
 
     def __init__(self, code, *, lock=None):
         super().__init__(f"code {code}")
@@ -234,7 +234,7 @@ class Awkward(UserWarning):
         self.lock = lock
 
 
-def test_a_warning_comes_as_the_object_that_it_is_or_else_as_its_text():
+def test_warning_is_kept_as_an_object_or_replaced_by_its_text():
     captured = Captured()
     with capture_logging(captured, LoggingConfig()):
         warnings.warn(Plain("kept"), stacklevel=1)
@@ -252,45 +252,45 @@ class Plain(UserWarning):
         self.extra = f"extra of {text}"
 
 
-def test_filters_of_warnings_and_levels_of_loggers_are_those_of_the_audience():
+def test_warning_filters_and_logger_levels_are_the_callers():
     with warnings.catch_warnings():
         warnings.resetwarnings()
         warnings.filterwarnings("ignore", "not this", UserWarning)
         warnings.filterwarnings("error", category=RuntimeWarning, module=r"tests\.runtime\.test_output_capture")
         logging.getLogger("loud.for.test_capture").setLevel(logging.DEBUG)
         try:
-            audience = pickle.loads(pickle.dumps(LoggingConfig.current()))
+            config = pickle.loads(pickle.dumps(LoggingConfig.current()))
         finally:
             logging.getLogger("loud.for.test_capture").setLevel(logging.NOTSET)
     filters, captured = list(warnings.filters), Captured()
-    with capture_logging(captured, audience):
+    with capture_logging(captured, config):
         warnings.warn("not this one", UserWarning, stacklevel=1)
         warnings.warn("but this", UserWarning, stacklevel=1)
         with pytest.raises(RuntimeWarning, match="an error here"):
             warnings.warn("an error here", RuntimeWarning, stacklevel=1)
-        logging.getLogger("loud.for.test_capture").debug("heard")
-        logging.getLogger("other.for.test_capture").debug("not heard")
+        logging.getLogger("loud.for.test_capture").debug("captured")
+        logging.getLogger("other.for.test_capture").debug("not captured")
     assert [str(warning.message) for warning in captured.warnings] == ["but this"]
-    assert [record.getMessage() for record in captured.records] == ["heard"]
+    assert [record.getMessage() for record in captured.records] == ["captured"]
     assert warnings.filters == filters
     assert logging.getLogger("loud.for.test_capture").level == logging.NOTSET
 
 
-def test_logging_that_is_disabled_here_is_not_heard_there():
+def test_logging_disabled_in_the_caller_is_disabled_in_the_worker():
     logging.disable(logging.WARNING)
     try:
-        audience = LoggingConfig.current()
+        config = LoggingConfig.current()
     finally:
         logging.disable(logging.NOTSET)
     captured = Captured()
-    with capture_logging(captured, audience):
+    with capture_logging(captured, config):
         logging.getLogger("some.where").warning("silenced")
-        logging.getLogger("some.where").error("heard")
-    assert [record.getMessage() for record in captured.records] == ["heard"]
+        logging.getLogger("some.where").error("captured")
+    assert [record.getMessage() for record in captured.records] == ["captured"]
     assert logging.root.manager.disable == logging.NOTSET
 
 
-def test_a_filter_about_a_class_that_is_not_there_does_no_harm(tmp_path):
+def test_filter_for_a_category_that_cannot_be_imported_is_harmless(tmp_path):
     (tmp_path / "only_there.py").write_text("class Odd(Warning): pass")
     program = (
         "import sys, pickle, warnings; from only_there import Odd; "
@@ -302,15 +302,15 @@ def test_a_filter_about_a_class_that_is_not_there_does_no_harm(tmp_path):
     )
     captured = Captured()
     with capture_logging(captured, pickle.loads(done.stdout)):
-        warnings.warn("heard", UserWarning, stacklevel=1)
-    assert [str(warning.message) for warning in captured.warnings] == ["heard"]
+        warnings.warn("captured", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in captured.warnings] == ["captured"]
 
 
-def test_a_filter_holds_for_a_class_that_is_imported_later(tmp_path, monkeypatch):
+def test_filter_applies_to_a_category_that_is_imported_later(tmp_path, monkeypatch):
     (tmp_path / "imported_later.py").write_text("class Odd(Warning): pass\nclass Odder(Odd): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    audience = LoggingConfig(filters=(("error", "", "imported_later", "Odd", "", 0),))
-    with capture_logging(Captured(), audience):
+    config = LoggingConfig(filters=(("error", "", "imported_later", "Odd", "", 0),))
+    with capture_logging(Captured(), config):
         module = importlib.import_module("imported_later")
         for category in (module.Odd, module.Odder):
             with pytest.raises(category, match="an error here"):
@@ -319,7 +319,7 @@ def test_a_filter_holds_for_a_class_that_is_imported_later(tmp_path, monkeypatch
     del sys.modules["imported_later"]
 
 
-def test_what_is_heard_is_gathered_anew_when_it_has_changed_and_only_then():
+def test_logging_config_is_computed_again_only_if_it_has_changed():
     logger = logging.getLogger("changing.for.test_capture")
     before = LoggingConfig.current()
     assert LoggingConfig.current() is before
@@ -339,7 +339,7 @@ def test_what_is_heard_is_gathered_anew_when_it_has_changed_and_only_then():
     assert hasattr(logging.getLogger("synapse_runtime.core.log_config"), "_cache")
 
 
-def test_replay_puts_everything_out_here(capsys, caplog):
+def test_replay_prints_logs_and_warns(capsys, caplog):
     caplog.set_level(logging.DEBUG)
     record = logging.makeLogRecord({"name": "a.worker", "levelno": logging.INFO, "levelname": "INFO", "msg": "logged"})
     captured = Captured(
@@ -352,7 +352,7 @@ def test_replay_puts_everything_out_here(capsys, caplog):
     assert (caught[0].filename, caught[0].lineno) == ("there.py", 7)
 
 
-def test_replay_does_not_print_what_was_shown_while_it_came(capsys, caplog):
+def test_replay_does_not_print_streamed_output_again(capsys, caplog):
     caplog.set_level(logging.DEBUG)
     record = logging.makeLogRecord({"name": "a.worker", "levelno": logging.INFO, "msg": "logged"})
     Captured("out\n", "err\n", [record]).replay(output=False)
@@ -360,7 +360,7 @@ def test_replay_does_not_print_what_was_shown_while_it_came(capsys, caplog):
     assert caplog.messages == ["logged"]
 
 
-def test_what_a_handler_in_the_worker_has_printed_is_not_printed_again():
+def test_record_printed_by_a_handler_in_the_worker_is_not_printed_again():
     logger = logging.getLogger("printing.for.test_capture")
     printer, other = logging.StreamHandler(), logging.Handler()
     seen = []
@@ -381,8 +381,8 @@ def test_what_a_handler_in_the_worker_has_printed_is_not_printed_again():
     assert seen == ["once"]
 
 
-def test_what_no_handler_in_the_worker_has_printed_is_printed_here():
-    logger = logging.getLogger("printing.heard.for.test_capture")
+def test_record_not_printed_in_the_worker_is_printed_in_the_caller():
+    logger = logging.getLogger("printing.captured.for.test_capture")
     captured = Captured()
     with capture_logging(captured, LoggingConfig()):
         logger.warning("once")
@@ -396,15 +396,15 @@ def test_what_no_handler_in_the_worker_has_printed_is_printed_here():
     assert stream.buffer.getvalue() == b"once\n"
 
 
-def test_a_replayed_warning_does_not_meet_the_filters_a_second_time():
-    captured = Captured(warnings=[CapturedWarning(UserWarning("heard there"), UserWarning, "there.py", 7)])
+def test_replayed_warning_is_not_filtered_again():
+    captured = Captured(warnings=[CapturedWarning(UserWarning("already filtered"), UserWarning, "there.py", 7)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("error")
         captured.replay()
-    assert [str(item.message) for item in caught] == ["heard there"]
+    assert [str(item.message) for item in caught] == ["already filtered"]
 
 
-def test_an_actions_own_logger_is_always_replayed(caplog):
+def test_records_of_the_actions_logger_are_always_replayed(caplog):
     caplog.set_level(logging.ERROR)
     handler = logging.getLogger("synapse")
     seen = []
@@ -421,5 +421,5 @@ def test_an_actions_own_logger_is_always_replayed(caplog):
 @pytest.mark.parametrize(
     ("text", "count", "last"), [("", 3, ""), ("a\nb\nc", 2, "b\nc"), ("a\nb\n", 5, "a\nb"), ("a\n\n", 1, "")]
 )
-def test_the_last_lines_of_an_output(text, count, last):
+def test_last_lines_returns_the_end_of_an_output(text, count, last):
     assert last_lines(text, count) == last

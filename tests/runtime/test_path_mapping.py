@@ -1,4 +1,4 @@
-"""A worker's own copy of a plugin, and whose path is whose."""
+"""Tests for a worker's own copy of a plugin, and for mapping paths between worker and caller."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from synapse_runtime.executors.path_mapping import PathMap
 from tests.patience import patience
 
 
-def test_paths_of_the_plugin_arrive_and_others_do_not():
-    moved = PathMap("/home/ada/digits", "/tmp/copy/digits")
-    assert moved.to_worker("/home/ada/digits") == "/tmp/copy/digits"
-    assert moved.to_worker("/home/ada/digits/tests") == "/tmp/copy/digits/tests"
-    assert moved.to_worker("/home/ada/digits2") is None
-    assert moved.all_to_worker(["/usr/lib", "/home/ada/digits/tests"]) == ("/tmp/copy/digits/tests",)
+def test_only_paths_of_the_plugin_are_mapped():
+    path_map = PathMap("/home/ada/digits", "/tmp/copy/digits")
+    assert path_map.to_worker("/home/ada/digits") == "/tmp/copy/digits"
+    assert path_map.to_worker("/home/ada/digits/tests") == "/tmp/copy/digits/tests"
+    assert path_map.to_worker("/home/ada/digits2") is None
+    assert path_map.all_to_worker(["/usr/lib", "/home/ada/digits/tests"]) == ("/tmp/copy/digits/tests",)
 
 
-def test_a_call_without_a_plugin_has_an_empty_directory_to_work_in():
+def test_call_without_a_plugin_has_an_empty_working_directory():
     call = PathMap(None, "/tmp/copy/plugin").call(ActionCall("m:f", "f", cwd="/home/ada"))
     assert (call.cwd, call.import_root, call.config_path) == ("/tmp/copy/plugin", None, None)
 
 
-SETTLE = """
+CREATE_COPY = """
     import os, sys
     from synapse_runtime.executors.path_mapping import create_worker_copy
-    moved = create_worker_copy("/home/ada/digits", sys.argv[1])
-    print(moved.worker_root, os.environ.get("PYTHONPATH"), sys.argv[1] in sys.path, flush=True)
+    path_map = create_worker_copy("/home/ada/digits", sys.argv[1])
+    print(path_map.worker_root, os.environ.get("PYTHONPATH"), sys.argv[1] in sys.path, flush=True)
     {end}
 """
 
@@ -42,13 +42,13 @@ SETTLE = """
     "end",
     ["pass", "os._exit(3)", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)", "import signal; signal.pause()"],
 )
-def test_the_copy_is_the_workers_own_and_ends_with_it(tmp_path, end):
+def test_copy_belongs_to_the_worker_and_is_deleted_with_it(tmp_path, end):
     package, temp = tmp_path / "package", tmp_path / "temp"
     package.mkdir()
     temp.mkdir()
     (package / "config.yaml").write_text("code: x")
     worker = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SETTLE).format(end=end), str(package)],
+        [sys.executable, "-c", textwrap.dedent(CREATE_COPY).format(end=end), str(package)],
         env={**os.environ, "TMPDIR": str(temp), "PYTHONPATH": os.pathsep.join([str(package), "/opt/image"])},
         stdout=subprocess.PIPE,
         text=True,

@@ -1,4 +1,4 @@
-"""Plugins on disk: config files, entrypoints, discovery, and errors that say where."""
+"""Tests for loading plugins: config files, entrypoints, discovery, and errors with file and line."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def execute(source: Path | str, action: str = "answer"):
     return LocalExecutor(plugin=source, logger=NullLogger()).execute(action)
 
 
-def test_a_plugin_is_found_by_its_directory_and_by_its_config_file(tmp_path):
+def test_plugin_is_found_by_directory_and_by_config_file(tmp_path):
     root = make_plugin(tmp_path)
     assert execute(root) == execute(str(root)) == execute(root / "config.yaml") == 1
 
 
-def test_synapse_yaml_is_a_config_file_too(tmp_path):
+def test_synapse_yaml_is_accepted_as_config_file(tmp_path):
     root = make_plugin(tmp_path)
     (root / "config.yaml").rename(root / "synapse.yaml")
     assert execute(root) == 1
 
 
-def test_another_programs_config_file_beside_the_plugins_is_passed_over(tmp_path):
+def test_config_file_of_another_program_is_ignored(tmp_path):
     root = make_plugin(tmp_path)
     (root / "config.yaml").rename(root / "synapse.yaml")
     (root / "config.yaml").write_text("optimizer: adam\n")
@@ -65,11 +65,11 @@ def test_another_programs_config_file_beside_the_plugins_is_passed_over(tmp_path
         "actions:\n- name: answer\n  entrypoint: plugin.work:Answer",
     ],
 )
-def test_actions_may_be_written_in_several_ways(tmp_path, actions):
+def test_actions_are_accepted_in_several_notations(tmp_path, actions):
     assert execute(make_plugin(tmp_path, config=f"code: demo\n{actions}\n")) == 1
 
 
-def test_a_module_without_a_config_file_gives_its_own_actions(tmp_path, monkeypatch):
+def test_module_without_config_file_provides_its_own_actions(tmp_path, monkeypatch):
     (tmp_path / "loose_actions.py").write_text(
         "from synapse_runtime.action import BaseAction\n"
         "from synapse_runtime.decorators import action\n"
@@ -82,7 +82,7 @@ def test_a_module_without_a_config_file_gives_its_own_actions(tmp_path, monkeypa
     assert execute("loose_actions", "make_tea") == "tea"
 
 
-def test_a_package_with_a_config_file_is_a_plugin(tmp_path, monkeypatch):
+def test_package_with_config_file_is_a_plugin(tmp_path, monkeypatch):
     make_plugin(tmp_path / "packaged_demo")
     (tmp_path / "packaged_demo" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -90,29 +90,29 @@ def test_a_package_with_a_config_file_is_a_plugin(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["no_such_module_x", "./no/such/directory", "missing.yaml"])
-def test_what_is_no_plugin_is_told(source):
+def test_missing_plugin_error_names_the_source(source):
     with pytest.raises(ConfigError, match=Path(source).name):
         Plugin.load(source)
 
 
-def test_a_directory_without_a_config_file_is_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"there is no config\.yaml or synapse\.yaml"):
+def test_directory_without_config_file_raises_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config\.yaml or synapse\.yaml"):
         Plugin.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("config", "line", "words"),
     [
-        ("code: demo\nactions: [unclosed\n", 3, "broken YAML"),
-        ("code: demo\nactions:\n\t- x\n", 3, "broken YAML"),
-        ("code: demo\nactions:\n  answer:\n    entrypoint: 5 + 5\n", 4, "must be 'module:Name'"),
+        ("code: demo\nactions: [unclosed\n", 3, "invalid YAML"),
+        ("code: demo\nactions:\n\t- x\n", 3, "invalid YAML"),
+        ("code: demo\nactions:\n  answer:\n    entrypoint: 5 + 5\n", 4, "expected 'module:Name'"),
         ("code: [1]\nactions: {}\n", 1, "code"),
         ("code: demo\nactions: 5\n", 2, "actions"),
-        ("- a\n- b\n", 1, "must be a mapping"),
+        ("- a\n- b\n", 1, "expected a mapping"),
         ("", None, "is empty"),
     ],
 )
-def test_a_broken_config_file_is_told_with_its_line(tmp_path, config, line, words):
+def test_invalid_config_file_error_has_line(tmp_path, config, line, words):
     root = make_plugin(tmp_path, config=config)
     with pytest.raises(ConfigError) as caught:
         Plugin.load(root)
@@ -121,7 +121,7 @@ def test_a_broken_config_file_is_told_with_its_line(tmp_path, config, line, word
     assert words in str(caught.value)
 
 
-def test_an_unknown_action_lists_those_there_are_and_the_nearest(tmp_path):
+def test_unknown_action_error_lists_actions_and_suggests_one(tmp_path):
     with pytest.raises(ActionNotFoundError, match=r"Did you mean 'answer'\? Available: answer") as caught:
         execute(make_plugin(tmp_path), "anwser")
     assert caught.value.available == ("answer",)
@@ -130,12 +130,12 @@ def test_an_unknown_action_lists_those_there_are_and_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     ("entrypoint", "words"),
     [
-        ("plugin.wrk:Answer", "there is no module 'plugin.wrk'"),
+        ("plugin.wrk:Answer", "module 'plugin.wrk' does not exist"),
         ("plugin.work:Anser", "has no 'Anser'; did you mean 'Answer'"),
         ("plugin.values:ANSWER", "is not an action"),
     ],
 )
-def test_an_entrypoint_that_leads_nowhere_is_told_with_its_line(tmp_path, entrypoint, words):
+def test_invalid_entrypoint_error_has_line(tmp_path, entrypoint, words):
     root = make_plugin(tmp_path, config=f"code: demo\nactions:\n  answer:\n    entrypoint: {entrypoint}\n")
     with pytest.raises(ConfigError) as caught:
         execute(root)
@@ -145,7 +145,7 @@ def test_an_entrypoint_that_leads_nowhere_is_told_with_its_line(tmp_path, entryp
         Plugin.load(root).load_action("answer")
 
 
-def test_a_module_that_fails_on_import_is_an_execution_error_with_its_cause(tmp_path):
+def test_failing_import_raises_execution_error_with_cause(tmp_path):
     root = make_plugin(tmp_path)
     (root / "plugin" / "work.py").write_text("import no_such_dependency\n")
     with pytest.raises(ExecutionError, match=r"importing plugin\.work failed") as caught:
@@ -153,18 +153,18 @@ def test_a_module_that_fails_on_import_is_an_execution_error_with_its_cause(tmp_
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
-def test_each_plugin_gets_its_own_package_of_the_same_name(tmp_path):
+def test_plugins_with_the_same_package_name_are_separate(tmp_path):
     first, second = make_plugin(tmp_path / "a", 1), make_plugin(tmp_path / "b", 2)
     assert [execute(root) for root in (first, second, first, second)] == [1, 2, 1, 2]
 
 
-def test_sys_path_looks_untouched_afterwards(tmp_path):
+def test_sys_path_is_restored(tmp_path):
     before = list(sys.path)
     execute(make_plugin(tmp_path))
     assert sys.path == before
 
 
-def test_the_names_of_the_public_face():
+def test_public_names_are_importable():
     import synapse_runtime
 
     for name in synapse_runtime._HOMES:

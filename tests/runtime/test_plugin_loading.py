@@ -1,4 +1,4 @@
-"""Plugins further: every source that `Plugin.load` takes, both forms of entrypoints, and whose modules are whose."""
+"""More tests for loading plugins: all sources of `Plugin.load`, both entrypoint forms, and separate modules."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def plugin(root) -> Plugin:
 
 @pytest.fixture
 def on_path(tmp_path, monkeypatch) -> Iterator[Path]:
-    """A directory that modules are imported from; what the test imports is forgotten afterwards."""
+    """A directory on `sys.path`; modules that the test imports are removed afterwards."""
     directory = tmp_path / "on_path"
     directory.mkdir()
     monkeypatch.syspath_prepend(directory)
@@ -83,7 +83,7 @@ def on_path(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("place", ["directory", "text", "config file"])
-def test_a_plugin_knows_its_place_however_it_was_found(root, place):
+def test_root_and_config_path_are_the_same_for_all_sources(root, place):
     source = {"directory": root, "text": str(root), "config file": root / "config.yaml"}[place]
     plugin = Plugin.load(source)
     assert plugin.root == root
@@ -92,7 +92,7 @@ def test_a_plugin_knows_its_place_however_it_was_found(root, place):
     assert repr(plugin) == f"<Plugin digits at {root}>"
 
 
-def test_a_relative_source_means_where_we_were_then(root, monkeypatch):
+def test_relative_source_is_resolved_when_loaded(root, monkeypatch):
     monkeypatch.chdir(root.parent)
     plugin = Plugin.load(root.name)
     monkeypatch.chdir("/")
@@ -100,7 +100,7 @@ def test_a_relative_source_means_where_we_were_then(root, monkeypatch):
     assert plugin.load_action("train").__name__ == "Train"
 
 
-def test_a_package_with_a_config_file_is_not_imported_to_be_found(on_path):
+def test_package_with_config_file_is_found_without_importing_it(on_path):
     package = on_path / "yolo_with_config"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('need not be imported')")
@@ -111,7 +111,7 @@ def test_a_package_with_a_config_file_is_not_imported_to_be_found(on_path):
     assert plugin.load_action("infer")({}, None) == "inferred"
 
 
-def test_a_module_offers_its_own_finished_public_actions(on_path):
+def test_module_provides_its_own_public_concrete_actions(on_path):
     (on_path / "my_actions.py").write_text(
         "import abc\n"
         "from random import random\n"  # a builtin method: its __module__ is None
@@ -130,7 +130,7 @@ def test_a_module_offers_its_own_finished_public_actions(on_path):
     assert plugin.load_action("more") is sys.modules["my_actions"].TrainMore
 
 
-def test_a_package_offers_the_actions_of_its_modules_but_not_of_its_neighbours(on_path):
+def test_package_provides_actions_of_its_modules_only(on_path):
     package = on_path / "actions_pkg"
     package.mkdir()
     (on_path / "actions_pkg_other.py").write_text(TRAIN)
@@ -139,21 +139,21 @@ def test_a_package_offers_the_actions_of_its_modules_but_not_of_its_neighbours(o
     assert Plugin.load("actions_pkg").action_names == ("train",)
 
 
-def test_a_package_can_be_named_from_the_directory_that_it_is_in(on_path, monkeypatch):
-    package = on_path / "beside_us"
+def test_package_in_the_working_directory_is_found_by_name(on_path, monkeypatch):
+    package = on_path / "local_package"
     package.mkdir()
     (package / "__init__.py").write_text(TRAIN)
     (on_path / "data").mkdir()
     monkeypatch.chdir(on_path)
-    assert Plugin.load("beside_us").action_names == ("train", "infer")
+    assert Plugin.load("local_package").action_names == ("train", "infer")
     for source in (package, "data"):
-        with pytest.raises(ConfigError, match=r"there is no config\.yaml or synapse\.yaml in this directory"):
+        with pytest.raises(ConfigError, match=r"no config\.yaml or synapse\.yaml in this directory"):
             Plugin.load(source)
 
 
-def test_a_module_without_actions_is_no_plugin():
+def test_module_without_actions_raises_config_error():
     with pytest.raises(
-        ConfigError, match=r"module 'json' has no config\.yaml beside it and defines no action"
+        ConfigError, match=r"module 'json' has no config\.yaml next to it and defines no action"
     ) as caught:
         Plugin.load("json")
     assert caught.value.path.parent.name == "json"
@@ -162,13 +162,13 @@ def test_a_module_without_actions_is_no_plugin():
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("no_such_plugin", "plugin 'no_such_plugin' is neither a directory, a config file, nor a module"),
+        ("no_such_plugin", "plugin 'no_such_plugin' is neither a directory, a config file nor an importable module"),
         ("no_such_parent.plugin", "plugin 'no_such_parent.plugin' cannot be imported: No module named"),
-        ("no/such/directory", "there is no such plugin: neither a directory nor a config file"),
-        ("nowhere.yaml", "there is no such plugin: neither a directory nor a config file"),
+        ("no/such/directory", "the plugin does not exist: neither a directory nor a config file"),
+        ("nowhere.yaml", "the plugin does not exist: neither a directory nor a config file"),
     ],
 )
-def test_what_is_no_plugin_is_told_in_the_words_of_what_it_looks_like(tmp_path, monkeypatch, source, text):
+def test_missing_plugin_error_depends_on_the_form_of_the_source(tmp_path, monkeypatch, source, text):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=text):
         Plugin.load(source)
@@ -183,12 +183,12 @@ def test_what_is_no_plugin_is_told_in_the_words_of_what_it_looks_like(tmp_path, 
         ("plugin.train:Train", "plugin.train:Train", "trained"),
     ],
 )
-def test_names_and_both_forms_of_entrypoints_lead_to_the_action(plugin, local, name, entrypoint, result):
+def test_names_and_both_entrypoint_forms_resolve_to_the_action(plugin, local, name, entrypoint, result):
     assert plugin.entrypoint(name) == entrypoint
     assert local.execute(plugin.load_action(name)) == result
 
 
-def test_an_unknown_action_is_told_with_the_config_file_and_all_names(plugin):
+def test_unknown_action_error_names_config_file_and_actions(plugin):
     with pytest.raises(ActionNotFoundError) as caught:
         plugin.load_action("trian")
     assert str(caught.value) == (
@@ -197,42 +197,42 @@ def test_an_unknown_action_is_told_with_the_config_file_and_all_names(plugin):
     )
 
 
-def test_an_unknown_action_that_is_like_no_other_gets_no_suggestion(plugin):
+def test_unknown_action_without_similar_name_gets_no_suggestion(plugin):
     with pytest.raises(ActionNotFoundError) as caught:
         plugin.entrypoint("zzz")
     assert "Did you mean" not in str(caught.value)
 
 
-def test_a_plugin_without_actions_says_so(write_plugin):
+def test_error_for_a_plugin_without_actions_lists_none(write_plugin):
     with pytest.raises(ActionNotFoundError, match="Available: none"):
         Plugin.load(write_plugin(config="code: x\n")).entrypoint("train")
 
 
-def test_an_action_without_an_entrypoint_is_told_with_its_line(plugin):
+def test_action_without_entrypoint_error_has_line(plugin):
     with pytest.raises(ConfigError) as caught:
         plugin.load_action("later")
-    assert str(caught.value) == f"{plugin.config_path}:7: action 'later': it has no entrypoint"
+    assert str(caught.value) == f"{plugin.config_path}:7: action 'later': no entrypoint; add `entrypoint: module:Name`"
 
 
-def test_the_line_is_found_where_actions_are_a_list(write_plugin):
+def test_error_has_line_in_a_list_of_actions(write_plugin):
     config = "code: x\nactions:\n  - name: a\n  - name: train\n    entrypoint: nowhere:X\n"
     with pytest.raises(ConfigError) as caught:
         Plugin.load(write_plugin(config=config)).load_action("train")
     assert caught.value.line == 5
 
 
-def test_what_the_plugins_module_raises_while_it_is_imported_is_its_own(plugin):
+def test_exception_during_import_is_propagated(plugin):
     with pytest.raises(RuntimeError, match="at import"):
         plugin.load_action("broken")
 
 
-def test_a_package_that_the_plugins_module_lacks_is_not_taken_for_a_wrong_entrypoint(plugin):
+def test_missing_dependency_is_not_reported_as_wrong_entrypoint(plugin):
     with pytest.raises(ModuleNotFoundError, match="no_such_package_anywhere"):
         plugin.load_action("needy")
 
 
 @pytest.mark.parametrize("order", [("one", "two", "one"), ("two", "one", "two")])
-def test_modules_that_an_action_imports_while_it_runs_are_its_own_plugins_too(write_plugin, order):
+def test_imports_at_run_time_resolve_to_the_actions_plugin(write_plugin, order):
     plugins = {}
     for name in ("one", "two"):
         root = write_plugin(
@@ -252,7 +252,7 @@ def test_modules_that_an_action_imports_while_it_runs_are_its_own_plugins_too(wr
             assert who({}, None) == (name, name)
 
 
-def test_an_action_is_imported_once(plugin, write_plugin):
+def test_action_is_imported_once(plugin, write_plugin):
     other = Plugin.load(write_plugin("other", config="code: other\n", files={"plugin/__init__.py": ""}))
     first = plugin.load_action("train")
     with other.importable():
@@ -262,7 +262,7 @@ def test_an_action_is_imported_once(plugin, write_plugin):
 
 
 @pytest.mark.parametrize("name", ["train", "lost", "broken"])
-def test_loading_an_action_leaves_the_import_path_and_all_modules_as_they_were(plugin, name):
+def test_loading_an_action_restores_sys_path_and_modules(plugin, name):
     path, modules = list(sys.path), dict(sys.modules)
     if name == "train":
         plugin.load_action(name)
@@ -274,11 +274,11 @@ def test_loading_an_action_leaves_the_import_path_and_all_modules_as_they_were(p
     assert sys.modules.keys() - modules.keys() <= {"plugin", "plugin.train"}
 
 
-def test_an_entrypoint_may_lead_into_a_class():
+def test_entrypoint_may_name_a_class_attribute():
     assert import_entrypoint("collections:OrderedDict.fromkeys").__qualname__ == "OrderedDict.fromkeys"
 
 
-def test_an_entrypoint_is_told_by_its_form():
+def test_entrypoint_is_recognized_by_its_form():
     assert is_entrypoint("a:B")
     assert is_entrypoint("a.b.C")
     assert not is_entrypoint("train")

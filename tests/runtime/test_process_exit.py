@@ -1,4 +1,4 @@
-"""How a process died, made out from what it noted."""
+"""Tests for reading from a crash log how a process exited."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ notes.install()
 """
 
 
-def dies(code: str) -> tuple[int, ProcessExit]:
-    """Run code in a process that notes its end in our file; return its real status, and what its notes tell."""
+def run_and_exit(code: str) -> tuple[int, ProcessExit]:
+    """Run code in a process with a crash log; return its real status, and the exit read from the log."""
     notes = CrashLog()
     program = PRELUDE + textwrap.dedent(code)
     descriptor = notes.descriptor
@@ -52,25 +52,25 @@ def dies(code: str) -> tuple[int, ProcessExit]:
         "os.kill(os.getpid(), signal.SIGILL)",
     ],
 )
-def test_what_a_process_notes_tells_how_it_ended(code):
-    status, death = dies(code)
-    assert death.status == status
-    assert not death.timed_out
+def test_crash_log_gives_the_exit_status(code):
+    status, process_exit = run_and_exit(code)
+    assert process_exit.status == status
+    assert not process_exit.timed_out
 
 
-def test_a_fault_tells_where_it_was():
-    _, death = dies("""
+def test_fault_has_the_stack():
+    _, process_exit = run_and_exit("""
         def step_on_nothing():
             ctypes.string_at(0)
 
         step_on_nothing()
     """)
-    assert "in step_on_nothing" in death.stack
-    assert "Extension modules" not in death.stack
+    assert "in step_on_nothing" in process_exit.stack
+    assert "Extension modules" not in process_exit.stack
 
 
-def test_threads_that_are_not_the_actions_are_left_out():
-    _, death = dies("""
+def test_stack_omits_threads_that_are_not_the_actions():
+    _, process_exit = run_and_exit("""
         import threading, time
         from synapse_runtime.loggers import ConsoleLogger
 
@@ -88,31 +88,31 @@ def test_threads_that_are_not_the_actions_are_left_out():
         time.sleep(0.3)
         ctypes.string_at(0)
     """)
-    assert death.stack.startswith("Current thread")
-    assert "in beside" in death.stack
-    assert "in isatty" not in death.stack
+    assert process_exit.stack.startswith("Current thread")
+    assert "in beside" in process_exit.stack
+    assert "in isatty" not in process_exit.stack
 
 
-def test_a_child_that_a_worker_has_forked_does_not_note_its_own_end():
-    status, death = dies("""
+def test_forked_child_does_not_write_to_the_crash_log():
+    status, process_exit = run_and_exit("""
         if os.fork() == 0:
             os._exit(3)
         os.wait()
         os._exit(5)
     """)
-    assert status == death.status == 5
+    assert status == process_exit.status == 5
 
 
-def test_a_limit_that_is_kept_from_c_is_told_from_other_ends():
-    status, death = dies("""
+def test_timeout_exit_is_distinguished_from_other_exits():
+    status, process_exit = run_and_exit("""
         import time
         notes.exit_after(0.2)
         time.sleep(30)
     """)
-    assert (status, death.status, death.timed_out) == (1, 1, True)
+    assert (status, process_exit.status, process_exit.timed_out) == (1, 1, True)
 
 
-def test_what_was_noted_of_one_call_is_forgotten_in_the_next():
+def test_reset_empties_the_crash_log():
     notes = CrashLog()
     notes._file.write(b"exit 3\n")
     assert parse_crash_log(notes.read()).status == 3
@@ -122,7 +122,7 @@ def test_what_was_noted_of_one_call_is_forgotten_in_the_next():
 
 
 @pytest.mark.parametrize(
-    ("death", "words"),
+    ("process_exit", "description"),
     [
         (ProcessExit(0), "exited with status 0"),
         (ProcessExit(-11), "was killed by SIGSEGV"),
@@ -132,5 +132,5 @@ def test_what_was_noted_of_one_call_is_forgotten_in_the_next():
         (ProcessExit(-99), "was killed by signal 99"),
     ],
 )
-def test_an_end_in_words(death, words):
-    assert death.describe() == words
+def test_describe(process_exit, description):
+    assert process_exit.describe() == description

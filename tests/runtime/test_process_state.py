@@ -1,4 +1,4 @@
-"""The kernel further, in local mode: what surrounds an action while it runs, and that all of it is put back."""
+"""Tests for the process state of an action in local mode: environment, working directory, modules."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def in_plugin(root) -> LocalExecutor:
     return LocalExecutor({"LAYER": "code", "CODE_ONLY": ["a", "b"]}, plugin=root, logger=NullLogger())
 
 
-def surroundings() -> tuple[dict[str, str], str, list[str]]:
+def current_state() -> tuple[dict[str, str], str, list[str]]:
     return dict(os.environ), os.getcwd(), list(sys.path)
 
 
@@ -90,7 +90,7 @@ def waits(params, context):
         time.sleep(0.01)
 
 
-def test_the_process_lies_under_the_config_file_and_that_under_what_was_given_in_code(in_plugin, monkeypatch):
+def test_config_file_overrides_process_environment_and_code_overrides_both(in_plugin, monkeypatch):
     monkeypatch.setenv("LAYER", "process")
     monkeypatch.setenv("CONFIG_ONLY", "process")
     monkeypatch.setenv("PROCESS_ONLY", "process")
@@ -104,7 +104,7 @@ def test_the_process_lies_under_the_config_file_and_that_under_what_was_given_in
     }
 
 
-def test_while_an_action_runs_the_process_environment_holds_the_same_as_text(in_plugin, monkeypatch):
+def test_process_environment_has_the_same_values_as_text_while_an_action_runs(in_plugin, monkeypatch):
     monkeypatch.setenv("PROCESS_ONLY", "process")
     assert in_plugin.execute("look")["os"] == {
         "LAYER": "code",
@@ -115,13 +115,13 @@ def test_while_an_action_runs_the_process_environment_holds_the_same_as_text(in_
     }
 
 
-def test_an_action_works_in_its_plugins_directory(in_plugin, root):
+def test_working_directory_is_the_plugins_directory(in_plugin, root):
     seen = in_plugin.execute("look")
     assert seen["cwd"] == root
     assert seen["data"] == "from the plugin's directory"
 
 
-def test_without_a_plugin_an_action_works_where_the_caller_is(local, tmp_path, monkeypatch):
+def test_working_directory_without_a_plugin_is_the_callers(local, tmp_path, monkeypatch):
     @action
     def where(params, context):
         return os.getcwd()
@@ -131,43 +131,43 @@ def test_without_a_plugin_an_action_works_where_the_caller_is(local, tmp_path, m
 
 
 @pytest.mark.parametrize(("name", "timeout"), [("look", None), ("fail", None), ("wait", 0.1)])
-def test_everything_is_put_back_however_an_action_ends(in_plugin, monkeypatch, name, timeout):
+def test_process_state_is_restored_however_an_action_ends(in_plugin, monkeypatch, name, timeout):
     monkeypatch.setenv("PROCESS_ONLY", "process")
-    before = surroundings()
+    before = current_state()
     run = in_plugin.run(name, timeout=timeout)
     assert (run.error is None) is (name == "look")
-    assert surroundings() == before
+    assert current_state() == before
 
 
-def test_everything_is_put_back_where_the_environment_itself_is_at_fault(root):
-    before = surroundings()
+def test_process_state_is_restored_if_the_environment_is_invalid(root):
+    before = current_state()
     call = ActionCall("plugin.look:look", "look", env={"A=B": "x"}, import_root=str(root), cwd=str(root))
     assert isinstance(run_call(call).error, EnvironmentValueError)
-    assert surroundings() == before
+    assert current_state() == before
 
 
-def test_an_environment_that_no_process_can_hold_is_refused_at_once():
-    with pytest.raises(EnvironmentValueError, match="no process environment can hold"):
+def test_invalid_environment_is_rejected_by_the_executor():
+    with pytest.raises(EnvironmentValueError, match="invalid environment variable"):
         LocalExecutor({"A=B": "x"})
 
 
-def test_a_plugin_that_has_vanished_is_told(in_plugin, root):
-    before = surroundings()
+def test_deleted_plugin_raises_an_error(in_plugin, root):
+    before = current_state()
     shutil.rmtree(root)
     error = in_plugin.run("look").error
     assert isinstance(error, ConfigError)
     assert "the plugin's directory does not exist" in str(error)
-    assert surroundings() == before
+    assert current_state() == before
 
 
-def test_a_working_directory_that_does_not_exist_is_told(tmp_path):
-    before = surroundings()
+def test_missing_working_directory_raises_an_error(tmp_path):
+    before = current_state()
     run = run_call(ActionCall(waits, "waits", cwd=str(tmp_path / "gone")))
     assert "gone does not exist on" in str(run.error)
-    assert surroundings() == before
+    assert current_state() == before
 
 
-def test_a_failed_run_tells_the_error_instead_of_raising_it(in_plugin):
+def test_failed_run_has_the_error_instead_of_raising_it(in_plugin):
     run = in_plugin.run("fail")
     assert run.result is None
     assert str(run.error) == "fail failed: ValueError: on purpose"
@@ -181,20 +181,20 @@ def test_a_failed_run_tells_the_error_instead_of_raising_it(in_plugin):
 @pytest.mark.parametrize(
     ("code", "text"), [(3, "sys.exit(3)"), (None, "sys.exit(None)"), ("bad", "sys.exit('bad')"), (0, "sys.exit(0)")]
 )
-def test_an_exit_of_any_code_is_a_failure_that_says_so(local, code, text):
+def test_sys_exit_with_any_code_is_a_failure(local, code, text):
     @action
     def leave(params, context):
         sys.exit(code)
 
     error = local.run(leave).error
-    assert str(error) == f"leave ended with {text}"
+    assert str(error) == f"leave called {text}"
     assert error.__cause__.code == code
 
 
 @pytest.mark.parametrize(
     "kind", [GeneratorExit, asyncio.CancelledError, MemoryError, type("Odd", (BaseException,), {})]
 )
-def test_whatever_an_action_raises_is_its_failure(local, kind):
+def test_any_exception_of_an_action_is_its_failure(local, kind):
     @action
     def fail(params, context):
         raise kind
@@ -204,7 +204,7 @@ def test_whatever_an_action_raises_is_its_failure(local, kind):
     assert type(error.__cause__) is kind
 
 
-def test_an_error_that_cannot_be_printed_is_a_failure_like_others(local):
+def test_error_that_cannot_be_printed_is_a_failure_like_others(local):
     class Mute(Exception):
         def __str__(self):
             raise RuntimeError
@@ -216,18 +216,18 @@ def test_an_error_that_cannot_be_printed_is_a_failure_like_others(local):
     assert str(local.run(fail).error) == "fail failed: Mute: <str() failed: RuntimeError>"
 
 
-def test_an_interrupt_comes_through_from_inside_a_coroutine_and_with_a_time_limit(local):
+def test_keyboard_interrupt_is_raised_from_a_coroutine_and_with_a_timeout(local):
     @action
     async def interrupted(params, context):
         raise KeyboardInterrupt
 
-    before = surroundings()
+    before = current_state()
     with pytest.raises(KeyboardInterrupt):
         local.execute(interrupted, timeout=patience(5))
-    assert surroundings() == before
+    assert current_state() == before
 
 
-def test_a_timeout_ends_within_its_bounds_and_tells_the_stack_from_the_action_on(local):
+def test_timeout_is_on_time_and_its_stack_starts_at_the_action(local):
     started = time.monotonic()
     run = local.run(waits, timeout=0.2)
     assert 0.2 <= time.monotonic() - started < patience(1)
@@ -238,7 +238,7 @@ def test_a_timeout_ends_within_its_bounds_and_tells_the_stack_from_the_action_on
     assert local.run(waits, timeout=0.05).error.__class__ is ExecutionTimeout
 
 
-def test_a_coroutine_has_a_time_limit_too(local):
+def test_timeout_interrupts_a_coroutine(local):
     @action
     async def sleeps(params, context):
         await asyncio.sleep(30)
@@ -249,7 +249,7 @@ def test_a_coroutine_has_a_time_limit_too(local):
 
 
 @pytest.mark.parametrize("where", ["main thread", "another thread"])
-def test_an_outer_limit_ends_an_inner_action_that_may_take_longer(where):
+def test_outer_timeout_ends_an_inner_action_with_a_longer_one(where):
     @action
     def outer(params, context):
         return LocalExecutor(logger=NullLogger()).execute(waits, timeout=patience(30))
@@ -267,18 +267,18 @@ def test_an_outer_limit_ends_an_inner_action_that_may_take_longer(where):
         thread.start()
         thread.join(patience(10))
     assert time.monotonic() - started < patience(2)
-    assert str(runs[0].error) == "outer did not end within 0.2 s"
+    assert str(runs[0].error) == "outer exceeded its timeout of 0.2 s"
 
 
-def test_an_inner_limit_is_the_inner_actions_own(local):
+def test_inner_timeout_ends_only_the_inner_action(local):
     @action
     def outer(params, context):
         return str(LocalExecutor(logger=NullLogger()).run(waits, timeout=0.1).error)
 
-    assert local.execute(outer, timeout=patience(10)) == "waits did not end within 0.1 s"
+    assert local.execute(outer, timeout=patience(10)) == "waits exceeded its timeout of 0.1 s"
 
 
-def test_an_action_that_fails_while_it_is_stopped_has_still_run_out_of_time(local):
+def test_action_that_fails_while_it_is_interrupted_has_still_timed_out(local):
     @action
     def stubborn(params, context):
         try:
@@ -290,7 +290,7 @@ def test_an_action_that_fails_while_it_is_stopped_has_still_run_out_of_time(loca
     assert isinstance(local.run(stubborn, timeout=0.1).error, ExecutionTimeout)
 
 
-def test_an_action_may_run_another_plugins_action_and_find_its_own_surroundings_again(write_plugin, root):
+def test_process_state_is_restored_after_running_another_plugins_action(write_plugin, root):
     nest = """\
     import os
     from synapse_runtime.decorators import action
@@ -340,8 +340,8 @@ def test_actions_in_two_threads_do_not_see_each_others_environment():
     assert "WHO" not in os.environ
 
 
-def in_a_thread_of_the_action(other: LocalExecutor) -> object:
-    """An action that runs another one in a thread of its own, and waits for it."""
+def run_in_thread_of_action(other: LocalExecutor) -> object:
+    """Run an action that runs another one in a new thread and waits for it."""
 
     @action
     def outer(params, context):
@@ -359,15 +359,15 @@ def answer(params, context):
     return os.environ.get("WHO"), os.getcwd()
 
 
-def test_an_action_may_run_one_with_the_same_surroundings_in_a_thread(tmp_path, monkeypatch):
+def test_action_may_run_another_with_the_same_state_in_a_thread(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     executor = LocalExecutor({"WHO": "same"}, logger=NullLogger())
-    before = surroundings()
-    assert executor.execute(in_a_thread_of_the_action(executor)) == [("same", str(tmp_path))]
-    assert surroundings() == before
+    before = current_state()
+    assert executor.execute(run_in_thread_of_action(executor)) == [("same", str(tmp_path))]
+    assert current_state() == before
 
 
-def test_surroundings_that_are_shared_stay_until_the_last_has_ended():
+def test_shared_state_is_kept_until_the_last_action_has_ended():
     first_has_ended, second_has_begun = threading.Event(), threading.Event()
     seen = {}
 
@@ -394,7 +394,7 @@ def test_surroundings_that_are_shared_stay_until_the_last_has_ended():
     assert "WHO" not in os.environ
 
 
-def test_a_coroutine_that_runs_out_of_time_beside_a_running_loop_is_cancelled(local):
+def test_coroutine_that_times_out_under_a_running_loop_is_cancelled(local):
     ended = threading.Event()
 
     @action
@@ -424,14 +424,14 @@ class Grow(BaseAction[Nested]):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_the_callers_params_stay_as_they_were_whatever_the_action_does_to_its_own(strict):
+def test_action_cannot_change_the_callers_params(strict):
     executor = LocalExecutor(logger=NullLogger(), strict=strict)
     params = {"sizes": [1]}
     assert executor.execute(Grow, params) == [1, 9]
     assert params == {"sizes": [1]}
 
 
-def test_in_strict_mode_neither_a_plain_dict_nor_an_instance_can_be_changed_from_inside():
+def test_strict_mode_copies_dict_and_instance_params():
     @action
     def grow(params, context):
         params["sizes"].append(9)
@@ -445,7 +445,7 @@ def test_in_strict_mode_neither_a_plain_dict_nor_an_instance_can_be_changed_from
     assert instance == Nested(sizes=[1])
 
 
-def test_in_strict_mode_a_result_is_no_door_back_into_the_action():
+def test_strict_mode_copies_the_result():
     kept = []
 
     @action
@@ -485,7 +485,7 @@ def test_events_reach_listener_and_logger_in_order_while_the_action_runs():
     ]
 
 
-def test_what_an_action_said_before_it_failed_is_kept(local):
+def test_events_before_a_failure_are_kept(local):
     @action
     def fail(params, context):
         context.set_progress(1, 2)
@@ -496,7 +496,7 @@ def test_what_an_action_said_before_it_failed_is_kept(local):
     assert run.progress == [(1, 2)]
 
 
-def test_fresh_job_ids_are_all_different(local):
+def test_new_job_ids_are_unique(local):
     @action
     def who(params, context):
         return context.job_id
@@ -506,7 +506,7 @@ def test_fresh_job_ids_are_all_different(local):
     assert all(isinstance(each, str) and each for each in ids)
 
 
-def test_an_entrypoint_needs_no_plugin(local, tmp_path, monkeypatch):
+def test_entrypoint_needs_no_plugin(local, tmp_path, monkeypatch):
     (tmp_path / "loose_entry.py").write_text(LOOK)
     (tmp_path / "data.txt").write_text("beside")
     monkeypatch.syspath_prepend(tmp_path)
@@ -515,18 +515,18 @@ def test_an_entrypoint_needs_no_plugin(local, tmp_path, monkeypatch):
     del sys.modules["loose_entry"]
 
 
-def test_a_name_needs_a_plugin(local):
-    with pytest.raises(ActionNotFoundError, match="there is no action 'train': without a plugin, give a class"):
+def test_action_name_needs_a_plugin(local):
+    with pytest.raises(ActionNotFoundError, match="there is no action 'train': without a plugin, pass a class"):
         local.run("train")
 
 
-def test_an_entrypoint_that_leads_nowhere_is_in_the_run(local):
+def test_missing_entrypoint_is_the_error_of_the_run(local):
     error = local.run("no_such_module_anywhere:Train").error
     assert isinstance(error, ConfigError)
-    assert "there is no module 'no_such_module_anywhere'" in str(error)
+    assert "module 'no_such_module_anywhere' does not exist" in str(error)
 
 
-def test_an_executor_can_be_used_in_a_with_block_and_again_after_it(local):
+def test_executor_can_be_used_in_a_with_block_and_again_after_it(local):
     with local as executor:
         assert executor.execute(Grow, {"sizes": []}) == [9]
     assert local.execute(Grow, {"sizes": [1]}) == [1, 9]

@@ -1,4 +1,4 @@
-"""Exceptions across the border, awkward ones above all."""
+"""Tests for sending exceptions between processes."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class ReducesToTrouble(Exception):
         return ReducesToTrouble, (1, 2, 3), {"bad": threading}
 
 
-def through(error: BaseException) -> BaseException:
+def round_trip(error: BaseException) -> BaseException:
     return decode_exception(pickle.loads(pickle.dumps(encode_exception(error))))
 
 
 def raised(error: BaseException) -> BaseException:
     try:
         raise error
-    except BaseException as caught:  # noqa: BLE001 - of any kind
+    except BaseException as caught:  # noqa: BLE001 - any exception
         return caught
 
 
@@ -77,21 +77,21 @@ def raised(error: BaseException) -> BaseException:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_class_args_and_attributes_come_back(error):
-    copy = through(raised(error))
+def test_class_args_and_attributes_are_kept(error):
+    copy = round_trip(raised(error))
     assert type(copy) is type(error)
     assert copy.args == error.args
     assert vars(copy) == vars(error)
 
 
-def test_where_an_attribute_cannot_travel_the_rest_does():
-    copy = through(raised(HoldsALock()))
+def test_only_the_attribute_that_cannot_be_pickled_is_replaced():
+    copy = round_trip(raised(HoldsALock()))
     assert type(copy) is HoldsALock
     assert copy.count == 3
     assert "lock" in copy.lock
 
 
-def test_notes_cause_and_context_come_back():
+def test_notes_cause_and_context_are_kept():
     try:
         try:
             {}["missing"]
@@ -100,48 +100,48 @@ def test_notes_cause_and_context_come_back():
             problem.add_note("a note")
             raise problem from key
     except ValueError as caught:
-        copy = through(caught)
+        copy = round_trip(caught)
     assert copy.__notes__ == ["a note"]
     assert type(copy.__cause__) is KeyError
     assert copy.__suppress_context__
 
 
-def test_a_context_comes_back():
+def test_context_is_kept():
     try:
         try:
             raise KeyError("first")
         except KeyError:
-            raise ValueError("second")  # noqa: B904 - the point
+            raise ValueError("second")  # noqa: B904 - what this test is about
     except ValueError as caught:
-        copy = through(caught)
+        copy = round_trip(caught)
     assert type(copy.__context__) is KeyError
     assert not copy.__suppress_context__
 
 
-def test_a_chain_that_bites_its_tail_ends():
+def test_circular_chain_ends():
     first, second = ValueError("1"), ValueError("2")
     first.__cause__, second.__cause__ = second, first
-    assert through(first).__cause__.args == ("2",)
+    assert round_trip(first).__cause__.args == ("2",)
 
 
-def test_a_group_comes_back_as_a_tree():
+def test_nested_group_is_kept():
     group = ExceptionGroup("all", [ValueError(1), ExceptionGroup("inner", [NeedsMore("m", code=2)])])
-    copy = through(raised(group))
+    copy = round_trip(raised(group))
     assert type(copy) is ExceptionGroup
     assert copy.message == "all"
     assert copy.exceptions[1].exceptions[0].code == 2
 
 
-def test_pydantics_own_error_comes_back():
+def test_pydantic_error_is_kept():
     class Model(BaseModel):
         x: int
 
     with pytest.raises(ValidationError) as caught:
         Model(x="a")
-    assert through(caught.value).errors() == caught.value.errors()
+    assert round_trip(caught.value).errors() == caught.value.errors()
 
 
-def test_frames_show_their_source_and_where_their_function_begins():
+def test_frames_have_their_source_and_first_line():
     def deeper():
         value = 1
         raise ValueError(value)
@@ -150,14 +150,14 @@ def test_frames_show_their_source_and_where_their_function_begins():
         deeper()
     except ValueError as caught:
         original = caught
-    copy = through(original)
+    copy = round_trip(original)
     assert "".join(traceback.format_tb(copy.__traceback__)).count("raise ValueError(value)") == 1
     last = copy.__traceback__.tb_next
     assert last.tb_frame.f_code.co_firstlineno == deeper.__code__.co_firstlineno
     assert last.tb_lineno == original.__traceback__.tb_next.tb_lineno
 
 
-def test_a_class_that_this_process_cannot_have_is_stood_in_for():
+def test_class_that_cannot_be_imported_is_replaced_by_one_of_its_name():
     packed = encode_exception(raised(NeedsMore("m", code=7)))
     object.__setattr__(packed, "whole", None)
     object.__setattr__(packed, "cls", pickle.dumps(0))

@@ -1,4 +1,4 @@
-"""Pickling: by reference, by value, and which part cannot."""
+"""Tests for pickling by reference and by value, and for finding the part that cannot be pickled."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ class Color(enum.Enum):
         ({3: threading.Lock()}, "result[3]"),
     ],
 )
-def test_the_part_that_cannot_travel_is_named(value, part):
+def test_error_names_the_part_that_cannot_be_pickled(value, part):
     with pytest.raises(ResultNotSerializable) as caught:
         serialization.dumps_named(value, "result")
-    assert str(caught.value).startswith(f"{part} cannot travel between processes: ")
+    assert str(caught.value).startswith(f"{part} cannot be sent between processes: ")
 
 
-def test_what_pickles_but_cannot_be_read_is_found():
+def test_part_that_can_be_pickled_but_not_unpickled_is_named():
     class Greedy:
         def __reduce__(self):
             return int, ("no number",)
 
-    with pytest.raises(ResultNotSerializable, match=r"result\[0\] cannot travel"):
+    with pytest.raises(ResultNotSerializable, match=r"result\[0\] cannot be sent between processes"):
         serialization.dumps_named([Greedy()], "result")
 
 
-def test_a_round_trip_copies_data_and_keeps_classes_and_functions():
-    value = {"m": Model(Settings(rate=1)), "c": Color.RED, "f": test_the_part_that_cannot_travel_is_named}
+def test_round_trip_copies_data_and_keeps_classes_and_functions():
+    value = {"m": Model(Settings(rate=1)), "c": Color.RED, "f": test_error_names_the_part_that_cannot_be_pickled}
     copy = serialization.round_trip(value)
     assert copy == value
     assert copy["m"] is not value["m"]
@@ -70,20 +70,20 @@ def test_a_round_trip_copies_data_and_keeps_classes_and_functions():
     assert copy["f"] is value["f"]
 
 
-def test_classes_of_a_registered_module_travel_by_value_and_come_home_as_themselves(tmp_path):
+def test_classes_of_a_registered_module_are_pickled_by_value_and_load_as_the_originals(tmp_path):
     serialization.register_pickle_by_value(__name__)
     method = Model.speak
-    (tmp_path / "there.pkl").write_bytes(serialization.dumps((Model(Settings(rate=2)), Color.RED, Model)))
+    (tmp_path / "sent.pkl").write_bytes(serialization.dumps((Model(Settings(rate=2)), Color.RED, Model)))
     code = (
         "import sys; from pathlib import Path; from synapse_runtime import serialization as t; "
         "v = t.loads(Path(sys.argv[1]).read_bytes()); Path(sys.argv[2]).write_bytes(t.dumps(v)); "
         "print('tests.runtime.test_serialization' in sys.modules)"
     )
-    paths = [str(tmp_path / "there.pkl"), str(tmp_path / "back.pkl")]
+    paths = [str(tmp_path / "sent.pkl"), str(tmp_path / "returned.pkl")]
     done = subprocess.run(
         [sys.executable, "-c", code, *paths], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    model, color, cls = serialization.loads_in_caller((tmp_path / "back.pkl").read_bytes())
+    model, color, cls = serialization.loads_in_caller((tmp_path / "returned.pkl").read_bytes())
     assert done.stdout == "False\n"
     assert (type(model), color, cls) == (Model, Color.RED, Model)
     assert Model.speak is method
@@ -91,7 +91,7 @@ def test_classes_of_a_registered_module_travel_by_value_and_come_home_as_themsel
     assert calls == ["here"]
 
 
-def test_the_names_of_cloudpickle_that_we_stand_on_are_there():
+def test_private_names_of_cloudpickle_exist():
     from cloudpickle import cloudpickle
 
     for name in ("_make_skeleton_class", "_make_skeleton_enum", "_class_setstate"):
@@ -99,7 +99,7 @@ def test_the_names_of_cloudpickle_that_we_stand_on_are_there():
     assert hasattr(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID, "values")
 
 
-def test_a_snapshot_of_what_cannot_be_copied_is_its_repr():
+def test_snapshot_of_an_object_that_cannot_be_copied_is_its_repr():
     lock = threading.Lock()
     assert serialization.snapshot(lock) == repr(lock)
 
@@ -123,7 +123,7 @@ class Folder(BaseModel):
 
 
 class Exits:
-    """Ends the process of whoever pickles or reads it."""
+    """Exits the process that pickles or unpickles it."""
 
     def __init__(self, end: BaseException | None = None) -> None:
         self.end = end
@@ -134,22 +134,22 @@ class Exits:
         raise self.end
 
 
-def elsewhere(tmp_path, value, code):
-    """Send a value to another process that runs this code on it as `v`, and return what that leaves there as `v`."""
+def run_in_other_process(tmp_path, value, code):
+    """Send a value to another process that runs the code with it as `v`, and return the value of `v` after that."""
     serialization.register_pickle_by_value(__name__)
-    (tmp_path / "there.pkl").write_bytes(serialization.dumps(value))
+    (tmp_path / "sent.pkl").write_bytes(serialization.dumps(value))
     lines = [
         "import sys; from pathlib import Path; from synapse_runtime import serialization as t",
         "v = t.loads(Path(sys.argv[1]).read_bytes())",
         code,
         "Path(sys.argv[2]).write_bytes(t.dumps(v))",
     ]
-    paths = [str(tmp_path / "there.pkl"), str(tmp_path / "back.pkl")]
+    paths = [str(tmp_path / "sent.pkl"), str(tmp_path / "returned.pkl")]
     subprocess.run([sys.executable, "-c", "\n".join(lines), *paths], cwd=tmp_path, check=True)
-    return serialization.loads_in_caller((tmp_path / "back.pkl").read_bytes())
+    return serialization.loads_in_caller((tmp_path / "returned.pkl").read_bytes())
 
 
-def test_a_model_in_a_function_takes_no_variables_of_the_function_along():
+def test_model_in_a_function_is_pickled_without_the_functions_variables():
     word = "this word stays here"
     lock = threading.Lock()
 
@@ -162,41 +162,41 @@ def test_a_model_in_a_function_takes_no_variables_of_the_function_along():
     assert not lock.locked()
 
 
-def test_a_generic_model_that_is_made_elsewhere_comes_home_as_the_class_that_is_here(tmp_path):
-    made = elsewhere(
+def test_generic_model_created_in_a_worker_loads_as_the_callers_class(tmp_path):
+    made = run_in_other_process(
         tmp_path, [Box, Two], "B, T = v; v = [B[int](content=1), B[dict[str, int]], B[B[int]], B, T[int, B]]"
     )
     assert [type(made[0]), *made[1:]] == [Box[int], Box[dict[str, int]], Box[Box[int]], Box, Two[int, Box]]
     assert made[0] == Box[int](content=1)
 
 
-def test_a_generic_model_is_the_same_class_as_the_one_that_is_there(tmp_path):
-    assert elsewhere(tmp_path, (Box, Box[int](content=1)), "v = type(v[1]) is v[0][int]") is True
+def test_generic_model_loads_as_the_class_of_the_worker(tmp_path):
+    assert run_in_other_process(tmp_path, (Box, Box[int](content=1)), "v = type(v[1]) is v[0][int]") is True
 
 
-def test_a_model_within_a_generic_model_of_itself_checks_all_its_levels(tmp_path):
+def test_model_that_contains_a_generic_model_of_itself_validates_all_levels(tmp_path):
     given = {"name": "a", "inside": {"content": {"name": "b", "inside": {"content": {"name": "c"}}}}}
     code = "F, B, given = v; v = [F.model_validate(given), B[F].model_validate({'content': given}).content]"
-    for made in elsewhere(tmp_path, [Folder, Box, given], code):
+    for made in run_in_other_process(tmp_path, [Folder, Box, given], code):
         assert made == Folder.model_validate(given)
         assert made.inside.content.inside.content.name == "c"
         assert type(made.inside) is Box[Folder]
 
 
-def test_a_class_in_a_function_keeps_its_whole_name(tmp_path):
+def test_class_in_a_function_keeps_its_qualified_name(tmp_path):
     class Local:
         class Inner:
             pass
 
-    names = elsewhere(tmp_path, [Local, Local.Inner], "v = [c.__qualname__ for c in v]")
+    names = run_in_other_process(tmp_path, [Local, Local.Inner], "v = [c.__qualname__ for c in v]")
     assert names == [Local.__qualname__, Local.Inner.__qualname__]
 
 
-@pytest.mark.parametrize("end", [SystemExit(3), GeneratorExit(), None], ids=["exit", "generator exit", "read"])
-def test_a_hook_that_exits_is_a_failure_like_any_other(end):
+@pytest.mark.parametrize("end", [SystemExit(3), GeneratorExit(), None], ids=["exit", "generator exit", "unpickle"])
+def test_hook_that_exits_is_a_failure_like_any_other(end):
     with pytest.raises(pickle.PickleError, match="a pickling hook raised"):
         serialization.round_trip([Exits(end)])
-    with pytest.raises(ResultNotSerializable, match=r"result\[0\] cannot travel between processes: .*Exits: "):
+    with pytest.raises(ResultNotSerializable, match=r"result\[0\] cannot be sent between processes: .*Exits: "):
         serialization.dumps_named([Exits(end)], "result")
     assert serialization.snapshot(Exits(end)).startswith("<tests.runtime.test_serialization.Exits object")
     if end is None:
@@ -205,14 +205,14 @@ def test_a_hook_that_exits_is_a_failure_like_any_other(end):
                 loads(serialization.dumps(Exits(end)))
 
 
-@pytest.mark.parametrize("end", [KeyboardInterrupt(), ActionInterrupted()], ids=["Ctrl-C", "time limit"])
-def test_what_ends_the_action_gets_out_of_a_hook(end):
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), ActionInterrupted()], ids=["Ctrl-C", "timeout"])
+def test_keyboard_interrupt_and_timeout_are_raised_from_a_hook(end):
     for go in (serialization.dumps, serialization.round_trip, serialization.snapshot):
         with pytest.raises(type(end)):
             go([Exits(end)])
 
 
-def test_what_pydantic_and_cloudpickle_make_of_a_class_is_as_we_know_it():
+def test_private_form_of_pickled_classes_is_as_expected():
     from cloudpickle import cloudpickle
 
     class Local(BaseModel):
@@ -228,7 +228,7 @@ def test_what_pydantic_and_cloudpickle_make_of_a_class_is_as_we_know_it():
     assert Box[int].__pydantic_generic_metadata__ == {"origin": Box, "args": (int,), "parameters": ()}
 
 
-def test_a_snapshot_of_what_holds_something_that_cannot_travel_is_its_repr_in_this_process_too():
+def test_snapshot_of_an_object_with_an_unpicklable_part_is_its_repr_in_local_mode_too():
     lock = threading.Lock()
 
     def closure():
@@ -236,10 +236,10 @@ def test_a_snapshot_of_what_holds_something_that_cannot_travel_is_its_repr_in_th
 
     assert serialization.snapshot(closure) == repr(closure)
     assert serialization.snapshot({"f": closure}) == repr({"f": closure})
-    assert serialization.snapshot({"f": elsewhere}) == {"f": elsewhere}
+    assert serialization.snapshot({"f": run_in_other_process}) == {"f": run_in_other_process}
 
 
-def test_a_snapshot_pickles_what_it_is_given_once():
+def test_snapshot_pickles_its_value_once():
     class Counted:
         times = 0
 
@@ -251,7 +251,7 @@ def test_a_snapshot_pickles_what_it_is_given_once():
     assert Counted.times == 1
 
 
-def test_a_snapshot_of_what_has_no_repr_is_the_name_of_its_type():
+def test_snapshot_of_an_object_whose_repr_fails_is_its_type_name():
     class Mute:
         lock = None
 
@@ -264,7 +264,7 @@ def test_a_snapshot_of_what_has_no_repr_is_the_name_of_its_type():
     assert serialization.snapshot(Mute()).endswith("<locals>.Mute>")
 
 
-def test_a_hook_may_take_a_snapshot_of_its_own():
+def test_pickling_hook_may_take_a_snapshot():
     class Talks:
         def __reduce__(self):
             serialization.snapshot([Color.RED])
@@ -273,7 +273,7 @@ def test_a_hook_may_take_a_snapshot_of_its_own():
     assert serialization.loads(serialization.dumps(Talks())) == []
 
 
-def test_a_function_that_goes_by_value_keeps_the_file_that_it_is_from():
+def test_function_pickled_by_value_keeps_its_file_name():
     def inner():
         return 1 / 0
 

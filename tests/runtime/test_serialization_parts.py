@@ -1,4 +1,4 @@
-"""Pickling further: the name of every kind of part, and modules whose content travels by value."""
+"""Tests for naming each kind of part that cannot be pickled, and for modules that are pickled by value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FrozenPart:
 
 class Callable(SimpleNamespace):
     def __call__(self):
-        """As a model of torch."""
+        """Like a torch model."""
 
 
 class Slotted:
@@ -53,8 +53,8 @@ class Private(BaseModel):
     _lock: object = PrivateAttr(default_factory=threading.Lock)
 
 
-class LeavesItsLock:
-    """Pickles but for one attribute, which is not the one with a lock in it that it leaves out."""
+class OmitsItsLock:
+    """Cannot be pickled because of an attribute that is not the one with a lock, which it omits."""
 
     def __init__(self):
         self.lock = LOCK
@@ -64,7 +64,7 @@ class LeavesItsLock:
         return {"stream": self.stream}
 
 
-class Unwalkable(dict):
+class CannotIterate(dict):
     def items(self):
         raise SystemExit
 
@@ -90,44 +90,44 @@ LOCK = threading.Lock()
         (Callable(lock=LOCK), "result.lock"),
         (Slotted(Slotted(LOCK)), "result.inner.inner"),
         (Private(), "result._lock"),
-        (LeavesItsLock(), "result.stream"),
-        ([Unwalkable(a=LOCK)], "result[0]"),
+        (OmitsItsLock(), "result.stream"),
+        ([CannotIterate(a=LOCK)], "result[0]"),
         ({"deep": [[[LOCK]]], "near": {"x": LOCK}}, 'result["near"]["x"]'),
         ([list(range(100_000)), LOCK], "result[1]"),
         ([Part(LOCK)] * 20_000, "result[0].inner"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_innermost_part_is_named(value, path):
+def test_error_names_the_innermost_part(value, path):
     assert serialization.explain(value, "result")[0] == path
 
 
-def test_the_error_says_path_type_reason_and_what_to_do():
+def test_error_has_path_type_reason_and_fix():
     with pytest.raises(ResultNotSerializable) as caught:
         serialization.dumps_named({"model": SimpleNamespace(lock=LOCK)}, "result")
     assert str(caught.value) == (
-        "result[\"model\"].lock cannot travel between processes: _thread.lock: cannot pickle '_thread.lock' object. "
-        "Return plain data, or a path to a file that holds it."
+        "result[\"model\"].lock cannot be sent between processes: _thread.lock: cannot pickle '_thread.lock' object. "
+        "Use plain data instead, or the path of a file that contains it."
     )
     assert isinstance(caught.value, ExecutionError)
     assert isinstance(caught.value.__cause__, TypeError)
 
 
-def test_the_search_ends_in_a_value_that_contains_itself():
+def test_search_ends_for_a_value_that_contains_itself():
     value: list[object] = [LOCK]
     value.insert(0, value)
     path, _ = serialization.explain(value, "result")
     assert path == "result[1]"
 
 
-def test_the_part_at_fault_is_found_in_what_knows_each_other():
+def test_part_at_fault_is_found_in_objects_that_refer_to_each_other():
     model = SimpleNamespace()
     model.trainer = SimpleNamespace(model=model)
     model.lock = LOCK
     assert serialization.explain([model], "result") == ("result[0].lock", LOCK)
 
 
-def test_the_search_goes_deep_but_not_without_end():
+def test_search_depth_is_limited():
     nested = LOCK
     for _ in range(50):
         nested = [nested]
@@ -138,17 +138,17 @@ def test_the_search_goes_deep_but_not_without_end():
 
 
 @pytest.mark.parametrize(("limit", "value"), [("_MAX_PARTS", 10), ("_MAX_SECONDS", 0.0)])
-def test_a_search_that_takes_too_long_ends_with_what_it_has_come_to(monkeypatch, limit, value):
+def test_search_that_takes_too_long_returns_the_part_it_has_reached(monkeypatch, limit, value):
     monkeypatch.setattr(serialization, limit, value)
     assert serialization.explain([1] * 20 + [LOCK], "result")[0] == "result"
 
 
-def test_what_can_be_pickled_is_read_too_without_copying_its_arrays():
+def test_unpickling_is_checked_without_copying_arrays():
     class Greedy:
         def __reduce__(self):
             return int, ("no number",)
 
-    with pytest.raises(ResultNotSerializable, match=r"result\[1\] cannot travel"):
+    with pytest.raises(ResultNotSerializable, match=r"result\[1\] cannot be sent between processes"):
         serialization.dumps_named([b"x" * 2_000_000, Greedy()], "result")
 
 
@@ -172,7 +172,7 @@ def test_what_can_be_pickled_is_read_too_without_copying_its_arrays():
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_a_trip_keeps_value_and_type(value):
+def test_round_trip_keeps_value_and_type(value):
     for copy in (serialization.loads(serialization.dumps(value)), serialization.round_trip(value)):
         assert copy == value
         assert type(copy) is type(value)
@@ -186,21 +186,21 @@ def test_arrays_keep_type_shape_and_content():
         assert not numpy.shares_memory(copy, array)
 
 
-def test_large_buffers_go_beside_the_pickle_if_they_may_and_come_back_as_what_is_given_for_them():
+def test_large_buffers_are_pickled_out_of_band_and_loaded_from_the_given_buffers():
     value = {"large": numpy.arange(20_000.0), "small": numpy.arange(10.0), "strided": numpy.arange(40_000.0)[::2]}
-    apart: list[pickle.PickleBuffer] = []
-    data = serialization.dumps(value, apart)
-    assert [buffer.raw().nbytes for buffer in apart] == [160_000]
-    assert len(data) < 165_000  # what is in pieces is in the pickle
+    buffers: list[pickle.PickleBuffer] = []
+    data = serialization.dumps(value, buffers)
+    assert [buffer.raw().nbytes for buffer in buffers] == [160_000]
+    assert len(data) < 165_000  # non-contiguous data is in the pickle
     for loads in (serialization.loads, serialization.loads_in_caller):
-        copy = loads(data, serialization.read_only(apart))
+        copy = loads(data, serialization.read_only(buffers))
         assert all(numpy.array_equal(copy[name], array) for name, array in value.items())
         assert [array.flags.writeable for array in copy.values()] == [False, True, True]
         assert numpy.shares_memory(copy["large"], value["large"])
     assert len(serialization.dumps(value)) > 320_000
 
 
-def test_a_result_is_brought_as_a_copy_with_large_buffers_that_are_read_only():
+def test_copied_result_has_read_only_large_buffers():
     array = numpy.arange(20_000.0)
     copy, same, small = serialization.copy_result([array, array, array[:5]], "result")
     assert copy is same
@@ -210,7 +210,7 @@ def test_a_result_is_brought_as_a_copy_with_large_buffers_that_are_read_only():
     assert copy[0] == 0
 
 
-def test_a_round_trip_keeps_what_is_shared_and_what_is_circular():
+def test_round_trip_keeps_shared_and_circular_references():
     shared = [1]
     value: dict[str, object] = {"a": shared, "b": shared}
     value["self"] = value
@@ -220,7 +220,7 @@ def test_a_round_trip_keeps_what_is_shared_and_what_is_circular():
     assert copy["a"] is not shared
 
 
-def test_classes_and_functions_of_any_place_stay_themselves_in_a_round_trip():
+def test_round_trip_keeps_local_classes_and_functions():
     class Local:
         def __init__(self):
             self.kind = Local
@@ -237,7 +237,7 @@ def test_classes_and_functions_of_any_place_stay_themselves_in_a_round_trip():
     assert module is sys
 
 
-def test_a_snapshot_does_not_change_with_its_original():
+def test_snapshot_does_not_change_with_the_original():
     values = [1]
     snapshot = serialization.snapshot({"values": values})
     values.append(2)
@@ -257,7 +257,7 @@ def test_dumps_leaves_no_module_registered_and_works_in_several_threads(tmp_path
         try:
             for _ in range(50):
                 serialization.dumps(module.Thing())
-        except Exception as error:  # noqa: BLE001 - any is a failure
+        except Exception as error:  # noqa: BLE001 - any exception is a failure
             failures.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -293,7 +293,7 @@ print(value.speak())
 
 
 @pytest.mark.parametrize("registered", [True, False])
-def test_only_what_a_registered_module_defines_can_be_read_where_the_module_is_not(tmp_path, monkeypatch, registered):
+def test_only_definitions_of_registered_modules_load_without_the_module(tmp_path, monkeypatch, registered):
     name = f"by_value_{registered}".lower()
     (tmp_path / f"{name}.py").write_text(SPEAKER)
     monkeypatch.syspath_prepend(tmp_path)
@@ -310,10 +310,10 @@ def test_only_what_a_registered_module_defines_can_be_read_where_the_module_is_n
     del sys.modules[name]
 
 
-def test_a_name_that_is_no_module_does_no_harm():
+def test_registering_an_unknown_module_is_harmless():
     serialization.register_pickle_by_value("no_such_module_anywhere")
     assert serialization.loads(serialization.dumps({Part})) == {Part}
 
 
-def test_plain_data_is_pickled_by_pickle_alone_and_can_be_read_by_it():
+def test_plain_data_is_pickled_by_pickle():
     assert serialization.dumps({"a": [1, (2.0, None)]}) == pickle.dumps({"a": [1, (2.0, None)]}, protocol=5)

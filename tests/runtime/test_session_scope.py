@@ -1,4 +1,4 @@
-"""Where a run's cluster is to be."""
+"""The specification of a run's cluster."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ import subprocess
 import sys
 import tempfile
 
+from synapse_runtime.executors.ray.cluster.control_socket import SOCKET_NAME
 from synapse_runtime.executors.ray.cluster.session_scope import ClusterSpec, current_spec, new_directory
 
 
-def test_a_process_keeps_its_site():
+def test_process_keeps_its_spec():
     assert current_spec.get() is current_spec.get()
 
 
-def test_nothing_is_made_and_nobody_can_guess_where_it_will_be():
+def test_directory_and_token_are_unpredictable_and_nothing_is_created():
     one, other = ClusterSpec(), ClusterSpec()
 
     assert not one.path.exists()
     assert (one.directory, one.token) != (other.directory, other.token)
     assert one.token not in repr(one)
-    assert one.holder == os.getpid()
+    assert one.parent_pid == os.getpid()
 
 
-def test_rays_sockets_fit_below_it_however_long_the_temporary_directory_is(monkeypatch, tmp_path):
+def test_socket_paths_fit_even_if_the_path_of_the_temporary_directory_is_long(monkeypatch, tmp_path):
     deep = tmp_path / ("x" * 60)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
 
     assert len(new_directory()) + len("/r") + 64 <= 107
+    assert len(new_directory()) + len(f"/{SOCKET_NAME}") <= 107
 
 
 FORK = """
@@ -38,12 +40,12 @@ from synapse_runtime.executors.ray.cluster.session_scope import current_spec
 own = current_spec.get()
 if os.fork() == 0:
     theirs = current_spec.get()
-    os._exit(0 if theirs.directory != own.directory and theirs.holder == os.getpid() else 1)
+    os._exit(0 if theirs.directory != own.directory and theirs.parent_pid == os.getpid() else 1)
 _, status = os.wait()
 print(os.waitstatus_to_exitcode(status), current_spec.get() is own)
 """
 
 
-def test_a_fork_is_a_run_of_its_own():
+def test_forked_process_is_a_run_of_its_own():
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
     assert done.stdout == "0 True\n"

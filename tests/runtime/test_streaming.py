@@ -1,4 +1,4 @@
-"""What a worker's action says and prints while it runs: in batches, in order, whoever finds it first."""
+"""Tests for streaming events and output of a running action in batches, in order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.patience import patience
 
 
 class Output:
-    """Stands for a worker's output: what is put into `printed` is there at once."""
+    """Stands for a worker's captured output: text in `printed` is available immediately."""
 
     def __init__(self) -> None:
         self.printed = ["", ""]
-        self.peeked = threading.Event()
+        self.reading = threading.Event()
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
@@ -29,31 +29,31 @@ class Output:
         stdout, stderr = self.printed
         self.printed = ["", ""]
         if stdout:
-            self.peeked.set()
+            self.reading.set()
             assert self.may_go_on.wait(patience(10))
         return stdout, stderr
 
 
-class Forwarded:
-    """Forwards one action's words, and keeps what was sent."""
+class SentBatches:
+    """Forwards one action's events and output, and records what was sent."""
 
     def __init__(self, output: Output, *, fails: bool = False) -> None:
-        self.said: list[object] = []
+        self.items: list[object] = []
         self.numbers: list[int] = []
         self._fails = fails
-        self._news = threading.Event()
+        self._has_new = threading.Event()
         self.forwarder = Forwarder(self._send, output)  # type: ignore[arg-type]
 
     def _send(self, number: int, batch: bytes) -> None:
         self.numbers.append(number)
-        self.said += [item[1] if len(item) != 2 else item for item in serialization.loads(batch)]
-        self._news.set()
+        self.items += [item[1] if len(item) != 2 else item for item in serialization.loads(batch)]
+        self._has_new.set()
         if self._fails:
             raise ConnectionError("the channel is gone")
 
     def wait(self) -> None:
-        assert self._news.wait(patience(10))
-        self._news.clear()
+        assert self._has_new.wait(patience(10))
+        self._has_new.clear()
 
 
 @pytest.fixture
@@ -61,74 +61,74 @@ def output() -> Output:
     return Output()
 
 
-def test_what_is_said_comes_in_numbered_batches_with_what_was_printed_before_it(output):
-    forwarded = Forwarded(output)
-    forwarder = forwarded.forwarder
+def test_events_are_sent_in_numbered_batches_after_the_output_printed_before_them(output):
+    sent = SentBatches(output)
+    forwarder = sent.forwarder
     forwarder.event(Event("log", "one"))
     output.printed = ["out", "err"]
     forwarder.event(Event("log", "two"))
-    forwarded.wait()
-    while len(forwarded.said) < 4:  # it was not all one batch
-        forwarded.wait()
+    sent.wait()
+    while len(sent.items) < 4:  # there was more than one batch
+        sent.wait()
     output.printed = ["more", ""]
-    forwarded.wait()
-    assert forwarded.said == ["one", ("stdout", "out"), ("stderr", "err"), "two", ("stdout", "more")]
-    assert forwarded.numbers == [*range(len(forwarded.numbers))]
+    sent.wait()
+    assert sent.items == ["one", ("stdout", "out"), ("stderr", "err"), "two", ("stdout", "more")]
+    assert sent.numbers == [*range(len(sent.numbers))]
     assert forwarder.close() == [(1, "stdout", 3), (1, "stderr", 3), (2, "stdout", 4)]
 
 
-def test_an_event_waits_for_what_was_printed_before_it_where_the_other_thread_is_just_taking_that(output):
+def test_event_follows_earlier_output_that_the_other_thread_is_just_reading(output):
     output.may_go_on.clear()
-    forwarded = Forwarded(output)
+    sent = SentBatches(output)
     output.printed = ["before", ""]
-    assert output.peeked.wait(patience(10))
-    action = threading.Thread(target=forwarded.forwarder.event, args=(Event("log", "after"),))
+    assert output.reading.wait(patience(10))
+    action = threading.Thread(target=sent.forwarder.event, args=(Event("log", "after"),))
     action.start()
     action.join(0.2)
     assert action.is_alive()
     output.may_go_on.set()
     action.join(patience(10))
-    assert forwarded.forwarder.close() == [(0, "stdout", 6)]
-    forwarded.wait()
-    assert forwarded.said[0] == ("stdout", "before")
+    assert sent.forwarder.close() == [(0, "stdout", 6)]
+    sent.wait()
+    assert sent.items[0] == ("stdout", "before")
 
 
-def test_what_is_not_sent_when_the_action_ends_is_only_told_the_place_of(output):
-    forwarded = Forwarded(output)
-    forwarded.forwarder.event(Event("log", "one"))
+def test_close_returns_positions_of_output_that_was_not_sent(output):
+    sent = SentBatches(output)
+    sent.forwarder.event(Event("log", "one"))
     output.printed = ["", "late"]
-    assert forwarded.forwarder.close() == [(1, "stderr", 4)]
+    assert sent.forwarder.close() == [(1, "stderr", 4)]
     time.sleep(3 * Forwarder.EVERY_SECONDS)
-    assert forwarded.said in ([], ["one"])
+    assert sent.items in ([], ["one"])
 
 
-def test_nothing_is_taken_after_the_end(output):
-    forwarded = Forwarded(output)
-    forwarded.forwarder.close()
+def test_nothing_is_read_after_close(output):
+    sent = SentBatches(output)
+    sent.forwarder.close()
     output.printed = ["of the next call", ""]
-    assert forwarded.forwarder.close() == []
-    forwarded.forwarder._forward()  # as the other thread does that has begun to just before
+    assert sent.forwarder.close() == []
+    sent.forwarder._forward()  # as the other thread does if it has started just before
     assert output.printed == ["of the next call", ""]
-    assert forwarded.numbers == []
+    assert sent.numbers == []
 
 
-def test_a_batch_that_cannot_be_sent_does_not_end_the_next_ones_nor_those_of_the_next_call(output):
+def test_failed_batch_stops_neither_later_batches_nor_the_next_call(output):
     for _ in range(2):
-        forwarded = Forwarded(output, fails=True)
+        sent = SentBatches(output, fails=True)
         for name in ("one", "two"):
-            forwarded.forwarder.event(Event("log", name))
-            forwarded.wait()
-        assert forwarded.numbers == [0, 1]
-        assert forwarded.said == ["one", "two"]
-        forwarded.forwarder.close()
+            sent.forwarder.event(Event("log", name))
+            sent.wait()
+        assert sent.numbers == [0, 1]
+        assert sent.items == ["one", "two"]
+        sent.forwarder.close()
 
 
-def test_all_calls_have_one_thread(output):
+def test_all_calls_share_one_thread(output):
     before = None
     for _ in range(3):
-        forwarded = Forwarded(output)
+        sent = SentBatches(output)
         threads = [thread for thread in threading.enumerate() if thread.name == "synapse-forwarder"]
         assert len(threads) == 1
         assert before in (None, threads[0])
         before = threads[0]
-        forwarded.forwarder.close()
+        sent.forwarder.close()

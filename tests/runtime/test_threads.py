@@ -1,4 +1,4 @@
-"""What threads have together, or one after the other."""
+"""Tests for interruptible threads and changes that several threads share."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from tests.patience import patience
 
 
 @pytest.fixture
-def told() -> list[str]:
+def calls() -> list[str]:
     return []
 
 
 @pytest.fixture
-def together(told: list[str]) -> SharedContext:
+def shared_change(calls: list[str]) -> SharedContext:
     @contextlib.contextmanager
     def change() -> Iterator[None]:
-        told.append("made")
+        calls.append("made")
         yield
-        told.append("undone")
+        calls.append("undone")
 
     return SharedContext(change)
 
 
-def test_a_change_is_made_for_the_first_and_undone_after_the_last(together, told):
+def test_change_is_applied_by_the_first_user_and_undone_by_the_last(shared_change, calls):
     inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with together():
+        with shared_change():
             inside.set()
             leave.wait(patience(10))
 
     thread = threading.Thread(target=other)
-    with together():
+    with shared_change():
         thread.start()
         assert inside.wait(patience(10))
-    assert told == ["made"]
+    assert calls == ["made"]
     leave.set()
     thread.join()
-    assert told == ["made", "undone"]
-    with together():
-        assert told == ["made", "undone", "made"]
+    assert calls == ["made", "undone"]
+    with shared_change():
+        assert calls == ["made", "undone", "made"]
 
 
-def test_a_change_is_undone_where_a_block_fails(together, told):
-    with pytest.raises(LookupError), together():
+def test_change_is_undone_if_the_block_raises(shared_change, calls):
+    with pytest.raises(LookupError), shared_change():
         raise LookupError
-    assert told == ["made", "undone"]
+    assert calls == ["made", "undone"]
 
 
 class Connection:
-    """One whose finalizer takes a while, in which a stop can come."""
+    """A connection whose finalizer takes a while, so that it can be interrupted."""
 
     def __init__(self, during: Callable[[], object]) -> None:
         self._during = during
@@ -75,7 +75,7 @@ def wait_long() -> None:
         time.sleep(0.01)
 
 
-def test_a_stop_that_comes_while_a_finalizer_runs_is_not_lost():
+def test_interrupt_during_a_finalizer_is_not_lost():
     in_finalizer = threading.Event()
 
     def work() -> None:
@@ -92,7 +92,7 @@ def test_a_stop_that_comes_while_a_finalizer_runs_is_not_lost():
         thread.outcome()
 
 
-def test_ctrl_c_that_comes_while_a_finalizer_runs_is_not_lost():
+def test_ctrl_c_during_a_finalizer_is_not_lost():
     def work() -> None:
         with reraise_dropped_interrupts():
             Connection(lambda: signal.raise_signal(signal.SIGINT))
@@ -102,11 +102,28 @@ def test_ctrl_c_that_comes_while_a_finalizer_runs_is_not_lost():
         work()
 
 
-def test_what_else_a_finalizer_raises_is_told_as_before(monkeypatch):
-    told: list[type[BaseException] | None] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))
+def test_ctrl_c_is_not_lost_if_the_machine_is_slow_to_leave_the_hook(monkeypatch):
+    start = threading.Thread.start
+
+    def start_slowly(thread: threading.Thread) -> None:
+        start(thread)
+        time.sleep(0.1)
+
+    def work() -> None:
+        with reraise_dropped_interrupts():
+            Connection(lambda: signal.raise_signal(signal.SIGINT))
+            wait_long()
+
+    monkeypatch.setattr(threading.Thread, "start", start_slowly)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+def test_other_exceptions_of_a_finalizer_go_to_the_previous_hook(monkeypatch):
+    calls: list[type[BaseException] | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: calls.append(dropped.exc_type))
     ours = sys.unraisablehook
     with reraise_dropped_interrupts():
         Connection(lambda: 1 / 0)
-    assert told == [ZeroDivisionError]
+    assert calls == [ZeroDivisionError]
     assert sys.unraisablehook is ours

@@ -1,4 +1,4 @@
-"""Variables of the process, copied as `os.environ` keeps them: read later, put back exactly."""
+"""Tests for `Variables`: a snapshot of the process environment that is read later and restored exactly."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from synapse_runtime.executors.local import LocalExecutor
 from tests.patience import patience
 
 
-def test_python_keeps_variables_where_they_are_copied_from(monkeypatch):
+def test_private_data_of_os_environ_exists(monkeypatch):
     monkeypatch.setenv("WATCHED", "é")
-    kept = os.environ._data  # what `_raw_environ` takes, and does without where it is missing
+    kept = os.environ._data  # `_raw_environ` uses it, and has a fallback if it is missing
     assert type(kept) is dict
     assert kept[os.fsencode("WATCHED")] == os.fsencode("é")
 
 
-def test_they_can_be_copied_where_python_keeps_them_elsewhere(monkeypatch):
+def test_variables_can_be_copied_without_the_private_data(monkeypatch):
     monkeypatch.setattr(os, "environ", {"ONE": "1"})
     before = Variables()
     os.environ.update(ONE="2", TWO="2")
@@ -32,7 +32,7 @@ def test_they_can_be_copied_where_python_keeps_them_elsewhere(monkeypatch):
     assert before.to_dict() == os.environ == {"ONE": "1"}
 
 
-def test_what_was_set_changed_and_taken_away_is_put_back_for_child_processes_too(monkeypatch):
+def test_set_changed_and_removed_variables_are_restored_for_child_processes_too(monkeypatch):
     monkeypatch.setenv("CHANGED", "before")
     monkeypatch.setenv("TAKEN", "before")
     before = Variables()
@@ -44,7 +44,7 @@ def test_what_was_set_changed_and_taken_away_is_put_back_for_child_processes_too
     assert (os.environ["CHANGED"], os.environ["TAKEN"], "SET" in os.environ) == ("before", "before", False)
 
 
-def test_values_that_are_no_text_are_kept(monkeypatch):
+def test_undecodable_values_are_kept(monkeypatch):
     monkeypatch.setitem(os.environb, b"BYTES", b"\xff\xfe")
     before = Variables()
     del os.environb[b"BYTES"]
@@ -53,7 +53,7 @@ def test_values_that_are_no_text_are_kept(monkeypatch):
     assert before.to_dict()["BYTES"] == os.fsdecode(b"\xff\xfe")
 
 
-def test_they_are_those_of_the_moment_whenever_they_are_read(monkeypatch):
+def test_snapshot_does_not_change_until_it_is_read(monkeypatch):
     monkeypatch.setenv("MOMENT", "then")
     env = PluginEnvironment.over(Variables(), {"OVER": 1})
     monkeypatch.setenv("MOMENT", "now")
@@ -61,7 +61,7 @@ def test_they_are_those_of_the_moment_whenever_they_are_read(monkeypatch):
     assert pickle.loads(pickle.dumps(env)).to_dict() == env.to_dict()
 
 
-def test_what_an_action_changes_does_not_change_its_ctx_env(monkeypatch):
+def test_changes_of_os_environ_do_not_change_ctx_env(monkeypatch):
     monkeypatch.setenv("MOMENT", "then")
 
     @action
@@ -74,8 +74,8 @@ def test_what_an_action_changes_does_not_change_its_ctx_env(monkeypatch):
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_variables_that_are_set_for_a_moment_are_neither_taken_nor_kept(monkeypatch, ends):
-    """Not taken away by an action that ends in another thread meanwhile, and not kept by one that begins."""
+def test_temporary_variables_are_neither_removed_nor_restored(monkeypatch, ends):
+    """An action that ends in another thread does not remove them, and one that starts does not restore them later."""
     monkeypatch.delenv("FOR_A_MOMENT", raising=False)
     inside, go_on, over = threading.Event(), threading.Event(), threading.Event()
 

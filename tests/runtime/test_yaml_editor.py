@@ -1,4 +1,4 @@
-"""Changes of the actions in a config file's text: nothing else in it changes."""
+"""Tests for editing the actions in the text of a config file without changing anything else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ actions:
 
 
 def changes(before: str, after: str) -> list[str]:
-    """Return the lines that are gone and the lines that came."""
+    """Return the removed and added lines."""
     lines = difflib.ndiff(before.splitlines(keepends=True), after.splitlines(keepends=True))
     return [line.rstrip("\r\n") for line in lines if line[0] in "+-"]
 
@@ -74,7 +74,7 @@ def actions_of(text: str):
         ),
     ],
 )
-def test_a_field_is_set_on_its_line_alone(action, field, changed):
+def test_setting_a_field_changes_only_its_line(action, field, changed):
     after = with_field(BLOCK, action, field, "a:New")
     assert changes(BLOCK, after) == changed
     assert actions_of(after) == actions_of(BLOCK) | {action: actions_of(BLOCK)[action] | {field: "a:New"}} | (
@@ -102,7 +102,7 @@ def test_a_field_is_set_on_its_line_alone(action, field, changed):
         ),
     ],
 )
-def test_a_field_is_set_in_every_form_of_an_action(text, field, after):
+def test_field_is_set_in_all_notations_of_an_action(text, field, after):
     assert with_field(text, "a", field, "z:Z") == after
 
 
@@ -116,7 +116,7 @@ def test_a_field_is_set_in_every_form_of_an_action(text, field, after):
         "code: x\n",
     ],
 )
-def test_what_an_alias_stands_for_is_left_to_people(text):
+def test_aliases_cannot_be_edited(text):
     with pytest.raises(CannotEdit):
         with_field(text, "a", "entrypoint", "z:Z")
 
@@ -126,7 +126,7 @@ NEW_BLOCK = "new:\n{0}  entrypoint: z:Z\n{0}  method: task\n{0}  description: 'I
 NEW_FLOW = '{entrypoint: "z:Z", method: "task", description: "It\'s: new."}'
 
 
-def test_an_action_is_added_after_the_others_as_they_are_written():
+def test_action_is_added_last_in_the_style_of_the_others():
     after = with_action(BLOCK, "new", NEW)
     new = "\n    " + NEW_BLOCK.format("      ")
     assert after == BLOCK.replace("            text.\n", "            text.\n" + new)
@@ -154,7 +154,7 @@ def test_an_action_is_added_after_the_others_as_they_are_written():
         ("actions:\r\n  a: x:Y\r\n", "actions:\r\n  a: x:Y\r\n  " + NEW_BLOCK.format("  ").replace("\n", "\r\n")),
     ],
 )
-def test_an_action_is_added_in_every_form_of_a_file(before, after):
+def test_action_is_added_in_all_notations_of_a_file(before, after):
     changed = with_action(before, "new", NEW)
     assert changed == after
     actions = actions_of(changed)
@@ -162,7 +162,7 @@ def test_an_action_is_added_in_every_form_of_a_file(before, after):
 
 
 @pytest.mark.parametrize("text", ["{code: x}\n", "x: &x {a: {entrypoint: a:B}}\nactions: *x\n"])
-def test_an_action_that_cannot_be_added_is_left_to_people(text):
+def test_action_that_cannot_be_added_raises_cannot_edit(text):
     with pytest.raises(CannotEdit):
         with_action(text, "new", NEW)
 
@@ -181,5 +181,5 @@ def test_an_action_that_cannot_be_added_is_left_to_people(text):
         ("actions: [{name: b}, {name: a}]\n", "actions: [{name: b}]\n"),
     ],
 )
-def test_an_action_is_removed_with_its_lines_alone(text, after):
+def test_removing_an_action_removes_only_its_lines(text, after):
     assert without_action(text, "a") == after

@@ -1,4 +1,4 @@
-"""Tests with the real `synapse-sdk`, which `nox -s sdk` installs. Elsewhere there are none of them."""
+"""Tests with the real `synapse-sdk`, installed by `nox -s sdk`; without it they are not collected."""
 
 from __future__ import annotations
 
@@ -32,29 +32,32 @@ if not _has_sdk():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Have one cluster for all that these tests run, in this process and others."""
+    """Start one cluster for everything that these tests run, in this process and others."""
     if not _has_sdk() or config.option.collectonly:
         return
-    # Of the cluster that other tests start.
+    # These options are for the cluster of the other tests.
     config.option.synapse_num_cpus = config.option.synapse_num_gpus = None
-    for warning in (":DeprecationWarning", "Field name .* shadows an attribute:UserWarning"):  # of importing the SDK
+    for warning in (
+        ":DeprecationWarning",
+        "Field name .* shadows an attribute:UserWarning",
+    ):  # raised when importing the SDK
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
-    if hasattr(config, "workerinput"):  # of pytest-xdist, which has the cluster of the controller
+    if hasattr(config, "workerinput"):  # a pytest-xdist worker uses the cluster of the controller
         return
     stack = contextlib.ExitStack()
     config.add_cleanup(stack.close)
-    # Nobody's credentials: with some, the SDK's actions would ask the platform.
+    # Remove all credentials, with which the SDK's actions would call the platform.
     for name in [name for name in os.environ if name.startswith("SYNAPSE_")]:
         del os.environ[name]
     os.environ["HOME"] = stack.enter_context(tempfile.TemporaryDirectory())
-    told = stack.enter_context(cluster(num_cpus=4))
-    os.environ.update({name: value for name, value in told.items() if name.startswith("RAY_")})
-    os.environ["RAY_ADDRESS"] = told["address"]
+    connection = stack.enter_context(cluster(num_cpus=4))
+    os.environ.update({name: value for name, value in connection.items() if name.startswith("RAY_")})
+    os.environ["RAY_ADDRESS"] = connection["address"]
 
 
 @pytest.fixture(scope="session")
 def under_the_sdk() -> Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]:
-    """Run calls under the SDK's own `LocalExecutor`, and return their outcomes: see `reference.py`."""
+    """Return a function that runs calls with the SDK's own `LocalExecutor`, see `reference.py`."""
 
     def outcomes(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         done = subprocess.run(

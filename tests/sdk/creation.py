@@ -1,4 +1,4 @@
-"""Plugins that the SDK's own `synapse plugin create` makes, one of each category."""
+"""Create plugins with the SDK's own `synapse plugin create`, one of each category."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.cli.processes import status_of, terminal
 
-# Whose script `synapse` is, where both packages are installed, depends on which came last.
+# If both packages are installed, the `synapse` script is that of the package installed last.
 SYNAPSE_OF_SDK = [sys.executable, "-W", "ignore", "-c", "from synapse_sdk.cli import cli; cli()"]
 
-# What the command asks of each category besides its options; the first answer is taken.
+# The prompts of the command for each category that have no option; the first choice is selected.
 QUESTIONS: dict[str, list[str]] = {
     "neural_net": ["Data type:", "Tasks"],
     "smart_tool": ["Annotation category:", "Annotation type:", "Smart tool type:"],
@@ -35,7 +35,7 @@ class Call:
     """One call of an action.
 
     Attributes:
-        params: `{data}` is a dataset, `{out}` a directory for what the action writes, `{new}` what no other run has.
+        params: `{data}` is a dataset, `{out}` an output directory, `{new}` a text that is unique to the run.
     """
 
     category: str
@@ -47,7 +47,7 @@ class Call:
         return f"{self.category}-{self.action}" + ("" if self.params else "-without_params")
 
 
-# All that they have, with params that fit, and where some are required also without any.
+# All actions with valid params; those with required params also without any.
 CALLS = [
     Call("neural_net", "test"),
     Call("neural_net", "convert", {"path": "{data}", "target_format": "imagefolder", "output_dir": "{out}"}),
@@ -73,7 +73,7 @@ CALLS = [
 
 
 def create_all(directory: Path) -> dict[str, Path]:
-    """Create a plugin of each category, all at once; return their directories."""
+    """Create a plugin of each category, in parallel; return their directories."""
     env = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1"}
     with contextlib.ExitStack() as stack:
         children = {}
@@ -94,7 +94,7 @@ def _code(category: str) -> str:
 
 
 def write_dataset(directory: Path) -> Path:
-    """Write one picture with one box in it, in the SDK's own format."""
+    """Write a dataset of one image with one bounding box, in the SDK's own format."""
     box = {"id": "abcdefghij", "classification": "car", "attrs": [], "data": [8, 8, 16, 16]}
     labels = {"classification": {"bounding_box": ["car"]}, "images": [{"bounding_box": [box]}]}
     for name in ("json", "original_files"):

@@ -1,4 +1,4 @@
-"""Runs actions under the SDK's own `LocalExecutor`, in a process without anything of ours.
+"""Run actions with the SDK's own `LocalExecutor`, in a process that imports nothing of this project.
 
 Reads calls from standard input, each with plugin, action, params and env; writes their outcomes to standard output.
 """
@@ -24,9 +24,9 @@ from synapse_sdk.plugins.executors import local  # noqa: E402
 
 
 class Recorder(BaseLogger):
-    """Notes what it is told, in the form of our events."""
+    """Records log calls in the form of our events."""
 
-    events: list[list[Any]]  # of the call that goes on
+    events: list[list[Any]]  # of the current call
 
     def _log_impl(self, event: str, data: dict[str, Any], file: Any, step: Any, level: Any = None) -> None:
         if event in ("message", "debug"):
@@ -47,7 +47,7 @@ class Recorder(BaseLogger):
 
 
 def run(plugin: str, action: str, params: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
-    """Run one call, and return its outcome: of a failure, what the action raised."""
+    """Run one call and return its outcome; for a failure, the exception that the action raised."""
     Recorder.events = []
     result, error = None, None
     os.chdir(plugin)

@@ -1,4 +1,4 @@
-"""Lines of an SDK action's code count the same in every mode."""
+"""Tests that coverage measures the same lines of an SDK action in every mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.sdk.conftest import HERE
 TESTS = "own_run or with_its_cause"
 
 
-def test_the_same_lines_in_every_mode(tmp_path: Path):
+def test_coverage_has_the_same_lines_in_every_mode(tmp_path: Path):
     project = shutil.copytree(HERE / "handwritten", tmp_path / "handwritten")
     session = run_pytest(
         project,

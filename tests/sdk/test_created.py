@@ -1,4 +1,4 @@
-"""Plugins that the SDK's own `synapse plugin create` makes, each with a package `plugin`, in one session of pytest."""
+"""Tests of plugins created by the SDK's own `synapse plugin create`, each with a package `plugin`, in one session."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.sdk.creation import CALLS, create_all, write_dataset
 
 MODES = ("local", "task", "job")
 
-# Entrypoints that are no actions: the SDK's executors look for their `dispatch` in vain.
-NO_ACTIONS = {
+# Entrypoints that are not actions: they have no `dispatch`, which the SDK's executors call.
+NOT_ACTIONS = {
     "export-export-without_params": "plugin.export.Exporter",
     "data_validation-validate-without_params": "plugin.validate.Validator",
     "pre_annotation-pre_annotate-without_params": "plugin.pre_annotate.PreAnnotator",
@@ -27,7 +27,7 @@ NO_ACTIONS = {
     "custom-main-without_params": "plugin.main.run",
 }
 
-# Put into each plugin.
+# Written into each plugin.
 TESTS = """
 import json
 import os
@@ -53,18 +53,18 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return create_all(tmp_path_factory.mktemp("created"))
 
 
-def test_every_action_of_their_config_files_is_called(plugins: dict[str, Path]):
-    there = {
+def test_all_actions_of_the_config_files_are_called(plugins: dict[str, Path]):
+    defined = {
         (category, action)
         for category, plugin in plugins.items()
         for action in yaml.safe_load((plugin / "config.yaml").read_text())["actions"]
     }
-    assert there == {(call.category, call.action) for call in CALLS}
+    assert defined == {(call.category, call.action) for call in CALLS}
 
 
 @pytest.fixture(scope="module")
 def outcomes(plugins: dict[str, Path], under_the_sdk: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Outcomes of all calls, by place: the modes, and `sdk`."""
+    """The outcomes of all calls, by where they ran: each mode, and `sdk`."""
     work = tmp_path_factory.mktemp("work")
     data = write_dataset(work / "data")
     (work / "outcomes").mkdir()
@@ -100,7 +100,7 @@ def outcomes(plugins: dict[str, Path], under_the_sdk: Any, tmp_path_factory: pyt
         timeout=300,
     )
     assert session.status == 0, session.output
-    for path in Path("/tmp/synapse_auto_deploy").glob(f"*{new}*"):  # of the SDK's auto_label, which leaves them
+    for path in Path("/tmp/synapse_auto_deploy").glob(f"*{new}*"):  # left behind by the SDK's auto_label
         path.unlink()
     for mode in MODES:
         written = {call.name: work / "outcomes" / f"{call.name}-{mode}.json" for call in CALLS}
@@ -113,22 +113,22 @@ def _without_place(outcomes: Mapping[str, Any], out: Path) -> Any:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [call.name for call in CALLS if call.name not in NO_ACTIONS])
-def test_an_action_does_what_it_does_under_the_sdk(name: str, mode: str, outcomes: Any):
+@pytest.mark.parametrize("name", [call.name for call in CALLS if call.name not in NOT_ACTIONS])
+def test_outcome_is_the_same_as_with_the_sdk(name: str, mode: str, outcomes: Any):
     assert outcomes[mode][name] == outcomes["sdk"][name]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", NO_ACTIONS)
-def test_what_the_sdk_cannot_run_is_told_by_name(name: str, mode: str, outcomes: Any):
+@pytest.mark.parametrize("name", NOT_ACTIONS)
+def test_error_names_an_entrypoint_that_the_sdk_cannot_run(name: str, mode: str, outcomes: Any):
     kind, text = outcomes["sdk"][name]["error"]
     assert kind == "AttributeError"
     assert text.endswith("has no attribute 'dispatch'")
     kind, text = outcomes[mode][name]["error"]
     assert kind == "ConfigError"
-    assert text.startswith(f"{NO_ACTIONS[name]} is not an action")
+    assert text.startswith(f"{NOT_ACTIONS[name]} is not an action")
 
 
-def test_those_that_need_no_platform_succeed(outcomes: Any):
+def test_actions_that_need_no_platform_succeed(outcomes: Any):
     done = {name for name, outcome in outcomes["sdk"].items() if outcome["error"] is None}
     assert done == {"neural_net-test-without_params", "neural_net-convert"}

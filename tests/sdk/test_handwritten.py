@@ -1,4 +1,4 @@
-"""What is expected of the handwritten plugin is what the SDK's own `LocalExecutor` gives."""
+"""Tests that the expected outcomes of the handwritten plugin are those of the SDK's own `LocalExecutor`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 PLUGIN = Path(__file__).parent / "handwritten"
 
 
-def test_expected_outcomes_are_those_under_the_sdk(under_the_sdk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_expected_outcomes_are_those_of_the_sdk(under_the_sdk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(sys, "path", [str(PLUGIN / "tests"), *sys.path])
     found = runpy.run_path(str(PLUGIN / "tests" / "cases.py"))
     cases = {**found["CASES"], **found["CASES_OF_SDK"]}
@@ -22,8 +22,8 @@ def test_expected_outcomes_are_those_under_the_sdk(under_the_sdk, monkeypatch: p
     assert dict(zip(cases, under_the_sdk(calls), strict=True)) == {name: case.outcome() for name, case in cases.items()}
 
 
-def test_where_the_sdk_does_otherwise(under_the_sdk):
-    """A decorated function it does not run at all; params it refuses in pydantic's words; a result it only logs."""
+def test_known_differences_to_the_sdk(under_the_sdk):
+    """The SDK cannot run decorated functions, raises pydantic's error for invalid params, and only logs bad results."""
     calls = [("function", {}), ("checked", {"project": 404}), ("other_result", {})]
     function, checked, other_result = under_the_sdk(
         [{"plugin": str(PLUGIN), "action": action, "params": params, "env": {}} for action, params in calls]

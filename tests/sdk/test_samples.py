@@ -1,4 +1,4 @@
-"""The SDK's own sample actions."""
+"""Tests of the SDK's own sample actions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("action", CALLS, ids=lambda action: action.__name__)
-def test_it_runs(action, synapse_executor):
+def test_sample_action_succeeds(action, synapse_executor):
     params, result, said = CALLS[action]
     run = synapse_executor.run(action, params)
     assert run.unwrap() == result
@@ -36,7 +36,7 @@ def test_it_runs(action, synapse_executor):
 
 
 @pytest.mark.parametrize("action", CALLS, ids=lambda action: action.__name__)
-def test_params_that_do_not_fit_are_refused(action, synapse_executor):
+def test_invalid_params_are_rejected(action, synapse_executor):
     params = dict.fromkeys(CALLS[action][0], ("not", "this"))
     run = synapse_executor.run(action, params)
     assert type(run.error) is ValidationError

@@ -1,6 +1,6 @@
-"""The plugins that the text names: `my_plugins.yolov8`, `my_plugin`, and one with a directory of its own.
+"""The plugins that the specification names: `my_plugins.yolov8`, `my_plugin`, and one in a separate directory.
 
-All of them, and the calls, are made twice: by the names of this package, and by those that the text itself uses.
+Plugins and calls use two sets of import names: those of this package, and those that the specification uses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from tests.cli.processes import Synapse, synapse_in
 
 OURS, SDKS = "synapse_runtime", "synapse_sdk.plugins"
-# For tests that say something of a command or a class, not of where it is imported from.
+# For tests of a command or class for which the import names do not matter.
 BY_ITS_OWN_NAMES = pytest.mark.parametrize("names", [SDKS], indirect=True)
 
 TRAIN = """\
@@ -121,7 +121,7 @@ actions:
 
 
 class Names:
-    """What the text imports, by the prefix that its modules have: `synapse_runtime` or `synapse_sdk.plugins`."""
+    """The names that the specification imports, with a prefix: `synapse_runtime` or `synapse_sdk.plugins`."""
 
     _MODULES = {  # noqa: RUF012
         "BaseAction": "action",
@@ -141,13 +141,13 @@ class Names:
         return getattr(import_module(f"{self.prefix}.{self._MODULES[name]}"), name)
 
     def script(self, text: str) -> str:
-        """Return a program that imports by this prefix where the text says `{names}`."""
-        # Outside of pytest and the command, the names of the SDK are there once this package is imported.
+        """Return a program with `{names}` replaced by the prefix."""
+        # Outside of pytest and the command, importing this package makes the SDK's names available.
         return "import synapse_runtime\n" + text.replace("{names}", self.prefix)
 
 
 class Plugins(NamedTuple):
-    """Where the plugins are. `root` is on `sys.path`, so that `my_plugin` and `my_plugins.yolov8` can be imported."""
+    """Paths of the plugins. `root` is on `sys.path`, so that `my_plugin` and `my_plugins.yolov8` can be imported."""
 
     root: Path
     path: Path
@@ -156,19 +156,19 @@ class Plugins(NamedTuple):
 
 @pytest.fixture(params=[OURS, SDKS])
 def names(request: pytest.FixtureRequest) -> Names:
-    """The names that a test and its plugins import by."""
+    """The import names used by a test and its plugins."""
     return Names(request.param)
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The plugins on disk, by the prefix of their imports."""
+    """Directories of the plugins, by the prefix of their imports."""
     return {prefix: _write(tmp_path_factory.mktemp("seed"), prefix) for prefix in (OURS, SDKS)}
 
 
 @pytest.fixture
 def plugins(names: Names, written: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins]:
-    """The plugins, on disk and importable."""
+    """The plugins, importable."""
     root = written[names.prefix]
     monkeypatch.syspath_prepend(root)
     yield Plugins(root, root / "elsewhere", root / "elsewhere" / "config.yaml")

@@ -1,4 +1,4 @@
-"""The part "Best Practices" of the text, and what "At a Glance" says of task and job mode."""
+"""Tests for the section "Best Practices" of the specification, and for task and job mode in "At a Glance"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part "CLI Usage" of the text, and the commands of "Best Practices"."""
+"""Tests for the section "CLI Usage" of the specification, and the commands of "Best Practices"."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.seed.conftest import BY_ITS_OWN_NAMES, SDKS, Plugins
 
 @pytest.fixture
 def on_cluster(synapse: Synapse, reached: dict[str, str]) -> Synapse:
-    """The command, which finds a cluster in RAY_ADDRESS that says it has a GPU."""
+    """The command, with RAY_ADDRESS set to a cluster that claims to have a GPU."""
     synapse.env |= reached
     return synapse
 
 
 @pytest.fixture(scope="module")
 def help_text(written: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What `synapse plugin run --help` says, in one line."""
+    """The output of `synapse plugin run --help`, joined to one line."""
     command = Synapse(written[SDKS], tmp_path_factory.mktemp("temp"))
     return re.sub(r"\s+", " ", command.run("--help", COLUMNS="200").stdout)
 
@@ -92,7 +92,7 @@ class TestOptions:
         assert on_cluster.run("infer", "--mode", "task", option, "some").status == 2
         done = on_cluster.run("infer", "--mode", "task", option, "9999")
         assert done.status == 3
-        assert f"asked for num_{resource.lower()}s=9999" in done.stderr
+        assert f"requested num_{resource.lower()}s=9999" in done.stderr
         assert not re.search(rf"{option} <int[^>]*> [^-]*\[default", help_text)
 
     def test_debug_is_on_by_default_and_shows_tracebacks_and_debug_messages(

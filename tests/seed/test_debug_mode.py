@@ -1,4 +1,4 @@
-"""The part "Debug Mode" of the text."""
+"""Tests for the section "Debug Mode" of the specification."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainParams(BaseModel):
 
 @pytest.fixture
 def train_action(names: Names) -> type:
-    """The action that the text shows."""
+    """The action shown in the specification."""
 
     class TrainAction(names.BaseAction[TrainParams]):
         def execute(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The part "Environment Setup" of the text."""
+"""Tests for the section "Environment Setup" of the specification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.seed.conftest import Names, Plugins
 
 @pytest.fixture
 def config_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that the text calls `config.toml`, in the current directory."""
+    """The file `config.toml` of the specification, in the working directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.toml"
     path.write_text('API_KEY = "from-file"\nDEBUG = false\nBATCH_SIZE = 64\nLEARNING_RATE = 0.5\nTAGS = ["a", "b"]\n')

@@ -1,4 +1,4 @@
-"""The parts "Overview", "At a Glance", "LocalExecutor" and "Limitations" of the text."""
+"""Tests for the sections "Overview", "At a Glance", "LocalExecutor" and "Limitations" of the specification."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TestAtAGlance:
         )
         said = _python(WITHOUT_RAY + names.script(run), plugins.root).splitlines()
         assert len(said) == 2
-        assert all(line.startswith(f"{ClusterError.__name__} task and job mode need Ray") for line in said)
+        assert all(line.startswith(f"{ClusterError.__name__} task and job mode require Ray") for line in said)
 
 
 class TestSignature:

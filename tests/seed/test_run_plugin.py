@@ -1,4 +1,4 @@
-"""The part "Using run_plugin" of the text."""
+"""Tests for the section "Using run_plugin" of the specification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/specification.md: it names tests that exist, all tests of the specification, and no statement without one."""
+"""Tests that docs/specification.md has a test for each statement, and names existing tests only, and all of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not line
 
 
 def named_in(row: str) -> set[str]:
-    """Return the tests that a row names, by their ids."""
+    """Return the ids of the tests that a row names."""
     named = re.findall(r"`((?:[\w/]+/)?test_\w+\.py::[\w:]+)`", row)
     return {name if "/" in name else HERE + name for name in named}
 
 
 @pytest.fixture(scope="module")
 def collected() -> set[str]:
-    """The ids, but for parameters, of the tests in all files that the page names and in `tests/seed`."""
+    """The ids, without parameters, of the tests in all files that the page names and in `tests/seed`."""
     files = {HERE} | {test.partition("::")[0] for row in ROWS for test in named_in(row)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *sorted(files)],

@@ -1,4 +1,4 @@
-"""A fork is like a Python of its own: arguments, environment, directory, outputs, status, time limit and end."""
+"""Tests that a fork behaves like a separate Python: arguments, environment, directory, output, status, timeout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.patience import patience, within
 SHOW = """
 import json, os, sys
 print(json.dumps({"arguments": sys.argv, "path": sys.path[:2], "cwd": os.getcwd(), "env": dict(os.environ)}))
-print("aside", file=sys.stderr)
+print("to stderr", file=sys.stderr)
 sys.exit(int(sys.argv[-1]))
 """
 
@@ -23,21 +23,21 @@ sys.exit(int(sys.argv[-1]))
 @pytest.fixture(scope="module")
 def server() -> ForkServer:
     server = fork_server({})
-    server.run(["-c", ""], cwd="/", env=environment(), timeout=patience(60))  # it is there now
+    server.run(["-c", ""], cwd="/", env=environment(), timeout=patience(60))  # wait until it has started
     return server
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return an environment with what Python reads as it starts, and a few variables more."""
+    """Return an environment with the variables that Python reads at startup, and these."""
     return {name: value for name, value in os.environ.items() if name.startswith("PYTHON")} | more
 
 
-def test_a_program_gets_what_it_was_given_and_its_outputs_and_status_come_back(server, tmp_path):
+def test_program_gets_its_arguments_and_returns_output_and_status(server, tmp_path):
     (tmp_path / "show.py").write_text(SHOW)
     env = environment(GIVEN="größer", PYTHONPATH="/first")
     for program, arguments in ((["-c", SHOW], ["-c"]), ([str(tmp_path / "show.py")], [str(tmp_path / "show.py")])):
         done = server.run([*program, "a b", "3"], cwd=tmp_path, env=env, timeout=30)
-        assert (done.returncode, done.stderr) == (3, "aside\n")
+        assert (done.returncode, done.stderr) == (3, "to stderr\n")
         shown = json.loads(done.stdout)
         assert shown["arguments"] == [*arguments, "a b", "3"]
         assert shown["env"] == env
@@ -45,13 +45,13 @@ def test_a_program_gets_what_it_was_given_and_its_outputs_and_status_come_back(s
         assert shown["path"] == ["" if program[0] == "-c" else str(tmp_path), "/first"]
 
 
-def test_a_module_is_found_in_the_directory(server, tmp_path):
+def test_module_is_found_in_the_working_directory(server, tmp_path):
     (tmp_path / "only_here.py").write_text("import sys\nprint(__name__, sys.argv[1:])\n")
     done = server.run(["-m", "only_here", "x"], cwd=tmp_path, env=environment(), timeout=30)
     assert done.stdout == "__main__ ['x']\n"
 
 
-def test_forks_know_nothing_of_each_other_and_exit_like_any_interpreter(server, tmp_path):
+def test_forks_are_isolated_and_run_exit_handlers(server, tmp_path):
     program = (
         "import atexit, os, sys; print('seen' in dir(os)); os.seen = 1; atexit.register(print, 'at exit'); "
         "sys.stdout.write('no newline')"
@@ -61,7 +61,7 @@ def test_forks_know_nothing_of_each_other_and_exit_like_any_interpreter(server, 
         assert done.stdout == "False\nno newlineat exit\n"
 
 
-def test_an_exception_is_shown_as_python_shows_it_and_a_signal_is_told(server, tmp_path):
+def test_exceptions_and_signals_set_output_and_status(server, tmp_path):
     done = server.run(["-c", "1 / 0"], cwd=tmp_path, env=environment(), timeout=30)
     assert done.returncode == 1
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
@@ -69,7 +69,7 @@ def test_an_exception_is_shown_as_python_shows_it_and_a_signal_is_told(server, t
     assert done.returncode == -9
 
 
-def test_a_program_that_takes_too_long_is_killed(server, tmp_path):
+def test_program_is_killed_after_its_timeout(server, tmp_path):
     program = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     with pytest.raises(subprocess.TimeoutExpired):
         server.run(["-c", program], cwd=tmp_path, env=environment(), timeout=patience(3))
@@ -77,6 +77,6 @@ def test_a_program_that_takes_too_long_is_killed(server, tmp_path):
     assert within(10, lambda: not command_of(pid))
 
 
-def test_what_python_reads_as_it_starts_is_refused(server, tmp_path):
-    with pytest.raises(AssertionError, match="PYTHONHASHSEED is read as Python starts: start it itself"):
+def test_variables_read_at_startup_are_rejected(server, tmp_path):
+    with pytest.raises(AssertionError, match="PYTHONHASHSEED is read when Python starts: start Python directly"):
         server.run(["-c", ""], cwd=tmp_path, env=environment(PYTHONHASHSEED="1"), timeout=30)

@@ -1,4 +1,4 @@
-"""No failure is hidden: only a test of the quarantine file is retried, once, and it is listed."""
+"""Tests that only tests in the quarantine file are retried, once, and listed, so that no failure is hidden."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ ENTRY = "test_it.py::{} | 2026-11-30 | fails the first time | it counts\n"
 
 @pytest.fixture
 def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
-    """Run a session over tests that fail the first time, and each time, with this quarantine file."""
+    """Return a function that runs tests that fail the first time, or always, with a given quarantine file."""
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
-    shutil.copy(quarantine.__file__, pytester.path / "of_quarantine.py")
+    shutil.copy(quarantine.__file__, pytester.path / "quarantine_plugin.py")
     pytester.makepyfile(test_it=SECOND_TIME)
 
     def run(text: str) -> pytest.RunResult:
         (pytester.path / "quarantine.txt").write_text(text)
         turned_off = [f"-pno:{name}" for name in ("synapse", "randomly", "html", "metadata", "asyncio", "xdist")]
         return pytester.runpytest_subprocess(
-            "-p", "of_quarantine", f"--quarantine={pytester.path / 'quarantine.txt'}", *turned_off
+            "-p", "quarantine_plugin", f"--quarantine={pytester.path / 'quarantine.txt'}", *turned_off
         )
 
     return run
 
 
-def test_a_test_that_is_not_in_the_file_is_not_retried(session):
+def test_unlisted_test_is_not_retried(session):
     result = session("# nothing\n")
     result.assert_outcomes(failed=2)
     assert "quarantine ==" not in result.stdout.str()
 
 
-def test_a_test_of_the_file_is_retried_once_and_listed(session):
+def test_quarantined_test_is_retried_once_and_listed(session):
     result = session(ENTRY.format("test_second_time"))
     assert result.parseoutcomes() == {"failed": 1, "passed": 1, "rerun": 1}
     result.stdout.fnmatch_lines(
@@ -56,7 +56,7 @@ def test_a_test_of_the_file_is_retried_once_and_listed(session):
     )
 
 
-def test_a_test_of_the_file_that_fails_again_is_a_failure(session):
+def test_quarantined_test_that_fails_twice_is_a_failure(session):
     result = session(ENTRY.format("test_never"))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert result.parseoutcomes() == {"failed": 2, "rerun": 1}
@@ -64,13 +64,13 @@ def test_a_test_of_the_file_that_fails_again_is_a_failure(session):
 
 
 @pytest.mark.parametrize("line", ["test_it.py::test_never", "a | b | c | d", "a | 2026-11-30 | | d"])
-def test_an_entry_without_a_date_or_symptom_is_refused(session, line):
+def test_incomplete_entry_is_rejected(session, line):
     result = session(f"{line}\n")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: *quarantine.txt: line 1: expected `test id | YYYY-MM-DD | symptom | *"])
 
 
-def test_each_entry_of_our_own_file_names_a_test_that_is_there():
+def test_entries_of_our_own_file_name_existing_tests():
     for entry in quarantine.entries(quarantine.FILE.read_text(encoding="utf-8")):
         path, _, test = entry.test.partition("::")
         name = test.rpartition("::")[2].partition("[")[0]

@@ -1,4 +1,4 @@
-"""The schedule of the suite's own files over the processes of pytest-xdist."""
+"""Tests for scheduling the suite's own test files over the processes of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xdist.scheduler import LoadFileScheduling
 from tests.conftest import pytest_xdist_make_scheduler
 
 
-def test_tests_that_share_nothing_are_scheduled_one_by_one_and_others_by_file(pytestconfig: pytest.Config) -> None:
+def test_independent_tests_are_scheduled_one_by_one_and_others_by_file(pytestconfig: pytest.Config) -> None:
     assert callable(LoadFileScheduling._split_scope)
 
     class Config:

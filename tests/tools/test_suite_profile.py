@@ -1,4 +1,4 @@
-"""The profile of the suite books time and processes on the test file that caused them."""
+"""Tests that the suite profile assigns time and processes to the test file that caused them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ BUSY = """
     """
 
 
-def test_time_and_processes_are_booked_on_their_file(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+def test_time_and_processes_are_assigned_to_their_file(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", suite_profile.VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    shutil.copy(suite_profile.__file__, pytester.path / "of_profile.py")
+    shutil.copy(suite_profile.__file__, pytester.path / "profile_plugin.py")
     (pytester.path / "forks.py").write_text("cpu_used = [0.0]\n")
     pytester.makepyfile(test_busy=BUSY, test_idle="def test_it(): pass")
     turned_off = [f"-pno:{name}" for name in ("synapse", "randomly", "html", "metadata", "asyncio")]
     for processes in ("0", "2"):
-        options = ("-p", "of_profile", "--suite-profile=profile.json", f"-n{processes}", *turned_off)
+        options = ("-p", "profile_plugin", "--suite-profile=profile.json", f"-n{processes}", *turned_off)
         result = pytester.runpytest_subprocess(*options)
         result.assert_outcomes(passed=3)
         profile = json.loads((pytester.path / "profile.json").read_text())
@@ -62,10 +62,10 @@ def test_time_and_processes_are_booked_on_their_file(pytester: pytest.Pytester, 
         (["sleep", "1"], ""),
     ],
 )
-def test_processes_are_told_apart_by_their_command_lines(command, kind):
+def test_process_kind_is_recognized_by_command_line(command, kind):
     assert suite_profile.kind_of(command) == kind
 
 
-def test_the_files_that_the_schedule_names_are_there():
+def test_files_named_by_the_schedule_exist():
     directory = Path(conftest.__file__).parent
     assert [name for name in (*conftest._LONGEST, *conftest._ALONE) if not (directory / name).is_file()] == []

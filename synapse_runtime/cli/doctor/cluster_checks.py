@@ -60,7 +60,7 @@ def _auto() -> Iterator[Finding]:
     try:
         found = find_cluster(start=False)
     except ClusterError:
-        yield ok("cluster", "none is running on this machine: ephemeral, started on first need")
+        yield ok("cluster", "none is running on this machine: ephemeral, started when first needed")
         return
     yield ok("cluster", f"{found.address} ({found.origin})")
     if not found.is_managed:

@@ -1,4 +1,4 @@
-"""`synapse doctor`: show what is installed, which cluster would be used, and problems with their fixes."""
+"""`synapse doctor`: check the installation, the plugin, the cluster and the machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Show what is installed, which cluster would be used, and problems with their fixes.
+    """Check the installation, plugin, cluster and machine.
 
-    Exit status 1 if there is a problem.
+    Shows what is installed, which cluster would be used, and problems with their fixes. Exit status 1 if there is a
+    problem.
     """
     with exit_on_errors():
         from synapse_runtime.cli.doctor.examination import examine_all

@@ -13,7 +13,7 @@ from synapse_runtime.errors import PluginError, safe_str
 # By topic. Ray is checked after the variables, because importing it sets some.
 CHECKS: Mapping[str, Mapping[str, Check]] = {
     "Installed": {"packages": local_checks.packages, "command": local_checks.command},
-    "Here": {"plugin": local_checks.plugin, "variables": local_checks.variables},
+    "Environment": {"plugin": local_checks.plugin, "variables": local_checks.variables},
     "Cluster": {"Ray": cluster_checks.ray, "cluster": cluster_checks.cluster},
     "Machine": {"machine": local_checks.machine},
 }

@@ -38,7 +38,7 @@ def packages() -> Iterator[Finding]:
     try:
         own = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        where = Path(__file__).parents[2]
+        where = Path(__file__).parents[3]
         text = f"runs from {where} but is not installed, so pytest cannot find its plugin"
         yield problem(DISTRIBUTION, text, f"pip install -e {where}")
         return
@@ -169,7 +169,7 @@ _VARIABLES = {
     r"(?!RAY_ADDRESS$)RAY_.*": "Ray settings",
     r"COVERAGE_.*|COV_CORE_.*": "coverage measurement of this process",
     r"PYTEST_(ADDOPTS|PLUGINS|DISABLE_PLUGIN_AUTOLOAD|XDIST_AUTO_NUM_WORKERS)": "pytest options and plugins",
-    r"PYTHONPATH": "import path, of workers, too",
+    r"PYTHONPATH": "module search path, also for workers",
     r"PYTHONBREAKPOINT": "debugger that breakpoint() starts",
     r"PYTHONWARNINGS": "warning filters",
     r"TMPDIR": "directory for temporary files, and for a cluster if the path is short",

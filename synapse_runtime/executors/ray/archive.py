@@ -18,18 +18,18 @@ from synapse_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 # The dashboard accepts no larger request; nor should every run upload more.
 LIMIT_BYTES: Final = 100_000_000
 IGNORE_FILES: Final = (".gitignore", ".synapseignore", ".rayignore")  # the last one that matches wins
 # Useless to a worker, so excluded regardless of the ignore files.
-_LEFT_OUT: Final = {
+_EXCLUDED: Final = {
     *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", ".tox", ".nox", ".ipynb_checkpoints", ".DS_Store"),
     *("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".coverage"),
 }
-_LEFT_OUT_SUFFIXES: Final = (".pyc", ".pyo")
-_OF_A_VIRTUAL_ENVIRONMENT: Final = "pyvenv.cfg"
+_EXCLUDED_SUFFIXES: Final = (".pyc", ".pyo")
+_VENV_MARKER: Final = "pyvenv.cfg"
 # The earliest time that a zip file can store: modification times must not affect the archive.
 _NO_TIME: Final = (1980, 1, 1, 0, 0, 0)
 _SHOWN_FILES: Final = 5
@@ -159,14 +159,15 @@ def _walk(
             status, is_directory = entry.stat(), entry.is_dir()
         except OSError:  # a broken link
             continue
-        wanted = any(name == item or name.startswith(item + "/") for item in always)
-        passed = is_directory and any(item.startswith(name + "/") for item in always)
-        if not (wanted or passed) and (_is_left_out(entry, is_directory) or _ignored(entry.path, is_directory, rules)):
+        included = any(name == item or name.startswith(item + "/") for item in always)
+        is_parent = is_directory and any(item.startswith(name + "/") for item in always)
+        excluded = _is_excluded(entry, is_directory) or _ignored(entry.path, is_directory, rules)
+        if excluded and not (included or is_parent):
             continue
         empty = False
         if is_directory:
             deeper = rules
-            if passed and not wanted and _ignored(entry.path, True, rules):
+            if is_parent and not included and _ignored(entry.path, True, rules):
                 deeper = (*rules, _Rules(entry.path, _patterns(["*"])))  # entered only for what `always` names below it
             yield from _walk(entry.path, name + "/", deeper, (*above, real), always, excludes)
         elif stat.S_ISREG(status.st_mode):
@@ -177,10 +178,10 @@ def _walk(
         yield Entry(inside, directory, 0, 0, 0o755)
 
 
-def _is_left_out(entry: os.DirEntry[str], is_directory: bool) -> bool:
-    if is_directory and os.path.exists(os.path.join(entry.path, _OF_A_VIRTUAL_ENVIRONMENT)):
+def _is_excluded(entry: os.DirEntry[str], is_directory: bool) -> bool:
+    if is_directory and os.path.exists(os.path.join(entry.path, _VENV_MARKER)):
         return True
-    return entry.name in _LEFT_OUT or (not is_directory and entry.name.endswith(_LEFT_OUT_SUFFIXES))
+    return entry.name in _EXCLUDED or (not is_directory and entry.name.endswith(_EXCLUDED_SUFFIXES))
 
 
 def _ignored(path: str, is_directory: bool, rules: tuple[_Rules, ...]) -> bool:
@@ -207,7 +208,7 @@ def _rules_above(root: str) -> tuple[_Rules, ...]:
     Rules that exclude the root itself do not apply.
     """
     parents = [os.fspath(parent) for parent in Path(root).parents]
-    top = next((place for place, parent in enumerate(parents) if os.path.exists(os.path.join(parent, ".git"))), None)
+    top = next((index for index, parent in enumerate(parents) if os.path.exists(os.path.join(parent, ".git"))), None)
     if top is None or os.path.exists(os.path.join(root, ".git")):
         return ()
     rules = tuple(rule for parent in reversed(parents[: top + 1]) for rule in _rules_of(parent))

@@ -1,8 +1,8 @@
 """Live events and output of a running action: batches that the worker sends to a channel, and the caller fetches.
 
-A watched call is an ordinary call of the worker, and its response contains all events and output, as that of any call
-does. While the action runs, a thread of the worker also sends them to the channel, an actor of its own, which the
-caller polls while it waits for the response. So nothing is lost with the channel, and no process waits for it.
+A watched call is an ordinary call of the worker, and its response contains all events and output, like that of any
+call. While the action runs, a thread of the worker also sends them to the channel, a separate actor, which the caller
+polls while it waits for the response. So losing the channel loses no data, and no process waits for it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from synapse_runtime.executors.ray.log_suppression import suppress_ray_output
 if TYPE_CHECKING:
     from synapse_runtime.core.execution import ActionRun
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-# How long a caller whose worker has crashed waits for batches that were sent before.
-_LAST_SECONDS = 0.2
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
+# How long a caller whose worker has crashed waits for batches that it sent before.
+_DRAIN_SECONDS = 0.2
 
 
 class EventBatch(NamedTuple):
-    """What was said and printed in a while.
+    """Events and output since the previous batch.
 
     Attributes:
         call: The number of the call.
         number: The number of the batch within the call, from 0.
-        content: What was said, packed.
+        content: The serialized events and output.
     """
 
     call: int
@@ -37,7 +37,7 @@ class EventBatch(NamedTuple):
 
 
 def _actor_class() -> type:
-    """Return the class of the actors, which goes by value and deals in plain data, as that of the workers."""
+    """Return the actor class. Like that of workers, it is pickled by value and exchanges plain data only."""
     import asyncio
 
     class ChannelActor:
@@ -45,17 +45,17 @@ def _actor_class() -> type:
 
         def __init__(self) -> None:
             self._batches: list[tuple[int, int, bytes]] = []
-            self._news = asyncio.Event()
+            self._has_batches = asyncio.Event()
 
         async def put(self, call: int, number: int, content: bytes) -> None:
-            """Take a batch."""
+            """Store a batch."""
             self._batches.append((call, number, content))
-            self._news.set()
+            self._has_batches.set()
 
         async def take(self) -> list[tuple[int, int, bytes]]:
-            """Give the batches that have come, once there are any."""
-            await self._news.wait()
-            self._news.clear()
+            """Wait until there are batches; return and remove them."""
+            await self._has_batches.wait()
+            self._has_batches.clear()
             batches, self._batches = self._batches, []
             return batches
 
@@ -63,41 +63,41 @@ def _actor_class() -> type:
 
 
 class EventChannel:
-    """The caller's end of a worker's channel. It takes no resources; it ends with `close` or the caller's process."""
+    """The caller's end of a worker's channel. It holds no resources, and ends with `close` or the caller's process."""
 
     def __init__(self) -> None:
         import ray
 
         with suppress_ray_output():
             self.actor: Any = ray.remote(_actor_class()).options(num_cpus=0, max_restarts=0).remote()
-        self._pending: Any = None  # which is asked for and has not come; also from one call to the next
+        self._pending: Any = None  # the outstanding `take`, which may last from one call to the next
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not been found to be lost."""
+        """Whether the channel is usable, as far as is known."""
         return self.actor is not None
 
-    def wait(self, answer: Any, seconds: float) -> list[EventBatch] | None:
-        """Wait for so many seconds for batches, or for an answer; return None when that has come."""
+    def wait(self, response: Any, seconds: float) -> list[EventBatch] | None:
+        """Wait up to `seconds` for batches or the response; return the batches, or None once the response is ready."""
         import ray
 
         self._request_batches()
-        ready, _ = ray.wait([answer] if self._pending is None else [answer, self._pending], timeout=seconds)
-        return None if answer in ready else self._received(ready)
+        ready, _ = ray.wait([response] if self._pending is None else [response, self._pending], timeout=seconds)
+        return None if response in ready else self._received(ready)
 
     def drain(self) -> Iterator[EventBatch]:
-        """Yield the batches that a worker has left which has died."""
+        """Yield the remaining batches of a worker that has died."""
         import ray
 
         while self.is_alive:
             self._request_batches()
-            ready, _ = ray.wait([self._pending], timeout=_LAST_SECONDS)
+            ready, _ = ray.wait([self._pending], timeout=_DRAIN_SECONDS)
             if not ready:
                 return
             yield from self._received(ready)
 
     def close(self) -> None:
-        """End it."""
+        """Stop the actor."""
         import ray
 
         if self.is_alive:
@@ -114,22 +114,22 @@ class EventChannel:
 
         if self._pending not in ready:
             return []
-        news, self._pending = self._pending, None
+        batches, self._pending = self._pending, None
         try:
-            return [EventBatch(*batch) for batch in ray.get(news)]
-        except RayError:  # it is lost, and what it had comes with the answer
+            return [EventBatch(*batch) for batch in ray.get(batches)]
+        except RayError:  # the channel is lost; its content arrives with the response
             self.actor = None
             return []
 
 
 class LiveEvents:
-    """Hands on what one call says and prints: from batches while it runs, and the rest when its run is back.
+    """Passes the events and output of one call to callbacks: from batches while it runs, and the rest from its run.
 
     Args:
-        call: The number of the call; batches of others, which come late, are passed over.
+        call: The number of the call; late batches of other calls are ignored.
         on_event: Called with each event.
         on_output: Called with each piece of output: its stream and its text.
-        read: Reads the content of a batch.
+        read: Decodes the content of a batch.
     """
 
     def __init__(
@@ -143,26 +143,26 @@ class LiveEvents:
         self._on_event = on_event
         self._on_output = on_output
         self._read = read
-        self._early: dict[int, EventBatch] = {}
+        self._pending: dict[int, EventBatch] = {}  # by their numbers
         self._next = 0
         self.events: list[Event] = []
         self._printed = {"stdout": 0, "stderr": 0}
 
     def handle(self, batches: Iterable[EventBatch]) -> None:
-        """Hand on what is in batches, in the order that they were written in."""
+        """Pass on the content of batches, in the order in which they were written."""
         for batch in batches:
             if batch.call == self.call:
-                self._early[batch.number] = batch
-        while (ready := self._early.pop(self._next, None)) is not None:
+                self._pending[batch.number] = batch
+        while (ready := self._pending.pop(self._next, None)) is not None:
             self._next += 1
-            for said in self._read(ready.content):
-                if len(said) == 2:
-                    self._print(*said)
+            for item in self._read(ready.content):
+                if len(item) == 2:
+                    self._print(*item)
                 else:
-                    self._emit(Event(*said))
+                    self._emit(Event(*item))
 
     def finish(self, run: ActionRun) -> None:
-        """Hand on what a run says and has printed that has not been yet."""
+        """Pass on the events and output of a run that have not been passed on yet."""
         if run.captured is None:
             return
         text = {"stdout": run.captured.stdout, "stderr": run.captured.stderr}

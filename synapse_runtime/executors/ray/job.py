@@ -1,4 +1,4 @@
-"""Job mode: each call is a Ray job of its own, submitted through the Jobs API; only HTTP is needed."""
+"""Job mode: each call is a separate Ray job, submitted through the Jobs API; only HTTP is needed."""
 
 from __future__ import annotations
 
@@ -74,29 +74,29 @@ if TYPE_CHECKING:
 
     from synapse_runtime.plugins.plugin import Plugin
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-# By this a job is known as one of ours.
+# Metadata key that identifies a job that runs an action.
 _ACTION_KEY = "synapse_action"
 _POLL_SECONDS = 0.1
-# Until a job has run for so long its whole log is asked for now and then, which is quickest; later it is followed.
+# For so long after a job has started, its whole log is polled, which is faster; after that, the log is followed.
 _POLL_FOR_SECONDS = 3.0
 _AGENT_START_SECONDS = 30.0
-# Ray watches a job until a second or two after its end. Where it finds the job gone, it makes it anew, as failed.
-_WATCHED_SECONDS = 3.0
-# How often, while a job says nothing, to look whether the cluster is still there.
-_LOOK_SECONDS = 1.0
+# Ray monitors a job until a second or two after its end. If the job has been deleted, Ray recreates it, as failed.
+_MONITORED_SECONDS = 3.0
+# How often to check that the cluster is alive while a job has no new output.
+_CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class JobSummary:
-    """What a cluster tells of a job that runs an action.
+    """Summary of a job that runs an action.
 
     Attributes:
         id: The job's id.
         action: The action's name.
         status: `PENDING`, `RUNNING`, `STOPPED`, `SUCCEEDED` or `FAILED`.
-        started: When the cluster took the job, in UTC; None where it does not tell.
+        started: When the job was submitted, in UTC; None if unknown.
         took: Seconds from then to its end, or until now.
     """
 
@@ -108,33 +108,35 @@ class JobSummary:
 
 
 class RayJobsApiExecutor(Executor):
-    """Runs actions as Ray jobs: fresh processes, submitted over the dashboard's HTTP address.
+    """Runs actions as Ray jobs: fresh processes, submitted to the dashboard over HTTP.
 
-    `submit` returns at once, with the job's id; `run` and `execute` wait for the end, as in every mode.
+    `submit` returns the job's id immediately; `run` and `execute` wait for the end of the job, as in every mode.
 
     Args:
-        env: Variables of the action's environment, over those of the worker. They travel with the call, not in the
-            job's `runtime_env`, so that no dashboard shows them.
-        job_id: Id of the job; each job gets a fresh one by default. A cluster takes an id once.
+        env: Environment variables of the action, which override those of the worker. They are sent with the call, not
+            in the job's `runtime_env`, so that no dashboard shows them.
+        job_id: Id of the job; each job gets a new one by default. A cluster accepts an id only once.
         plugin: The plugin whose actions can be named; see `Executor`.
-        timeout: Seconds that the action may take, counted from its start.
-        logger: Sink for events, when the run is back; the console by default.
+        timeout: Timeout of the action in seconds, counted from its start.
+        logger: Sink for events, once the run has returned; the console by default.
         language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
         dashboard_address: The dashboard's URL, such as `http://127.0.0.1:8265`.
-        ray_address: The cluster's own address, where the dashboard's is not given. By default `RAY_ADDRESS`, else
+        ray_address: The cluster's own address, if the dashboard's is not given. By default `RAY_ADDRESS`, else
             an ephemeral cluster.
         num_cpus: CPUs that the job's process holds.
-        num_gpus: GPUs that the job's process holds: a part of one, or whole ones.
+        num_gpus: GPUs that the job's process holds: a fraction of one, or a whole number.
         memory: Memory that the job's process holds, in bytes, or as text: `"2GB"` is 2 × 1000³ bytes, `"2GiB"`
-            2 × 1024³. Ray counts it when it places jobs; it does not enforce it.
+            2 × 1024³. Ray uses it for scheduling and does not enforce it.
         resources: Custom resources that the job's process holds, by name: `{"accelerator": 1}`.
-        resource_timeout: Seconds that `run` and `execute` wait for the start where others hold the resources. Jobs that
-            are submitted wait for as long as Ray lets them: 15 minutes, if the cluster does not say otherwise.
-        start_cluster: Whether an ephemeral cluster may be started where there is no other. It ends with this process,
-            and its jobs with it; without it, that there is no other is a `ClusterError`.
-        leave_running: Asked with the job's id when Ctrl-C interrupts `run`, on a cluster that outlives this process:
-            whether the job goes on. By default it is stopped.
-        debug_sdk: Let this runtime travel to a cluster that does not see this disk, instead of using the one there.
+        resource_timeout: Seconds that `run` and `execute` wait for the start of the job while other workers hold the
+            resources. Submitted jobs wait for as long as Ray allows: 15 minutes, unless the cluster is configured
+            otherwise.
+        start_cluster: Whether to start an ephemeral cluster if there is no other. It ends with this process, and so do
+            its jobs. If False, a missing cluster raises `ClusterError`.
+        leave_running: Called with the job's id when Ctrl-C interrupts `run`, on a cluster that outlives this process;
+            returns whether the job keeps running. By default it is stopped.
+        debug_sdk: Upload this runtime to a cluster that does not share this file system, instead of using the one
+            installed there.
 
     Example:
         >>> executor = RayJobsApiExecutor(plugin="example_plugin")  # doctest: +SKIP
@@ -172,23 +174,23 @@ class RayJobsApiExecutor(Executor):
         self._resource_timeout = resource_timeout
         self._start_cluster = start_cluster
         self._leave_running = leave_running
-        self._luggage = RuntimeEnvBuilder(self._plugin, debug_sdk=debug_sdk)
+        self._runtime_env = RuntimeEnvBuilder(self._plugin, debug_sdk=debug_sdk)
         self._shares_filesystem = True
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
-        self._turn = InterruptibleLock()  # to connect
+        self._connection_lock = InterruptibleLock()
         self._calls: dict[str, ActionCall] = {}
 
     def submit(self, action: Any, params: Any = None, *, job_id: str | None = None) -> str:
-        """Start a job and return its id at once.
+        """Submit a job and return its id immediately.
 
         Args:
             action: As for `run`.
             params: As for `run`.
-            job_id: Id of this job, instead of the executor's or a fresh one.
+            job_id: Id of this job, instead of the executor's or a new one.
 
         Raises:
-            ValidationError: The params do not fit; nothing was submitted.
-            ClusterError: There is no cluster, the id is taken, or the cluster lacks what was asked for.
+            ValidationError: The params are invalid; nothing was submitted.
+            ClusterError: There is no cluster, the id is already used, or the cluster lacks the requested resources.
         """
         call = self.call(action, params, job_id=job_id)
         if self.observer is not None:
@@ -196,10 +198,10 @@ class RayJobsApiExecutor(Executor):
         return self._submit(call)
 
     def list_jobs(self) -> list[JobSummary]:
-        """Return the jobs of this cluster that run actions, whoever submitted them; the oldest first.
+        """Return all jobs of this cluster that run actions, whoever submitted them; the oldest first.
 
         Raises:
-            ClusterError: There is no cluster, or it does not answer.
+            ClusterError: There is no cluster, or it does not respond.
         """
         with self._request() as client:
             jobs = client.list_jobs()
@@ -209,16 +211,17 @@ class RayJobsApiExecutor(Executor):
     def get_status(self, job_id: str) -> str:
         """Return `PENDING`, `RUNNING`, `STOPPED`, `SUCCEEDED` or `FAILED`.
 
-        `SUCCEEDED` says that the job brought an outcome; whether the action failed is told by `get_result`.
+        `SUCCEEDED` means that the job ended and returned a result or an error; `get_result` raises the error if the
+        action failed.
 
         Raises:
-            ClusterError: The cluster knows no such job, or does not answer.
+            ClusterError: The cluster has no such job, or does not respond.
         """
         with self._request(job_id) as client:
             return str(client.get_job_status(job_id).value)
 
     def get_logs(self, job_id: str) -> str:
-        """Return all that the job's action has said and printed so far, as text."""
+        """Return all events and output of the job's action so far, as text."""
         reader = job_log.LogReader(job_id)
         items = itertools.chain(reader.feed(self._raw_logs(job_id)), reader.close())
         return "".join(self._readable(items))
@@ -236,14 +239,14 @@ class RayJobsApiExecutor(Executor):
             yield rest
 
     def wait(self, job_id: str, timeout: float | None = None) -> str:
-        """Wait until the job has ended and return its last status.
+        """Wait until the job has ended and return its final status.
 
         Args:
-            job_id: The job.
-            timeout: Seconds to wait at most; None for ever.
+            job_id: The job's id.
+            timeout: Maximum number of seconds to wait; None for no limit.
 
         Raises:
-            TimeoutError: The job has not ended by then; it goes on.
+            TimeoutError: The job has not ended in time; it keeps running.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while (status := self.get_status(job_id)) not in _ENDED:
@@ -253,7 +256,7 @@ class RayJobsApiExecutor(Executor):
         return status
 
     def get_run(self, job_id: str, timeout: float | None = None) -> ActionRun:
-        """Wait for the job's end and return its `ActionRun`. Arguments and errors as for `get_result`."""
+        """Wait until the job has ended and return its `ActionRun`. Arguments and errors as for `get_result`."""
         run = self._collect(job_id, None, None, timeout)
         run.add_location_note()
         if self.observer is not None:
@@ -261,35 +264,35 @@ class RayJobsApiExecutor(Executor):
         return run
 
     def get_result(self, job_id: str, timeout: float | None = None) -> Any:
-        """Wait for the job's end and return the action's result.
+        """Wait until the job has ended and return the action's result.
 
         Args:
-            job_id: A job that this class submitted, in this process or another. Where the result holds classes of
-                the plugin's, this executor must know the plugin.
-            timeout: Seconds to wait at most; None for ever.
+            job_id: Id of a job that this class submitted, in this process or another. If the result contains classes
+                of the plugin, this executor must have the plugin.
+            timeout: Maximum number of seconds to wait; None for no limit.
 
         Raises:
-            TimeoutError: The job has not ended by then; it goes on.
-            ClusterError: The cluster knows no such job, or the job runs no action.
-            ExecutionError: The action failed; the cause is what it raised.
+            TimeoutError: The job has not ended in time; it keeps running.
+            ClusterError: The cluster has no such job, or the job does not run an action.
+            ExecutionError: The action failed; the cause is the exception that it raised.
         """
         return self.get_run(job_id, timeout).unwrap()
 
     def stop(self, job_id: str) -> bool:
-        """Ask the job to stop. Returns whether it was running."""
+        """Request that the job stops. Returns whether it was running."""
         with self._request(job_id) as client:
             return bool(client.stop_job(job_id))
 
     def delete(self, job_id: str) -> bool:
-        """Delete what the cluster keeps of a job that has ended: its status, its log, its result.
+        """Delete the status, log and result of a job that has ended from the cluster.
 
         Raises:
-            ClusterError: The cluster knows no such job, or the job has not ended.
+            ClusterError: The cluster has no such job, or the job has not ended.
         """
         with self._request(job_id) as client:
             ended = (client.get_job_info(job_id).end_time or 0) / 1000
             deleted = bool(client.delete_job(job_id))
-            until = time.monotonic() + min(ended + _WATCHED_SECONDS - time.time(), _WATCHED_SECONDS)
+            until = time.monotonic() + min(ended + _MONITORED_SECONDS - time.time(), _MONITORED_SECONDS)
             while time.monotonic() < until:
                 time.sleep(_POLL_SECONDS)
                 try:
@@ -297,14 +300,14 @@ class RayJobsApiExecutor(Executor):
                 except RuntimeError as error:
                     if "does not exist" not in str(error):
                         raise
-                else:  # it was made anew, which happens once
+                else:  # Ray had recreated it, which happens once
                     break
         return deleted
 
     def close(self) -> None:
-        """Delete the jobs that `run` made, and stop those of them that still run.
+        """Delete the jobs that `run` has submitted, and stop those that are still running.
 
-        On an ephemeral cluster, which keeps nothing, there is nothing to do.
+        On an ephemeral cluster this is unnecessary, because the jobs are deleted with the cluster.
         """
         if self._connection is not None and self._connection[0].origin == "ephemeral":
             self._calls.clear()
@@ -313,7 +316,7 @@ class RayJobsApiExecutor(Executor):
                 status = self.get_status(job_id)
                 if status not in _ENDED:
                     self.stop(job_id)
-                    # One that waits for resources ends when it gets them, so that is not waited for.
+                    # A job that waits for resources stops only when it gets them, so do not wait for that.
                     self.wait(job_id, timeout=1 if status == "PENDING" else 10)
                 self.delete(job_id)
             del self._calls[job_id]
@@ -321,12 +324,12 @@ class RayJobsApiExecutor(Executor):
 
     @property
     def cluster(self) -> Cluster | None:
-        """The cluster that jobs go to; None before the first."""
+        """The cluster that jobs are submitted to; None before the first job."""
         return None if self._connection is None else self._connection[0]
 
     @property
     def backend(self) -> Backend | None:
-        """The same, as all executors describe it."""
+        """The cluster, as the `Backend` that all executors return."""
         return None if self.cluster is None else self.cluster.as_backend()
 
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
@@ -339,7 +342,7 @@ class RayJobsApiExecutor(Executor):
         try:
             with reraise_dropped_interrupts():
                 run = self._collect(job_id, on_event, on_output, None, give_up_after=self._resource_timeout)
-        except BaseException as error:  # Ctrl-C above all: the job must not go on without us, unless that is wanted
+        except BaseException as error:  # mainly Ctrl-C: stop the job, unless the user wants it to keep running
             if isinstance(error, KeyboardInterrupt) and self._is_running(job_id):
                 del self._calls[job_id]
                 raise
@@ -351,32 +354,33 @@ class RayJobsApiExecutor(Executor):
         return run
 
     def _is_running(self, job_id: str) -> bool:
-        """Tell whether a job outlives the Ctrl-C that interrupted us."""
+        """Return whether a job keeps running after Ctrl-C."""
         if self._leave_running is None or self._connection is None or self._connection[0].origin == "ephemeral":
             return False
-        self._logger.finish()  # whoever is asked sees the question, not a progress bar over it
+        self._logger.finish()  # a progress bar would hide the prompt
         return self._leave_running(job_id)
 
     def _submit(self, call: ActionCall) -> str:
         encoded = encode_call(call)
         cluster, client = self._connect()
         if self._resources:
-            require_resources(self._resources, nodes_of(client.get_address(), cluster.headers))
+            nodes = nodes_of(client.get_address(), cluster.headers)
+            require_resources(self._resources, nodes, is_managed=cluster.is_managed)
         message = encoded.message(shares_filesystem=self._shares_filesystem)
-        # No two uploads are the same: Ray would not unpack the second, and the first job has deleted its file.
+        # Each upload must be unique: Ray would not unpack the same package again, and the first job deletes its file.
         file = f"call-{secrets.token_hex(8)}.bin"
         with self._request(call.job_id), suppress_ray_output():
-            # The call goes as an upload over HTTP: no listing shows its content. Here as the working directory, which
-            # is the plugin's elsewhere: there as a module's directory.
-            sent = upload_over_http(client, package_of_one_file(file, message))
-            environment: dict[str, Any] = {"working_dir": sent}
+            # The call is uploaded over HTTP, so that no listing shows its content: as the working directory, or, if
+            # that is the plugin's directory, as a `py_modules` package.
+            uri = upload_over_http(client, package_of_one_file(file, message))
+            environment: dict[str, Any] = {"working_dir": uri}
             python = sys.executable
             if not self._shares_filesystem:
-                python, environment = "python", self._luggage.build(partial(upload_over_http, client))
-                environment["py_modules"] = [sent, *(environment.get("py_modules") or ())]
+                python, environment = "python", self._runtime_env.build(partial(upload_over_http, client))
+                environment["py_modules"] = [uri, *(environment.get("py_modules") or ())]
             submission: dict[str, Any] = {
-                # In place of the shell that Ray starts for it: where a job is stopped as it begins, Ray ends only that,
-                # and what it has just started would go on.
+                # `exec` replaces the shell that Ray starts: if a job is stopped as it starts, Ray kills only the shell,
+                # and the process that it has just started would keep running.
                 "entrypoint": f"exec {shlex.quote(python)} -m synapse_runtime.executors.ray.job_supervisor {file}",
                 "submission_id": call.job_id,
                 "runtime_env": environment,
@@ -386,7 +390,7 @@ class RayJobsApiExecutor(Executor):
             return _submit_when_ready(client, submission)
 
     def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
-        with self._turn.held():
+        with self._connection_lock.held():
             if self._connection is None or has_ended(self._connection[0].address):
                 self._connection = self._new_connection()
             return self._connection
@@ -395,8 +399,8 @@ class RayJobsApiExecutor(Executor):
         cluster = find_cluster(self._address, start=self._start_cluster)
         if cluster.is_managed and any(map(str.isspace, sys.executable)):  # it runs with this Python
             raise ClusterError(
-                f"Ray starts no job where the path of Python has a space in it, as {sys.executable!r} has: "
-                "make the virtual environment in a directory without"
+                f"Ray cannot start jobs if the path of Python contains a space: {sys.executable!r}. Create the virtual "
+                "environment in a directory without spaces"
             )
         from ray.job_submission import JobSubmissionClient
 
@@ -408,31 +412,32 @@ class RayJobsApiExecutor(Executor):
             clear_token()
             theirs = require_dashboard(url, cluster.headers)
             self._shares_filesystem = shares_disk(cluster, node_addresses(url, cluster.headers))
-            self._require_fit(url, theirs)
+            self._require_compatible_versions(url, theirs)
         try:
             with suppress_ray_output(), without_dashboard_variable(url):
-                # Without TLS there is nothing to verify, and Ray's default makes aiohttp warn at each followed log.
+                # Without TLS there is nothing to verify, and Ray's default makes aiohttp warn for each followed log.
                 verify = certificates() if url.startswith("https://") else False
                 client = JobSubmissionClient(url, headers=cluster.headers, verify=verify)
         except Exception as error:
-            raise ClusterError(f"the Jobs API does not answer at {url}: {error}") from error
+            raise ClusterError(f"the Jobs API at {url} does not respond: {error}") from error
         return cluster, client
 
-    def _require_fit(self, url: str, theirs: Versions) -> None:
-        """Raise `ClusterError` unless jobs can read what we send."""
+    def _require_compatible_versions(self, url: str, theirs: Versions) -> None:
+        """Raise `ClusterError` unless jobs can read the requests of this process."""
         here = Versions.here()
-        # On this machine a job runs in this very Python.
+        # On this machine, jobs run with this process's Python.
         if not self._shares_filesystem and not theirs.same_python():
             raise ClusterError(
-                f"the cluster at {url} runs {theirs}, this process {here}: what goes there and back can be read by the "
-                f"same minor version of Python only. Use Python {'.'.join(theirs.python.split('.')[:2])} here"
+                f"the cluster at {url} runs {theirs}, but this process runs {here}: params and results can be sent "
+                "between equal minor versions of Python only. Use Python "
+                f"{'.'.join(theirs.python.split('.')[:2])} here"
             )
         if theirs.ray != here.ray:
             _warn_about_versions(url, theirs, here)
 
     @contextlib.contextmanager
     def _request(self, job_id: str | None = None) -> Iterator[JobSubmissionClient]:
-        """Give the client, and turn what goes wrong into an error that says what it means."""
+        """Yield the client, and translate its errors to `ClusterError`."""
         cluster, client = self._connect()
         try:
             with suppress_log_records():
@@ -442,26 +447,26 @@ class RayJobsApiExecutor(Executor):
             if "does not exist" in text:
                 raise ClusterError(
                     f"the cluster at {cluster.dashboard or cluster.address} has no job {job_id!r}; "
-                    "`synapse job list` shows those it has"
+                    "`synapse job list` lists its jobs"
                 ) from error
             if "already exists" in text:
                 raise ClusterError(
-                    f"the cluster has a job {job_id!r} already: delete it, or give another job_id"
+                    f"the cluster already has a job {job_id!r}: delete it, or pass another job_id"
                 ) from error
             if "non-terminal state" in text:
-                raise ClusterError(f"job {job_id!r} has not ended: stop it before you delete it") from error
+                raise ClusterError(f"cannot delete job {job_id!r}, which has not ended: stop it first") from error
             if isinstance(error, OSError) or "status code 5" in text:
                 drop_broken_connection(cluster)
             about = "" if job_id is None else f" for job {job_id!r}"
-            raise ClusterError(f"the Jobs API failed{about}: {text.partition(chr(10))[0]}") from error
+            raise ClusterError(f"the Jobs API request failed{about}: {text.partition(chr(10))[0]}") from error
 
     def _require_cluster(self, job_id: str) -> None:
-        """Raise `ClusterError` where an ephemeral cluster has ended: its dashboard's connections may linger on."""
+        """Raise `ClusterError` if an ephemeral cluster has ended: connections to its dashboard may stay open."""
         if self._connection is not None and has_ended(self._connection[0].address):
             raise ClusterError(f"the cluster of job {job_id!r} has ended: {self._connection[0].address}")
 
     def _node_of(self, job_id: str) -> str:
-        """Return Ray's id of the node that a job runs on. Its own process cannot know that without connecting."""
+        """Return Ray's id of the node that a job runs on. The job's own process would have to connect to find it."""
         with self._request(job_id) as client:
             return str(client.get_job_info(job_id).driver_node_id or "")
 
@@ -469,28 +474,28 @@ class RayJobsApiExecutor(Executor):
         with self._request(job_id) as client:
             return str(client.get_job_logs(job_id))
 
-    def _require_room(self, job_id: str, waited_until: float) -> float:
-        """Raise `ClusterError` where a job has waited long enough for resources that others hold.
+    def _check_resource_timeout(self, job_id: str, give_up_at: float) -> float:
+        """Raise `ClusterError` if a job has waited too long for resources that other workers hold.
 
         Args:
-            job_id: The job.
-            waited_until: When it has, by the monotonic clock.
+            job_id: The job's id.
+            give_up_at: When to stop waiting, by the monotonic clock.
 
         Returns:
-            When to look again: infinity where the job has started.
+            When to check again; infinity if the job has started.
         """
-        if not self._resources or time.monotonic() < waited_until:
-            return waited_until
+        if not self._resources or time.monotonic() < give_up_at:
+            return give_up_at
         if self.get_status(job_id) != "PENDING":
             return float("inf")
         cluster, client = self._connect()
-        asked = requested_by(self._resources)
-        told = free_resources(client.get_address(), cluster.headers)
-        if told is not None:
-            free = {name: told.get(spelled(name), 0) for name in ("CPU", "GPU", *asked)}
-            if not fits(asked, free):
+        requested = requested_by(self._resources)
+        available = free_resources(client.get_address(), cluster.headers)
+        if available is not None:
+            free = {name: available.get(spelled(name), 0) for name in ("CPU", "GPU", *requested)}
+            if not fits(requested, free):
                 raise no_room(client.get_address(), self._resources, free, self._resource_timeout)
-        return time.monotonic() + _LOOK_SECONDS  # it is being made ready, or fits on no one node
+        return time.monotonic() + _CHECK_SECONDS  # it is being set up, or no single node has enough available
 
     def _collect(
         self,
@@ -501,11 +506,11 @@ class RayJobsApiExecutor(Executor):
         *,
         give_up_after: float = float("inf"),
     ) -> ActionRun:
-        """Follow the job to its run, or make the run that says how it ended without one."""
+        """Follow the job and return its run; if it ends without one, return a run with the reason as its error."""
         reader = job_log.LogReader(job_id)
         printed: dict[str, list[str]] = {"stdout": [], "stderr": []}
         events: list[Event] = []
-        death: ProcessExit | None = None
+        process_exit: ProcessExit | None = None
         where: dict[str, Any] = {}
         took: float | None = None
         started = time.monotonic()
@@ -523,8 +528,8 @@ class RayJobsApiExecutor(Executor):
             elif item.kind == job_log.START:
                 where = {**json.loads(item.payload), "node": self._node_of(job_id)}
             elif item.kind == job_log.EXIT:
-                told = json.loads(item.payload)
-                death, took = ProcessExit(**told["death"]), told["duration"]
+                report = json.loads(item.payload)
+                process_exit, took = ProcessExit(**report["process_exit"]), report["duration"]
             elif item.kind == job_log.RUN:
                 run = decode_run(item.payload, call, import_root=self._import_root)
                 run.node = where["node"]
@@ -537,52 +542,53 @@ class RayJobsApiExecutor(Executor):
             duration=time.monotonic() - started if took is None else took,
             **where,
         )
-        run.error = self._missing_run_error(run, death, bool(where), printed, reader.preamble, call)
+        run.error = self._missing_run_error(run, process_exit, bool(where), printed, reader.preamble, call)
         return _with_output(run, printed)
 
     def _missing_run_error(
         self,
         run: ActionRun,
-        death: ProcessExit | None,
+        process_exit: ProcessExit | None,
         started: bool,
         printed: Mapping[str, list[str]],
         preamble: str,
         call: ActionCall | None,
     ) -> ExecutionError:
-        """Make the error of a job that ended without a run; Ray's own words are its cause."""
+        """Return the error of a job that ended without a run; its cause has Ray's message."""
         with self._request(run.job_id) as client:
             info = client.get_job_info(run.job_id)
         action = (info.metadata or {}).get(_ACTION_KEY)
         if action is None:
-            raise ClusterError(f"job {run.job_id!r} runs no action: `synapse job list` shows those that do")
+            raise ClusterError(f"job {run.job_id!r} does not run an action; `synapse job list` lists those that do")
         run.name = action
         if info.status.value not in _ENDED:
             cluster, _ = self._connect()
             drop_broken_connection(cluster)
-            raise ClusterError(f"the log of job {run.job_id!r} broke off while it was {info.status.value}")
-        said = info.message or info.status.value
+            raise ClusterError(f"lost the log of job {run.job_id!r} while it was {info.status.value}")
+        message = info.message or info.status.value
         error: ExecutionError
         if info.status.value == "STOPPED":
             error = ExecutionError(f"{run.name}: job {run.job_id} was stopped")
-        elif "low on memory" in said:
-            for texts in printed.values():  # Ray adds a page of its own to the log
+        elif "low on memory" in message:
+            for texts in printed.values():  # Ray appends its own report to the log
                 texts[:] = ["".join(texts).partition("Unexpected error occurred: ")[0]]
-            error = WorkerCrashed(f"the process of {run.name} ran out of memory: Ray ended it")
-        elif not started and (problem := setup_error(f"{said}\n{preamble}")) is not None:
+            error = WorkerCrashed(f"the process of {run.name} ran out of memory and was killed by Ray")
+        elif not started and (problem := setup_error(f"{message}\n{preamble}")) is not None:
             raise problem
         elif not started:
-            error = WorkerCrashed(f"{run.name}: job {run.job_id} did not start: {said}")
+            error = WorkerCrashed(f"{run.name}: job {run.job_id} did not start: {message}")
             error.attach("Its log:", last_lines(preamble))
-        elif death is None:
-            error = WorkerCrashed(f"{run.name}: job {run.job_id} was lost with its supervisor: {said}")
-        elif death.timed_out:
-            limit = f" within {call.timeout:g} s" if call is not None and call.timeout is not None else " in time"
-            error = ExecutionTimeout(f"{run.name} did not end{limit}, and did not notice: its process was ended")
+        elif process_exit is None:
+            error = WorkerCrashed(f"{run.name}: the supervisor of job {run.job_id} crashed: {message}")
+        elif process_exit.timed_out:
+            timeout = f" of {call.timeout:g} s" if call is not None and call.timeout is not None else ""
+            text = f"{run.name} exceeded its timeout{timeout} and could not be interrupted; its process was killed"
+            error = ExecutionTimeout(text)
         else:
-            error = WorkerCrashed(f"the process of {run.name} {death.describe()}")
-        error.__cause__ = RuntimeError(said.partition("\n")[0].partition(", last available logs")[0])
-        error.attach("It was here:", death.stack if death is not None else "")
-        error.attach("Its last output:", last_lines("".join(printed["stdout"]) + "".join(printed["stderr"])))
+            error = WorkerCrashed(f"the process of {run.name} {process_exit.describe()}")
+        error.__cause__ = RuntimeError(message.partition("\n")[0].partition(", last available logs")[0])
+        error.attach("Stack of the action:", process_exit.stack if process_exit is not None else "")
+        error.attach("Last output:", last_lines("".join(printed["stdout"]) + "".join(printed["stderr"])))
         return error
 
     def _readable(self, items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:
@@ -596,17 +602,17 @@ class RayJobsApiExecutor(Executor):
         """Yield the job's log as it grows, in pieces, until the job has ended."""
         give_up_at = time.monotonic() + give_up_after
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        pace = _PollInterval()
+        poll = _PollInterval()
         status, asked_at, seen = "PENDING", 0.0, 0
         may_end = False
-        while not pace.is_over:
-            # One question at a time, as each is work for the cluster, which has the job to start. Before a job runs, it
-            # has no log; then the log tells how it goes on.
-            if status == "PENDING" or may_end or time.monotonic() - asked_at > _LOOK_SECONDS / 2:
+        while not poll.is_over:
+            # Only one request at a time: each is work for the cluster, which has to start the job. A job has no log
+            # before it runs; then its log shows whether it may have ended.
+            if status == "PENDING" or may_end or time.monotonic() - asked_at > _CHECK_SECONDS / 2:
                 was_pending = status == "PENDING"
                 status, asked_at = self.get_status(job_id), time.monotonic()
                 if was_pending and status != "PENDING":
-                    pace = _PollInterval(running=True)
+                    poll = _PollInterval(running=True)
             if status != "PENDING":
                 text = self._raw_logs(job_id)
                 may_end = may_end or job_log.may_end(text[seen:])
@@ -616,10 +622,10 @@ class RayJobsApiExecutor(Executor):
             if status in _ENDED:
                 return
             self._require_cluster(job_id)
-            give_up_at = self._require_room(job_id, give_up_at)
+            give_up_at = self._check_resource_timeout(job_id, give_up_at)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
-            pace.wait()
+            poll.wait()
         with suppress_log_records():
             for chunk in self._tail(job_id, deadline, give_up_at):
                 if seen < len(chunk):
@@ -627,7 +633,7 @@ class RayJobsApiExecutor(Executor):
                 seen = max(seen - len(chunk), 0)
 
     def _tail(self, job_id: str, deadline: float, give_up_at: float) -> Iterator[str]:
-        """Yield the log from its beginning, through the socket that Ray offers for that."""
+        """Yield the log from its beginning, over Ray's WebSocket for following logs."""
         cluster, client = self._connect()
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
 
@@ -640,16 +646,16 @@ class RayJobsApiExecutor(Executor):
                 with suppress_log_records():
                     asyncio.run(read())
                 pieces.put(None)
-            except BaseException as error:  # noqa: BLE001 - raised again in the reader's thread
+            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
                 pieces.put(error)
 
         threading.Thread(target=work, name=f"synapse-tail-{job_id}", daemon=True).start()
         while True:
             try:
-                piece = pieces.get(timeout=max(min(deadline - time.monotonic(), _LOOK_SECONDS), 0))
+                piece = pieces.get(timeout=max(min(deadline - time.monotonic(), _CHECK_SECONDS), 0))
             except queue.Empty:
                 self._require_cluster(job_id)
-                give_up_at = self._require_room(job_id, give_up_at)
+                give_up_at = self._check_resource_timeout(job_id, give_up_at)
                 if time.monotonic() < deadline:
                     continue
                 raise TimeoutError(f"job {job_id} has not ended in time") from None
@@ -657,36 +663,36 @@ class RayJobsApiExecutor(Executor):
                 return
             if isinstance(piece, BaseException):
                 drop_broken_connection(cluster)
-                raise ClusterError(f"the log of job {job_id!r} broke off: {piece}") from piece
+                raise ClusterError(f"lost the log of job {job_id!r}: {piece}") from piece
             yield piece
 
 
 class _PollInterval:
-    """How often to ask about a job: the longer it takes, or an answer, the less a moment matters.
+    """How often to poll a job: the longer the job, or a response, takes, the longer the interval.
 
     Args:
-        running: Whether the job runs. It may end at any moment then, but not before.
+        running: Whether the job is running, so that it may end at any moment.
     """
 
     def __init__(self, *, running: bool = False) -> None:
         self._shortest = _POLL_SECONDS / 2 if running else _POLL_SECONDS
-        self._began = self._waited_at = time.monotonic()
-        self._until = self._began + _POLL_FOR_SECONDS if running else float("inf")
+        self._started_at = self._waited_at = time.monotonic()
+        self._until = self._started_at + _POLL_FOR_SECONDS if running else float("inf")
 
     @property
     def is_over(self) -> bool:
-        """Whether it is time to follow the log."""
+        """Whether to follow the log instead from now on."""
         return time.monotonic() >= self._until
 
     def wait(self) -> None:
-        """Wait until the next question."""
+        """Sleep until the next poll."""
         now = time.monotonic()
-        time.sleep(min(max((now - self._began) / 20, now - self._waited_at, self._shortest), _LOOK_SECONDS))
+        time.sleep(min(max((now - self._started_at) / 20, now - self._waited_at, self._shortest), _CHECK_SECONDS))
         self._waited_at = time.monotonic()
 
 
 def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) -> str:
-    """Submit, and try again while the agent that takes jobs is still starting: it comes up after the cluster does."""
+    """Submit a job; retry while the agent that accepts jobs is starting, which is later ready than the cluster."""
     deadline = time.monotonic() + _AGENT_START_SECONDS
     while True:
         try:
@@ -700,14 +706,14 @@ def _submit_when_ready(client: JobSubmissionClient, submission: dict[str, Any]) 
 @cache  # once in a process
 def _warn_about_versions(url: str, theirs: Versions, here: Versions) -> None:
     text = (
-        f"the cluster at {url} runs {theirs}, this process {here}: jobs get along with that, actions that use Ray "
-        "themselves may not"
+        f"the cluster at {url} runs {theirs}, but this process runs {here}: jobs work, but actions that use Ray "
+        "themselves may fail"
     )
     warnings.warn(text, VersionMismatchWarning, stacklevel=2)
 
 
 def _summary(details: Any) -> JobSummary:
-    """Return what Ray's details of a job tell, which count in milliseconds."""
+    """Convert Ray's details of a job, whose times are in milliseconds."""
     started, ended = details.start_time, details.end_time or time.time() * 1000
     return JobSummary(
         id=details.submission_id,

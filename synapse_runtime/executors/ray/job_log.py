@@ -1,10 +1,10 @@
-"""A job's log as a channel: what the action printed, in clear, with events and the run as frames in between.
+"""A job's log as a channel: the action's output as plain text, interleaved with frames for events and the run.
 
-Only the job's supervisor writes the log, so nothing an action prints can pass for a frame: text that holds the
-mark of a frame travels inside one. The reader needs the log alone. A frame is one or more lines:
+Only the job's supervisor writes the log, so nothing that an action prints is mistaken for a frame: text that contains
+the mark of a frame is itself sent in a frame. The reader needs the log only. A frame is one or more lines:
 
     RS kind SP base64 LF            the last line of a frame; RS is the character 0x1E
-    RS "+" SP base64 LF             a line before it, where the payload is long
+    RS "+" SP base64 LF             a line before it, if the payload is long
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 MARK: Final = "\x1e"
 _LINE_BYTES = 24_000
 
-# Kinds of frames: the start (before it, the log is Ray's own), a switch of stream, output that is no plain text,
-# pickled events, the packed run, and how the action's process ended.
+# Kinds of frames: the start (before it, the log is Ray's own), a switch of stream, output that is not plain text,
+# pickled events, the encoded run, and how the action's process ended.
 START, STDOUT, STDERR, RAW, EVENTS, RUN, EXIT = "start", "out", "err", "raw", "events", "run", "exit"
 
 
@@ -37,7 +37,7 @@ class Frame(NamedTuple):
 
 
 def frame(kind: str, payload: bytes = b"") -> bytes:
-    """Return a frame as it stands in the log."""
+    """Encode a frame for the log."""
     parts = [payload[i : i + _LINE_BYTES] for i in range(0, len(payload), _LINE_BYTES)] or [b""]
     lines = [f"{MARK}+ ".encode() + base64.b64encode(part) + b"\n" for part in parts[:-1]]
     lines.append(f"{MARK}{kind} ".encode() + base64.b64encode(parts[-1]) + b"\n")
@@ -45,13 +45,13 @@ def frame(kind: str, payload: bytes = b"") -> bytes:
 
 
 class LogWriter:
-    """Turns chunks of two streams into the bytes of the log."""
+    """Encodes chunks of two streams as bytes of the log."""
 
     def __init__(self) -> None:
         self._stream = STDOUT
 
     def output(self, stream: str, data: bytes) -> bytes:
-        """Return what to write for a chunk of output.
+        """Encode a chunk of output.
 
         Args:
             stream: `STDOUT` or `STDERR`.
@@ -63,7 +63,7 @@ class LogWriter:
 
 
 def _is_plain_text(data: bytes) -> bool:
-    # Ray reads the log as text, with universal newlines: CR would come back as LF.
+    # Ray reads the log as text with universal newlines, which turns CR into LF.
     if b"\x1e" in data or b"\r" in data:
         return False
     try:
@@ -74,16 +74,16 @@ def _is_plain_text(data: bytes) -> bool:
 
 
 def may_end(text: str) -> bool:
-    """Tell whether a piece of a log holds a frame after which the job ends. One that was cut may not be noticed."""
+    """Return whether a piece of a log contains a final frame of a job. A frame that is cut in two may be missed."""
     return f"{MARK}{RUN} " in text or f"{MARK}{EXIT} " in text
 
 
 class LogReader:
-    r"""Reads a log that comes in pieces, cut anywhere.
+    r"""Reads a log in pieces, which may be cut anywhere.
 
     Args:
-        job_id: The job's id. Ray adds a line of its own to the log while the job starts, and it may come late, in the
-            middle of what the action prints: with the id it is known, and left out.
+        job_id: The job's id. While a job starts, Ray adds a line of its own to the log, which may appear late, within
+            the action's output. The id identifies this line, so that it can be removed.
 
     Example:
         >>> reader = LogReader()
@@ -97,20 +97,20 @@ class LogReader:
     def __init__(self, job_id: str | None = None) -> None:
         self.preamble = ""
         self._started = False
-        self._rays_words = "" if job_id is None else f"Running entrypoint for job {job_id}: "
+        self._ray_prefix = "" if job_id is None else f"Running entrypoint for job {job_id}: "
         self._stream = STDOUT
         self._rest = ""
         self._parts: list[bytes] = []
         self._decoders = {s: codecs.getincrementaldecoder("utf-8")(errors="replace") for s in (STDOUT, STDERR)}
 
     def feed(self, text: str) -> Iterator[Output | Frame]:
-        """Take the next piece of the log; yield what is complete by now."""
+        """Add the next piece of the log; yield the items that are complete."""
         text = self._rest + text
         position = 0
         while position < len(text):
             mark = text.find(MARK, position)
             if mark != position:
-                end = mark if mark >= 0 else position + self._certain(text[position:])
+                end = mark if mark >= 0 else position + self._complete_length(text[position:])
                 yield from self._text(text[position:end])
                 position = end
                 if mark < 0:
@@ -124,25 +124,25 @@ class LogReader:
         self._rest = text[position:]
 
     def close(self) -> Iterator[Output]:
-        """Yield what is left: there is no more of the log."""
-        rest, self._rest, self._rays_words = self._rest, "", ""
+        """Yield the rest at the end of the log."""
+        rest, self._rest, self._ray_prefix = self._rest, "", ""
         if not rest.startswith(MARK):
             yield from self._text(rest)
 
-    def _certain(self, text: str) -> int:
-        """Return how much of the text at the end of a piece is no beginning of Ray's line."""
-        if not self._started or not self._rays_words:
+    def _complete_length(self, text: str) -> int:
+        """Return the length of the text at the end of a piece without a possible beginning of Ray's line."""
+        if not self._started or not self._ray_prefix:
             return len(text)
-        at = text.find(self._rays_words)
+        at = text.find(self._ray_prefix)
         if at >= 0:
             return len(text) if "\n" in text[at:] else at
-        cut = next((size for size in range(len(self._rays_words), 0, -1) if text.endswith(self._rays_words[:size])), 0)
+        cut = next((size for size in range(len(self._ray_prefix), 0, -1) if text.endswith(self._ray_prefix[:size])), 0)
         return len(text) - cut
 
-    def _without_rays_line(self, text: str) -> str:
-        before, words, line = text.partition(self._rays_words) if self._rays_words else (text, "", "")
-        if words:
-            self._rays_words = ""  # which it says once
+    def _remove_ray_line(self, text: str) -> str:
+        before, prefix, line = text.partition(self._ray_prefix) if self._ray_prefix else (text, "", "")
+        if prefix:
+            self._ray_prefix = ""  # Ray logs it once
         return before + line.partition("\n")[2]
 
     def _line(self, line: str) -> Iterator[Output | Frame]:
@@ -159,21 +159,21 @@ class LogReader:
         else:
             if kind == START:
                 self._started = True
-                self._rays_words = "" if self._rays_words in self.preamble else self._rays_words
+                self._ray_prefix = "" if self._ray_prefix in self.preamble else self._ray_prefix
             if kind in (RUN, EXIT):
-                yield from self._cut_characters()
+                yield from self._incomplete_characters()
             yield Frame(kind, payload)
 
     def _text(self, text: str) -> Iterator[Output]:
         if self._started:
-            text = self._without_rays_line(text)
-            # Plain text never goes on with a character that was cut in two: what was kept of one belongs before it.
+            text = self._remove_ray_line(text)
+            # Plain text never continues a character that was cut in two: an incomplete one belongs before it.
             yield from self._output(self._decoders[self._stream].decode(b"", final=True) + text)
         else:
             self.preamble += text
 
-    def _cut_characters(self) -> Iterator[Output]:
-        """Yield what is left of characters whose end never came."""
+    def _incomplete_characters(self) -> Iterator[Output]:
+        """Yield the rest of characters whose end is missing."""
         for stream, decoder in self._decoders.items():
             self._stream = stream
             yield from self._output(decoder.decode(b"", final=True))

@@ -1,10 +1,10 @@
-"""The process that a Ray job starts: a supervisor, with the action in a child process.
+"""The entrypoint of a Ray job: a supervisor process that runs the action in a child process.
 
-The supervisor alone writes the job's log (see `job_log`). It outlives whatever the action does to its own process,
-so that output is complete and the way it ended is known even after a crash.
+Only the supervisor writes the job's log (see `job_log`). It keeps running if the action's process crashes, so that the
+output is complete and the exit of the process is reported.
 
-Started as `python -m synapse_runtime.executors.ray.job_supervisor FILE`; the file holds the request. It is
-below the working directory, or below one that modules are imported from.
+Started as `python -m synapse_runtime.executors.ray.job_supervisor FILE`, where the file contains the request. It is in
+the working directory, or in a directory on `sys.path`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from synapse_runtime.executors.ray import job_log
 from synapse_runtime.executors.worker import restore_temp_dir, serve
 
 _READ_BYTES = 65536
-# After the action's process has ended, something it started may still hold its output open: not for longer.
+# How long to read output after the action's process has ended, if a process that it started keeps the pipe open.
 _OUTPUT_SECONDS = 1.0
-# After the run is in, how long the interpreter may take to end: threads that the action left go on until then.
-_END_SECONDS = 5.0
-# Beyond the worker's own grace for an action that is past its time limit.
+# How long the interpreter may take to exit after the run was sent: threads left by the action keep running until then.
+_EXIT_SECONDS = 5.0
+# Extra time after the worker's own grace period for an action that has exceeded its timeout.
 _TIMEOUT_SECONDS = 2.0
 
 
 def main() -> None:
-    """Serve the request in the file that the command line names."""
-    places = [os.path.abspath(path) for path in ("", *sys.path)]
-    root = next((path for path in places if os.path.isfile(os.path.join(path, sys.argv[1]))), None)
+    """Serve the request in the file named on the command line."""
+    directories = [os.path.abspath(path) for path in ("", *sys.path)]
+    root = next((path for path in directories if os.path.isfile(os.path.join(path, sys.argv[1]))), None)
     if root is None:
-        sys.exit(f"the call, {sys.argv[1]}, did not arrive: it is in none of {', '.join(dict.fromkeys(places))}")
+        sys.exit(f"request file {sys.argv[1]} not found in any of {', '.join(dict.fromkeys(directories))}")
     try:
         request = _read_request(Path(root, sys.argv[1]))
-    except VersionMismatch:  # the caller finds both versions in the answer
+    except VersionMismatch:  # the caller reports both versions
         sys.stdout.buffer.write(job_log.frame(job_log.RUN, VERSION_LINE))
         return
     remove_import_path(root)
@@ -59,8 +59,8 @@ def main() -> None:
     receive, send = Pipe(duplex=False)
     stdout, stderr = os.pipe(), os.pipe()
     crash_log, oom_kills = CrashLog(), kernel_oom_kills()
-    gc.freeze()  # what is imported by now stays to the end: the child need not go through it, and so copy it
-    # A stop that comes now waits until the supervisor can pass it on.
+    gc.freeze()  # keeps the child's garbage collector from touching, and so copying, the memory of imported modules
+    # SIGTERM is blocked until the supervisor can forward it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child == 0:
@@ -78,31 +78,31 @@ def main() -> None:
     status = supervisor.run()
     if status is None:
         sys.exit(0)
-    death = parse_crash_log(crash_log.read(), status, out_of_memory=kernel_oom_kills() > oom_kills)
-    death = replace(death, timed_out=death.timed_out or supervisor.timed_out)
+    process_exit = parse_crash_log(crash_log.read(), status, out_of_memory=kernel_oom_kills() > oom_kills)
+    process_exit = replace(process_exit, timed_out=process_exit.timed_out or supervisor.timed_out)
     if path_map is not None:
-        death = replace(death, stack=path_map.to_caller(death.stack))
-    told = {"death": asdict(death), "duration": supervisor.duration}
-    supervisor.write(job_log.frame(job_log.EXIT, json.dumps(told).encode()))
+        process_exit = replace(process_exit, stack=path_map.to_caller(process_exit.stack))
+    report = {"process_exit": asdict(process_exit), "duration": supervisor.duration}
+    supervisor.write(job_log.frame(job_log.EXIT, json.dumps(report).encode()))
     sys.exit(1)
 
 
 def _read_request(file: Path) -> CallRequest:
-    """Read the request and delete its file: on the node's disk it would stay for long, and it may hold secrets."""
+    """Read the request and delete its file, which may contain secrets and would remain on the node for long."""
     data = file.read_bytes()
-    with contextlib.suppress(PermissionError):  # of another user's than unpacked it: Ray deletes it in time
+    with contextlib.suppress(PermissionError):  # another user has unpacked it: Ray deletes it in time
         file.unlink()
     return decode_request(data)
 
 
 def _run_child(request: CallRequest, send: Connection, crash_log: CrashLog, path_map: PathMap | None) -> NoReturn:
-    """Run the call and send its run to the supervisor; then end as any Python program does."""
+    """Run the call and send its run to the supervisor; then exit like any Python program."""
     restore_temp_dir()
     crash_log.install()
-    for stream in (sys.stdout, sys.stderr):  # pipes now: lines must not wait for a full buffer
+    for stream in (sys.stdout, sys.stderr):  # now pipes, which are fully buffered by default
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
-    def say(kind: str, payload: bytes = b"") -> None:
+    def report(kind: str, payload: bytes = b"") -> None:
         send.send_bytes(kind.encode() + b" " + payload)
 
     data = serve(
@@ -110,12 +110,12 @@ def _run_child(request: CallRequest, send: Connection, crash_log: CrashLog, path
         mode="job",
         crash_log=crash_log,
         path_map=path_map,
-        on_event=lambda event: say(job_log.EVENTS, _encode_message(event)),
-        on_start=lambda: say("begin"),
+        on_event=lambda event: report(job_log.EVENTS, _encode_message(event)),
+        on_start=lambda: report("begin"),
     )
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    say(job_log.RUN, data)
+    report(job_log.RUN, data)
     sys.exit(0)
 
 
@@ -126,13 +126,13 @@ def _encode_message(value: Any) -> bytes:
 
 
 class _Supervisor:
-    """Writes the log, and watches over the action's process."""
+    """Writes the log and monitors the action's process."""
 
     def __init__(self, child: int, channel: Connection, stdout: int, stderr: int, timeout: float | None) -> None:
         self._child = child
         self._timeout = timeout
         self._kill_at = float("inf")
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         self.duration = 0.0
         self.timed_out = False
         self._run: bytes | None = None
@@ -143,26 +143,26 @@ class _Supervisor:
         self._selector.register(channel, selectors.EVENT_READ, lambda: self._message(channel))
 
     def run(self) -> int | None:
-        """Follow the action to its end; return None if it brought a run, else how its process ended."""
+        """Wait until the action has ended; return None if it has sent a run, else its process's exit status."""
         signal.signal(signal.SIGTERM, self._forward_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         where = {"host": socket.gethostname(), "pid": self._child}
         self.write(job_log.frame(job_log.START, json.dumps(where).encode()))
         status = self._follow()
         if self._run is None:
-            self.duration = time.monotonic() - self._began
+            self.duration = time.monotonic() - self._started_at
             return status
         self.write(job_log.frame(job_log.RUN, self._run))
         return None
 
     def write(self, data: bytes) -> None:
-        """Add to the log."""
+        """Append data to the log."""
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
 
     def _follow(self) -> int:
-        """Copy output and messages until the process has ended and all is read; return its exit code."""
+        """Copy output and messages until the process has ended and everything is read; return its exit code."""
         status: int | None = None
         until = float("inf")
         while self._selector.get_map() and time.monotonic() < until:
@@ -198,12 +198,12 @@ class _Supervisor:
             self._selector.unregister(channel)
             return
         if kind == b"begin":
-            self._began = time.monotonic()
+            self._started_at = time.monotonic()
             if self._timeout is not None:
-                self._kill_at = self._began + self._timeout + _TIMEOUT_SECONDS
+                self._kill_at = self._started_at + self._timeout + _TIMEOUT_SECONDS
         elif kind == job_log.RUN.encode():
             self._run = payload
-            self._kill_at = time.monotonic() + _END_SECONDS
+            self._kill_at = time.monotonic() + _EXIT_SECONDS
         elif kind == job_log.EVENTS.encode():
             self.write(job_log.frame(job_log.EVENTS, payload))
 

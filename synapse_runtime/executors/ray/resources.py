@@ -1,4 +1,4 @@
-"""What a call asks of a cluster: checked, measured against what the cluster has, and told to people."""
+"""Resources that a call requests of a cluster: validation, comparison with what the cluster has, and error messages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from synapse_runtime.errors import ClusterError
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-# How long a call waits for what others hold at the moment, if it is not told.
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
+# How long a call waits by default for resources that other workers hold.
 WAIT_SECONDS = 60.0
-# Ray's names of what our options ask for.
+# Ray's names of the resources that our options request.
 _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
-# Those that have an option of their own, and one that is Ray's business.
+# Not custom: those with an option of their own, and one that only Ray uses.
 _NOT_CUSTOM = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory", "object_store_memory": None}
 
 
@@ -23,16 +23,16 @@ def checked_resources(
     memory: int | str | None = None,
     resources: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return what was asked for as Ray's options.
+    """Validate requested resources and return them as Ray's options.
 
     Args:
-        num_cpus: CPUs, at least 0.
-        num_gpus: GPUs, at least 0; a part of one, or whole ones.
-        memory: Bytes, or text such as `"2GB"` (2 × 1000³ bytes) or `"512MiB"` (512 × 1024² bytes).
+        num_cpus: Number of CPUs, at least 0.
+        num_gpus: Number of GPUs, at least 0: a fraction of one, or a whole number.
+        memory: Memory in bytes, or text such as `"2GB"` (2 × 1000³ bytes) or `"512MiB"` (512 × 1024² bytes).
         resources: Custom resources of the cluster's nodes, by name.
 
     Raises:
-        ValueError: Something is of the wrong kind; names it.
+        ValueError: An argument is invalid; the error names it.
 
     Example:
         >>> checked_resources(num_cpus=2, memory="1.5GiB", resources={"accelerator": 1})
@@ -52,20 +52,22 @@ def checked_resources(
 
 
 def _custom(name: Any) -> str:
-    """Return how messages call a custom resource, if it can be one."""
+    """Check the name of a custom resource, and return how messages refer to it."""
     if not isinstance(name, str) or not name:
-        raise ValueError(f"the name of a resource must be a text, not {name!r}")
+        raise ValueError(f"the name of a resource must be a non-empty string, not {name!r}")
     if name in _NOT_CUSTOM:
         option = _NOT_CUSTOM[name]
-        raise ValueError(f"resources cannot hold {name!r}" + (f": use {option}" if option else ", which is Ray's own"))
+        raise ValueError(
+            f"resources cannot contain {name!r}" + (f": use {option}" if option else ", which Ray manages itself")
+        )
     return f"resources[{name!r}]"
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+        raise ValueError(f"{name} must be a non-negative number, not {value!r}")
     if name == "num_gpus" and value > 1 and value % 1:
-        raise ValueError(f"num_gpus must be a part of one GPU or whole ones, not {value!r}")
+        raise ValueError(f"num_gpus must be a fraction of one GPU or a whole number, not {value!r}")
     return value
 
 
@@ -84,7 +86,7 @@ def _bytes(value: Any) -> int:
 
 
 def requested_by(options: Mapping[str, Any]) -> dict[str, float]:
-    """Return Ray's options as amounts by Ray's names of resources.
+    """Return the amounts in Ray's options, by Ray's names of resources.
 
     Example:
         >>> requested_by({"num_cpus": 2, "resources": {"accelerator": 1}})
@@ -93,52 +95,62 @@ def requested_by(options: Mapping[str, Any]) -> dict[str, float]:
     return {_NAMES[name]: options[name] for name in _NAMES if name in options} | dict(options.get("resources", {}))
 
 
-def require_resources(options: Mapping[str, Any], nodes: Iterable[Mapping[str, float]]) -> None:
-    """Raise `ClusterError` where the cluster can never give what was asked for: nobody would ever answer.
+def require_resources(
+    options: Mapping[str, Any], nodes: Iterable[Mapping[str, float]], *, is_managed: bool = False
+) -> None:
+    """Raise `ClusterError` if the cluster can never satisfy the request: Ray would wait for ever.
 
-    A worker is on one node, so one node must have it all.
+    A worker runs on one node, so one node must have all of it.
 
     Args:
         options: What `checked_resources` returned.
-        nodes: What each of the cluster's nodes has, by Ray's names.
+        nodes: The resources of each of the cluster's nodes, by Ray's names.
+        is_managed: Whether synapse started the cluster, so that the error can suggest starting it with more GPUs.
     """
-    asked, nodes = requested_by(options), [*nodes]
-    for name, amount in asked.items():
+    requested, nodes = requested_by(options), [*nodes]
+    for name, amount in requested.items():
         total = sum(node.get(name, 0) for node in nodes)
         if amount > total:
+            hint = ""
+            if is_managed and name == "GPU":
+                gpus = math.ceil(amount)
+                hint = (
+                    f"; add --synapse-num-gpus={gpus} (pytest) or run synapse cluster up --gpus={gpus} "
+                    "(they need not be real)"
+                )
             raise ClusterError(
-                f"asked for {_option(name, amount)}, but the cluster has {_amount(name, total)} in all "
-                f"({readable(_sum(nodes), asked)})"
+                f"requested {_option(name, amount)}, but the cluster has {_total(name, total)} "
+                f"({readable(_sum(nodes), requested)}){hint}"
             )
-    if asked and not any(fits(asked, node) for node in nodes):
+    if requested and not any(fits(requested, node) for node in nodes):
         raise ClusterError(
-            f"asked for {describe(options)}, which a worker needs on one node, but no node of the cluster has that: "
-            + "; ".join(_counted([readable(node, asked) for node in nodes]))
+            f"requested {describe(options)}, which a worker needs on one node, but no node of the cluster has that "
+            "much: " + "; ".join(_counted([readable(node, requested) for node in nodes]))
         )
 
 
 def no_room(address: str, options: Mapping[str, Any], free: Mapping[str, float], waited: float) -> ClusterError:
-    """Return the error of a wait for resources that others hold.
+    """Return the error of a timeout while other workers hold the resources.
 
     Args:
-        address: The cluster's.
+        address: The cluster's address.
         options: What `checked_resources` returned.
-        free: What the cluster has free, all nodes together, by Ray's names.
-        waited: How long, in seconds.
+        free: The available resources of all nodes together, by Ray's names.
+        waited: How long the call has waited, in seconds.
     """
     return ClusterError(
-        f"the cluster at {address} gave no worker within {waited:g} s: asked for {describe(options)}; free, on "
-        f"all nodes together, is {readable(free, requested_by(options))}"
+        f"no worker could be scheduled on {address} within {waited:g} s: requested {describe(options)}; available on "
+        f"all nodes together: {readable(free, requested_by(options))}"
     )
 
 
-def fits(asked: Mapping[str, float], there: Mapping[str, float]) -> bool:
-    """Tell whether there is as much as was asked for of each; both by Ray's names."""
-    return all(amount <= there.get(name, 0) for name, amount in asked.items())
+def fits(requested: Mapping[str, float], available: Mapping[str, float]) -> bool:
+    """Return whether enough of each requested resource is available; both by Ray's names."""
+    return all(amount <= available.get(name, 0) for name, amount in requested.items())
 
 
 def describe(options: Mapping[str, Any]) -> str:
-    """Return what was asked for, as the caller wrote it.
+    """Return the requested resources as the caller wrote them.
 
     Example:
         >>> describe({"num_gpus": 2, "memory": 2_000_000_000, "resources": {"accelerator": 1}})
@@ -147,14 +159,14 @@ def describe(options: Mapping[str, Any]) -> str:
     return ", ".join(_option(name, amount) for name, amount in requested_by(options).items())
 
 
-def readable(resources: Mapping[str, float], asked: Mapping[str, float] | None = None) -> str:
-    """Return resources as text for people: CPUs and GPUs, and whatever else was asked for.
+def readable(resources: Mapping[str, float], requested: Mapping[str, float] | None = None) -> str:
+    """Return resources as readable text: CPUs, GPUs, and what else was requested.
 
     Example:
         >>> readable({"CPU": 2.0, "memory": 8e9, "node:10.0.0.1": 1.0}, {"memory": 1e9})
         'CPU 2, GPU 0, memory 8.0GB'
     """
-    names = dict.fromkeys(("CPU", "GPU", *(asked or ())))
+    names = dict.fromkeys(("CPU", "GPU", *(requested or ())))
     return ", ".join(f"{name} {_plain(name, resources.get(name, 0))}" for name in names)
 
 
@@ -165,8 +177,17 @@ def _option(name: str, amount: float) -> str:
     return f"resources={{{name!r}: {amount:g}}}"
 
 
-def _amount(name: str, amount: float) -> str:
-    return f"{_plain(name, amount)} {name}"
+def _total(name: str, amount: float) -> str:
+    """Return the total of a resource in words, such as `4 CPUs in total` or `no GPUs`.
+
+    Example:
+        >>> _total("GPU", 0), _total("GPU", 1), _total("memory", 4e9), _total("tpu", 2)
+        ('no GPUs', '1 GPU in total', '4.0GB of memory in total', '2 tpu in total')
+    """
+    noun = {"CPU": "CPU" if amount == 1 else "CPUs", "GPU": "GPU" if amount == 1 else "GPUs"}.get(name, name)
+    if amount == 0:
+        return f"no {noun}"
+    return f"{_plain(name, amount)} {'of ' if name == 'memory' else ''}{noun} in total"
 
 
 def _plain(name: str, amount: float) -> str:
@@ -180,5 +201,5 @@ def _sum(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _counted(texts: Sequence[str]) -> list[str]:
-    """Return each text once, with how often it is there: a hundred nodes of one kind are one line."""
+    """Return each text once, with its count, so that a hundred equal nodes take one line."""
     return [f"{texts.count(text)} × {text}" if texts.count(text) > 1 else text for text in sorted(set(texts))]

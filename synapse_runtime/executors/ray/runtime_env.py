@@ -1,4 +1,4 @@
-"""What goes along with calls to a cluster that does not see our disk: the plugin, what it requires, this runtime."""
+"""Runtime environments for clusters that do not share this file system: the plugin, its requirements, this runtime."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
     from synapse_runtime.plugins.plugin import Plugin
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 _DISTRIBUTION: Final = "pytest-synapse-harness"
 _REQUIREMENTS: Final = "requirements.txt"
-# Where Ray has put the plugin when it installs what that requires; the installers read it in their own ways.
+# The plugin's directory on the node while Ray installs its requirements; each installer expands it in its own way.
 _NODE_DIRECTORY: Final = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 _REFERENCE: Final = re.compile(r"^(?:-r|-c|--requirement|--constraint)[ =]*(?P<path>\S+)", re.MULTILINE)
 _INSTALLERS: Final = ("pip", "uv", "conda")
-# Ray's own limit for making a worker's surroundings, unless the config file's `runtime_env` sets another.
+# Ray's default timeout for creating a runtime environment, unless the config file's `runtime_env` sets another.
 _SETUP_SECONDS: Final = 600.0
 _TRANSFER_SECONDS: Final = 60.0
 _SHOWN_LINES: Final = 12
 
 
 class RuntimeEnvBuilder:
-    """Makes what a worker on such a cluster needs, for the calls of one plugin.
+    """Builds the runtime environment of workers on such a cluster, for the calls of one plugin.
 
     Args:
-        plugin: The plugin; None where actions are classes and functions alone.
-        debug_sdk: Whether this runtime goes along too, instead of the one that the cluster's nodes have.
+        plugin: The plugin; None if actions are classes and functions only.
+        debug_sdk: Whether to upload this runtime too, instead of using the one installed on the cluster's nodes.
     """
 
     def __init__(self, plugin: Plugin | None, *, debug_sdk: bool = False) -> None:
@@ -57,19 +57,19 @@ class RuntimeEnvBuilder:
         return (None if self._plugin is None else str(self._plugin.config_path), self._debug_sdk)
 
     def build(self, send: Callable[[Package], str]) -> dict[str, Any]:
-        """Return Ray's `runtime_env` for a worker, once what it names is on the cluster.
+        """Upload what a worker needs, and return Ray's `runtime_env` for it.
 
         Args:
-            send: Sends a package unless the cluster has it; returns its address there.
+            send: Uploads a package unless the cluster has it; returns its URI there.
 
         Raises:
-            ConfigError: The plugin is too large, or what its config file asks for cannot be had; names file and line.
+            ConfigError: The plugin is too large, or its config file is invalid; the error names file and line.
         """
         manifest = Manifest() if self._plugin is None else self._plugin.manifest
         environment = copy.deepcopy(manifest.runtime_env)
         excludes = environment.pop("excludes", None) or []
         self._check(environment)
-        lines = _runtimes_own_requirements() if self._debug_sdk else []
+        lines = _runtime_requirements() if self._debug_sdk else []
         if self._plugin is not None:
             root, wheels = self._plugin.root, self._wheels(manifest)
             always = [*_requirement_files(root), self._plugin.config_path.name, *wheels]  # type: ignore[union-attr]
@@ -87,28 +87,29 @@ class RuntimeEnvBuilder:
     def _check(self, environment: dict[str, Any]) -> None:
         if environment.get("working_dir"):
             raise self._config_error(
-                "the working directory is the plugin's own: remove working_dir", "runtime_env", "working_dir"
+                "the plugin's directory is always the working directory: remove working_dir",
+                *("runtime_env", "working_dir"),
             )
         for module in environment.get("py_modules") or ():
             if "://" not in str(module):
                 raise self._config_error(
-                    f"py_modules: {str(module)!r} is no URI; what is in the plugin's directory travels with it",
+                    f"py_modules: {str(module)!r} is not a URI; files in the plugin's directory are uploaded with it",
                     *("runtime_env", "py_modules"),
                 )
 
     def _wheels(self, manifest: Manifest) -> list[str]:
-        """Return the wheels to install, as paths from the plugin's directory."""
+        """Return the wheels to install, relative to the plugin's directory."""
         assert self._plugin is not None
         root = self._plugin.root
         directory = Path(os.path.normpath(root / manifest.wheels_dir))
         if root not in directory.parents and "wheels_dir" in manifest.model_fields_set:
-            raise self._config_error(f"{manifest.wheels_dir!r} is not below the plugin's directory", "wheels_dir")
+            raise self._config_error(f"{manifest.wheels_dir!r} is not in the plugin's directory", "wheels_dir")
         return sorted(path.relative_to(root).as_posix() for path in directory.glob("*.whl"))
 
     def _required(self, root: Path, wheels: list[str]) -> list[str]:
-        """Return lines for the installer: what `requirements.txt` says and the wheels, read where they have come to.
+        """Return lines for the installer: `requirements.txt` and the wheels, referenced by their paths on the node.
 
-        Ray makes an installation for these lines once; so one line, a comment, changes with what is read.
+        Ray creates one installation per set of lines; so a comment line contains a hash of the referenced files.
         """
         files = _requirement_files(root)
         lines = [f"--find-links {_NODE_DIRECTORY}/{wheels[0].rpartition('/')[0]}"] if wheels else []
@@ -116,7 +117,7 @@ class RuntimeEnvBuilder:
         for wheel in wheels:
             projects.setdefault(wheel.rpartition("/")[2].partition("-")[0], []).append(wheel)
         for name, variants in projects.items():
-            # Of several, for as many platforms or versions, the installer knows which one fits.
+            # If there are several, for other platforms or versions, the installer chooses the one that fits.
             lines.append(f"{_NODE_DIRECTORY}/{variants[0]}" if len(variants) == 1 else name)
         if _REQUIREMENTS in files:
             lines.append(f"-r {_NODE_DIRECTORY}/{_REQUIREMENTS}")
@@ -142,8 +143,8 @@ class RuntimeEnvBuilder:
         other = next((name for name in _INSTALLERS if name != manager and environment.get(name)), None)
         if other is not None and lines:
             raise self._config_error(
-                f"{other} and {manager} cannot both install; requirements.txt, wheels and what this runtime needs are "
-                f"installed by {manager}, the package_manager",
+                f"{other} and {manager} cannot be used together; requirements.txt, wheels and the requirements of this "
+                f"runtime are installed with {manager}, the package_manager",
                 *("runtime_env", other),
             )
         if manifest.package_manager_options:
@@ -161,64 +162,65 @@ class RuntimeEnvBuilder:
             raise self._config_error(str(error).strip().partition("\n")[0], "runtime_env") from error
 
     def _config_error(self, problem: str, *keys: str) -> ConfigError:
-        """Return the error of what the config file says at these keys, the first of which it names."""
+        """Return an error about these keys of the config file; its message starts with the first key."""
         path = None if self._plugin is None else self._plugin.config_path
         line = None if path is None else line_of(path.read_text(encoding="utf-8"), keys)
         return ConfigError(f"{keys[0]}: {problem}", path=path, line=line)
 
 
 def setup_seconds(environment: dict[str, Any]) -> float:
-    """Return how long a cluster may take to make a worker in such surroundings, packages installed."""
+    """Return how long a cluster may take to start a worker in this runtime environment, installing packages."""
     if not any(environment.get(name) for name in (*_INSTALLERS, "image_uri", "container")):
         return _TRANSFER_SECONDS
     limit = float((environment.get("config") or {}).get("setup_timeout_seconds", _SETUP_SECONDS))
     return math.inf if limit < 0 else limit + _TRANSFER_SECONDS
 
 
-def setup_error(said: str) -> ClusterError | None:
-    """Return the error of a worker whose surroundings could not be made, from Ray's pages of text.
+def setup_error(message: str) -> ClusterError | None:
+    """Return the error of a runtime environment that could not be created, extracted from Ray's messages.
 
     Args:
-        said: All that Ray tells of a worker or job that did not start.
+        message: All messages of Ray about a worker or job that did not start.
 
     Returns:
-        The error, with the installer's last lines; None where the surroundings are not what is at fault.
+        The error, with the installer's last lines; None if the runtime environment is not the cause.
     """
-    if re.search(r"No module named '?synapse_runtime\b", said):
+    if re.search(r"No module named '?synapse_runtime\b", message):
         return ClusterError(
-            f"the cluster's nodes do not have this runtime: install {_DISTRIBUTION} in their image, or let it travel "
-            "with the plugin: --debug-sdk, pytest --synapse-debug-sdk, or debug_sdk=True in code"
+            f"the cluster's nodes do not have this runtime: install {_DISTRIBUTION} in their image, or upload it with "
+            "the plugin: --debug-sdk, pytest --synapse-debug-sdk, or debug_sdk=True in code"
         )
-    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", said)
-    if missing and "runtime_env setup failed" not in said and "Failed to set up runtime environment" not in said:
+    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", message)
+    if missing and "runtime_env setup failed" not in message and "Failed to set up runtime environment" not in message:
         return ClusterError(
-            f"the cluster's nodes lack {missing[1]!r}, which this runtime needs: install it in their image"
+            f"{missing[1]!r}, which this runtime requires, is not installed on the cluster's nodes: install it in "
+            "their image"
         )
-    if "runtime environment" not in said and "runtime_env" not in said:
+    if "runtime environment" not in message and "runtime_env" not in message:
         return None
-    lines = said.splitlines()
+    lines = message.splitlines()
     starts = [number for number, line in enumerate(lines) if re.match(r"Last \d+ lines of std(out|err):", line.strip())]
     if not starts:
-        told = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|Exception|Timeout)\w*: ", line)]
-        return ClusterError(f"the cluster could not prepare a worker: {told[-1] if told else lines[0].strip()}")
+        reasons = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|Exception|Timeout)\w*: ", line)]
+        return ClusterError(f"the cluster could not set up a worker: {reasons[-1] if reasons else lines[0].strip()}")
     output = []
     for line in lines[starts[-1] + 1 :]:
         if line.strip() and not line.startswith("    "):
             break
         output.append(line[4:])
     shown = "\n  ".join([line for line in output if line.strip()][-_SHOWN_LINES:])
-    command = re.findall(r"Command '?(\[.*?\]|.*?)'? returned non-zero exit status", said)
+    command = re.findall(r"Command '?(\[.*?\]|.*?)'? returned non-zero exit status", message)
     installer = "uv" if command and "'uv'" in command[-1] else "pip"
     return ClusterError(
-        f"what the plugin requires could not be installed on the cluster; {installer}'s last lines:\n  {shown}"
+        f"could not install the plugin's requirements on the cluster; last lines of {installer}:\n  {shown}"
     )
 
 
 def upload_with_ray(package: Package) -> str:
-    """Send a package over this process's connection as a Ray driver, unless the cluster has it; return its URI.
+    """Upload a package over this process's connection as a Ray driver, unless the cluster has it; return its URI.
 
-    Ray does this in `ray.init` for the whole connection, which serves workers of many plugins here; for one actor it
-    takes nothing but the URI, and has no public way to get the package there. tests/ray/test_runtime_env.py watches it.
+    Ray does this in `ray.init` for the whole connection, which serves workers of many plugins here; for a single actor
+    it accepts only a URI, and has no public API for uploading the package. tests/ray/test_runtime_env.py watches it.
     """
     import ray
     from ray._private.runtime_env.packaging import package_exists, pin_runtime_env_uri, upload_package_to_gcs
@@ -230,8 +232,8 @@ def upload_with_ray(package: Package) -> str:
         pin_runtime_env_uri(uri)
 
     try:
-        # Ray deletes a package that nobody refers to any more: not before the worker does.
-        if connected_through_client():  # its server does not answer to this; the cluster's own processes can do it
+        # Ray deletes packages without references: keep it until the worker refers to it.
+        if connected_through_client():  # Ray Client's server does not support this, so a remote task does it
             ray.get(ray.remote(pin).options(num_cpus=0).remote(package.uri), timeout=_TRANSFER_SECONDS)
         else:
             pin_runtime_env_uri(package.uri)
@@ -239,27 +241,27 @@ def upload_with_ray(package: Package) -> str:
             upload_package_to_gcs(package.uri, package.data)
     except (RayError, RuntimeError, OSError) as error:
         size = readable_size(len(package.data))
-        raise ClusterError(f"a package of {size} could not be sent to the cluster: {error}") from error
+        raise ClusterError(f"could not upload a package of {size} to the cluster: {error}") from error
     return package.uri
 
 
 def upload_over_http(client: JobSubmissionClient, package: Package) -> str:
-    """Send a package to a cluster's dashboard, unless the cluster has it; return its URI.
+    """Upload a package to a cluster's dashboard, unless the cluster has it; return its URI.
 
-    The client does this by itself for directories, which it packs anew, by its own rules, for each job; not, before Ray
-    2.60, for zip files. tests/ray/test_runtime_env.py watches the name that is used here.
+    The client itself uploads directories, which it packs for each job by its own rules; before Ray 2.60, it does not
+    upload zip files. tests/ray/test_runtime_env.py watches the name that is used here.
     """
-    address = "/api/packages/" + package.uri.replace("://", "/")
-    answer = client._do_request("GET", address)
-    if answer.status_code == 404:
-        answer = client._do_request("PUT", address, data=package.data)
-    if answer.status_code != 200:
-        raise RuntimeError(f"Request failed with status code {answer.status_code}: {answer.text}")
+    path = "/api/packages/" + package.uri.replace("://", "/")
+    response = client._do_request("GET", path)
+    if response.status_code == 404:
+        response = client._do_request("PUT", path, data=package.data)
+    if response.status_code != 200:
+        raise RuntimeError(f"Request failed with status code {response.status_code}: {response.text}")
     return package.uri
 
 
 def _requirement_files(root: Path) -> list[str]:
-    """Return `requirements.txt` and the files that it refers to, as paths from the plugin's directory."""
+    """Return `requirements.txt` and the files that it refers to, relative to the plugin's directory."""
     found: list[str] = []
     waiting = [_REQUIREMENTS]
     while waiting:
@@ -268,14 +270,14 @@ def _requirement_files(root: Path) -> list[str]:
         if name in found or name.startswith("..") or os.path.isabs(name) or not path.is_file():
             continue
         found.append(name)
-        with contextlib.suppress(UnicodeDecodeError):  # the installer tells better
+        with contextlib.suppress(UnicodeDecodeError):  # the installer reports it
             for match in _REFERENCE.finditer(path.read_text(encoding="utf-8")):
                 waiting.append(os.path.join(os.path.dirname(name), match["path"]))
     return found
 
 
-def _runtimes_own_requirements() -> list[str]:
-    """Return what this runtime requires, for nodes that do not have it."""
+def _runtime_requirements() -> list[str]:
+    """Return the requirements of this runtime, for nodes that do not have it."""
     from packaging.requirements import Requirement
 
     def plain(lines: list[str]) -> Iterator[str]:
@@ -287,10 +289,10 @@ def _runtimes_own_requirements() -> list[str]:
     try:
         return list(plain(importlib.metadata.requires(_DISTRIBUTION) or []))
     except importlib.metadata.PackageNotFoundError:
-        return []  # it is not installed here but found on `sys.path`: nobody knows what it requires
+        return []  # imported from `sys.path` without being installed: its requirements are unknown
 
 
-# Packers keep what they have packed, of one directory while it is unchanged.
+# Builders keep their last package, so an unchanged directory is packed once.
 @functools.lru_cache(maxsize=4)
 def _package_builder(root: Path, always: tuple[str, ...], excludes: tuple[str, ...]) -> PackageBuilder:
     return PackageBuilder(root, always=always, excludes=excludes)

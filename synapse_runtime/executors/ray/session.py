@@ -1,6 +1,6 @@
-"""What the Ray executors of a test session share: the cluster of the run, warm workers, jobs to close at the end.
+"""State shared by the Ray executors of a test session: the cluster of the run, warm workers, jobs to close at the end.
 
-Importing this imports the standard library only: pytest does it in every session, with Ray or without.
+Only the standard library is imported here, because pytest imports this module in every session, even without Ray.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
     from synapse_runtime.executors.ray.task import WarmWorker
 
-# Options that size or keep the cluster that a run starts.
+# Options that apply only to a cluster that the run starts.
 _CLUSTER_OPTIONS = ("num_cpus", "num_gpus", "keep_cluster")
 
 
 class RaySession:
-    """What the Ray executors of one pytest process share.
+    """State shared by the Ray executors of one pytest process.
 
     Args:
         options: The session's options: `ray_address`, `num_cpus`, `num_gpus`, `keep_cluster`, `debug_sdk`.
@@ -40,16 +40,16 @@ class RaySession:
         self._is_distributed = shared is not None  # one of several processes that use the run's cluster
         self._workers: dict[tuple[Any, ...], WarmWorker] = {}
         self._cleanup = contextlib.ExitStack()
-        self._jobs_wanted = False
+        self._needs_jobs = False
         self._check(options)
-        # A session inside another session takes part in the run of that one.
+        # A session inside another session belongs to the run of the outer one.
         self._started_run = not current_spec.is_set
         if self._started_run:
             spec = ClusterSpec(num_cpus=options["num_cpus"], num_gpus=options["num_gpus"], keep=options["keep_cluster"])
             current_spec.set(spec if shared is None else ClusterSpec(**shared))
 
     def share(self) -> dict[str, Any]:
-        """Return what another process of this run needs to use the same cluster, as plain data."""
+        """Return, as plain data, what another process of this run needs to use the same cluster."""
         return asdict(current_spec.get())
 
     @staticmethod
@@ -60,7 +60,7 @@ class RaySession:
         checked_resources(**resources)
 
     def describe(self) -> str:
-        """Return in a few words which cluster will be used, without connecting to it."""
+        """Describe in a few words which cluster will be used, without connecting to it."""
         from synapse_runtime.executors.ray.cluster.resolve import describe
 
         return f"cluster: {describe(self._address)}"
@@ -74,39 +74,39 @@ class RaySession:
         return max_test_processes()
 
     def start_in_background(self, modes: set[str]) -> None:
-        """Start the run's cluster if it needs one and has none, without waiting for it.
+        """Start the run's cluster if one is needed and not running, without waiting for it.
 
         Args:
             modes: The modes that will be used.
         """
         from synapse_runtime.executors.ray.cluster.resolve import start_in_background
 
-        self._jobs_wanted = "job" in modes
-        start_in_background(self._address, jobs=self._jobs_wanted)
+        self._needs_jobs = "job" in modes
+        start_in_background(self._address, jobs=self._needs_jobs)
 
     @contextlib.contextmanager
     def executor(
         self, mode: str, resources: Mapping[str, Any], *, fresh: bool, strict: bool, **options: Any
     ) -> Iterator[Executor]:
-        """Return the executor of one test; what belongs to that test alone is closed after the block.
+        """Yield the executor of one test. A worker that only this test uses is closed after the block.
 
         Args:
             mode: `task` or `job`.
-            resources: What a worker requests of the cluster.
-            fresh: Whether the test gets a worker of its own.
-            strict: Only local mode has a choice.
+            resources: Resources that a worker requests of the cluster.
+            fresh: Whether the test gets its own worker.
+            strict: Ignored: only local mode has a choice.
             **options: Further arguments of the executor.
         """
         if mode == "task":
             from synapse_runtime.executors.ray.task import RayActorExecutor
 
-            # The other processes of the run would wait for what a warm worker holds.
-            alone = fresh or (self._is_distributed and any(resources.values()))
-            worker = self._new_worker(resources) if alone else self._worker(resources)
+            # A warm worker would hold its resources while other processes of the run wait for them.
+            is_dedicated = fresh or (self._is_distributed and any(resources.values()))
+            worker = self._new_worker(resources) if is_dedicated else self._worker(resources)
             try:
                 yield RayActorExecutor(worker=worker, debug_sdk=self._debug_sdk, **options)
             finally:
-                if alone:
+                if is_dedicated:
                     worker.close()
             return
         from synapse_runtime.executors.ray.job import RayJobsApiExecutor
@@ -156,4 +156,4 @@ class RaySession:
     def _new_worker(self, resources: Mapping[str, Any]) -> WarmWorker:
         from synapse_runtime.executors.ray.task import WarmWorker
 
-        return WarmWorker(self._address, jobs=self._jobs_wanted, **resources)
+        return WarmWorker(self._address, jobs=self._needs_jobs, **resources)

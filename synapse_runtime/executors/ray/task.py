@@ -65,20 +65,20 @@ from synapse_runtime.loggers import Logger
 if TYPE_CHECKING:
     from synapse_runtime.plugins.plugin import Plugin
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-# How often a caller that waits looks whether the cluster is still there.
-_LOOK_SECONDS = 1.0
-# How long beyond an action's limit a worker may be silent, for large params on their way. It ends itself at the limit,
-# unless it is stopped altogether.
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
+# How often a waiting caller checks that the cluster is alive.
+_CHECK_SECONDS = 1.0
+# How long after an action's timeout a worker may still respond, so that large params have time to arrive. The worker
+# enforces the timeout itself, unless it hangs.
 _OVERDUE_SECONDS = 15.0
-# Ray's words for an actor that died because its machine, or ours, is gone from the cluster.
+# Ray's messages for an actor that died because its node, or the caller's, has left the cluster.
 _NODE_LOST = ("owner has died", "node has crashed", "node has died")
-# As much of a dead worker's output as is worth reading.
+# How much output of a dead worker to read.
 _LAST_BYTES = 16_000_000
 
 
 class WorkerInfo(NamedTuple):
-    """Where a worker is: host, pid, Ray's id of the node; its own descriptors of stdout, stderr and its notes."""
+    """A worker's host, pid, Ray's id of its node, and its file descriptors of stdout, stderr and crash log."""
 
     host: str
     pid: int
@@ -87,10 +87,10 @@ class WorkerInfo(NamedTuple):
 
 
 def actor_class() -> type:
-    """Return the class of the actors, which goes by value, as do all arguments and answers: as plain data.
+    """Return the actor class, which is pickled by value; all arguments and responses are plain data.
 
-    So whoever only passes them on, as Ray Client's server and a queue do, needs nothing of this package; and a worker
-    that does not have it can say so.
+    So a process that only passes them on, such as Ray Client's server or a queue, does not need this package, and a
+    worker without it can report that.
     """
 
     class ActionWorker:
@@ -104,6 +104,8 @@ def actor_class() -> type:
 
                 own_version_line = protocol.VERSION_LINE
             except (ImportError, AttributeError):
+                if not hasattr(synapse_runtime, "__version__"):  # it is not installed here
+                    raise
                 own_version_line = b"synapse unknown " + synapse_runtime.__version__.encode()
             self._other_version = None if own_version_line == version_line else own_version_line
             if self._other_version is None:
@@ -112,7 +114,7 @@ def actor_class() -> type:
                 self._worker = TaskWorker(root, shares_filesystem, in_band)
 
         def ready(self) -> bytes | tuple[str, int, str, tuple[int, ...]]:
-            """Answer as soon as the worker is ready; a worker of another version answers with its version line."""
+            """Return the worker's `WorkerInfo` as plain data, or the version line of a worker of another version."""
             return self._other_version or (*self._worker.info,)
 
         def run(self, request: bytes, *buffers: Any) -> Any:
@@ -120,23 +122,23 @@ def actor_class() -> type:
             return self._worker.run(request, buffers)
 
         def use_channel(self, channel: Any) -> None:
-            """Send events and output of watched calls to this channel, from now on."""
+            """Send events and output of watched calls to this channel."""
             self._worker.channel = channel
 
         def run_watched(self, call: int, request: bytes, *buffers: Any) -> Any:
-            """Serve a request, and send events and output to the channel as they come."""
+            """Serve a request, and send events and output to the channel as they occur."""
             return self._worker.run_watched(call, request, buffers)
 
     return ActionWorker
 
 
 class TaskWorker:
-    """What an actor does: it takes over its process's output once, then serves requests.
+    """Implementation of an actor: captures its process's output once, then serves requests.
 
     Args:
-        root: The plugin's directory in the caller's file system, if it was sent along.
-        shares_filesystem: Whether this process sees the caller's file system.
-        in_band: Whether responses pass through Ray Client's server, which cannot handle large buffers beside them.
+        root: The plugin's directory in the caller's file system, if it was uploaded.
+        shares_filesystem: Whether this process shares the caller's file system.
+        in_band: Whether responses pass through Ray Client's server, which cannot handle separate large buffers.
     """
 
     def __init__(self, root: str | None, shares_filesystem: bool, in_band: bool) -> None:
@@ -155,7 +157,7 @@ class TaskWorker:
 
     @property
     def info(self) -> WorkerInfo:
-        """Where this worker is."""
+        """This worker's `WorkerInfo`."""
         descriptors = (*self._output.descriptors, self._crash_log.descriptor)
         return WorkerInfo(socket.gethostname(), os.getpid(), self._node, descriptors)
 
@@ -164,7 +166,7 @@ class TaskWorker:
         return self._serve(request, buffers, None)
 
     def run_watched(self, call: int, request: bytes, buffers: Sequence[Any]) -> Any:
-        """Serve a request, and send events and output to the channel as they come."""
+        """Serve a request, and send events and output to the channel as they occur."""
 
         def send(number: int, batch: bytes) -> None:
             self.channel.put.remote(call, number, batch)
@@ -192,16 +194,16 @@ class TaskWorker:
 
 
 class WarmWorker:
-    """One actor, created on first use and kept for the next call; several executors may share it.
+    """One actor, created on first use and kept for later calls; several executors may share it.
 
     Args:
-        address: The cluster's address; None for the one that `find_cluster` finds.
+        address: The cluster's address; None for the cluster that `find_cluster` returns.
         num_cpus: CPUs that the worker holds.
         num_gpus: GPUs that the worker holds.
         memory: Memory that the worker holds, in bytes, or as text such as `"2GB"`.
         resources: Custom resources that the worker holds, by name.
-        resource_timeout: Seconds to wait for what others hold.
-        jobs: Whether an ephemeral cluster started for it should offer the Jobs API too.
+        resource_timeout: Seconds to wait for resources that other workers hold.
+        jobs: Whether an ephemeral cluster that is started for it also offers the Jobs API.
     """
 
     def __init__(
@@ -222,18 +224,18 @@ class WarmWorker:
         self._actor: Any = None
         self._info: WorkerInfo | None = None
         self._post_mortem: PostMortem | None = None
-        self._runtime_env_key: tuple[str | None, bool] | None = None  # of the runtime environment that it was made with
+        self._runtime_env_key: tuple[str | None, bool] | None = None  # of the actor's runtime environment
         self._shares_filesystem = True
         self._channel: EventChannel | None = None
         self._watched = itertools.count()
-        self.cluster: Cluster | None = None  # as it was found
+        self.cluster: Cluster | None = None  # as returned by `find_cluster`
         self._cluster = ""  # its own address
-        self._overdue_at = math.inf  # when the call that runs now will wait no longer
-        self._call_lock = InterruptibleLock()  # of calls; a wait for it can be stopped
+        self._overdue_at = math.inf  # when to stop waiting for the current call
+        self._call_lock = InterruptibleLock()  # held during a call; waiting for it can be interrupted
         self._lock = threading.RLock()
 
     def close(self) -> None:
-        """End the worker. The next call gets a new one."""
+        """Stop the worker. The next call starts a new one."""
         with self._lock:
             actor, self._actor = self._actor, None
             channel, self._channel = self._channel, None
@@ -255,64 +257,66 @@ class WarmWorker:
         on_event: OnEvent | None,
         on_output: OnOutput | None,
     ) -> ActionRun:
-        """Make a call, after those before it have ended, and return its run.
+        """Make a call, once earlier calls have ended, and return its run.
 
         Args:
             call: The call.
-            encoded: The same, encoded.
-            runtime_env: Builds what a worker needs that does not share this file system.
+            encoded: The same call, encoded.
+            runtime_env: Builds the runtime environment of a worker that does not share this file system.
             on_event: Called with each event as it happens.
-            on_output: Called with what the worker prints, as it comes.
+            on_output: Called with the worker's output as it is printed.
 
         Raises:
             ClusterError: There is no cluster, or it failed.
-            ConfigError: The plugin cannot be sent there.
+            ConfigError: The plugin cannot be uploaded.
         """
         with self._call_lock.held(), self._lock:
             actor = self._warm_actor(call, runtime_env)
-            listener = None
+            live_events = None
             if on_event is not None or on_output is not None:
                 read = partial(decode_batch, import_root=call.import_root)
-                listener = LiveEvents(next(self._watched), on_event, on_output, read)
+                live_events = LiveEvents(next(self._watched), on_event, on_output, read)
             started = time.monotonic()
             self._overdue_at = started + (math.inf if call.timeout is None else call.timeout + _OVERDUE_SECONDS)
             try:
-                data, *buffers = self._answer(actor, encoded, listener)
+                data, *buffers = self._response(actor, encoded, live_events)
             except _WorkerLost as lost:
                 run = self._crashed_run(call, lost, time.monotonic() - started)
-                if listener is not None:
-                    run.events = listener.events
-                    listener.finish(run)
+                if live_events is not None:
+                    run.events = live_events.events
+                    live_events.finish(run)
                 self.close()
                 return run
-            except BaseException:  # Ctrl-C above all: the action must not go on without us
+            except BaseException:  # mainly Ctrl-C: the action must not keep running
                 self.close()
                 raise
             run = decode_run(data, encoded.call, buffers=buffers)
-            if listener is not None:
-                listener.finish(run)
-            if isinstance(run.error, ExecutionTimeout):  # the action may have left anything behind, threads above all
+            if live_events is not None:
+                live_events.finish(run)
+            if isinstance(run.error, ExecutionTimeout):  # the action may have left threads or other state behind
                 self.close()
         return run
 
     def _crashed_run(self, call: ActionCall, lost: _WorkerLost, took: float) -> ActionRun:
-        """Make the run of a call whose worker has died under it."""
+        """Return the run of a call during which the worker has died."""
         assert self._post_mortem is not None
         assert self._info is not None
         host, pid, node, _ = self._info
-        captured, death = self._post_mortem.output(), self._post_mortem.process_exit()
+        captured, process_exit = self._post_mortem.output(), self._post_mortem.process_exit()
         error: ExecutionError
-        if (death is not None and death.timed_out) or time.monotonic() > self._overdue_at:
-            text = f"{call.name} did not end within {call.timeout:g} s, and did not notice: its worker was ended"
-            error = ExecutionTimeout(text)
+        if (process_exit is not None and process_exit.timed_out) or time.monotonic() > self._overdue_at:
+            error = ExecutionTimeout(
+                f"{call.name} exceeded its timeout of {call.timeout:g} s and could not be interrupted; "
+                "its worker was killed"
+            )
         elif lost.out_of_memory:
-            error = WorkerCrashed(f"the worker of {call.name} ran out of memory: Ray ended it")
+            error = WorkerCrashed(f"the worker of {call.name} ran out of memory and was killed by Ray")
         else:
-            how = f"died: {lost}" if death is None else death.describe()
-            error = WorkerCrashed(f"the worker of {call.name} {how}")
+            reason = f"died: {lost}" if process_exit is None else process_exit.describe()
+            error = WorkerCrashed(f"the worker of {call.name} {reason}")
         error.__cause__ = lost.__cause__
-        error.attach("It was here:", death.stack if death is not None else "")
-        error.attach("Its last output:", last_lines(captured.stdout + captured.stderr))
+        error.attach("Stack of the action:", process_exit.stack if process_exit is not None else "")
+        error.attach("Last output:", last_lines(captured.stdout + captured.stderr))
         return ActionRun(
             call.name,
             error=error,
@@ -325,48 +329,48 @@ class WarmWorker:
             node=node,
         )
 
-    def _answer(self, actor: Any, encoded: EncodedCall, listener: LiveEvents | None) -> Sequence[Any]:
-        """Return the response, and its large buffers.
+    def _response(self, actor: Any, encoded: EncodedCall, live_events: LiveEvents | None) -> Sequence[Any]:
+        """Send a call; return the response and its large buffers.
 
         Raises:
-            _WorkerLost: The worker has died under the call.
-            ClusterError: The cluster has.
+            _WorkerLost: The worker has died during the call.
+            ClusterError: The cluster has failed.
         """
         from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
         request = encoded.message(shares_filesystem=self._shares_filesystem)
         try:
-            if listener is None:
-                answer = self._get(actor.run.remote(request, *encoded.buffers), partial(self._check_worker, actor))
+            if live_events is None:
+                response = self._get(actor.run.remote(request, *encoded.buffers), partial(self._check_worker, actor))
             else:
                 channel = self._open_channel(actor)
-                answer = self._watch(
-                    actor, actor.run_watched.remote(listener.call, request, *encoded.buffers), channel, listener
+                response = self._watch(
+                    actor, actor.run_watched.remote(live_events.call, request, *encoded.buffers), channel, live_events
                 )
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):
                 raise self._lost_cluster(error) from error
-            if listener is not None and self._channel is not None:
-                listener.handle(self._channel.drain())
+            if live_events is not None and self._channel is not None:
+                live_events.handle(self._channel.drain())
             raise _WorkerLost(error) from error
         except RayError as error:
             self._require_cluster(error)
-            raise ClusterError(f"the cluster failed under the call: {_first_line(error)}") from error
-        except ConnectionError as error:  # what Ray Client raises
+            raise ClusterError(f"the cluster failed during the call: {_first_line(error)}") from error
+        except ConnectionError as error:  # raised by Ray Client
             raise self._lost_cluster(error) from error
-        return [answer] if isinstance(answer, bytes) else answer
+        return [response] if isinstance(response, bytes) else response
 
-    def _get(self, answer: Any, look: Callable[[Exception], object], seconds: float = math.inf) -> Any:
-        """Wait for an answer, as long as somebody is there to give one: else Ray ends this process after a minute.
+    def _get(self, response: Any, check: Callable[[Exception], object], seconds: float = math.inf) -> Any:
+        """Wait for a response while the cluster is alive; if it is not, Ray would end this process after a minute.
 
         Args:
-            answer: What to wait for.
-            look: Called once a second; raises where nobody is there any more.
-            seconds: How long to wait.
+            response: The reference to wait for.
+            check: Called once a second; raises if the cluster is no longer alive.
+            seconds: Timeout in seconds.
 
         Raises:
-            GetTimeoutError: It took longer.
+            GetTimeoutError: The timeout was exceeded.
         """
         import ray
         from ray.exceptions import GetTimeoutError
@@ -375,10 +379,10 @@ class WarmWorker:
         while True:
             left = until - time.monotonic()
             try:
-                return ray.get(answer, timeout=max(0.0, min(left, _LOOK_SECONDS)))
+                return ray.get(response, timeout=max(0.0, min(left, _CHECK_SECONDS)))
             except GetTimeoutError as error:
-                look(error)
-                if left <= _LOOK_SECONDS:
+                check(error)
+                if left <= _CHECK_SECONDS:
                     raise
 
     def _open_channel(self, actor: Any) -> EventChannel:
@@ -387,29 +391,30 @@ class WarmWorker:
             actor.use_channel.remote(self._channel.actor)
         return self._channel
 
-    def _watch(self, actor: Any, answer: Any, channel: EventChannel, listener: LiveEvents) -> Any:
-        """Wait for an answer, and hand on what comes meanwhile."""
+    def _watch(self, actor: Any, response: Any, channel: EventChannel, live_events: LiveEvents) -> Any:
+        """Wait for a response, and pass on batches while waiting."""
         import ray
         from ray.exceptions import GetTimeoutError
 
         with contextlib.suppress(GetTimeoutError):
-            return ray.get(answer, timeout=Forwarder.EVERY_SECONDS)  # before that there is nothing to be heard
-        look_at = time.monotonic() + _LOOK_SECONDS
-        while (batches := channel.wait(answer, _LOOK_SECONDS)) is not None:
-            listener.handle(batches)
-            if time.monotonic() > look_at:
+            return ray.get(response, timeout=Forwarder.EVERY_SECONDS)  # no batch is sent earlier
+        check_at = time.monotonic() + _CHECK_SECONDS
+        while (batches := channel.wait(response, _CHECK_SECONDS)) is not None:
+            live_events.handle(batches)
+            if time.monotonic() > check_at:
                 self._check_worker(actor, None)
-                look_at = time.monotonic() + _LOOK_SECONDS
-        return self._get(answer, partial(self._check_worker, actor))
+                check_at = time.monotonic() + _CHECK_SECONDS
+        return self._get(response, partial(self._check_worker, actor))
 
     def _check_worker(self, actor: Any, error: Exception | None) -> None:
-        """Require that the cluster is there; end a worker that is silent long after its action's limit."""
+        """Require that the cluster is alive; kill a worker that does not respond long after its action's timeout."""
         self._require_cluster(error)
         if time.monotonic() > self._overdue_at:
             import ray
 
             assert self._info is not None
-            if self._info.host == socket.gethostname():  # Ray asks a worker to end, which this one may not hear
+            # `ray.kill` sends the worker a request, which a hanging worker may not handle.
+            if self._info.host == socket.gethostname():
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(self._info.pid, signal.SIGKILL)
             ray.kill(actor)
@@ -417,10 +422,10 @@ class WarmWorker:
     def _require_cluster(self, error: Exception | None) -> None:
         assert self.cluster is not None
         if not is_alive(self.cluster.address):
-            raise self._lost_cluster("it does not answer any more") from error
+            raise self._lost_cluster("it no longer responds") from error
 
     def _lost_cluster(self, reason: object) -> ClusterError:
-        """Leave a cluster that is gone, and make the error that tells of it."""
+        """Disconnect from a cluster that has failed, and return the error."""
         self._actor = None
         background_shutdown.start()
         return ClusterError(f"the cluster at {self._cluster} failed: {_first_line(reason)}")
@@ -441,9 +446,11 @@ class WarmWorker:
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
-        needed = self._resources or {"num_cpus": 1}  # Ray's own rule for an actor of which nothing is said
-        require_resources(needed, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        # By another rule of Ray's, an actor that asks for anything but CPUs holds one; a job does not.
+        needed = self._resources or {"num_cpus": 1}  # Ray's default for scheduling an actor
+        assert self.cluster is not None
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        require_resources(needed, nodes, is_managed=self.cluster.is_managed)
+        # By default, an actor that requests other resources but no CPUs holds one CPU; a job does not.
         options: dict[str, Any] = {"num_cpus": 0} | self._resources if self._resources else {}
         within = self._resource_timeout
         with suppress_ray_output():
@@ -455,41 +462,41 @@ class WarmWorker:
             through_client = connected_through_client()
             actor = actor_type.remote(VERSION_LINE, call.import_root, self._shares_filesystem, through_client)
         try:
-            answer = self._get(actor.ready.remote(), self._require_cluster, within)
-            if isinstance(answer, bytes):
+            response = self._get(actor.ready.remote(), self._require_cluster, within)
+            if isinstance(response, bytes):
                 ray.kill(actor)
-                raise version_error(VersionMismatch(answer))
-            self._info = WorkerInfo(*answer)
+                raise version_error(VersionMismatch(response))
+            self._info = WorkerInfo(*response)
             self._post_mortem = PostMortem(self._info)
         except GetTimeoutError as error:
             ray.kill(actor)
             raise no_room(self._cluster, needed, ray.available_resources(), within) from error
-        except ClusterError:  # it is gone, and the actor with it
+        except ClusterError:  # the actor has ended with the cluster
             raise
         except RayError as error:
             self._require_cluster(error)
             raise setup_error(str(error)) or ClusterError(f"the worker did not start: {error}") from error
-        except BaseException:  # Ctrl-C: an actor that nobody waits for must not come up later
+        except BaseException:  # Ctrl-C: the actor must not start later
             ray.kill(actor)
             raise
         return actor
 
 
 def _node_addresses() -> list[str]:
-    """Return the IP addresses of the living nodes of the cluster that this process is connected to."""
+    """Return the IP addresses of the live nodes of the cluster that this process is connected to."""
     import ray
 
     return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
 
 
 class PostMortem:
-    """What a worker on this machine has printed in its current call, and noted at its end, readable after its death.
+    """The output of the current call and the crash log of a worker on this machine, readable after it has died.
 
-    Both go to files without a name, which vanish with the last process that has them open; so we have them open too,
-    until `close` or our own end. Of a worker on another machine nothing is known here.
+    Both are in unnamed files, which are deleted once no process has them open; so this object keeps them open until
+    `close`. For a worker on another machine, nothing is available.
 
     Args:
-        worker: Where the worker is.
+        worker: The worker.
     """
 
     def __init__(self, worker: WorkerInfo) -> None:
@@ -497,19 +504,19 @@ class PostMortem:
         self.close = weakref.finalize(self, _close_all, self._files)
         self._oom_kills = kernel_oom_kills()
         if worker.host == socket.gethostname():
-            with contextlib.suppress(OSError):  # no /proc here, or the pid is of another container
+            with contextlib.suppress(OSError):  # there is no /proc, or the pid is in another container
                 for descriptor in worker.descriptors:
                     self._files.append(os.open(f"/proc/{worker.pid}/fd/{descriptor}", os.O_RDONLY))
 
     def output(self) -> Captured:
-        """Return what was printed."""
+        """Return the output."""
         if len(self._files) < 2:
             return Captured()
         stdout, stderr = (os.pread(file, _LAST_BYTES, 0).decode("utf-8", errors="replace") for file in self._files[:2])
         return Captured(stdout=stdout, stderr=stderr)
 
     def process_exit(self) -> ProcessExit | None:
-        """Return how the worker ended; None where that is not known here."""
+        """Return how the worker ended; None if it is unknown."""
         if len(self._files) < 3:
             return None
         out_of_memory = kernel_oom_kills() > self._oom_kills
@@ -517,27 +524,28 @@ class PostMortem:
 
 
 class RayActorExecutor(Executor):
-    """Runs actions on a Ray actor, which is created on first use and stays warm for the next call.
+    """Runs actions on a Ray actor, which is created on first use and kept for later calls.
 
-    Calls are made one at a time. A worker that dies is replaced at the next call. Where no cluster is given or
-    running, an ephemeral one is started, which ends with this process.
+    Calls are made one at a time. A worker that dies is replaced at the next call. If no cluster is given or running, an
+    ephemeral one is started, which ends with this process.
 
     Args:
-        env: Variables of the action's environment, over those of the worker. They travel with the call.
-        job_id: Id of the runs; each run gets a fresh one by default.
+        env: Environment variables of the action, which override those of the worker. They are sent with the call.
+        job_id: Id of the runs; each run gets a new one by default.
         plugin: The plugin whose actions can be named; see `Executor`.
-        timeout: Seconds that a call may take.
-        logger: Sink for events, when the run is back; the console by default.
+        timeout: Timeout of a call in seconds.
+        logger: Sink for events, once the run has returned; the console by default.
         language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
         ray_address: `host:port`, `ray://host:port`, or `auto`. By default `RAY_ADDRESS`, else an ephemeral cluster.
-        num_cpus: CPUs that the worker holds. By default it needs one to be placed and holds none.
-        num_gpus: GPUs that the worker holds: a part of one, or whole ones.
+        num_cpus: CPUs that the worker holds. By default it needs one to be scheduled and holds none.
+        num_gpus: GPUs that the worker holds: a fraction of one, or a whole number.
         memory: Memory that the worker holds, in bytes, or as text: `"2GB"` is 2 × 1000³ bytes, `"2GiB"` 2 × 1024³. Ray
-            counts it when it places workers; it does not enforce it.
+            uses it for scheduling and does not enforce it.
         resources: Custom resources that the worker holds, by name: `{"accelerator": 1}`.
-        resource_timeout: Seconds to wait for a worker where others hold the resources.
-        worker: A worker shared with other executors, instead of one of its own; closing leaves it warm.
-        debug_sdk: Let this runtime travel to a cluster that does not see this disk, instead of using the one there.
+        resource_timeout: Seconds to wait for a worker while other workers hold the resources.
+        worker: A worker shared with other executors, instead of its own; `close` does not stop it.
+        debug_sdk: Upload this runtime to a cluster that does not share this file system, instead of using the one
+            installed there.
 
     Example:
         >>> with RayActorExecutor(plugin="example_plugin") as executor:  # doctest: +SKIP
@@ -578,7 +586,7 @@ class RayActorExecutor(Executor):
         )
 
     def close(self) -> None:
-        """End the worker, unless it is shared. The next call gets a new one."""
+        """Stop the worker, unless it is shared. The next call starts a new one."""
         if not self._shared:
             self._worker.close()
 
@@ -589,7 +597,7 @@ class RayActorExecutor(Executor):
 
     @property
     def backend(self) -> Backend | None:
-        """The same, as all executors describe it."""
+        """The cluster, as the `Backend` that all executors return."""
         return None if self.cluster is None else self.cluster.as_backend()
 
     def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
@@ -609,13 +617,13 @@ def _close_all(descriptors: list[int]) -> None:
 
 
 class _WorkerLost(Exception):
-    """The worker has died under a call; the cause is Ray's error, the text its own words for it."""
+    """The worker has died during a call. The cause is Ray's error; the message is the relevant line of it."""
 
     def __init__(self, error: Exception) -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = [line for line in lines if "exit" in line.lower() or "killed" in line.lower()]
-        # Ray goes on with a list of what it might have been.
-        super().__init__((told or lines or [type(error).__name__])[-1].partition(" Some common causes")[0])
+        reasons = [line for line in lines if "exit" in line.lower() or "killed" in line.lower()]
+        # Ray appends a list of possible causes.
+        super().__init__((reasons or lines or [type(error).__name__])[-1].partition(" Some common causes")[0])
         self.out_of_memory = "low on memory" in str(error)
 
 

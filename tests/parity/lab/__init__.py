@@ -1,1 +1,1 @@
-"""Actions that the contract's tests run, each made to show one thing."""
+"""Actions that the contract's tests run, each for one purpose."""

@@ -1,4 +1,4 @@
-"""A module that can be imported in any process but the one that `NOT_IN_PROCESS` names."""
+"""A module that can be imported in any process except the one whose pid is in `NOT_IN_PROCESS`."""
 
 import os
 

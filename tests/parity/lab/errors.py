@@ -1,4 +1,4 @@
-"""Actions that fail, in every way that a person has thought of."""
+"""Actions that fail in many ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from synapse_runtime.action import BaseAction
 from synapse_runtime.decorators import action
 
-# Failures with a chain and frames; the tests name lines of this part by their text, so each is there once.
+# Failures with a chain and frames; the tests find lines of this part by their text, so each text occurs once.
 
 
 class Broken(Exception):
@@ -183,7 +183,7 @@ class ReducesToWrongArguments(Exception):
 
 
 class ReducesToExit(Exception):
-    """Can be written, and ends the process that reads it."""
+    """Can be pickled, and exits the process that unpickles it."""
 
     def __reduce__(self) -> Any:
         return sys.exit, (9,)
@@ -199,7 +199,7 @@ class FailsInSetState(Exception):
 
 
 class ReadsItselfDifferently(Exception):
-    """Its constructor makes another message of the one it gets."""
+    """Its constructor changes the message."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"changed: {message}")
@@ -224,7 +224,7 @@ class WithProperty(Exception):
 
 
 class AnyAttribute(Exception):
-    """Answers to any name, as proxies do."""
+    """Has every attribute, like a proxy."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -266,11 +266,11 @@ class OwnOSError(FileNotFoundError):
 
 
 class TwoParents(ValueError, KeyError):
-    """Both an error of values and one of keys."""
+    """Has two base classes."""
 
 
 class OwnBase(BaseException):
-    """No `Exception`: a handler of those lets it pass."""
+    """Not an `Exception`, so handlers of `Exception` do not catch it."""
 
 
 class OwnGroup(ExceptionGroup[Exception]):
@@ -337,7 +337,7 @@ def _changed() -> BaseException:
     return error
 
 
-# Each can be made here and there, and compares as equal.
+# Each can be created in any process, and compares equal.
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "plain": lambda: ValueError("plain"),
     "no arguments": ValueError,
@@ -366,7 +366,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "frozen dataclass": lambda: FrozenError(3),
     "group": lambda: ExceptionGroup("all", [ValueError(1), ExceptionGroup("inner", [NeedsTwo("a", 1), KeyError("k")])]),
     "group of its own kind": lambda: OwnGroup([ValueError(1), NeedsKeywords(code=2)], 3),
-    "group of what is no exception": lambda: BaseExceptionGroup("all", [OwnBase("x"), GeneratorExit()]),
+    "group of base exceptions": lambda: BaseExceptionGroup("all", [OwnBase("x"), GeneratorExit()]),
     "a megabyte": lambda: ValueError("0123456789☃" * 95_000),
     "a megabyte in an attribute": lambda: _with(ValueError("x"), data=bytes(range(256)) * 4096),
     "unicode": lambda: ValueError("snow ☃ 한국어 \U0001f600", "\ud800", "\x00\x1e\r\n"),
@@ -419,21 +419,21 @@ class Raise(BaseAction):
 
 
 class RaiseAll(BaseAction):
-    """Raises all errors at once, in a group, but those that are named."""
+    """Raises all errors in one group, except the named ones."""
 
     def execute(self) -> None:
         made = [raised(make()) for name, make in ERRORS.items() if name not in self.params["but"]]
         raise BaseExceptionGroup("all", made)
 
 
-class RaiseWithWhatCannotTravel(BaseAction):
-    """Raises an error some of whose parts cannot travel."""
+class RaiseWithUnpicklableParts(BaseAction):
+    """Raises an error with parts that cannot be pickled."""
 
     def execute(self) -> None:
         lock = threading.Lock()
         closed = socket.socket()
         closed.close()
-        error = ValueError("told", lock, 3)
+        error = ValueError("text", lock, 3)
         raise _with(
             error,
             code=7,
@@ -446,7 +446,7 @@ class RaiseWithWhatCannotTravel(BaseAction):
 
 
 class RaiseCycle(BaseAction):
-    """Raises an error whose cause it caused itself."""
+    """Raises an error that is the cause of its own cause."""
 
     def execute(self) -> None:
         first, second = ValueError("first"), KeyError("second")
@@ -455,7 +455,7 @@ class RaiseCycle(BaseAction):
 
 
 class RaiseSharedContext(BaseAction):
-    """Raises a group of errors that all came up while the same one was handled."""
+    """Raises a group of errors that were all raised while handling the same one."""
 
     def execute(self) -> None:
         members = []
@@ -468,7 +468,7 @@ class RaiseSharedContext(BaseAction):
 
 
 class RaiseHidden(BaseAction):
-    """Raises an error of a class that nobody else can import."""
+    """Raises an error of a local class, which cannot be imported."""
 
     def execute(self) -> None:
         class Hidden(Exception):
@@ -525,7 +525,7 @@ RECIPE_CLASSES: dict[str, type[BaseException]] = {
 
 @dataclass
 class Recipe:
-    """How to make an error, here and there."""
+    """Describes an error, so that any process can create it."""
 
     cls: str
     args: list[Any]
@@ -548,7 +548,7 @@ class Recipe:
 
 
 class RaiseRecipe(BaseAction):
-    """Raises the error of the only recipe, else those of all in a group."""
+    """Raises the error of a single recipe, or the errors of several in a group."""
 
     def execute(self) -> None:
         recipes = self.params["recipes"]

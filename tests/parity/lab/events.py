@@ -1,4 +1,4 @@
-"""Actions that speak."""
+"""Actions that emit events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG = "0123456789☃" * 95_000
 
 
 class Speak(BaseAction):
-    """Says something in every way there is."""
+    """Emits an event with every method and argument."""
 
     def execute(self) -> str:
         ctx, logger = self.ctx, self.logger
@@ -53,7 +53,7 @@ class Speak(BaseAction):
 
 
 class SpeakOddly(BaseAction):
-    """Says what is hard to carry."""
+    """Emits events with awkward data."""
 
     def execute(self) -> None:
         self.log(
@@ -74,11 +74,11 @@ class SpeakOddly(BaseAction):
 
 
 def say_nothing() -> None:
-    """Is said, not called."""
+    """Used as event data, never called."""
 
 
-class SpeakOfWhatCannotTravel(BaseAction):
-    """Says things that cannot leave the process."""
+class SpeakUnpicklably(BaseAction):
+    """Emits events with data that cannot be pickled."""
 
     def execute(self) -> str:
         lock = threading.Lock()
@@ -107,7 +107,7 @@ class SpeakMuch(BaseAction):
 
 
 class SpeakWrongly(BaseAction):
-    """Makes a call that is refused, by name."""
+    """Makes the named invalid call."""
 
     def execute(self) -> None:
         self.log("before")
@@ -125,7 +125,7 @@ class SpeakWrongly(BaseAction):
 
 
 class Play(BaseAction):
-    """Makes these calls, each a method of the context or its logger, with positional and named arguments."""
+    """Makes the given calls: each a method of the context or its logger, with positional and keyword arguments."""
 
     def execute(self) -> int:
         for method, positional, named in self.params["calls"]:

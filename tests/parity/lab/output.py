@@ -13,7 +13,7 @@ logger = logging.getLogger("lab.output")
 
 
 class Speak(BaseAction):
-    """Says something on every way out, in a known order."""
+    """Prints through every output channel, in a known order."""
 
     def execute(self):
         print("print 1")
@@ -29,7 +29,7 @@ class Speak(BaseAction):
 
 
 class Log(BaseAction):
-    """Logs at all levels, to a logger of a library and to its own."""
+    """Logs at all levels, to a library's logger and to its own."""
 
     def execute(self):
         logger.debug("detail %d", 1)
@@ -44,7 +44,7 @@ class Log(BaseAction):
 
 
 class Warn(BaseAction):
-    """Warns of two kinds."""
+    """Emits two kinds of warnings."""
 
     def execute(self):
         warnings.warn("old way", DeprecationWarning, stacklevel=1)
@@ -53,7 +53,7 @@ class Warn(BaseAction):
 
 
 class LogAndPrint(BaseAction):
-    """Has a logger with a handler of its own, as many modules do."""
+    """Logs to a logger that has its own handler, like those of many modules."""
 
     def execute(self):
         own = logging.getLogger("lab.output.printing")

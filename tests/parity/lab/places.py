@@ -16,7 +16,7 @@ class Number(BaseModel):
 
 
 class Times(BaseAction[Number]):
-    """A class, with the plugin's own modules behind it."""
+    """A class that uses the plugin's own modules."""
 
     factor: ClassVar[int] = FACTOR
 
@@ -25,14 +25,14 @@ class Times(BaseAction[Number]):
 
 
 class Threefold(Times):
-    """An action that inherits its params and its work."""
+    """An action that inherits its params and `execute`."""
 
     factor = 3
 
 
 class Outer:
     class Inner(Times):
-        """An action within a class."""
+        """An action nested in a class."""
 
         factor = 5
 
@@ -76,7 +76,7 @@ class Plain:
 
 
 class Dispatching:
-    """A class that decides itself what to do with a call."""
+    """A class with its own `dispatch`."""
 
     params_model = Number
 

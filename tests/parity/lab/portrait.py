@@ -1,4 +1,4 @@
-"""Portraits: what a value is, as nested tuples that compare, NaN and arrays included, here and in a worker."""
+"""Portraits: descriptions of values as nested tuples that can be compared, even NaN and arrays, across processes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pydantic import BaseModel
 
 
 def named(cls: type) -> str:
-    """What two processes can compare of a class."""
+    """Return the name of a class, which two processes can compare."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def itself(cls: type) -> type:
-    """What one process compares: a copy of a class is not the class."""
+    """Return the class itself, for comparison in one process: a copy of a class is not equal to it."""
     return cls
 
 
 def portrait(value: Any, kind: Callable[[type], Any] = itself) -> Any:
-    """Return what makes up a value: its class and everything in it, in order."""
+    """Return a description of a value: its class and everything in it, in order."""
 
     def of(part: Any) -> Any:
         return portrait(part, kind)
@@ -58,7 +58,7 @@ def portrait(value: Any, kind: Callable[[type], Any] = itself) -> Any:
 
 
 def portrait_of_error(error: BaseException | None, kind: Callable[[type], Any] = itself, depth: int = 6) -> Any:
-    """Return what makes up an exception: class, arguments, attributes, notes, slots, members and chain."""
+    """Return a description of an exception: class, arguments, attributes, notes, slots, members and chain."""
     if error is None or not depth:
         return None
 
@@ -82,7 +82,7 @@ def portrait_of_error(error: BaseException | None, kind: Callable[[type], Any] =
     )
 
 
-# What Python's own exceptions hold beside `args`.
+# Attributes of Python's own exceptions besides `args`.
 _BUILTIN_SLOTS = (
     *("errno", "strerror", "filename", "filename2", "code", "value", "encoding", "object", "start", "end", "reason"),
     *("msg", "lineno", "offset", "text", "end_lineno", "end_offset", "print_file_and_line", "name", "path"),

@@ -1,4 +1,4 @@
-"""Actions about what surrounds them: environment, working directory, the run's id."""
+"""Actions that read and change process state: environment, working directory, the run's id."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from synapse_runtime.errors import EnvironmentValueError
 
 @action
 def look(params: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Return what is there: variables, working directory, what a relative path leads to, the id."""
+    """Return variables, the working directory, whether a relative path resolves, and the id."""
     names = params.get("names", ())
     return {
         "ctx": {name: context.env.get(name) for name in names},
@@ -25,7 +25,7 @@ def look(params: dict[str, Any], context: Any) -> dict[str, Any]:
 
 @action
 def convert(params: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Read each variable with each typed getter; a refusal becomes its text."""
+    """Read each variable with each typed getter; an error is returned as text."""
 
     def got(kind: str, name: str) -> Any:
         try:
@@ -45,7 +45,7 @@ def everything(params: dict[str, Any], context: Any) -> list[str]:
 
 @action
 def disturb(params: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Change everything that can be changed, and fail if told to."""
+    """Change variables and the working directory; fail if requested."""
     before = dict(os.environ)
     os.environ["LEFT_BEHIND"] = "here"
     os.environ["SHARED"] = "spoiled"
@@ -73,7 +73,7 @@ def write_and_read(params: dict[str, Any], context: Any) -> str:
 
 @action
 def go(params: dict[str, Any], context: Any) -> list[str]:
-    """Go elsewhere, remove that place if told to, and return the places before and after."""
+    """Change the working directory, remove it if requested, and return it before and after."""
     before = os.getcwd()
     os.chdir(params["directory"])
     places = [before, os.getcwd()]

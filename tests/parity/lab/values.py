@@ -33,7 +33,7 @@ class EchoParams(BaseModel):
 
 
 class Echo(BaseAction[EchoParams]):
-    """Returns what it gets."""
+    """Returns its param `value`."""
 
     def execute(self) -> Any:
         return self.params.value
@@ -90,7 +90,7 @@ class Slotted:
 
 
 class Plain:
-    """Has attributes, and nothing else."""
+    """A class with attributes only."""
 
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
@@ -245,7 +245,7 @@ KINDS = {
 
 
 class Make(BaseAction):
-    """Returns the value of a kind and name, made where it runs."""
+    """Returns the value of a kind and name, created in its own process."""
 
     def execute(self) -> Any:
         return KINDS[self.params["kind"]]()[self.params["name"]]
@@ -263,14 +263,14 @@ def random_bytes(megabytes: int) -> bytes:
 
 
 class MakeMuch(BaseAction):
-    """Returns bytes that nothing can compress."""
+    """Returns bytes that cannot be compressed."""
 
     def execute(self) -> Any:
         return random_bytes(self.params["megabytes"])
 
 
 class MakeMuchInPieces(BaseAction):
-    """Returns as much again, half of it in an array, half in text."""
+    """Returns the same amount, half of it in an array, half in text."""
 
     def execute(self) -> Any:
         data = random_bytes(self.params["megabytes"])
@@ -279,7 +279,7 @@ class MakeMuchInPieces(BaseAction):
 
 
 class MakeArrays(BaseAction):
-    """Returns a large array, the same once more with something else, and a small one."""
+    """Returns a large array, the same array again in a list, a copy with columns first, and a small one."""
 
     def execute(self) -> Any:
         large = numpy.arange(100_000.0).reshape(100, 1000)
@@ -287,7 +287,7 @@ class MakeArrays(BaseAction):
 
 
 class WriteInto(BaseAction):
-    """Writes into an array that it is given."""
+    """Writes into an array in its params."""
 
     def execute(self) -> Any:
         array = self.params["array"]
@@ -296,7 +296,7 @@ class WriteInto(BaseAction):
 
 
 class MakeKnot(BaseAction):
-    """Returns a list that holds itself, and one thing twice."""
+    """Returns a list that contains itself, and one object twice."""
 
     def execute(self) -> Any:
         thing = Plain(name="thing")
@@ -310,21 +310,21 @@ class MakeKnot(BaseAction):
 
 
 class See(BaseAction[EchoParams]):
-    """Tells what arrived, in words that survive whatever happens to the value itself on its way back."""
+    """Returns a description of the param that arrived, as text, which cannot change on the way back."""
 
     def execute(self) -> str:
         return repr(portrait(self.params.value, named))
 
 
 class SeeAll(BaseAction):
-    """As `See`, for params that no model has checked."""
+    """Like `See`, for params without a model."""
 
     def execute(self) -> str:
         return repr(portrait(self.params, named))
 
 
 class CountedParams(BaseModel):
-    """Leaves a line in a file whenever one of its validators is called, in whichever process."""
+    """Writes a line to a file whenever one of its validators is called, in any process."""
 
     tally: Path
     number: int = 1
@@ -378,7 +378,7 @@ class TrainParams(BaseModel):
 
 
 class Train(BaseAction[TrainParams]):
-    """Returns its params, and leaves a file where `STARTED` says as soon as it is made."""
+    """Returns its params, and creates the file `STARTED` when it is instantiated."""
 
     def __init__(self, params: TrainParams, ctx: Any) -> None:
         super().__init__(params, ctx)
@@ -390,7 +390,7 @@ class Train(BaseAction[TrainParams]):
 
 
 class BrokenParams(BaseModel):
-    """Its validator has a bug."""
+    """Has a validator with a bug."""
 
     value: int = 0
 
@@ -406,7 +406,7 @@ class Broken(BaseAction[BrokenParams]):
 
 
 class Change(BaseAction[EchoParams]):
-    """Changes all that it gets."""
+    """Changes its params."""
 
     def execute(self) -> Any:
         self.params.value["list"].append("changed")
@@ -424,7 +424,7 @@ def change_unchecked(params: Any, context: Any) -> Any:
 
 
 class Greedy(BaseModel):
-    """Takes its input apart while it checks it, as many models do to read old forms of their params."""
+    """Changes its input while validating it, like many models that accept old forms of their params."""
 
     size: int = 0
 
@@ -443,7 +443,7 @@ class Upgrade(BaseAction[GreedyParams]):
         return self.params.inner.size
 
 
-# What cannot travel
+# Values that cannot be pickled
 
 
 class Model:
@@ -453,7 +453,7 @@ class Model:
 
 
 class CallableModel(Model):
-    """As those of torch: an object that can be called."""
+    """A callable object, like the models of torch."""
 
     def __call__(self) -> None: ...
 
@@ -477,7 +477,7 @@ class HolderModel(BaseModel):
 
 
 class OneWay:
-    """Pickles, and cannot be read."""
+    """Can be pickled, but not unpickled."""
 
     def __reduce__(self) -> Any:
         return _read_one_way, ("this",)
@@ -488,7 +488,7 @@ def _read_one_way(what: str) -> None:
 
 
 def _with_its_trainer() -> Model:
-    """A model and its trainer know each other."""
+    """Return a model that refers to its trainer, which refers to the model."""
     model = Model.__new__(Model)
     model.trainer = Plain(model=model)
     model.lock = threading.Lock()
@@ -505,7 +505,7 @@ def _numbers() -> Any:
     yield from (1, 2)
 
 
-# Each with what its error calls it, and the type of the part at fault.
+# Each with the path in its error message, and the type of the part that cannot be pickled.
 STUCK: dict[str, tuple[Any, str, str]] = {
     "attribute of an item": (lambda: {"ok": 1, "model": Model()}, '["model"].lock', "_thread.lock"),
     "the whole": (threading.Lock, "", "_thread.lock"),
@@ -531,12 +531,12 @@ NO_GENERATOR = "cannot pickle 'generator' object"
 
 
 def stuck_text(whole: str, name: str) -> str:
-    """Return the error's text for one of `STUCK`."""
+    """Return the error message for one of `STUCK`."""
     _, path, kind = STUCK[name]
     why = NO_GENERATOR if kind == "generator" else NO_LOCK
     return (
-        f"{whole}{path} cannot travel between processes: {kind}: {why}. "
-        "Return plain data, or a path to a file that holds it."
+        f"{whole}{path} cannot be sent between processes: {kind}: {why}. "
+        "Use plain data instead, or the path of a file that contains it."
     )
 
 
@@ -556,14 +556,14 @@ class ReturnGenerator(BaseAction):
 
 
 class ReturnOneWay(BaseAction):
-    """Returns what pickles but cannot be read, beside as many bytes as it is told."""
+    """Returns a value that cannot be unpickled, together with the given number of bytes."""
 
     def execute(self) -> Any:
         return {"much": b"x" * self.params["size"], "model": Plain(part=OneWay())}
 
 
 class ChangeableResults(BaseAction):
-    """Returns the same list, which the module keeps, each time."""
+    """Returns the same list of the class each time."""
 
     kept: list[int] = [1, 2]  # noqa: RUF012 - shared on purpose
 
@@ -580,7 +580,7 @@ class Score(BaseModel):
 
 
 class Scored(BaseAction[EchoParams]):
-    """Returns what it gets, which should be a score."""
+    """Returns its param, which should be a score."""
 
     result_model = Score
 

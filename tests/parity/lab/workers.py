@@ -16,7 +16,7 @@ counter = 0
 
 
 class Stuck(BaseAction):
-    """Waits for ever, with a thread of its own beside it."""
+    """Waits forever, with another thread that it has started."""
 
     def execute(self):
         self.log("waiting")
@@ -36,7 +36,7 @@ def wait_beside():
 
 
 class StuckAsync(BaseAction):
-    """Awaits what never comes."""
+    """Awaits an event that is never set."""
 
     async def execute(self):
         await never()
@@ -47,7 +47,7 @@ async def never():
 
 
 class StuckInC(BaseAction):
-    """Blocks with signals off, so that nothing of Python's gets through."""
+    """Blocks in C code with signals blocked, so that Python cannot interrupt it."""
 
     def execute(self):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
@@ -55,7 +55,7 @@ class StuckInC(BaseAction):
 
 
 class Halt(BaseAction):
-    """Stops its whole process, as a debugger does: not even its fault handler goes on."""
+    """Suspends its whole process, as a debugger does: not even its fault handler runs."""
 
     def execute(self):
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -70,7 +70,7 @@ class CrashParams(BaseModel):
 
 
 class Crash(BaseAction[CrashParams]):
-    """Prints, then ends its process."""
+    """Prints, then terminates its process."""
 
     def execute(self):
         for number in range(60):
@@ -90,7 +90,7 @@ def die(how):
 
 
 class Tick(BaseAction):
-    """Writes to a file for ever."""
+    """Writes to a file forever."""
 
     def execute(self):
         path = Path(self.params["path"])
@@ -102,7 +102,7 @@ class Tick(BaseAction):
 
 
 class Count(BaseAction):
-    """Counts in a module's variable how often it was called in this process."""
+    """Counts its calls in this process in a module-level variable."""
 
     def execute(self):
         global counter
@@ -111,7 +111,7 @@ class Count(BaseAction):
 
 
 class Where(BaseAction):
-    """Tells the process it runs in, and what that holds."""
+    """Returns the pid of its process and the resources that it uses."""
 
     def execute(self):
         return {

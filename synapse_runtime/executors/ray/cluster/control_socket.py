@@ -1,8 +1,8 @@
-"""The way to a cluster of ours: a socket that only its owner's user can reach, in the cluster's own directory.
+"""The control socket of a managed cluster, a Unix socket in the cluster's directory that only its user can access.
 
-Behind it is the process that owns the cluster, `cluster_main`. Whoever uses the cluster comes in here and keeps the
-connection open; so the owner knows its users, and learns of the end of each, however that comes. The token, too, comes
-this way: it stands in no file and in no command line.
+The cluster daemon (`daemon.py`) listens on it. Each client of the cluster connects and keeps its connection open, so
+that the daemon knows its clients and notices when one ends, even if it is killed. The token is also sent over this
+socket, so that no file and no command line contains it.
 """
 
 from __future__ import annotations
@@ -26,58 +26,58 @@ from typing import Any, Self
 from synapse_runtime.core.tempdirs import CALLERS_TMPDIR
 from synapse_runtime.errors import ClusterError
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
-SOCKET_NAME = "door"
+SOCKET_NAME = "control.sock"
 LOG = "cluster.log"
-# Ray's own directory, below ours: Ray opens its to everyone.
+# Ray's own directory, below the cluster's: Ray makes its directory accessible to everyone.
 RAY_DIRECTORY = "r"
-# By this the owner and all of Ray's processes take the loopback address, and no other.
+# Makes the daemon and all Ray processes bind to the loopback address only.
 LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# Variables that speak of the test that runs now, not of the workers that will run many; and those by which each Python
-# process measures coverage into files of its own: workers bring theirs home.
+# Variables of the current test, while workers serve many tests; and those that make every Python process write its own
+# coverage data, while workers return theirs with each run.
 _NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "COVERAGE_PROCESS_", "RAY_ADDRESS")
-# What `site.new_directory` names.
+# The names that `session_scope.new_directory` creates.
 _NAME = re.compile(r"synapse-[0-9a-f]{8}")
-_ANSWER_SECONDS = 5.0
-_END_SECONDS = 15.0
+_RESPONSE_SECONDS = 5.0
+_SHUTDOWN_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """What a cluster of ours is to be.
+    """Options of a managed cluster.
 
     Attributes:
-        jobs: Whether it offers the Jobs API, which takes it 1.5 s longer to start.
-        num_cpus: CPUs that it gives; None for those of this machine.
-        num_gpus: GPUs that it gives, real or not; None for those of this machine.
-        memory: Bytes of memory that it gives; None for what Ray finds.
-        holder: Process that it ends with; None if it is kept warm from the start.
-        idle_seconds: How long it stays, kept warm, while nobody uses it; None for ever.
-        state: File in which a cluster that is kept warm says that it is there.
+        jobs: Whether to offer the Jobs API, which adds 1.5 s to the start.
+        num_cpus: Number of CPUs; None for those of this machine.
+        num_gpus: Number of GPUs, which need not be real; None for those of this machine.
+        memory: Memory in bytes; None for what Ray detects.
+        parent_pid: Process that the cluster ends with; None for a warm cluster.
+        idle_seconds: Seconds after which a warm cluster without clients shuts down; None for never.
+        state: State file in which a warm cluster is registered.
     """
 
     jobs: bool = True
     num_cpus: int | None = None
     num_gpus: int | None = None
     memory: int | None = None
-    holder: int | None = None
+    parent_pid: int | None = None
     idle_seconds: float | None = None
     state: str | None = None
 
 
 class ControlClosed(Exception):
-    """Nobody answers at the door: the cluster has ended, or never began."""
+    """No daemon listens on the control socket: the cluster has ended, or was never started."""
 
 
 class ControlClient:
-    """A connection to the owner of a cluster. While it is open, the cluster has a user.
+    """A connection to a cluster daemon. While it is open, the cluster is in use.
 
     Args:
         directory: The cluster's directory.
 
     Raises:
-        ControlClosed: Nobody answers.
+        ControlClosed: No daemon listens on the socket.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -90,22 +90,22 @@ class ControlClient:
             raise ControlClosed(f"{directory}: {error.strerror or error}") from error
         self._buffer = b""
 
-    def request(self, question: str, *, timeout: float = _ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
-        """Ask the owner something and return its answer.
+    def request(self, name: str, *, timeout: float = _RESPONSE_SECONDS, **arguments: Any) -> dict[str, Any]:
+        """Send a request to the daemon and return its response.
 
         Args:
-            question: `cluster`, `dashboard`, `status`, `keep` or `end`.
-            timeout: Seconds to wait for the answer.
-            **details: What goes with the question.
+            name: `cluster`, `dashboard`, `status`, `persist` or `shutdown`.
+            timeout: Seconds to wait for the response.
+            **arguments: Arguments of the request.
 
         Raises:
-            ControlClosed: The owner has ended.
-            TimeoutError: It does not answer in time.
+            ControlClosed: The daemon has ended.
+            TimeoutError: It does not respond in time.
         """
         deadline = time.monotonic() + timeout
         try:
             self._socket.settimeout(timeout)
-            self._socket.sendall(json.dumps({"question": question} | details).encode() + b"\n")
+            self._socket.sendall(json.dumps({"request": name} | arguments).encode() + b"\n")
             while b"\n" not in self._buffer:
                 self._receive(deadline)
         except TimeoutError:
@@ -113,11 +113,11 @@ class ControlClient:
         except OSError as error:
             raise ControlClosed(f"{self._directory}: {error.strerror or error}") from error
         line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        response: dict[str, Any] = json.loads(line)
+        return response
 
     def wait_until_closed(self, timeout: float) -> bool:
-        """Wait until the owner has ended; return whether it has, in time."""
+        """Wait until the daemon has ended; return whether it ended in time."""
         deadline = time.monotonic() + timeout
         try:
             while True:
@@ -129,13 +129,13 @@ class ControlClient:
 
     def _receive(self, deadline: float) -> None:
         self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-        heard = self._socket.recv(65536)
-        if not heard:
-            raise ControlClosed(f"{self._directory}: the owner has ended")
-        self._buffer += heard
+        received = self._socket.recv(65536)
+        if not received:
+            raise ControlClosed(f"{self._directory}: the cluster daemon has ended")
+        self._buffer += received
 
     def is_open(self) -> bool:
-        """Tell whether the owner is still there. Costs nearly nothing."""
+        """Return whether the daemon is still running. Cheap enough to call often."""
         if self._socket.fileno() < 0:
             return False
         watch = select.poll()
@@ -143,7 +143,7 @@ class ControlClient:
         return not watch.poll(0)
 
     def close(self) -> None:
-        """Leave; the cluster has a user less."""
+        """Disconnect, so that the daemon no longer counts this client."""
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -155,24 +155,27 @@ class ControlClient:
 
 @contextlib.contextmanager
 def directory_lock(directory: Path) -> Iterator[None]:
-    """Make the directory where need be, and be the only one in here for the block: two would start two clusters.
+    """Create the directory if needed and lock it for the block, so that two processes do not start two clusters.
 
     Raises:
-        ClusterError: Somebody else's directory is there, or one that others may enter.
+        ClusterError: The directory belongs to another user, or other users can access it.
     """
     while True:
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
         try:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:  # removed meanwhile
+        except FileNotFoundError:  # removed in the meantime
             continue
         except OSError as error:
-            raise ClusterError(f"{directory} is in the way of a cluster's directory: {error.strerror}") from error
+            raise ClusterError(f"cannot use {directory} as a cluster's directory: {error.strerror}") from error
         try:
             found = os.fstat(descriptor)
             if found.st_uid != os.getuid() or found.st_mode & 0o077:
-                raise ClusterError(f"{directory} is not this user's alone: delete it, or `chmod 700` it if it is yours")
+                raise ClusterError(
+                    f"{directory} must belong to this user and be inaccessible to others: delete it, or run "
+                    "`chmod 700` on it if it is yours"
+                )
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not _is_same_directory(found, directory):
                 continue
@@ -183,17 +186,17 @@ def directory_lock(directory: Path) -> Iterator[None]:
 
 
 def start_daemon(directory: Path, options: ClusterOptions, token: str) -> None:
-    """Start the owner of a cluster in a directory, which exists, and do not wait for the cluster.
+    """Start a cluster daemon in an existing directory, without waiting for the cluster.
 
     Args:
         directory: The cluster's directory.
-        options: What the cluster is to be.
-        token: What it demands of everyone who comes.
+        options: Options of the cluster.
+        token: Token that the cluster requires from all clients.
     """
-    door = directory / SOCKET_NAME
-    door.unlink(missing_ok=True)
+    path = directory / SOCKET_NAME
+    path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, (directory / LOG).open("wb") as log:
-        listener.bind(str(door))
+        listener.bind(str(path))
         listener.listen(128)
         process = subprocess.Popen(
             [sys.executable, "-m", "synapse_runtime.executors.ray.cluster.daemon", json.dumps(asdict(options))],
@@ -208,25 +211,25 @@ def start_daemon(directory: Path, options: ClusterOptions, token: str) -> None:
 
 
 def stop_cluster(directory: Path) -> None:
-    """End the cluster of a directory, if one is there, and delete the directory."""
+    """Shut down the cluster of a directory, if it has one, and delete the directory."""
     if not directory.exists():
         _reap_children(0)
         return
     ended = False
-    with contextlib.suppress(ControlClosed, TimeoutError), ControlClient(directory) as door:
-        door.request("end")
-        ended = door.wait_until_closed(_END_SECONDS)
-    if not ended:  # the owner is gone without a word, or stuck
+    with contextlib.suppress(ControlClosed, TimeoutError), ControlClient(directory) as control:
+        control.request("shutdown")
+        ended = control.wait_until_closed(_SHUTDOWN_SECONDS)
+    if not ended:  # the daemon was killed, or hangs
         kill_processes(directory)
     remove_directory(directory)
     _reap_children()
 
 
 def abandoned_directories(root: Path) -> list[Path]:
-    """Return the directories below this one of clusters whose owner ended without deleting them, as by `kill -9`.
+    """Return directories of clusters whose daemon ended without deleting them, such as by `kill -9`.
 
     Args:
-        root: The directory that clusters' directories are in.
+        root: The parent directory of the clusters' directories.
     """
     named = filter(lambda path: _NAME.fullmatch(path.name), sorted(root.glob("synapse-*")))
     return [directory for directory in named if _is_abandoned(directory)]
@@ -235,14 +238,14 @@ def abandoned_directories(root: Path) -> list[Path]:
 def _is_abandoned(directory: Path) -> bool:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # not a directory, somebody else's, or removed meanwhile
+    except OSError:  # not a directory, another user's, or removed in the meantime
         return False
     try:
         if os.fstat(descriptor).st_uid != os.getuid():
             return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         ControlClient(directory).close()
-    except OSError:  # somebody starts a cluster there, or nobody can tell
+    except OSError:  # another process is starting a cluster there, or the state is unknown
         return False
     except ControlClosed:
         return directory.exists()
@@ -252,8 +255,8 @@ def _is_abandoned(directory: Path) -> bool:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a directory that a cluster's last processes may still write to."""
-    deadline = time.monotonic() + _END_SECONDS
+    """Delete a directory that remaining processes of a cluster may still write to."""
+    deadline = time.monotonic() + _SHUTDOWN_SECONDS
     while directory.exists() and time.monotonic() < deadline:
         shutil.rmtree(directory, ignore_errors=True)
         if directory.exists():
@@ -261,7 +264,7 @@ def remove_directory(directory: Path) -> None:
 
 
 def log_tail(directory: Path, count: int = 12) -> str:
-    """Return the last lines of what the owner of a cluster has said, indented, each on a line of its own."""
+    """Return the last lines of a cluster daemon's log, each indented on a line of its own."""
     with contextlib.suppress(OSError):
         lines = (directory / LOG).read_text(errors="replace").splitlines()[-count:]
         return "\n  " + "\n  ".join(lines) if lines else ""
@@ -269,15 +272,16 @@ def log_tail(directory: Path, count: int = 12) -> str:
 
 
 def kill_processes(directory: Path) -> None:
-    """Kill what is left of the cluster of a directory, but this process: its processes are known by it.
+    """Kill the remaining processes of a directory's cluster, except this process.
 
-    They have it as their working directory, or, those that run jobs, in their environment, where others write their
-    titles. One with a terminal is somebody who looks around there.
+    They are identified by the directory: it is their working directory, or, for processes that run jobs, TMPDIR in
+    their environment, which other Ray processes overwrite with their titles. A process with a terminal is skipped: it
+    is a user's shell in that directory.
     """
     import psutil
 
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # it has ended, or is somebody else's
+        with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
             if process.pid == os.getpid():
                 continue
             works_there = Path(process.cwd()).is_relative_to(directory)
@@ -285,7 +289,7 @@ def kill_processes(directory: Path) -> None:
                 process.kill()
 
 
-# Owners that this process has started: so that no zombie of theirs stays.
+# Daemons that this process has started, reaped so that they do not remain as zombies.
 _children: list[subprocess.Popen[bytes]] = []
 
 
@@ -306,10 +310,10 @@ def _is_same_directory(found: os.stat_result, path: Path) -> bool:
 def _environment(token: str, directory: Path) -> Mapping[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_WORKERS)}
     kept.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "PYTHONPATH" in kept:  # the workers have other working directories
+    if "PYTHONPATH" in kept:  # workers have other working directories
         paths = kept["PYTHONPATH"].split(os.pathsep)
         kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
-    # Ray's own processes leave temporary files when they are killed; workers get the caller's directory back.
+    # Ray's own processes leave temporary files behind when they are killed; workers get the caller's TMPDIR back.
     kept[CALLERS_TMPDIR] = kept.get("TMPDIR", "")
     kept["TMPDIR"] = str(directory)
     return kept | LOOPBACK_ENV | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}

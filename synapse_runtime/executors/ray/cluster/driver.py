@@ -14,7 +14,7 @@ from synapse_runtime.executors.ray.log_suppression import suppress_log_records, 
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Backend
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Cluster:
     """A cluster that can be reached.
 
     Attributes:
-        address: What `ray.init` connects to; empty where only the dashboard's address is known.
-        dashboard: The dashboard's URL, which the Jobs API is at; None where it is not known yet.
-        token: The token that the cluster demands; None where it is Ray's own matter.
-        origin: Where it came from, for people: `ephemeral`, `warm`, `RAY_ADDRESS`, `given`.
-        shares_disk: Whether workers see this machine's files and this Python.
+        address: The address that `ray.init` connects to; empty if only the dashboard's address is known.
+        dashboard: The dashboard's URL, which serves the Jobs API; None if it is not known yet.
+        token: The token that the cluster requires; None if Ray's own settings apply.
+        origin: How it was chosen, for display: `ephemeral`, `warm`, `RAY_ADDRESS`, `given`.
+        shares_disk: Whether workers share this machine's file system and this Python.
     """
 
     address: str
@@ -37,7 +37,7 @@ class Cluster:
 
     @property
     def is_managed(self) -> bool:
-        """Whether we have started it: then it is on this machine alone."""
+        """Whether synapse started it, so that it runs on this machine only."""
         return self.origin in ("ephemeral", "warm")
 
     def as_backend(self) -> Backend:
@@ -64,7 +64,7 @@ def connected_address() -> str | None:
 
 
 def connected_through_client() -> bool:
-    """Tell whether this process's connection is one of Ray Client, `ray://`, which reaches the cluster's door only."""
+    """Return whether this process is connected through Ray Client, `ray://`, which reaches only the client server."""
     if connected_address() is None:
         return False
     from ray.util.client import ray as client
@@ -73,7 +73,7 @@ def connected_through_client() -> bool:
 
 
 def disconnect() -> None:
-    """End this process's connection as a Ray driver, if it has one."""
+    """Disconnect this process as a Ray driver, if it is connected."""
     if "ray" in sys.modules:
         import ray
 
@@ -82,27 +82,27 @@ def disconnect() -> None:
 
 
 class BackgroundShutdown:
-    """The end of a connection to a cluster that is gone. Ray takes up to 15 s for that, so it goes on beside us."""
+    """Disconnects from a cluster that has ended. Ray takes up to 15 s for that, so it is done in the background."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to end the connection, if there is one and nobody does yet."""
+        """Start disconnecting, if this process is connected and has not started yet."""
         if self._thread is None and connected_address() is not None:
-            self._thread = threading.Thread(target=self._run, name="synapse-departure", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="synapse-disconnect", daemon=True)
             self._thread.start()
-            atexit.register(self.wait)  # before Ray's own end
+            atexit.register(self.wait)  # before Ray's own exit handler
 
     def _run(self) -> None:
         import ray
 
-        # Not `quiet`: filters of warnings are the whole process's, which goes on meanwhile.
-        with suppress_log_records(), contextlib.suppress(Exception):  # nobody is left to whom it matters
+        # Not `suppress_ray_output`: warning filters are process-wide, and the process keeps running.
+        with suppress_log_records(), contextlib.suppress(Exception):  # the cluster has ended: errors do not matter
             ray.shutdown()
 
     def wait(self) -> None:
-        """Wait until it has ended."""
+        """Wait until this process is disconnected."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -1,7 +1,7 @@
-"""The ephemeral cluster of a run: started on first need, shared by the run's processes, gone when the run is.
+"""The ephemeral cluster of a run: started when first needed, shared by the run's processes, torn down with the run.
 
-The first process of the run that needs the cluster starts it, at the run's site (`site.py`); the others join. It ends
-with the process that holds the site, however that ends.
+The first process of the run that needs the cluster starts it as the run's spec says (`session_scope.py`); the others
+connect to it. It shuts down when the spec's parent process ends, even if that is killed.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from synapse_runtime.executors.ray.cluster.driver import Cluster
 from synapse_runtime.executors.ray.cluster.handle import ManagedCluster
 from synapse_runtime.executors.ray.cluster.session_scope import current_spec
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 
 class EphemeralCluster:
-    """This process's part in the ephemeral cluster of its run."""
+    """This process's connection to the ephemeral cluster of its run."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Know of no cluster: in a fork of ours it is the parent's, not this process's."""
+        """Forget the cluster: after a fork, it belongs to the parent process."""
         self._cluster: ManagedCluster | None = None
         self._lock = threading.RLock()
 
     def start(self, *, jobs: bool) -> None:
-        """Start the cluster, if the run has none; do not wait until it is ready.
+        """Start the cluster if the run has none, without waiting until it is ready.
 
         Args:
             jobs: Whether the Jobs API is needed.
@@ -48,22 +48,22 @@ class EphemeralCluster:
                 return
             if self._cluster is not None:
                 self._cluster.close()
-            site = current_spec.get()
+            spec = current_spec.get()
             atexit.register(self.release)
-            with directory_lock(site.path):
+            with directory_lock(spec.path):
                 try:
-                    self._cluster = ManagedCluster(site.path, "ephemeral")
+                    self._cluster = ManagedCluster(spec.path, "ephemeral")
                 except ControlClosed:
-                    # Where others may use it, it cannot be started anew for the Jobs API.
-                    jobs = jobs or site.keep or not self._is_alone
+                    # If other processes may use it, it cannot be restarted later to add the Jobs API.
+                    jobs = jobs or spec.keep or not self._is_alone
                     options = ClusterOptions(
-                        jobs=jobs, num_cpus=site.num_cpus, num_gpus=site.num_gpus, holder=site.holder
+                        jobs=jobs, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, parent_pid=spec.parent_pid
                     )
-                    start_daemon(site.path, options, site.token)
-                    self._cluster = ManagedCluster(site.path, "ephemeral")
+                    start_daemon(spec.path, options, spec.token)
+                    self._cluster = ManagedCluster(spec.path, "ephemeral")
 
     def acquire(self, *, jobs: bool) -> Cluster:
-        """Return the cluster; start it, or start it anew with the Jobs API, where need be.
+        """Return the cluster; start it, or restart it with the Jobs API, if needed.
 
         Raises:
             ClusterError: It did not start.
@@ -79,20 +79,20 @@ class EphemeralCluster:
             return cluster
 
     def owns(self, address: str) -> bool:
-        """Tell whether this address is that of the run's cluster, and it is there."""
+        """Return whether this is the address of the run's cluster, and that cluster is running."""
         return self._cluster is not None and self._cluster.is_alive and self._cluster.address == address
 
     def persist(self, state: Path, idle_seconds: float | None) -> bool:
-        """Let the run's cluster outlive the run, if there is one; return whether it does.
+        """Keep the run's cluster running after the run, if there is one; return whether it is kept.
 
         Args:
-            state: The file that will tell of it.
-            idle_seconds: How long it stays while nobody uses it; None for ever.
+            state: The state file that registers it.
+            idle_seconds: Seconds after which it shuts down if it has no clients; None for never.
         """
         with self._lock:
             try:
-                with ControlClient(current_spec.get().path) as door:
-                    door.request("keep", state=str(state), idle_seconds=idle_seconds)
+                with ControlClient(current_spec.get().path) as control:
+                    control.request("persist", state=str(state), idle_seconds=idle_seconds)
             except (ControlClosed, TimeoutError):
                 return False
             if self._cluster is not None:
@@ -102,12 +102,12 @@ class EphemeralCluster:
             return True
 
     def release(self) -> None:
-        """Use the cluster no longer; end it if this process holds it, and wait until it is gone."""
+        """Disconnect from the cluster; if this process is its parent, shut it down and wait until it has ended."""
         self.stop()
         atexit.unregister(self.release)
 
     def stop(self) -> None:
-        """Use the cluster no longer, as it does not answer or lacks something; end it, unless others use it too."""
+        """Disconnect from a cluster that does not respond or lacks something; shut it down unless others may use it."""
         with self._lock:
             if self._cluster is not None:
                 self._cluster.close()
@@ -117,12 +117,12 @@ class EphemeralCluster:
 
     @property
     def _is_alone(self) -> bool:
-        """Whether the run is this process alone, as far as we know."""
-        return current_spec.get().holder == os.getpid()
+        """Whether this process started the run, so that it may be the only one that uses the cluster."""
+        return current_spec.get().parent_pid == os.getpid()
 
-    def _ready(self, own: ManagedCluster) -> Cluster:
+    def _ready(self, cluster: ManagedCluster) -> Cluster:
         try:
-            return own.wait_until_ready()
+            return cluster.wait_until_ready()
         except BaseException:
             self.stop()
             raise

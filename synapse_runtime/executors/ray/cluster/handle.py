@@ -1,4 +1,4 @@
-"""Clusters of ours that this process uses, by the door: an ephemeral one, or one that is kept warm."""
+"""Handles of the managed clusters, ephemeral or warm, that this process uses through their control sockets."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray.cluster.control_socket import ControlClient, ControlClosed, log_tail
 from synapse_runtime.executors.ray.cluster.driver import Cluster, connected_address, disconnect
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 _START_SECONDS = 90.0
 
 
 class ManagedCluster:
-    """A cluster of ours that this process uses until it leaves.
+    """A cluster started by synapse, in use by this process until `close`.
 
     Args:
         directory: The cluster's directory.
-        origin: Where it came from, for people: `ephemeral` or `warm`.
+        origin: How it was chosen, for display: `ephemeral` or `warm`.
 
     Raises:
-        ControlClosed: Its owner has ended.
+        ControlClosed: The cluster's daemon has ended.
     """
 
     def __init__(self, directory: Path, origin: str) -> None:
@@ -34,7 +34,7 @@ class ManagedCluster:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the cluster has not ended. Costs nearly nothing."""
+        """Whether the cluster is running. Cheap enough to call often."""
         return self._control.is_open()
 
     @property
@@ -57,11 +57,11 @@ class ManagedCluster:
 
     @property
     def has_jobs_api(self) -> bool:
-        """Whether it has, or will have, a dashboard, where the Jobs API is. Known once the cluster is ready."""
+        """Whether it has, or will have, a dashboard, which serves the Jobs API. Known once the cluster is ready."""
         return self._has_jobs_api
 
     def dashboard(self) -> str | None:
-        """Wait until the dashboard answers too, which is later than the cluster, and return its URL; None without one.
+        """Wait for the dashboard, which is ready later than the cluster, and return its URL; None if there is none.
 
         Raises:
             ClusterError: It did not start.
@@ -71,19 +71,19 @@ class ManagedCluster:
         return self._dashboard
 
     def status(self) -> dict[str, Any]:
-        """Return what its owner tells of it, but for this use."""
+        """Return the cluster's status as its daemon reports it, not counting this client."""
         return self._control.request("status") | {"directory": str(self.directory)}
 
     def close(self) -> None:
-        """Use it no longer."""
+        """Disconnect from the cluster."""
         if self.address is not None and connected_address() == self.address:
             disconnect()
         self._control.close()
 
-    def _request(self, question: str) -> dict[str, Any]:
+    def _request(self, name: str) -> dict[str, Any]:
         reason = "it ended"
         try:
-            facts = self._control.request(question, timeout=_START_SECONDS)
+            facts = self._control.request(name, timeout=_START_SECONDS)
         except TimeoutError:
             reason = f"not ready within {_START_SECONDS:g} s"
         except ControlClosed:
@@ -95,17 +95,17 @@ class ManagedCluster:
         raise ClusterError(f"the local Ray cluster did not start: {reason}{log_tail(self.directory)}")
 
 
-# All that this process has used, by their addresses: a connection may outlive its cluster.
+# All managed clusters that this process has used, by address: a driver's connection may outlive its cluster.
 _used: dict[str, ManagedCluster] = {}
 
 
 def is_managed(address: str) -> bool:
-    """Tell whether this address is, or was, that of a cluster of ours."""
+    """Return whether this is, or was, the address of a cluster started by synapse."""
     return address in _used
 
 
 def dashboard_at(address: str) -> str | None:
-    """Wait until the dashboard of a cluster of ours answers, and return its URL; None where it has none.
+    """Wait for the dashboard of a managed cluster and return its URL; None if it has none.
 
     Raises:
         ClusterError: It did not start.
@@ -114,5 +114,5 @@ def dashboard_at(address: str) -> str | None:
 
 
 def has_ended(address: str) -> bool:
-    """Tell whether this address is that of a cluster of ours that has ended, or was left. Costs nearly nothing."""
+    """Return whether this address is that of a managed cluster that has ended or was closed. Cheap to call often."""
     return address in _used and not _used[address].is_alive

@@ -1,6 +1,6 @@
-"""Ray's processes of a cluster of ours: those that its kind needs, and none waits for another where it need not.
+"""The head node of a managed cluster: starts only the Ray processes that it needs, in parallel where possible.
 
-`ray.init` has no options for that. All that is private of Ray in the start of a cluster is here.
+`ray.init` has no options for that. This module contains all uses of Ray's private API for starting a cluster.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 from synapse_runtime.executors.ray.cluster.control_socket import RAY_DIRECTORY, ClusterOptions
 
-# Parts of Ray's dashboard that answer what is asked here.
+# The modules of Ray's dashboard that serve our requests.
 _DASHBOARD_PARTS = ("JobHead", "NodeHead", "ReportHead", "StateHead")
 
 
 class HeadNode:
-    """The head of one cluster, which this process becomes a driver of.
+    """The head node of one cluster, with this process as a driver.
 
     Args:
         directory: The cluster's directory.
-        options: What the cluster is to be.
+        options: Options of the cluster.
     """
 
     def __init__(self, directory: Path, options: ClusterOptions) -> None:
@@ -32,23 +32,23 @@ class HeadNode:
         self._dashboard = _Dashboard() if options.jobs else None
 
     def start(self, on_up: Callable[[str], object]) -> dict[str, float]:
-        """Start all of it, and wait for it, but for the dashboard.
+        """Start the node and wait until it has started, except for the dashboard.
 
         Args:
-            on_up: Called with the cluster's address as soon as drivers can connect. This process does so next, which
-                takes longer: Ray lets the first one wait until the first workers have started.
+            on_up: Called with the cluster's address as soon as drivers can connect. This process connects next, which
+                takes longer: Ray makes the first driver wait until the first workers have started.
 
         Returns:
-            What the cluster has, by Ray's names.
+            The cluster's resources, by Ray's names.
         """
         import ray
         from ray._private import node, parameter, services, worker
 
-        # The agent that takes jobs listens on one fixed port, and gives up where another cluster's has it. `ray start`
-        # has an option for that, `ray.init` has none. With port 0, Ray 2.52 tells others another port than it takes.
+        # The agent that accepts jobs listens on a fixed port, and fails if another cluster's agent uses it. `ray start`
+        # has an option for the port, `ray.init` has none. With port 0, Ray 2.52 announces a port that it does not use.
         settings: dict[str, Any] = {"dashboard_agent_listen_port": _free_port()}
-        if self._options.holder is not None:
-            # Drivers of ours get no logs; what a cluster has free, the Jobs API alone learns from the monitor.
+        if self._options.parent_pid is not None:
+            # Our drivers request no logs, and only the Jobs API needs the monitor: it reports available resources.
             settings |= {"include_log_monitor": False, "no_monitor": not self._options.jobs}
             services.start_ray_process = functools.partial(
                 _start_minimal, services.start_ray_process, jobs=self._options.jobs
@@ -72,26 +72,26 @@ class HeadNode:
         return resources
 
     def _connect(self, connect: Any, on_up: Callable[[str], object], node: Any, *args: Any, **options: Any) -> Any:
-        # `ray start` writes this, `ray.init` does not. Where it is missing, a job is told the address of any cluster of
-        # this machine as its own, and its `ray.init()` goes there.
+        # `ray start` writes this file, `ray.init` does not. Without it, a job gets the address of any cluster on this
+        # machine as its own, and its `ray.init()` connects to that cluster.
         current = self._directory / RAY_DIRECTORY / "ray_current_cluster"
         current.write_text(node.gcs_address, encoding="utf-8")
         on_up(node.gcs_address)
         return connect(node, *args, **options)
 
     def dashboard(self) -> str | None:
-        """Wait until the dashboard has started, and return its URL; None where the cluster has none.
+        """Wait until the dashboard has started, and return its URL; None if the cluster has none.
 
         Raises:
-            Exception: It did not start; Ray says why.
+            Exception: It did not start; the exception is Ray's.
         """
         return None if self._dashboard is None else self._dashboard.url()
 
 
 class _Dashboard:
-    """The dashboard, started beside the rest, which Ray starts only when the dashboard answers.
+    """The dashboard, started in parallel with the other processes; Ray itself starts those only once it responds.
 
-    What Ray starts ends with the thread that it was started in. So that thread stays until the process ends.
+    A process that Ray starts ends with the thread that started it. So that thread runs until this process ends.
     """
 
     def __init__(self) -> None:
@@ -100,22 +100,22 @@ class _Dashboard:
         self._url = ""
 
     def in_background(self, start: Any) -> Any:
-        """Return what to put into the place of Ray's own function."""
+        """Return a replacement for Ray's own function."""
 
-        def begin(node: Any, **options: Any) -> None:
+        def start_in_thread(node: Any, **options: Any) -> None:
             _no_dashboard(node)
-            threading.Thread(target=work, args=(node, options), name="dashboard", daemon=True).start()
+            threading.Thread(target=work, args=(node, options), name="synapse-dashboard", daemon=True).start()
 
         def work(node: Any, options: dict[str, Any]) -> None:
             try:
                 start(node, **options)
                 self._url = f"http://{node.webui_url}"
-            except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            except Exception as error:  # noqa: BLE001 - raised again by `url`
                 self._error = error
             self._settled.set()
             threading.Event().wait()
 
-        return begin
+        return start_in_thread
 
     def url(self) -> str:
         self._settled.wait()
@@ -125,16 +125,16 @@ class _Dashboard:
 
 
 def _no_dashboard(node: Any, **_: Any) -> None:
-    """Start none: without pages to show, Ray's would still be there, to count who uses Ray."""
+    """Start no dashboard: even with `include_dashboard=False`, Ray would start it to collect usage statistics."""
     node._webui_url = ""
 
 
 def _start_minimal(start: Any, command: list[str], process_type: str, *, jobs: bool, **options: Any) -> Any:
-    """Start one of Ray's processes, with what a run's own cluster needs of it.
+    """Start one of Ray's processes with only what a run's cluster needs of it.
 
-    Of the dashboard only the parts that answer what is asked of it: each is a process of its own, and half of them draw
-    pages that nobody sees here. Where no jobs are taken, the raylet's agent is as small as where `ray[default]` is not
-    installed: nobody asks it, and the raylet waits until it has imported what it needs.
+    The dashboard loads only the modules that serve our requests: each is a process of its own, and half of them serve
+    the web UI, which is not used. Without jobs, the raylet's agent is as small as if `ray[default]` were not installed:
+    it gets no requests, and the raylet waits until the agent has imported its dependencies.
     """
     if process_type == "dashboard" and not any(word.startswith("--modules-to-load") for word in command):
         command = [*command, f"--modules-to-load={','.join(_DASHBOARD_PARTS)}"]

@@ -1,7 +1,7 @@
-"""The warm cluster: started by `synapse cluster up`, or kept by a run; found by all runs until it is idle for long.
+"""The warm cluster: started by `synapse cluster up` or kept by a run, and used by all runs until it is idle for long.
 
-A state file of its owner's user alone says where it is. There is at most one for each Python environment on each
-machine: workers run with the environment that started them.
+It is registered in a state file that only its user can access. There is at most one warm cluster per Python environment
+and machine, because workers run in the environment that started the cluster.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
 from synapse_runtime.executors.ray.cluster.handle import ManagedCluster
 from synapse_runtime.executors.ray.cluster.session_scope import ClusterSpec, new_directory
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 IDLE_SECONDS = 30 * 60.0
 
 
 def state_file() -> Path:
-    """Return the file that tells of the warm cluster; there need not be one."""
+    """Return the path of the state file of the warm cluster, which need not exist."""
     root = os.environ.get("XDG_STATE_HOME")
     base = Path(root) if root and os.path.isabs(root) else Path.home() / ".local" / "state"
     environment = hashlib.sha256(os.path.realpath(sys.prefix).encode()).hexdigest()[:8]
@@ -46,74 +46,74 @@ def state_file() -> Path:
 
 
 def status() -> dict[str, Any] | None:
-    """Return what the owner of the warm cluster tells, or None where there is none.
+    """Return the status of the warm cluster, or None if there is none.
 
-    A state file that tells of one that is gone is deleted, with what that left.
+    If the cluster has ended without cleaning up, its state file and directory are deleted.
 
     Returns:
-        `pid` of the owner, `address`, `dashboard`, `resources` by Ray's names, `users` (pids), `began` (seconds since
+        `pid` of the daemon, `address`, `dashboard`, `resources` by Ray's names, `users` (pids), `began` (seconds since
         the epoch), `idle` and `idle_seconds` (seconds; None for no limit), `python`, `ray` (version), `logs` (path).
     """
     directory = _directory()
     if directory is None:
         return None
     try:
-        with ControlClient(directory) as door:
-            return door.request("status") | {"directory": str(directory)}
+        with ControlClient(directory) as control:
+            return control.request("status") | {"directory": str(directory)}
     except TimeoutError:
-        return None  # it is stuck: whoever ends it will see
+        return None  # the daemon hangs; `down` kills it
     except ControlClosed:
         _delete_state(directory)
         return None
 
 
 def up(options: ClusterOptions) -> tuple[dict[str, Any], bool]:
-    """Start the warm cluster, if there is none, and wait until it is ready.
+    """Start the warm cluster if there is none, and wait until it is ready.
 
     Args:
-        options: What it is to be.
+        options: Options of the cluster.
 
     Returns:
-        Its status, and whether it was started now.
+        Its status, and whether this call started it.
 
     Raises:
         ClusterError: It did not start.
     """
     with _state_file_lock() as state:
-        there = status()
-        if there is not None:
-            return there, False
+        running = status()
+        if running is not None:
+            return running, False
         directory = Path(new_directory())
         try:
             with directory_lock(directory):
                 start_daemon(directory, replace(options, state=str(state)), secrets.token_hex(32))
-            own = ManagedCluster(directory, "warm")
-            own.wait_until_ready()
-            own.dashboard()
-            facts = own.status()
-            own.close()
+            cluster = ManagedCluster(directory, "warm")
+            cluster.wait_until_ready()
+            cluster.dashboard()
+            facts = cluster.status()
+            cluster.close()
             return facts, True
-        except BaseException:  # Ctrl-C too
+        except BaseException:  # including Ctrl-C
             stop_cluster(directory)
             raise
 
 
 def down() -> bool:
-    """End the warm cluster and wait until it is gone. Returns whether there was one."""
+    """Shut down the warm cluster and wait until it has ended. Returns whether there was one."""
     directory = _directory()
     if directory is None:
         return False
     try:
         ControlClient(directory).close()
-        there = True
+        is_running = True
     except ControlClosed:
-        there = False
+        is_running = False
     _delete_state(directory)
-    return there
+    return is_running
 
 
 def persist(idle_seconds: float | None = IDLE_SECONDS) -> bool:
-    """Keep the cluster of this run warm, if it has one and no other is warm already. Returns whether it is kept."""
+    """Turn this run's cluster into the warm cluster, unless there is one already. Returns whether it is kept."""
     with _state_file_lock() as state:
         return status() is None and ephemeral.persist(state, idle_seconds)
 
@@ -121,66 +121,70 @@ def persist(idle_seconds: float | None = IDLE_SECONDS) -> bool:
 def unfit(
     facts: dict[str, Any], *, num_cpus: int | None = None, num_gpus: int | None = None, memory: int | None = None
 ) -> str | None:
-    """Return why a warm cluster will not do; None where it does.
+    """Return why a warm cluster does not meet the requirements; None if it does.
 
     Args:
         facts: Its status.
-        num_cpus: CPUs that it must have.
-        num_gpus: GPUs that it must have.
-        memory: Bytes of memory that it must have.
+        num_cpus: Required number of CPUs.
+        num_gpus: Required number of GPUs.
+        memory: Required memory in bytes.
     """
     import importlib.metadata
 
     if facts["ray"] != importlib.metadata.version("ray"):
-        return f"it runs Ray {facts['ray']}, here is {importlib.metadata.version('ray')}"
-    for name, wanted in (("CPU", num_cpus), ("GPU", num_gpus), ("memory", memory)):
+        return f"it runs Ray {facts['ray']}, this process Ray {importlib.metadata.version('ray')}"
+    for name, unit, requested in (
+        ("CPU", "CPUs", num_cpus),
+        ("GPU", "GPUs", num_gpus),
+        ("memory", "bytes of memory", memory),
+    ):
         found = facts.get("resources", {}).get(name, 0)
-        if wanted is not None and found < wanted:
-            return f"it has {name} {found:,.0f}, wanted are {wanted:,}"
+        if requested is not None and found < requested:
+            return f"it has {found:,.0f} {name if found == 1 else unit}, {requested:,} requested"
     return None
 
 
-def unfit_for(site: ClusterSpec, facts: dict[str, Any]) -> str | None:
-    """Return why a warm cluster will not do for a run; None where it does."""
-    return unfit(facts, num_cpus=site.num_cpus, num_gpus=site.num_gpus)
+def unfit_for(spec: ClusterSpec, facts: dict[str, Any]) -> str | None:
+    """Return why a warm cluster does not meet the requirements of a run; None if it does."""
+    return unfit(facts, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus)
 
 
 class PersistentCluster:
-    """This process's use of the warm cluster."""
+    """This process's connection to the warm cluster."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Know of no use: in a fork of ours it is the parent's, not this process's."""
-        self._own: ManagedCluster | None = None
+        """Forget the connection: after a fork, it belongs to the parent process."""
+        self._cluster: ManagedCluster | None = None
         self._lock = threading.Lock()
 
-    def cluster(self, site: ClusterSpec) -> Cluster | None:
-        """Return the warm cluster, and use it from now on; None where there is none that will do for the run."""
+    def cluster(self, spec: ClusterSpec) -> Cluster | None:
+        """Connect to the warm cluster and return it; None if there is none that meets the run's requirements."""
         with self._lock:
-            if self._own is not None and self._own.is_alive:
-                return self._own.wait_until_ready()
+            if self._cluster is not None and self._cluster.is_alive:
+                return self._cluster.wait_until_ready()
             self._release()
             facts = status()
-            if facts is None or unfit_for(site, facts) is not None:
+            if facts is None or unfit_for(spec, facts) is not None:
                 return None
             try:
-                self._own = ManagedCluster(Path(facts["directory"]), "warm")
-                return self._own.wait_until_ready()
-            except (ControlClosed, ClusterError):  # it has ended in this moment
+                self._cluster = ManagedCluster(Path(facts["directory"]), "warm")
+                return self._cluster.wait_until_ready()
+            except (ControlClosed, ClusterError):  # it has just ended
                 self._release()
                 return None
 
     def release(self) -> None:
-        """Use it no longer."""
+        """Disconnect from the warm cluster."""
         with self._lock:
             self._release()
 
     def _release(self) -> None:
-        if self._own is not None:
-            self._own.close()
-            self._own = None
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
 
 
 persistent = PersistentCluster()
@@ -189,7 +193,7 @@ os.register_at_fork(after_in_child=persistent.reset)
 
 @contextlib.contextmanager
 def _state_file_lock() -> Iterator[Path]:
-    """Let no other process of this user start or keep a warm cluster meanwhile."""
+    """Lock the state file, so that no other process of this user starts or keeps a warm cluster at the same time."""
     state = state_file()
     state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with directory_lock(state.parent):
@@ -202,7 +206,10 @@ def _directory() -> Path | None:
     try:
         found = os.stat(state, follow_symlinks=False)
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise ClusterError(f"{state} is not this user's alone: delete it, if nobody else's cluster is meant")
+            raise ClusterError(
+                f"{state} must belong to this user and be inaccessible to others: delete it, unless it belongs to "
+                "another user's cluster"
+            )
         return Path(json.loads(state.read_text(encoding="utf-8"))["directory"])
     except FileNotFoundError:
         return None
@@ -212,7 +219,7 @@ def _directory() -> Path | None:
 
 
 def _delete_state(directory: Path) -> None:
-    """End what is in the directory of a warm cluster, if anything is, and delete directory and state file."""
+    """Shut down the cluster of a directory, if it is running, and delete the directory and the state file."""
     with contextlib.suppress(OSError):
         if directory.stat().st_uid == os.getuid() and directory.name.startswith("synapse-"):
             stop_cluster(directory)

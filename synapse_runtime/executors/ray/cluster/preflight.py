@@ -1,7 +1,7 @@
-"""Who answers at an address, and with which versions: asked in seconds, before Ray is let near it.
+"""Preflight checks of an address: what listens there, and with which versions, within seconds and before Ray connects.
 
-Ray itself waits for half a minute or for ever where nobody answers, where a token is wrong, or where what answers is no
-cluster. A process that it could not connect may stay half connected.
+If nothing listens, the token is wrong, or the server is not a cluster, Ray itself waits for half a minute or for ever.
+A process whose connection has failed may stay half connected.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from urllib.request import getproxies, proxy_bypass
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray.log_suppression import suppress_log_records
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 _CONNECT_SECONDS = 5.0
-_ANSWER_SECONDS = 8.0
-# More nodes than any cluster has; Ray's default is 100.
-_MOST_NODES = 10_000
+_RESPONSE_SECONDS = 8.0
+# More than any cluster has; Ray's default is 100.
+_MAX_NODES = 10_000
 _TLS_VARIABLES = "RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT"
 
 
 class Versions(NamedTuple):
-    """What a cluster runs; empty where it does not tell."""
+    """The versions that a cluster runs; empty if it does not report them."""
 
     ray: str
     python: str
@@ -40,21 +40,21 @@ class Versions(NamedTuple):
 
     @classmethod
     def here(cls) -> Versions:
-        """Return those of this process."""
+        """Return the versions of this process."""
         import ray
 
         return cls(ray.__version__, platform.python_version())
 
     def same_python(self, parts: int = 2) -> bool:
-        """Tell whether Python is the same, in so many parts of its version.
+        """Return whether the first `parts` parts of Python's version match.
 
-        Code that travels by value needs the first two: bytecode is of one minor version.
+        Code that is pickled by value requires the first two, because bytecode is specific to a minor version.
         """
         return not self.python or self.python.split(".")[:parts] == platform.python_version().split(".")[:parts]
 
 
 def require_listener(address: str, host: str | None, port: int) -> None:
-    """Raise `ClusterError` where nobody accepts connections."""
+    """Raise `ClusterError` if nothing accepts connections at an address."""
     try:
         socket.create_connection((host or "", port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
@@ -62,7 +62,7 @@ def require_listener(address: str, host: str | None, port: int) -> None:
 
 
 def require_http_listener(url: str) -> None:
-    """Raise `ClusterError` where nobody accepts connections at a URL, unless a proxy is between."""
+    """Raise `ClusterError` if nothing accepts connections at a URL, unless a proxy is configured for it."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if getproxies().get(parts.scheme) and not proxy_bypass(host):
@@ -71,26 +71,26 @@ def require_http_listener(url: str) -> None:
 
 
 def require_cluster(address: str) -> None:
-    """Raise `ClusterError` unless a cluster is at the address that lets us in and runs what we run.
+    """Raise `ClusterError` unless a cluster at the address accepts this process and runs matching versions.
 
-    Of Ray Client's address the versions are not known before one is connected: Ray looks at them then.
+    Through Ray Client the versions are not known before the connection; Ray checks them when it connects.
 
     Args:
         address: `host:port`, or `ray://host:port`.
     """
     client = address.startswith("ray://")
     target = address.removeprefix("ray://")
-    answer = _ping_client(address, target) if client else _ask_gcs(address, target)
-    if answer is None:
+    versions = _ping_client(address, target) if client else _query_gcs(address, target)
+    if versions is None:
         other = target if client else f"ray://{target}"
-        others = _ask_gcs(other, target) if client else _ping_client(other, target)
-        hint = "" if others is None else f": the address is {other}"
-        raise ClusterError(f"what answers at {address} is not {'Ray Client' if client else 'a cluster itself'}{hint}")
-    _require_fit(address, answer)
+        others = _query_gcs(other, target) if client else _ping_client(other, target)
+        hint = "" if others is None else f"; use {other}"
+        raise ClusterError(f"the server at {address} is not {'Ray Client' if client else 'a cluster (GCS)'}{hint}")
+    _require_same_versions(address, versions)
 
 
-def _require_fit(address: str, theirs: Versions) -> None:
-    # A driver must have the very same Python, if Ray is not told otherwise.
+def _require_same_versions(address: str, theirs: Versions) -> None:
+    # By default, Ray requires a driver to have exactly the same version of Python.
     level = os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
     parts = 2 if level == "minor" else 3
     if theirs.ray not in ("", Versions.here().ray) or not theirs.same_python(parts):
@@ -98,35 +98,35 @@ def _require_fit(address: str, theirs: Versions) -> None:
 
 
 def version_problem(address: str, theirs: Versions) -> ClusterError:
-    """Return the error of a cluster that runs what this process cannot be a driver of."""
+    """Return the error of a cluster whose versions do not allow this process to be its driver."""
     return ClusterError(
-        f"the cluster at {address} runs {theirs}, this process {Versions.here()}. Ray connects to its own version, and "
-        "from the very same Python only, or through ray:// from the same minor version of it. Job mode through the "
-        "dashboard's address, http://host:8265, takes any supported Ray"
+        f"the cluster at {address} runs {theirs}, but this process runs {Versions.here()}. Ray requires the same "
+        "version of Ray and exactly the same version of Python (through ray://, the same minor version). Job mode with "
+        "the dashboard's address, http://host:8265, works with any supported version of Ray"
     )
 
 
 def require_dashboard(url: str, headers: Mapping[str, str] | None = None) -> Versions:
-    """Return the versions of the cluster whose dashboard this is.
+    """Return the versions that a dashboard's cluster runs.
 
     Args:
         url: The dashboard's URL.
-        headers: HTTP headers that it demands; by default those of Ray's settings for tokens.
+        headers: HTTP headers that it requires; by default those from Ray's token settings.
 
     Raises:
-        ClusterError: Nobody answers, not in time, or not a dashboard of Ray; a token is missing or wrong; a certificate
-            is not trusted.
+        ClusterError: The server does not respond, not in time, or is not a Ray dashboard; a token is missing or wrong;
+            a certificate is not trusted.
     """
-    told = _get(url, "/api/version", headers)
-    if not isinstance(told, dict) or "ray_version" not in told:
-        raise ClusterError(f"what answers at {url} is no dashboard of Ray: it does not tell its version")
+    version = _get(url, "/api/version", headers)
+    if not isinstance(version, dict) or "ray_version" not in version:
+        raise ClusterError(f"the server at {url} is not a Ray dashboard: it does not report a version of Ray")
     metadata = _get(url, "/api/v0/cluster_metadata", headers)
     data = metadata.get("data") if isinstance(metadata, dict) else None
-    return Versions(str(told["ray_version"]), str((data or {}).get("pythonVersion", "")))
+    return Versions(str(version["ray_version"]), str((data or {}).get("pythonVersion", "")))
 
 
 def nodes_of(url: str, headers: Mapping[str, str] | None = None) -> list[dict[str, float]]:
-    """Return what each node of the cluster has, by Ray's names of resources. Arguments and errors as above."""
+    """Return the resources of each node of the cluster, by Ray's names. Arguments and errors as above."""
     return [dict(node["resources_total"] or {}) for node in _living_nodes(url, headers)]
 
 
@@ -136,21 +136,21 @@ def node_addresses(url: str, headers: Mapping[str, str] | None = None) -> list[s
 
 
 def _living_nodes(url: str, headers: Mapping[str, str] | None) -> list[dict[str, Any]]:
-    told = _get(url, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}", headers)
+    nodes = _get(url, f"/api/v0/nodes?detail=1&limit={_MAX_NODES}", headers)
     try:
-        return [node for node in told["data"]["result"]["result"] if node["state"] == "ALIVE"]
+        return [node for node in nodes["data"]["result"]["result"] if node["state"] == "ALIVE"]
     except (KeyError, TypeError):
-        raise ClusterError(f"the cluster at {url} does not tell of its nodes") from None
+        raise ClusterError(f"the cluster at {url} does not list its nodes") from None
 
 
 def nodes_at(address: str) -> list[dict[str, float]]:
-    """Return what each node has of a cluster at its own address, by Ray's names of resources.
+    """Return the resources of each node of the cluster at its own address, by Ray's names.
 
     Args:
-        address: `host:port`, which `require_cluster` has found good.
+        address: `host:port`, already checked by `require_cluster`.
 
     Raises:
-        ClusterError: It does not answer any more.
+        ClusterError: The cluster no longer responds.
     """
     from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
@@ -166,20 +166,20 @@ def nodes_at(address: str) -> list[dict[str, float]]:
 
 
 def free_resources(url: str, headers: Mapping[str, str] | None = None) -> dict[str, float] | None:
-    """Return what the cluster has free, all nodes together, by `spelled` names; None where it does not tell.
+    """Return the available resources of all nodes together, by `spelled` names; None if the cluster has no report.
 
     Arguments and errors otherwise as above.
     """
-    told = _get(url, "/api/cluster_status", headers)
+    status = _get(url, "/api/cluster_status", headers)
     try:
-        usage = told["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
+        usage = status["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
         return {name: total - used for name, (used, total) in usage.items()}
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def spelled(name: str) -> str:
-    """Return a resource's name as the dashboard's status has it, which turns snake_case into camelCase.
+    """Return a resource's name as the dashboard's status spells it, in camelCase instead of snake_case.
 
     Example:
         >>> spelled("object_store_memory")
@@ -190,16 +190,16 @@ def spelled(name: str) -> str:
 
 
 def certificates() -> str | bool:
-    """Return what a certificate is verified with: a file or directory that variables name, or True for the usual ones.
+    """Return what certificates are verified with: a file or directory from environment variables, or True for defaults.
 
-    Ray's two HTTP libraries each know only one of the variables.
+    Each of Ray's two HTTP libraries reads only one of the variables.
     """
     name = _certificates_variable()
     if name is None:
         return True
     path = os.environ[name]
     if not Path(path).exists():
-        raise ClusterError(f"{name} names {path}, which is not there")
+        raise ClusterError(f"{name}: {path} does not exist")
     return path
 
 
@@ -209,10 +209,10 @@ def _certificates_variable() -> str | None:
 
 
 def authorization(headers: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return these headers; where there are none, those with the token that Ray's settings name, if any.
+    """Return these headers; if None, those with the token from Ray's settings, if any.
 
     Raises:
-        AuthenticationError: The settings demand a token, and there is none.
+        AuthenticationError: The settings require a token, and there is none.
     """
     if headers is not None:
         return dict(headers)
@@ -222,17 +222,17 @@ def authorization(headers: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def token_problem(address: str, *, sent: bool) -> ClusterError:
-    """Return the error of a cluster that does not let us in.
+    """Return the error of a cluster that denies access.
 
     Args:
         address: Its address.
         sent: Whether a token was sent.
     """
     if sent:
-        return ClusterError(f"the cluster at {address} refuses the token that is in {_token_source()}")
+        return ClusterError(f"the cluster at {address} rejects the token from {_token_source()}")
     return ClusterError(
-        f"the cluster at {address} demands a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
-        "unless the token is in ~/.ray/auth_token"
+        f"the cluster at {address} requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH unless the token is in ~/.ray/auth_token"
     )
 
 
@@ -243,8 +243,8 @@ def _token_source() -> str:
     return f"RAY_AUTH_TOKEN_PATH ({path})" if path else "~/.ray/auth_token"
 
 
-def _ask_gcs(address: str, target: str) -> Versions | None:
-    """Ask a cluster's own port for the cluster's versions; return None where something else speaks gRPC there."""
+def _query_gcs(address: str, target: str) -> Versions | None:
+    """Request the versions from a cluster's own port; return None if another gRPC server responds."""
     from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
     from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
@@ -255,12 +255,12 @@ def _ask_gcs(address: str, target: str) -> Versions | None:
     )
     if reply is None:
         return None
-    told = json.loads(reply.value) if reply.value else {}
-    return Versions(told.get("ray_version", ""), told.get("python_version", ""))
+    metadata = json.loads(reply.value) if reply.value else {}
+    return Versions(metadata.get("ray_version", ""), metadata.get("python_version", ""))
 
 
 def _ping_client(address: str, target: str) -> Versions | None:
-    """Knock at Ray Client's port, which tells no versions; return None where something else speaks gRPC there."""
+    """Ping Ray Client's server, which reports no versions; return None if another gRPC server responds."""
     from ray.core.generated import ray_client_pb2, ray_client_pb2_grpc
 
     request = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
@@ -269,18 +269,18 @@ def _ping_client(address: str, target: str) -> Versions | None:
 
 
 def _call(address: str, target: str, method: Any, request: Any) -> Any:
-    """Make one call of gRPC, with the token and the certificates that Ray's settings name."""
+    """Make a gRPC call with the token and the certificates from Ray's settings."""
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
     from ray.exceptions import AuthenticationError
 
     try:
         channel = init_grpc_channel(target)
-    except (OSError, RuntimeError) as error:  # of the certificates
-        raise ClusterError(f"RAY_USE_TLS is set, which needs {_TLS_VARIABLES}: {error}") from None
+    except (OSError, RuntimeError) as error:  # about the certificates
+        raise ClusterError(f"RAY_USE_TLS is set, which requires {_TLS_VARIABLES}: {error}") from None
     with channel:
         try:
-            return method(channel)(request, timeout=_ANSWER_SECONDS)
+            return method(channel)(request, timeout=_RESPONSE_SECONDS)
         except AuthenticationError:
             raise token_problem(address, sent=False) from None
         except grpc.RpcError as error:
@@ -292,68 +292,68 @@ def _call(address: str, target: str, method: Any, request: Any) -> Any:
 def _grpc_problem(address: str, error: Any) -> ClusterError:
     import grpc
 
-    said = str(error.details())
+    details = str(error.details())
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return token_problem(address, sent=bool(authorization()))
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return ClusterError(
-            f"no cluster answers at {address}: something accepts connections there and says nothing for "
-            f"{_ANSWER_SECONDS:g} s"
+            f"no cluster answers at {address}: the server accepts connections but does not respond within "
+            f"{_RESPONSE_SECONDS:g} s"
         )
-    if "Failed parsing HTTP/2" in said:
+    if "Failed parsing HTTP/2" in details:
         return ClusterError(
-            f"what answers at {address} is no cluster: it does not speak gRPC. A dashboard's address, for job mode, "
-            "begins with http://"
+            f"the server at {address} is not a Ray cluster: it does not speak gRPC. A dashboard's address, for job "
+            "mode, starts with http://"
         )
-    reason = re.sub(r".*last error: (\w+: )?(ipv[46]:\S+: )?", "", said) or error.code().name
+    reason = re.sub(r".*last error: (\w+: )?(ipv[46]:\S+: )?", "", details) or error.code().name
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        hint = f"RAY_USE_TLS is set: is the cluster's certificate one that RAY_TLS_CA_CERT trusts ({reason})"
-        return ClusterError(f"no cluster answers at {address} over TLS. {hint}")
-    if "Socket closed" in said or "reset" in said:
-        reason += f"; where the cluster uses TLS, set RAY_USE_TLS=1 and {_TLS_VARIABLES}"
+        hint = "RAY_USE_TLS is set: check that RAY_TLS_CA_CERT trusts the cluster's certificate"
+        return ClusterError(f"no cluster answers at {address} over TLS: {reason}. {hint}")
+    if "Socket closed" in details or "reset" in details:
+        reason += f"; if the cluster uses TLS, set RAY_USE_TLS=1 and {_TLS_VARIABLES}"
     return ClusterError(f"no cluster answers at {address}: {reason}")
 
 
 def _get(url: str, path: str, headers: Mapping[str, str] | None) -> Any:
-    """Ask a dashboard; return what it says, or None where that is not JSON or it knows no such path."""
+    """Send a GET request to a dashboard; return the JSON content, or None if it is not JSON or the path is unknown."""
     import requests
     from ray.exceptions import AuthenticationError
 
     try:
         sent = authorization(headers)
         with suppress_log_records():
-            answer = requests.get(
-                url + path, headers=sent, timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS), verify=certificates()
+            response = requests.get(
+                url + path, headers=sent, timeout=(_CONNECT_SECONDS, _RESPONSE_SECONDS), verify=certificates()
             )
     except AuthenticationError:
         raise token_problem(url, sent=False) from None
     except requests.exceptions.SSLError as error:
         name = _certificates_variable()
-        fix = "name its file in SSL_CERT_FILE" if name is None else f"add it to {os.environ[name]}, which {name} names"
+        fix = "set SSL_CERT_FILE to its file" if name is None else f"add it to {os.environ[name]} (from {name})"
         raise ClusterError(
-            f"the certificate of {url} is not trusted: {_innermost(error)}. Where it is signed by an authority of your "
-            f"own, or by itself, {fix}"
+            f"the certificate of {url} is not trusted: {_innermost(error)}. If it is self-signed or signed by a "
+            f"private CA, {fix}"
         ) from None
     except requests.exceptions.Timeout:
         raise ClusterError(
-            f"no cluster answers at {url}: something accepts connections there and says nothing for "
-            f"{_ANSWER_SECONDS:g} s"
+            f"no cluster answers at {url}: the server accepts connections but does not respond within "
+            f"{_RESPONSE_SECONDS:g} s"
         ) from None
     except requests.exceptions.RequestException as error:
         reason = _innermost(error)
         if isinstance(reason, HTTPException):
-            raise ClusterError(f"what answers at {url} is no dashboard: it does not speak HTTP") from None
+            raise ClusterError(f"the server at {url} is not a Ray dashboard: it does not speak HTTP") from None
         raise ClusterError(f"no cluster answers at {url}: {getattr(reason, 'strerror', None) or reason}") from None
-    if answer.status_code in (401, 403):
+    if response.status_code in (401, 403):
         raise token_problem(url, sent="authorization" in {name.lower() for name in sent})
     try:
-        return answer.json() if answer.ok else None
+        return response.json() if response.ok else None
     except requests.exceptions.JSONDecodeError:
         return None
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Return the reason below the layers that libraries put around it."""
+    """Return the innermost error that libraries have wrapped."""
     below: BaseException | None = error
     while below is not None:
         error = below

@@ -1,8 +1,8 @@
-"""Which cluster to use, how to reach it, and the ephemeral one that is started where there is no other.
+"""Resolve which cluster to use, connect to it, and start an ephemeral cluster if there is no other.
 
-The order: an address that was given, `RAY_ADDRESS`, the cluster that this process is connected to already, the warm
-one of `synapse cluster up`, an ephemeral one. An ephemeral cluster belongs to a run: it is started on first need,
-demands a token, and ends when the run ends, however it ends.
+The order: the given address, `RAY_ADDRESS`, the cluster that this process is already connected to, the warm cluster of
+`synapse cluster up`, an ephemeral cluster. An ephemeral cluster belongs to a run: it is started when first needed,
+requires a token, and is torn down when the run ends, even if the run is killed.
 """
 
 from __future__ import annotations
@@ -45,38 +45,38 @@ from synapse_runtime.executors.ray.cluster.preflight import (
 from synapse_runtime.executors.ray.cluster.session_scope import current_spec
 from synapse_runtime.executors.ray.log_suppression import suppress_ray_output
 
-__tracebackhide__ = True  # of all functions here: in a test's report only the test's own lines help
-# What a pytest process and its worker take, bytes; a cluster of ours as much again.
-_MEMORY_OF_A_PROCESS = 10**9
-# What Ray Client's server says when it stumbles over a process of its own: now and then it refuses the first caller
-# after its start, after half a minute, and one that comes as such a process ends. Not the same caller twice.
-_SERVER_STUMBLED = ("Starting Ray client server failed", "psutil.NoSuchProcess", "psutil.ZombieProcess")
-_NO_LASTING_CLUSTER = (
-    "there is no cluster that outlives this process: `synapse cluster up` starts one; or name one with --ray-address "
-    "(ray_address in code) or RAY_ADDRESS, as host:port or http://dashboard; --ray-address auto takes the one that "
+__tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
+# Memory in bytes that a pytest process and its worker use; a managed cluster uses as much.
+_MEMORY_PER_PROCESS = 10**9
+# Messages of a failing Ray Client server: it sometimes rejects the first client after its start, after half a minute,
+# and a client that connects while one of the server's processes ends. It accepts the same client on a second try.
+_CLIENT_SERVER_FAILURES = ("Starting Ray client server failed", "psutil.NoSuchProcess", "psutil.ZombieProcess")
+_NO_PERSISTENT_CLUSTER = (
+    "there is no cluster that outlives this process: start one with `synapse cluster up`, or pass --ray-address "
+    "(ray_address in code) or RAY_ADDRESS, as host:port or http://dashboard; --ray-address auto uses the cluster that "
     "`ray start` runs on this machine"
 )
 
 
 def require_ray() -> None:
-    """Raise `ClusterError` with the fix where Ray is not installed."""
+    """Raise `ClusterError` if Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise ClusterError(
-            "task and job mode need Ray, which is not installed: pip install 'pytest-synapse-harness[ray]'"
+            "task and job mode require Ray, which is not installed: pip install 'pytest-synapse-harness[ray]'"
         )
 
 
 def find_cluster(address: str | None = None, *, jobs: bool = True, start: bool = True) -> Cluster:
-    """Return the cluster to use, and start an ephemeral one if there is no other that will do.
+    """Return the cluster to use; start an ephemeral one if no other is available.
 
     Args:
         address: `host:port`, `ray://host:port`, `http(s)://dashboard`, or `auto` for any that runs on this machine.
         jobs: Whether the Jobs API is needed; without it an ephemeral cluster starts faster.
-        start: Whether an ephemeral cluster will do. Without it only one that outlives this process does.
+        start: Whether an ephemeral cluster may be used. If False, only clusters that outlive this process are.
 
     Raises:
-        ClusterError: Ray is not installed, the address is wrong or does not answer, starting failed, or there is
-            only the ephemeral cluster, which will not do.
+        ClusterError: Ray is not installed, the address is wrong or does not respond, the cluster did not start, or
+            only an ephemeral cluster is available and `start` is False.
     """
     require_ray()
     origin = "given"
@@ -97,50 +97,50 @@ def find_cluster(address: str | None = None, *, jobs: bool = True, start: bool =
         if kept is not None:
             return kept
     if not start:
-        raise ClusterError(_NO_LASTING_CLUSTER)
+        raise ClusterError(_NO_PERSISTENT_CLUSTER)
     ephemeral.start(jobs=jobs)
-    _import_ray_meanwhile(current_spec.get().token)
+    _import_ray_early(current_spec.get().token)
     return ephemeral.acquire(jobs=jobs)
 
 
 def start_in_background(address: str | None = None, *, jobs: bool) -> None:
-    """Begin to start an ephemeral cluster if one will be needed, without waiting for it."""
-    taken = address is not None or os.environ.get("RAY_ADDRESS") or importlib.util.find_spec("ray") is None
-    if not taken and connected_address() is None and _warm_that_fits() is None:
+    """Start an ephemeral cluster if one will be needed, without waiting for it."""
+    not_needed = address is not None or os.environ.get("RAY_ADDRESS") or importlib.util.find_spec("ray") is None
+    if not not_needed and connected_address() is None and _usable_warm_cluster() is None:
         ephemeral.start(jobs=jobs)
 
 
 def describe(address: str | None = None) -> str:
-    """Say in a few words which cluster `find_cluster` would use, without touching it."""
+    """Describe in a few words which cluster `find_cluster` would use, without connecting to it."""
     if address in (None, "auto") and os.environ.get("RAY_ADDRESS"):
         return f"{os.environ['RAY_ADDRESS']} (RAY_ADDRESS)"
     if address not in (None, "auto"):
         return f"{address} (given)"
     if importlib.util.find_spec("ray") is None:
         return "none: Ray is not installed"
-    there = status()
-    if there is None:
-        return "ephemeral, started on first need"
-    reason = unfit_for(current_spec.get(), there)
+    warm = status()
+    if warm is None:
+        return "ephemeral, started when first needed"
+    reason = unfit_for(current_spec.get(), warm)
     if reason is not None:
-        return f"ephemeral, started on first need (the warm one will not do: {reason})"
-    return f"warm, {there.get('address', 'starting')} (synapse cluster status)"
+        return f"ephemeral, started when first needed (the warm cluster does not fit: {reason})"
+    return f"warm, {warm.get('address', 'starting')} (synapse cluster status)"
 
 
 def max_test_processes() -> int:
-    """Return how many processes of a run may use a cluster of ours at once: one for each CPU, if memory bears them."""
+    """Return how many processes of a run may use a managed cluster at once: one per CPU, as far as memory suffices."""
     import psutil
 
-    there = _warm_that_fits()
-    cpus = current_spec.get().num_cpus or (int(there["resources"]["CPU"]) if there else _cpus_here())
-    with_workers = psutil.virtual_memory().available // _MEMORY_OF_A_PROCESS
-    return max(min(cpus, with_workers - (0 if there else 1)), 1)
+    warm = _usable_warm_cluster()
+    cpus = current_spec.get().num_cpus or (int(warm["resources"]["CPU"]) if warm else _cpus_here())
+    with_workers = psutil.virtual_memory().available // _MEMORY_PER_PROCESS
+    return max(min(cpus, with_workers - (0 if warm else 1)), 1)
 
 
-def _warm_that_fits() -> Mapping[str, Any] | None:
-    there = status()
-    fits = there is not None and there["ready"] and unfit_for(current_spec.get(), there) is None
-    return there if fits else None
+def _usable_warm_cluster() -> Mapping[str, Any] | None:
+    warm = status()
+    fits = warm is not None and warm["ready"] and unfit_for(current_spec.get(), warm) is None
+    return warm if fits else None
 
 
 def _cpus_here() -> int:
@@ -148,17 +148,17 @@ def _cpus_here() -> int:
 
 
 def connect(cluster: Cluster) -> str:
-    """Connect this process to the cluster as a Ray driver, once.
+    """Connect this process to the cluster as a Ray driver, unless it is connected already.
 
     Returns:
         The address that it is connected to.
 
     Raises:
-        ClusterError: The cluster does not answer, refuses, or this process is connected to another.
+        ClusterError: The cluster does not respond, denies access, or this process is connected to another cluster.
     """
     if not cluster.address:
         raise ClusterError(
-            f"task mode needs a cluster's own address, host:port or ray://host:port, not only its dashboard "
+            f"task mode requires the cluster's own address, host:port or ray://host:port, not the dashboard's "
             f"({cluster.dashboard})"
         )
     background_shutdown.wait()
@@ -168,13 +168,15 @@ def connect(cluster: Cluster) -> str:
         return connected
     if connected is not None:
         if not is_managed(connected):
-            raise ClusterError(f"this process is connected to {connected} already, not to {cluster.address}")
+            raise ClusterError(
+                f"cannot connect to the cluster at {cluster.address}: this process is already connected to {connected}"
+            )
         disconnect()
     try:
         with _untouched_process(), _authentication(cluster.token):
             with suppress_ray_output():
                 _import_ray_with(cluster.token)
-            with suppress_ray_output():  # once more: on import Ray sets the levels of its loggers
+            with suppress_ray_output():  # again: importing Ray resets the levels of its loggers
                 if not is_managed(cluster.address):
                     require_cluster(cluster.address)
                 with _no_error_printer(), _reachable(cluster):
@@ -198,26 +200,26 @@ def _become_driver(address: str, *, tries: int = 2) -> None:
             configure_logging=False,
         )
     except ConnectionError as error:
-        if tries == 1 or not any(words in str(error) for words in _SERVER_STUMBLED):
+        if tries == 1 or not any(words in str(error) for words in _CLIENT_SERVER_FAILURES):
             raise
         _become_driver(address, tries=tries - 1)
 
 
 def dashboard_of(cluster: Cluster) -> str:
-    """Return the URL of the cluster's dashboard, asking the cluster where need be; one of ours may still start it.
+    """Return the URL of the cluster's dashboard, requesting it if needed; a managed cluster may still be starting it.
 
     Raises:
-        ClusterError: The cluster has none, or its address does not tell.
+        ClusterError: The cluster has none, or it is not known from a Ray Client address.
     """
     if cluster.is_managed:
         url = dashboard_at(cluster.address)
-        assert url is not None  # `find_cluster` was asked for one that takes jobs
+        assert url is not None  # `find_cluster` returns a cluster with the Jobs API
         return url
     if cluster.dashboard is not None:
         return cluster.dashboard
     if cluster.address.startswith("ray://"):
         raise ClusterError(
-            f"job mode needs the dashboard's address, http://host:8265, not Ray Client's ({cluster.address})"
+            f"job mode requires the dashboard's address, http://host:8265, not Ray Client's ({cluster.address})"
         )
     connect(cluster)
     # There is no public way to ask a cluster that one is connected to; see docs/private-api.md.
@@ -225,21 +227,21 @@ def dashboard_of(cluster: Cluster) -> str:
 
     url = get_dashboard_url()
     if not url:
-        raise ClusterError(f"the cluster at {cluster.address} has no dashboard, which job mode needs")
+        raise ClusterError(f"the cluster at {cluster.address} has no dashboard, which job mode requires")
     return url if "://" in url else f"http://{url}"
 
 
-# The token of ours that Ray has read, which it does once, on import.
-_told: str | None = None
+# The token that Ray has read from our settings, which it does once, on import.
+_loaded_token: str | None = None
 
 
 def _import_ray_with(token: str | None) -> None:
-    """Import Ray so that it knows of this token; call it with the token in the environment.
+    """Import Ray with this token; the caller has set it in the environment.
 
-    If Ray was imported before, it reads its settings again, even for the same token: it caches that there was none if
-    anything asked for one in between. There is no public way for that, and it is not safe while Ray is connected.
+    If Ray was already imported, make it read its settings again, even for the same token: Ray caches that there was no
+    token if anything has requested one in between. There is no public API for that, and it is not safe while connected.
     """
-    global _told
+    global _loaded_token
     late = "ray" in sys.modules
     import ray  # noqa: F401
 
@@ -248,11 +250,11 @@ def _import_ray_with(token: str | None) -> None:
 
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
-    _told = token
+    _loaded_token = token
 
 
-def _import_ray_meanwhile(token: str) -> None:
-    """Import Ray for a cluster of ours that is still starting, where this process has not; `connect` needs it next."""
+def _import_ray_early(token: str) -> None:
+    """Import Ray, unless it is imported already, while a managed cluster is starting; `connect` needs it next."""
     if "ray" in sys.modules:
         return
     try:
@@ -263,19 +265,19 @@ def _import_ray_meanwhile(token: str) -> None:
 
 
 def clear_token() -> None:
-    """Let Ray send no token of ours to a cluster that is not: it keeps the one that it has read.
+    """Make Ray forget the token of a managed cluster, so that it does not send it to other clusters.
 
-    Not while this process is connected to a cluster of ours, which needs it.
+    Does nothing while this process is connected, because the connection needs the token.
     """
-    if _told is not None and connected_address() is None:
+    if _loaded_token is not None and connected_address() is None:
         _import_ray_with(None)
 
 
 @contextlib.contextmanager
 def _reachable(cluster: Cluster) -> Iterator[None]:
-    """Let Ray take the loopback address of a cluster of ours as it is, where it would put this machine's own.
+    """Make Ray use the loopback address of a managed cluster, which it would replace by this machine's own address.
 
-    Ray has a variable for that, which it reads on import: then it would hold for other clusters too.
+    Ray has an environment variable for that, but reads it on import, so that it would apply to other clusters too.
     """
     if not _is_on_loopback_alone(cluster.address):
         yield
@@ -307,9 +309,9 @@ def _is_on_loopback_alone(address: str) -> bool:
 
 @contextlib.contextmanager
 def _untouched_process() -> Iterator[None]:
-    """Put back what Ray takes over in a driver: the handler of SIGTERM, and variables.
+    """Restore what Ray changes in a driver's process: the SIGTERM handler and environment variables.
 
-    One of them, PYTHONBREAKPOINT, would make `breakpoint()` in local mode Ray's own debugger.
+    One of these, PYTHONBREAKPOINT, would make `breakpoint()` in local mode open Ray's debugger.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if in_main_thread else None
@@ -327,9 +329,9 @@ def _untouched_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_error_printer() -> Iterator[None]:
-    """Keep the driver from printing Ray's own notes on lost workers, in colour, into a test's output.
+    """Keep Ray from printing its own colored messages about lost workers into a test's output.
 
-    We tell of a lost worker ourselves, where it belongs. Ray has no option for it.
+    A lost worker is reported by `WorkerCrashed`. Ray has no option to turn the messages off.
     """
     from ray._private import worker
 
@@ -343,21 +345,21 @@ def _no_error_printer() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_dashboard_variable(url: str) -> Iterator[None]:
-    """Let Ray's HTTP clients take the address they are given: RAY_ADDRESS would win over it."""
+    """Make Ray's HTTP clients use the address they are given, over which RAY_ADDRESS would take precedence."""
     with _variables({"RAY_API_SERVER_ADDRESS": url}):
         yield
 
 
 @contextlib.contextmanager
 def _authentication(token: str | None) -> Iterator[None]:
-    """Put the token where Ray reads it, for no longer than that: actions in this process must not see it."""
+    """Set the token in the environment only while Ray reads it: actions in this process must not see it."""
     with _variables({} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}):
         yield
 
 
 @contextlib.contextmanager
 def _variables(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for a moment, in which no action of another thread begins, which would keep them, or ends."""
+    """Set environment variables temporarily, while no action of another thread can start, and keep them, or end."""
     with process_state.locked():
         before = {name: os.environ.get(name) for name in settings}
         os.environ.update(settings)
@@ -380,7 +382,7 @@ def _given(address: str, origin: str) -> Cluster:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or not host:
         raise ClusterError(
-            f"{address!r} is not a cluster's address: host:port, ray://host:port, http(s)://dashboard, or auto"
+            f"{address!r} is not a cluster address: expected host:port, ray://host:port, http(s)://dashboard, or auto"
         )
     require_listener(address, host, int(port))
     return Cluster(address, origin=origin, shares_disk=_is_this_machine(host))
@@ -402,23 +404,23 @@ def _is_this_machine(host: str) -> bool:
 
 
 def shares_disk(cluster: Cluster, addresses: Iterable[str]) -> bool:
-    """Tell whether all workers of a cluster see this machine's files.
+    """Return whether all workers of a cluster share this machine's file system.
 
-    An address here does not say so: it may be that of a tunnel, or of a cluster whose other nodes are elsewhere.
+    A local address is not sufficient: it may belong to a tunnel, or to a cluster with nodes on other machines.
 
     Args:
         cluster: The cluster.
-        addresses: The IP addresses of its living nodes.
+        addresses: The IP addresses of its live nodes.
     """
     return cluster.shares_disk and all(map(_is_this_machine, addresses))
 
 
 def is_alive(address: str) -> bool:
-    """Tell whether the cluster that this process has connected to by this address is still there."""
+    """Return whether the cluster that this process has connected to at this address is still running."""
     if is_managed(address):
         return not has_ended(address)
     if not address.startswith("ray://") and connected_through_client():
-        return True  # as far as Ray Client knows: the cluster's own address need not be within reach of here
+        return True  # as far as Ray Client knows: the cluster's own address need not be reachable from here
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         require_listener(address, host, int(port))
@@ -428,13 +430,13 @@ def is_alive(address: str) -> bool:
 
 
 def drop_broken_connection(cluster: Cluster) -> None:
-    """End an ephemeral cluster that does not answer any more, so that a new one is started on next need."""
+    """Stop an ephemeral cluster that no longer responds, so that a new one is started when next needed."""
     if cluster.origin == "ephemeral" and ephemeral.owns(cluster.address):
         ephemeral.stop()
 
 
 def _same_address(one: str, other: str) -> bool:
-    """Tell whether two addresses mean the same cluster: 127.0.0.1:6379 is the one at this machine's own address."""
+    """Return whether two addresses refer to the same cluster, such as 127.0.0.1:6379 and this machine's own address."""
     if one == other:
         return True
     (one_host, _, one_port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
@@ -454,7 +456,7 @@ def _running_here() -> str | None:
 
 
 def _no_connection(address: str, error: Exception) -> ClusterError:
-    """Return the error that says why Ray could not connect."""
+    """Return an error with the reason why Ray could not connect."""
     versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
     if "Version mismatch" in str(error) and versions:
         return version_problem(address, Versions(*versions[0]))

@@ -1,6 +1,8 @@
-"""Where the one cluster of a run is to be, once it is needed. Standard library only: pytest asks this in every session.
+"""Specification of a run's cluster, fixed before it starts.
 
-A run is one process, or pytest-xdist's controller and its workers, which are told the controller's site.
+Only the standard library is imported here, because pytest imports this module in every session.
+
+A run is one process, or pytest-xdist's controller and its workers, which receive the controller's `ClusterSpec`.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Ray puts sockets 64 characters below its directory, which is 19 below this; a socket's path has room for 107.
+# Ray's socket paths are up to 64 characters longer than its directory, whose path is 19 longer than this root; the path
+# of a Unix socket has at most 107. The control socket's path is 30 longer than the root.
 LONGEST_ROOT = 24
 
 
 def new_directory() -> str:
-    """Return a path for a cluster's directory, which nobody can guess. Nothing is made there."""
+    """Return an unpredictable path for a cluster's directory, without creating it."""
     root = tempfile.gettempdir()
     if len(root) > LONGEST_ROOT and os.path.isdir("/tmp"):
         root = "/tmp"
@@ -24,19 +27,19 @@ def new_directory() -> str:
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """Where a run's cluster is to be, and what it is to give.
+    """Location and resources of a run's cluster.
 
     Attributes:
-        directory: The cluster's directory; nothing is there before the cluster is needed.
-        holder: The process that the cluster ends with.
-        token: What the cluster demands of everyone who comes. One for all clusters of a run, one after another.
-        num_cpus: CPUs that it gives; None for those of this machine.
-        num_gpus: GPUs that it gives, real or not; None for those of this machine.
-        keep: Whether it is to outlive the run.
+        directory: The cluster's directory, created once the cluster is needed.
+        parent_pid: Process that the cluster ends with.
+        token: Token that the cluster requires. The same for all clusters of a run, one after another.
+        num_cpus: Number of CPUs; None for those of this machine.
+        num_gpus: Number of GPUs, which need not be real; None for those of this machine.
+        keep: Whether the cluster outlives the run.
     """
 
     directory: str = field(default_factory=new_directory)
-    holder: int = field(default_factory=os.getpid)
+    parent_pid: int = field(default_factory=os.getpid)
     token: str = field(default_factory=lambda: os.urandom(32).hex(), repr=False)
     num_cpus: int | None = None
     num_gpus: int | None = None
@@ -49,30 +52,30 @@ class ClusterSpec:
 
 
 class _CurrentSpec:
-    """The site of the run that this process takes part in."""
+    """The `ClusterSpec` of the run that this process belongs to."""
 
     def __init__(self) -> None:
-        self._site: ClusterSpec | None = None
+        self._spec: ClusterSpec | None = None
 
     @property
     def is_set(self) -> bool:
-        """Whether it is known."""
-        return self._site is not None
+        """Whether this process belongs to a run."""
+        return self._spec is not None
 
     def get(self) -> ClusterSpec:
-        """Return it; where none is settled this process begins a run."""
-        if self._site is None:
-            self._site = ClusterSpec()
-        return self._site
+        """Return the spec; start a new run if there is none."""
+        if self._spec is None:
+            self._spec = ClusterSpec()
+        return self._spec
 
-    def set(self, site: ClusterSpec) -> None:
-        """Take part in the run of this site."""
-        self._site = site
+    def set(self, spec: ClusterSpec) -> None:
+        """Join the run with this spec."""
+        self._spec = spec
 
     def clear(self) -> None:
-        """End this process's part in the run; what comes next is another run."""
-        self._site = None
+        """Leave the run; the next `get` starts a new one."""
+        self._spec = None
 
 
 current_spec = _CurrentSpec()
-os.register_at_fork(after_in_child=current_spec.clear)  # a fork of ours is a run of its own
+os.register_at_fork(after_in_child=current_spec.clear)  # a forked child is a run of its own

@@ -1,4 +1,4 @@
-"""Actions that put a worker to the test."""
+"""Actions that test a worker."""
 
 import os
 import subprocess
@@ -115,7 +115,7 @@ class TalkParams(BaseModel):
 
 
 class TalkAction(BaseAction[TalkParams]):
-    """Says and prints in turn, in its process and in a child's; ends in the way that is asked for."""
+    """Logs events and prints in turn, in its own process and in a child process; ends as `ending` says."""
 
     def execute(self):
         for number in range(self.params.rounds):
@@ -131,12 +131,12 @@ class TalkAction(BaseAction[TalkParams]):
 
 
 class HeldAction(BaseAction):
-    """Tells what its worker holds of the cluster, by Ray's names."""
+    """Returns the resources that its worker holds, by Ray's names."""
 
     def execute(self):
         import ray
 
-        if not ray.is_initialized():  # in a job: its process is not Ray's, the supervisor that started it is
+        if not ray.is_initialized():  # in a job, Ray knows the supervisor, not this process
             from ray.util.state import list_actors
 
             (held,) = (

@@ -1,1 +1,1 @@
-"""What a person would write."""
+"""A plugin as an author would write it."""

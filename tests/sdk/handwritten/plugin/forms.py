@@ -1,4 +1,4 @@
-"""All that an action can be, and what can go wrong in one."""
+"""All forms of actions, and of their failures."""
 
 import os
 import time
@@ -22,7 +22,7 @@ class NumberResult(BaseModel):
 
 
 class Unnamed(BaseAction[NumberParams]):
-    """Name and category are those of the config file."""
+    """Takes name and category from the config file."""
 
     def execute(self):
         return [self.action_name, str(self.category), self.params.number]
@@ -38,7 +38,7 @@ class OwnRun(BaseAction[NumberParams]):
 
 
 class OwnDispatch(BaseAction[NumberParams]):
-    """Gets its params as they were given."""
+    """Receives its params unvalidated."""
 
     @classmethod
     def dispatch(cls, params: dict[str, Any], ctx: RuntimeContext) -> Any:
@@ -63,12 +63,12 @@ class CheckedParams(BaseModel):
     @classmethod
     def _exists(cls, value: int, info: ValidationInfo) -> int:
         if info.context["client"] is None and value == 404:
-            raise ValueError("nobody can tell whether there is such a project")
+            raise ValueError("cannot check whether the project exists")
         return value
 
 
 class Checked(BaseAction[CheckedParams]):
-    """Its params are checked with the platform's client, if there is one."""
+    """Validates its params with the platform's client, if there is one."""
 
     def execute(self):
         self.ctx.log("started", {})
@@ -82,7 +82,7 @@ class OtherResult(BaseAction[NumberParams]):
         return {"number": "many"}
 
 
-class Surroundings(BaseAction):
+class Environment(BaseAction):
     def execute(self):
         env = self.ctx.env
         clients = [self.ctx.client, self.ctx.client_v1, self.ctx.v2_client, self.ctx.client_v2, self.ctx.checkpoint]

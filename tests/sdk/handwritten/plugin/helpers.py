@@ -1,4 +1,4 @@
-"""What the actions share."""
+"""Helpers of the actions."""
 
 
 def half(number):

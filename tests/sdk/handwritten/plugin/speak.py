@@ -1,4 +1,4 @@
-"""Actions that say something in every way there is."""
+"""Actions that use every way of logging."""
 
 from pydantic import BaseModel, Field
 from synapse_sdk.i18n import LocalizedMessage
@@ -78,7 +78,7 @@ class Speak(BaseAction[SpeakParams]):
 
 
 class SpeakKorean(BaseAction):
-    """Its language is that of the variable SYNAPSE_LANGUAGE."""
+    """Logs in the language of the variable SYNAPSE_LANGUAGE."""
 
     def execute(self):
         self.ctx.log_message({"en": "hello", "ko": "안녕하세요"})

@@ -1,4 +1,4 @@
-"""An action on the SDK's base of training actions."""
+"""An action based on the SDK's training action."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class TrainResult(BaseModel):
 
 
 class Train(BaseTrainAction[TrainParams]):
-    """Has its data already, so the steps that get them from the platform are not there."""
+    """Has local data, so the steps that download data from the platform are missing."""
 
     action_name = "train"
     output_type = ModelWeights

@@ -1,4 +1,4 @@
-"""Calls of this plugin's actions, and what comes of each wherever it is made: under the SDK's own executor, too."""
+"""Calls of this plugin's actions and their expected outcomes, also with the SDK's own executor."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Case:
     """One call.
 
     Attributes:
-        error: Name of the exception's class, and its text.
-        events: Of each kind, name, data, level, step and file.
+        error: Class name and message of the exception.
+        events: Kind, name, data, level, step and file of each event.
     """
 
     action: str
@@ -28,14 +28,14 @@ class Case:
     events: Events = field(default_factory=list)
 
     def params_in(self, directory: Path) -> dict[str, Any]:
-        """Return the params, with files of the action's in this directory."""
+        """Return the params, with the action's files in this directory."""
         return {
             name: value.format(tmp=directory) if isinstance(value, str) else value
             for name, value in self.params.items()
         }
 
     def outcome(self) -> dict[str, Any]:
-        """Return what comes of the call, as plain data."""
+        """Return the expected outcome, as plain data."""
         plain = outcome(self.result, None, [list(event) for event in self.events])
         return plain | {"error": self.error and list(self.error)}
 
@@ -129,7 +129,7 @@ CASES = {
     "fail": Case("fail", {"number": 3}, error=("LookupError", "no half"), events=[progress(1, 2)]),
 }
 
-# What the SDK alone has: steps, and its base of training actions.
+# Features that only the SDK has: steps and the base class of training actions.
 FOUND = [
     progress(1, 1, "find"),
     log("found", {"file": "a"}, step="find", file="a"),

@@ -1,4 +1,4 @@
-"""What came of a call, as plain data, so that outcomes of different places can be compared."""
+"""The outcome of a call as plain data, to compare outcomes of different executors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def outcome(result: Any, error: BaseException | None, events: list[list[Any]]) -> dict[str, Any]:
-    """Return an outcome as it is after its way through JSON.
+    """Return an outcome, converted to JSON and back.
 
     Args:
         result: What the action returned.
-        error: What it raised in place of a result.
-        events: Of each event kind, name, data, level, step and file.
+        error: The exception that it raised, if any.
+        events: Kind, name, data, level, step and file of each event.
     """
     raised = None if error is None else [type(error).__name__, str(error)]
     text = json.dumps({"result": result, "error": raised, "events": events}, default=_plain)
@@ -21,7 +21,7 @@ def outcome(result: Any, error: BaseException | None, events: list[list[Any]]) -
 
 
 def outcome_of(run: Any) -> dict[str, Any]:
-    """Return the outcome of an `ActionRun`: of an action that failed, what it raised itself."""
+    """Return the outcome of an `ActionRun`; for a failure, the exception that the action raised."""
     error = run.error and (run.error.__cause__ or run.error)
     return outcome(run.result, error, [[e.kind, e.name, dict(e.data), e.level, e.step, e.file] for e in run.events])
 

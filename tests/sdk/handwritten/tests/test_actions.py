@@ -1,4 +1,4 @@
-"""What this plugin's actions do wherever they run: with synapse-sdk installed, and without it."""
+"""Tests of this plugin's actions in every mode, with and without synapse-sdk installed."""
 
 import traceback
 from pathlib import Path
@@ -13,20 +13,20 @@ NAMED = [pytest.param(case, id=name, marks=pytest.mark.synapse(env=case.env)) fo
 
 
 @pytest.mark.parametrize("case", NAMED)
-def test_outcome_is_the_same_wherever_an_action_runs(case: Case, synapse_executor):
+def test_outcome_is_the_same_in_every_mode(case: Case, synapse_executor):
     run = synapse_executor.run(case.action, case.params)
     assert outcome_of(run) == case.outcome()
 
 
-def test_a_decorated_function_gets_its_params_and_the_context(synapse_executor):
+def test_decorated_function_gets_params_and_context(synapse_executor):
     run = synapse_executor.run("function", {"number": 4})
     assert outcome_of(run)["result"] == {"NumberResult": {"number": 8}}
     assert outcome_of(run)["events"] == [list(log("called", {"number": 4}))]
 
 
 @pytest.mark.synapse(env={"GIVEN": "3", "LISTED": "a,b", "ON": "true"})
-def test_surroundings_of_an_action(synapse_executor, synapse_plugin):
-    run = synapse_executor.run("surroundings", {"any": "thing"})
+def test_environment_of_an_action(synapse_executor, synapse_plugin):
+    run = synapse_executor.run("environment", {"any": "thing"})
     assert run.unwrap() == {
         "params": {"any": "thing"},
         "job id": run.job_id,
@@ -46,16 +46,16 @@ def test_surroundings_of_an_action(synapse_executor, synapse_plugin):
         ("function", {"number": "many"}, {("number",): "int_parsing"}),
         ("checked", {"project": 404}, {("name",): "missing", ("project",): "value_error"}),
     ],
-    ids=["of_a_class", "of_a_function", "by_a_validator_that_asks_the_client"],
+    ids=["of_a_class", "of_a_function", "by_a_validator_that_uses_the_client"],
 )
-def test_params_that_do_not_fit_are_refused_and_nothing_starts(synapse_executor, action, params, kinds):
+def test_invalid_params_are_rejected_before_the_action_starts(synapse_executor, action, params, kinds):
     run = synapse_executor.run(action, params)
     assert type(run.error) is ValidationError
     assert {problem["loc"]: problem["type"] for problem in run.error.errors()} == kinds
     assert run.events == []
 
 
-def test_a_failure_comes_with_its_cause_and_the_plugin_s_own_lines(synapse_executor):
+def test_failure_is_raised_with_its_cause_and_the_plugins_lines(synapse_executor):
     with pytest.raises(ExecutionError, match="LookupError: no half") as caught:
         synapse_executor.execute("fail", {"number": 3})
     error = caught.value.__cause__
@@ -70,14 +70,14 @@ def test_a_failure_comes_with_its_cause_and_the_plugin_s_own_lines(synapse_execu
     )
 
 
-def test_a_time_limit_ends_an_action_that_is_stuck(synapse_executor):
+def test_timeout_stops_a_hanging_action(synapse_executor):
     run = synapse_executor.run("sleep", timeout=1)
     assert type(run.error) is ExecutionTimeout
     assert "time.sleep(60)" in run.error.details
     assert outcome_of(run)["events"] == [list(message("asleep"))]
 
 
-def test_a_result_of_another_shape_is_returned_with_a_warning(synapse_executor):
+def test_invalid_result_is_returned_with_a_warning(synapse_executor):
     with pytest.warns(ResultMismatchWarning, match="NumberResult: number: Input should be a valid integer"):
         run = synapse_executor.run("other_result")
     assert run.result == {"number": "many"}

@@ -1,4 +1,4 @@
-"""Actions that tell where they have come to, and leave traces there."""
+"""Actions that report where they run, and leave files there."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ class LookParams(BaseModel):
 
 
 class Look(BaseAction[LookParams]):
-    """Tells of its surroundings, and leaves a file in its working directory."""
+    """Reports its host, files and environment, and leaves a file in its working directory."""
 
     def execute(self):
         import synapse_runtime
@@ -42,7 +42,7 @@ class Look(BaseAction[LookParams]):
 
 class Fail(BaseAction):
     def execute(self):
-        raise LookupError("no way on")
+        raise LookupError("nothing found")
 
 
 class Hang(BaseAction):
@@ -52,6 +52,6 @@ class Hang(BaseAction):
 
 class UseWheel(BaseAction):
     def execute(self):
-        import souvenir
+        import wheel_package
 
-        return {"host": socket.gethostname(), "says": souvenir.SAYS}
+        return {"host": socket.gethostname(), "value": wheel_package.VALUE}

@@ -1,7 +1,7 @@
 import socket
 
-import beside
 import conftest
+import helper_module
 
 from synapse_runtime.action import BaseAction
 from synapse_runtime.decorators import action
@@ -9,29 +9,29 @@ from synapse_runtime.decorators import action
 
 class OfTheTest(BaseAction):
     def execute(self):
-        return beside.WORD, socket.gethostname()
+        return helper_module.WORD, socket.gethostname()
 
 
 @action
 def of_the_test(params, context):
-    raise LookupError("no way on")
+    raise LookupError("nothing found")
 
 
-def test_a_class_of_the_test_travels_with_what_is_beside_it(synapse_executor):
+def test_action_class_of_a_test_runs_remotely_with_a_module_of_its_directory(synapse_executor):
     word, host = synapse_executor.execute(OfTheTest)
-    assert word == "beside"
+    assert word == "helper"
     assert host != socket.gethostname()
 
 
-def test_a_function_of_the_conftest_travels(synapse_executor):
+def test_action_function_of_a_conftest_runs_remotely(synapse_executor):
     place, host = synapse_executor.execute(conftest.of_the_conftest)
     assert place == "conftest"
     assert host != socket.gethostname()
 
 
-def test_that_fails_in_the_plugin(synapse_executor):
+def test_failure_in_the_plugin(synapse_executor):
     synapse_executor.execute("fail")
 
 
-def test_that_fails_in_the_test(synapse_executor):
+def test_failure_in_the_test(synapse_executor):
     synapse_executor.execute(of_the_test)

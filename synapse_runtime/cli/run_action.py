@@ -13,7 +13,6 @@ from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only
 from synapse_runtime.cli.modes import checked_mode
 from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
-from synapse_runtime.cli.pydantic_plugins import skip_search
 from synapse_runtime.cli.usage_error import usage_error
 from synapse_runtime.errors import ConfigError, ExecutionError
 
@@ -101,7 +100,10 @@ def _model(action: str, mode: str, options: dict[str, Any]) -> type[BaseModel] |
         return params_model_of(import_action(options["plugin"], action, options["env"]))
     except (ConfigError, ExecutionError) as error:
         if mode != "local":  # in local mode the run itself reports the error
-            note(f"--param values are read as JSON if possible, else as text, without the params model: {error}")
+            note(
+                "cannot import the action's params model, so each --param is read as JSON if possible, else as text: "
+                f"{error}"
+            )
         return None
 
 
@@ -121,8 +123,6 @@ def _run(action: str, given: GivenParams, mode: str, options: dict[str, Any], *,
     from synapse_runtime.loggers import ConsoleLogger
     from synapse_runtime.runner import executor_class, live_console
 
-    if mode == "local":
-        skip_search(str(options["plugin"].root))
     collector.resume()
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(only_results_on_stdout()) if as_json else sys.stdout

@@ -94,7 +94,7 @@ class ItemRuns:
         now = time.perf_counter()
         with self._lock:
             began = self._began.pop(run.job_id, None)
-            if run.mode == "job":
+            if MODES[run.mode].detaches:
                 if run.job_id in self._jobs:
                     return
                 self._jobs.add(run.job_id)

@@ -15,6 +15,7 @@ from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
 from synapse_runtime.cli.usage_error import usage_error
 from synapse_runtime.errors import ConfigError, ExecutionError
+from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -64,7 +65,7 @@ def run_action(
     if timeout is not None and not timeout > 0:
         raise usage_error(f"expected a positive number of seconds, got {timeout:g}", "--timeout")
     requested = _resources(cpus, gpus, memory, resource or [])
-    if detach and (mode or "").strip().lower() != "job":
+    if detach and (mode is None or not MODES[checked_mode(mode)].detaches):
         raise usage_error("only jobs can be detached: add --mode job", "--detach")
     with exit_on_errors(debug=debug):
         variables = _environment(env or [], env_file)
@@ -73,17 +74,17 @@ def run_action(
         found.entrypoint(action)  # report a wrong name before prompting for the mode
         mode = _mode(mode)
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout, "language": language}
-        if mode != "local":
+        if not MODES[mode].in_process:
             options |= {"ray_address": ray_address, "debug_sdk": debug_sdk, **requested}
         _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or requested), sdk=debug_sdk)
         if detach:
             _submit(action, given, options, _result_command(ray_address, path), as_json=as_json)
             return
-        if mode != "local":
+        if not MODES[mode].in_process:
             from synapse_runtime.executors.ray.cluster.resolve import describe
 
             note(f"cluster: {describe(ray_address)}")
-        if mode == "job" and sys.stdin.isatty() and sys.stderr.isatty():
+        if MODES[mode].detaches and sys.stdin.isatty() and sys.stderr.isatty():
             options["leave_running"] = partial(_confirm_leave_running, fetch=_result_command(ray_address, path))
         _run(action, given, mode, options, as_json=as_json, debug=debug)
 
@@ -99,7 +100,7 @@ def _model(action: str, mode: str, options: dict[str, Any]) -> type[BaseModel] |
     try:
         return params_model_of(import_action(options["plugin"], action, options["env"]))
     except (ConfigError, ExecutionError) as error:
-        if mode != "local":  # in local mode the run itself reports the error
+        if not MODES[mode].in_process:  # in local mode the run itself reports the error
             note(
                 "cannot import the action's params model, so each --param is read as JSON if possible, else as text: "
                 f"{error}"
@@ -170,11 +171,11 @@ def _note_unused(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:
     """Note options that were given but have no effect in this mode."""
     if remote:
         note(f"--host and --token are for remote mode; {mode} mode ignores them")
-    if ray and mode == "local":
+    if ray and MODES[mode].in_process:
         note(
             "--ray-address, --cpus, --gpus, --memory and --resource are for task and job mode; local mode ignores them"
         )
-    if sdk and mode == "local":
+    if sdk and MODES[mode].in_process:
         note("--debug-sdk is for task and job mode; local mode always uses this runtime")
 
 
@@ -183,7 +184,8 @@ def _mode(given: str | None) -> str:
     if given is None and sys.stdin.isatty() and sys.stderr.isatty():
         import typer
 
-        given = typer.prompt("Where to run: local, task or job", default="local", err=True)
+        *names, last = MODES
+        given = typer.prompt(f"Where to run: {', '.join(names)} or {last}", default="local", err=True)
     elif given is None:
         note("no --mode given: running in local mode")
         given = "local"

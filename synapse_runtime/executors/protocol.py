@@ -1,10 +1,11 @@
 """The messages between a caller and a worker: a `CallRequest` to the worker, a `RunResponse` back to the caller.
 
-A message has four parts:
+A message consists of:
 
     synapse 1 0.1.0 LF    the protocol version and the sender's version of this package, in ASCII
-    a pickled dict        the header: named fields of builtin types, and the sizes of the two parts that follow
+    a pickled dict        the header: named fields of builtin types, and the sizes of the parts that follow
     two pickles           values that may be instances of any class
+    buffers               large buffers of a response, if they cannot be sent out of band
 
 The line is the same in all protocols, so that an error about different versions can always name both. The header is
 read before the plugin's modules can be imported, the two pickles afterwards. Large buffers, those of arrays, may be

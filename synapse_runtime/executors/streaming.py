@@ -12,7 +12,7 @@ from typing import Any
 from synapse_runtime import serialization
 from synapse_runtime.core.output_capture import OutputFiles, OutputPosition
 from synapse_runtime.events import Event
-from synapse_runtime.executors.protocol import is_builtin_data, loads_in_plugin
+from synapse_runtime.executors.protocol import is_builtin_data, loads_in_plugin, row_of
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
@@ -74,7 +74,7 @@ class Forwarder:
             number, self._number = self._number, self._number + 1
             with contextlib.suppress(Exception):
                 self._send(
-                    number, serialization.dumps([_row(item) if isinstance(item, Event) else item for item in batch])
+                    number, serialization.dumps([row_of(item) if isinstance(item, Event) else item for item in batch])
                 )
 
     def _take_batch(self) -> list[Event | tuple[str, str]]:
@@ -131,8 +131,3 @@ class _Ticker:
 
 
 _ticker = _Ticker(Forwarder.EVERY_SECONDS)
-
-
-def _row(event: Event) -> tuple[Any, ...]:
-    """Return an event as plain data, which is many times cheaper to pickle."""
-    return event.kind, event.name, event.data, event.level, event.step, event.file, event.time

@@ -113,6 +113,10 @@ class TestCommand:
         (wrong,) = [one for one in done.result["findings"] if one["state"] == "problem"]
         assert (wrong["what"], wrong["fix"]) == ("SYNAPSE_MODE", "choose from local, task, job, all")
 
+    def test_alias_of_a_mode_is_not_a_problem(self, synapse: Synapse) -> None:
+        done = synapse("doctor", "--json", SYNAPSE_MODE="local, jobs-api")
+        assert [one["what"] for one in done.result["findings"] if one["state"] == "problem"] == []
+
     def test_works_without_ray_and_names_what_requires_it(self, synapse: Synapse, tmp_path: Path) -> None:
         done = synapse("doctor", "--json", command=WITHOUT_SITE, **packages_without(tmp_path, "ray", "pytest_cov"))
         assert (done.status, done.stderr) == (0, "")

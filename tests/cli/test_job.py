@@ -84,6 +84,9 @@ class TestDetach:
         assert (done.status, done.stdout) == (2, "")
         assert "Invalid value for --detach: only jobs can be detached: add --mode job" in done.stderr
 
+    def test_alias_of_job_mode_can_be_detached(self, synapse: Synapse) -> None:
+        assert_refused_without_starting_one(synapse, "plugin", "run", "train", "--mode", "jobs-api", "--detach")
+
 
 class TestList:
     def test_prints_a_table_of_aligned_columns(self, joined: Synapse, trained: str, failed: str) -> None:

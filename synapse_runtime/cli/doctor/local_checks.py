@@ -188,7 +188,8 @@ def variables() -> Iterator[Finding]:
     if os.environ.get("SYNAPSE_MODE"):
         from synapse_runtime.modes import MODES
 
-        if {word.strip() for word in os.environ["SYNAPSE_MODE"].split(",")} - {*MODES, "all", ""}:
+        known = {name for mode in MODES.values() for name in (mode.name, *mode.aliases)}
+        if {word.strip() for word in os.environ["SYNAPSE_MODE"].split(",")} - {*known, "all", ""}:
             yield problem("SYNAPSE_MODE", "unknown mode", f"choose from {', '.join(MODES)}, all")
     if os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
         yield warning(

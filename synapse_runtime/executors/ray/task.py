@@ -251,7 +251,6 @@ class WarmWorker:
 
     def run(
         self,
-        call: ActionCall,
         encoded: EncodedCall,
         runtime_env: RuntimeEnvBuilder,
         on_event: OnEvent | None,
@@ -260,8 +259,7 @@ class WarmWorker:
         """Make a call, once earlier calls have ended, and return its run.
 
         Args:
-            call: The call.
-            encoded: The same call, encoded.
+            encoded: The call.
             runtime_env: Builds the runtime environment of a worker that does not share this file system.
             on_event: Called with each event as it happens.
             on_output: Called with the worker's output as it is printed.
@@ -270,6 +268,7 @@ class WarmWorker:
             ClusterError: There is no cluster, or it failed.
             ConfigError: The plugin cannot be uploaded.
         """
+        call = encoded.call
         with self._call_lock.held(), self._lock:
             actor = self._warm_actor(call, runtime_env)
             live_events = None
@@ -290,7 +289,7 @@ class WarmWorker:
             except BaseException:  # mainly Ctrl-C: the action must not keep running
                 self.close()
                 raise
-            run = decode_run(data, encoded.call, buffers=buffers)
+            run = decode_run(data, call, buffers=buffers)
             if live_events is not None:
                 live_events.finish(run)
             if isinstance(run.error, ExecutionTimeout):  # the action may have left threads or other state behind
@@ -606,7 +605,7 @@ class RayActorExecutor(Executor):
             encoded = encode_call(call, out_of_band=True)
         except REFUSALS as error:
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
-        run = self._worker.run(encoded.call, encoded, self._runtime_env, on_event, on_output)
+        run = self._worker.run(encoded, self._runtime_env, on_event, on_output)
         self._replay(run, events=on_event is None, output=on_output is None)
         return run
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_synapse.modes import RESOURCES, known_mode, marked, session_modes
-from synapse_runtime.modes import MODES
+from synapse_runtime.modes import MODES, Mode
 from synapse_runtime.plugins.discovery import find_config_above
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ class SynapseSession:
         self.slowest()
         self._mode_sessions: dict[str, Any] = {}
         self._mode_options = {name: config.getoption(f"synapse_{name}") for name in _MODE_OPTIONS}
-        if any(value not in (None, False) for value in self._mode_options.values()):
-            self._share_all()  # which checks them
+        # Checks the options; and in a worker of pytest-xdist, executors that a test creates itself use the run's
+        # cluster too. Otherwise they are created when they are needed, which most sessions never do.
+        if self._is_xdist_worker or any(value not in (None, False) for value in self._mode_options.values()):
+            self._sessions_of(MODES)
 
     @classmethod
     def of(cls, config: pytest.Config) -> SynapseSession:
@@ -71,24 +73,20 @@ class SynapseSession:
     def _is_xdist_worker(self) -> bool:
         return hasattr(self._config, "workerinput")
 
-    def _mode_session(self, name: str) -> Any:
+    def _mode_session(self, mode: Mode) -> Any:
         """Return what the executors of a mode share, created when it is first needed. This starts nothing."""
-        if name not in self._mode_sessions:
-            shared = getattr(self._config, "workerinput", {}).get(_SHARED, {}).get(name)
-            session_class = next(mode.session_class() for mode in MODES.values() if mode.session == name)
+        if mode.session not in self._mode_sessions:
+            shared = getattr(self._config, "workerinput", {}).get(_SHARED, {}).get(mode.session)
             try:
-                self._mode_sessions[name] = session_class(self._mode_options, shared)
+                self._mode_sessions[mode.session] = mode.session_class()(self._mode_options, shared)
             except ValueError as error:
                 raise pytest.UsageError(str(error)) from None
-        return self._mode_sessions[name]
-
-    def _share_all(self) -> dict[str, Any]:
-        """Return what other processes of this run need to use the same clusters and servers."""
-        return {name: self._mode_session(name).share() for name in {mode.session for mode in MODES.values()} if name}
+        return self._mode_sessions[mode.session]
 
     def configure_xdist_worker(self, workerinput: dict[str, Any]) -> None:
         """Pass on what a worker of pytest-xdist needs to take part in this run."""
-        workerinput[_SHARED] = self._share_all()
+        self._sessions_of(MODES)
+        workerinput[_SHARED] = {name: session.share() for name, session in self._mode_sessions.items()}
 
     def describe(self, modes: Iterable[str]) -> list[str]:
         """Return in a few words what these modes will use, such as the cluster; each once."""
@@ -112,8 +110,9 @@ class SynapseSession:
             session.start_in_background(modes)
 
     def _sessions_of(self, modes: Iterable[str]) -> list[Any]:
-        names = dict.fromkeys(MODES[mode].session for mode in modes)
-        return [self._mode_session(name) for name in names if name]
+        """Return what the executors of these modes share; each once."""
+        found = {MODES[mode].session: self._mode_session(MODES[mode]) for mode in modes if MODES[mode].session}
+        return [*found.values()]
 
     def plugin_for(self, path: Path) -> Plugin | None:
         """Return the plugin of a test file: the one that was named, else the nearest above the file.
@@ -158,7 +157,7 @@ class SynapseSession:
             yield executor_class(strict=strict, fresh=fresh, **options)
             return
         resources = {name: marks[name] for name in RESOURCES if name in marks}
-        session = self._mode_session(chosen.session)
+        session = self._mode_session(chosen)
         with session.executor(chosen.name, resources, fresh=fresh, strict=strict, **options) as executor:
             yield executor
 

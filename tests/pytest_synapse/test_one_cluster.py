@@ -253,6 +253,25 @@ def test_nothing_is_left_if_the_controller_is_killed(shared, pytest_in, number):
     assert run.leftovers() == []
 
 
+def test_executors_created_by_a_test_use_the_cluster_of_the_run_in_every_xdist_worker(shared, pytest_in):
+    shared.test(
+        """
+        from pathlib import Path
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_spec(number, tmp_path_factory):
+            from synapse_runtime.executors.ray.cluster.session_scope import current_spec
+
+            (Path.cwd() / f"spec-{number}").write_text(current_spec.get().directory)
+        """
+    )
+    run = pytest_in("-n2")
+
+    assert run.wait() == 0
+    assert len({path.read_text() for path in shared.path.glob("spec-*")}) == 1
+    assert len([*shared.path.glob("spec-*")]) == 8
+
+
 def test_killed_worker_loses_only_its_own_test(shared, pytest_in):
     shared.test(
         """

@@ -93,13 +93,15 @@ class PluginEnvironment(Mapping[str, Any]):
 
         Raises:
             FileNotFoundError: The file does not exist.
-            ConfigError: The file is invalid; the message names file and line.
+            ConfigError: The file cannot be read, or is invalid; the message names file and line.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"environment file {path} does not exist")
         try:
             text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}; change its permissions", path=path) from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"is not UTF-8 text: {error.reason} at byte {error.start}", path=path) from error
         if path.suffix == ".toml":

@@ -1,16 +1,18 @@
-"""Check a plugin's requirements and wheels against what is installed here."""
+"""Read a plugin's requirements files; check them and its wheels against what is installed here."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.tags import sys_tags
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from synapse_runtime.errors import Problem
 
@@ -19,6 +21,71 @@ _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _OPTIONS = re.compile(r"\s--?[a-z][a-z-]*.*$")  # of a single requirement, such as --hash
 _DIRECT_REFERENCE = re.compile(r"[\w.-]+(?:\[[^\]]*\])?\s*@")  # such as `name @ https://…`
 _OTHER_FILE = re.compile(r"(?P<option>-r|--requirement|-c|--constraint)[ =]*(?P<name>\S+)")
+
+
+class Line(NamedTuple):
+    """A line of a requirements file.
+
+    Attributes:
+        number: Its number, from 1; of the first one if a backslash joins several.
+        text: Its text without comments.
+        file: The file or URL that it includes, as written; None if it includes none.
+        is_constraint: Whether that file has constraints.
+    """
+
+    number: int
+    text: str
+    file: str | None = None
+    is_constraint: bool = False
+
+    @property
+    def is_requirement(self) -> bool:
+        """Whether this is a requirement; other options than those for files are up to the installer."""
+        return not self.text.startswith("-")
+
+    @property
+    def is_local_file(self) -> bool:
+        """Whether it includes a file; the installer fetches URLs itself."""
+        return self.file is not None and "://" not in self.file
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Read a requirements file, without those that it includes; blank lines and comments are left out.
+
+    Raises:
+        OSError: The file cannot be read.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    found = []
+    joined, first = "", 0
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        first = first if joined else number
+        joined += line
+        if joined.endswith("\\"):
+            joined = joined[:-1]
+            continue
+        text = _COMMENT.sub("", joined).strip()
+        joined = ""
+        other = _OTHER_FILE.fullmatch(text)
+        if other:
+            found.append(Line(first, text, other["name"], other["option"] in ("-c", "--constraint")))
+        elif text:
+            found.append(Line(first, text))
+    return found
+
+
+def specifiers(paths: Iterable[Path]) -> dict[str, SpecifierSet]:
+    """Return the versions that requirements files allow, by normalized project name; invalid lines are left out."""
+    found: dict[str, SpecifierSet] = {}
+    for path in paths:
+        with contextlib.suppress(UnicodeDecodeError):
+            for line in read_lines(path):
+                with contextlib.suppress(InvalidRequirement):
+                    requirement = Requirement(_OPTIONS.sub("", line.text))
+                    if requirement.marker is None or requirement.marker.evaluate():
+                        name = canonicalize_name(requirement.name)
+                        found[name] = found.get(name, SpecifierSet()) & requirement.specifier
+    return found
 
 
 def check_file(path: Path) -> tuple[int, list[Problem]]:
@@ -32,19 +99,18 @@ def check_file(path: Path) -> tuple[int, list[Problem]]:
     waiting, known = [path], {path}
     while waiting:
         current = waiting.pop(0)
-        for number, line in _lines(current, problems):
-            other = _OTHER_FILE.fullmatch(line)
-            if other:
-                file = current.parent / other["name"]
+        for line in _checked_lines(current, problems):
+            if line.is_local_file:
+                file = current.parent / str(line.file)
                 if not file.is_file():
-                    text = f"file {other['name']!r} does not exist; add it or remove this line"
-                    problems.append(Problem(text, current, number))
-                elif other["option"] in ("-r", "--requirement") and file not in known:
+                    text = f"file {line.file!r} does not exist; add it or remove this line"
+                    problems.append(Problem(text, current, line.number))
+                elif not line.is_constraint and file not in known:
                     known.add(file)
                     waiting.append(file)
-            elif not line.startswith("-"):  # other options are up to the installer
+            elif line.is_requirement:
                 count += 1
-                problems.extend(check_line(line, current, number))
+                problems.extend(check_line(line.text, current, line.number))
     return count, problems
 
 
@@ -113,24 +179,14 @@ def specifier(text: str) -> SpecifierSet | None:
     return None
 
 
-def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
-    """Yield line numbers and lines, without comments and blank lines; lines that end in a backslash are joined."""
+def _checked_lines(path: Path, problems: list[Problem]) -> list[Line]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return read_lines(path)
     except UnicodeDecodeError as error:
         problems.append(Problem(f"not UTF-8: {error.reason} at byte {error.start}; save the file as UTF-8", path))
-        return
-    joined, first = "", 0
-    for number, line in enumerate(lines, 1):
-        first = first if joined else number
-        joined += line
-        if joined.endswith("\\"):
-            joined = joined[:-1]
-            continue
-        text = _COMMENT.sub("", joined).strip()
-        joined = ""
-        if text:
-            yield first, text
+    except OSError as error:
+        problems.append(Problem(f"cannot be read: {error.strerror}; change its permissions or remove it", path))
+    return []
 
 
 def _is_url_or_path(text: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.loggers import NullLogger
 
 WritePlugin = Callable[..., Path]
+_NOBODY = 65534
 
 
 @pytest.fixture
@@ -33,3 +36,26 @@ def write_plugin(tmp_path: Path) -> WritePlugin:
 def local() -> LocalExecutor:
     """An executor in this process that shows nothing."""
     return LocalExecutor(logger=NullLogger())
+
+
+@pytest.fixture
+def unreadable_file() -> Iterator[Callable[[str], Path]]:
+    """Return a function that creates a file with this name, in a directory of its own, which this process cannot read.
+
+    Root can read every file, so the process has the rights of nobody meanwhile.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+
+        def create(name: str) -> Path:
+            path = Path(directory, name)
+            path.write_text("text\n")
+            path.chmod(0)
+            if os.getuid() == 0:
+                os.seteuid(_NOBODY)
+            return path
+
+        try:
+            yield create
+        finally:
+            os.seteuid(os.getuid())

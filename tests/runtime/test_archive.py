@@ -186,3 +186,10 @@ def test_error_for_an_unreadable_file_names_it(tmp_path):
     (tmp_path / "memory").symlink_to("/proc/self/mem")
     with pytest.raises(ConfigError, match="memory: cannot be read"):
         PackageBuilder(tmp_path).package()
+
+
+@pytest.mark.parametrize("name", [".gitignore", ".synapseignore", ".rayignore"])
+def test_ignore_file_that_cannot_be_read_is_a_config_error(unreadable_file, name):
+    path = unreadable_file(name)
+    with pytest.raises(ConfigError, match=r"cannot be read: Permission denied; it says which files .* change its perm"):
+        names(path.parent)

@@ -118,3 +118,11 @@ def test_as_strings_returns_valid_process_environment():
 def test_invalid_variable_raises_an_error(data):
     with pytest.raises(EnvironmentValueError):
         PluginEnvironment(data).as_strings()
+
+
+@pytest.mark.parametrize("name", [".env", "settings.toml"])
+def test_file_that_cannot_be_read_is_a_config_error(unreadable_file, name):
+    path = unreadable_file(name)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied; change its permissions") as raised:
+        PluginEnvironment.from_file(path)
+    assert raised.value.path == path

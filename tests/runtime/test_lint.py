@@ -304,3 +304,14 @@ def test_specifier_accepts_specifiers_and_single_versions(text, version, fits):
 
 def test_specifier_returns_none_for_other_text():
     assert requirements.specifier("new") is None
+
+
+def test_urls_of_included_files_are_up_to_the_installer(write_plugin):
+    lines = "-c https://example.org/constraints-3.11.txt\n-r https://example.org/more.txt\npydantic\n"
+    root = write_plugin(config="code: x\nname: x\nactions: {}\n", files={"requirements.txt": lines})
+    assert requirements.check_file(root / "requirements.txt") == (1, [])
+
+
+def test_requirements_file_that_cannot_be_read_is_a_problem(unreadable_file):
+    _, (problem,) = requirements.check_file(unreadable_file("requirements.txt"))
+    assert problem.text == "cannot be read: Permission denied; change its permissions or remove it"

@@ -30,15 +30,15 @@ _EXCLUDED: Final = {
 }
 _EXCLUDED_SUFFIXES: Final = (".pyc", ".pyo")
 _VENV_MARKER: Final = "pyvenv.cfg"
-# The earliest time that a zip file can store: modification times must not affect the archive.
-_NO_TIME: Final = (1980, 1, 1, 0, 0, 0)
+# The time of all files in the archive, the earliest that a zip file can store: times must not affect the content.
+_ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _SHOWN_FILES: Final = 5
 _READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class Package:
-    """A zip file in memory.
+    """What Ray calls a package: a zip file with a name derived from its content. Here it is in memory.
 
     Attributes:
         data: Its bytes.
@@ -53,8 +53,8 @@ def package_of_one_file(name: str, content: bytes) -> Package:
     """Return a package with one file, created in memory without touching the file system."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo(name, _NO_TIME), content)
-    return _named(buffer.getvalue())
+        archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), content)
+    return _to_package(buffer.getvalue())
 
 
 class Entry(NamedTuple):
@@ -64,14 +64,14 @@ class Entry(NamedTuple):
         name: Its path relative to the packed directory, with slashes; the path of a directory ends with a slash.
         path: Its path in the file system.
         size: Size in bytes.
-        changed: Modification time in nanoseconds.
+        mtime_ns: Modification time in nanoseconds.
         mode: Permissions.
     """
 
     name: str
     path: str
     size: int
-    changed: int
+    mtime_ns: int
     mode: int
 
 
@@ -198,8 +198,15 @@ def _rules_of(directory: str) -> Iterator[_Rules]:
     for name in IGNORE_FILES:
         path = os.path.join(directory, name)
         if os.path.isfile(path):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                yield _Rules(directory, _patterns(file))
+            try:
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    yield _Rules(directory, _patterns(file))
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot be read: {error.strerror}; it says which files of the plugin are not uploaded: change its "
+                    "permissions",
+                    path=path,
+                ) from error
 
 
 def _rules_above(root: str) -> tuple[_Rules, ...]:
@@ -225,7 +232,7 @@ def _package(root: str, prefix: str, entries: list[Entry]) -> Package:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for entry in entries:
-            info = zipfile.ZipInfo(prefix + entry.name, _NO_TIME)
+            info = zipfile.ZipInfo(prefix + entry.name, _ZIP_EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.create_system = 3  # Unix, so that permissions are kept
             info.external_attr = entry.mode << 16
@@ -247,11 +254,11 @@ def _package(root: str, prefix: str, entries: list[Entry]) -> Package:
             archive.close()
             data = buffer.getvalue()
             if len(data) <= LIMIT_BYTES:
-                return _named(data)
+                return _to_package(data)
     raise _too_large(root, entries)
 
 
-def _named(data: bytes) -> Package:
+def _to_package(data: bytes) -> Package:
     return Package(data, f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import hashlib
@@ -18,7 +17,9 @@ import synapse_runtime
 from synapse_runtime.errors import ClusterError, ConfigError
 from synapse_runtime.executors.ray.archive import Package, PackageBuilder, readable_size
 from synapse_runtime.executors.ray.cluster.driver import connected_through_client
+from synapse_runtime.plugins import requirements
 from synapse_runtime.plugins.manifest import Manifest, line_of
+from synapse_runtime.plugins.wheels import requirement_lines
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 _DISTRIBUTION: Final = "pytest-synapse-harness"
-_REQUIREMENTS: Final = "requirements.txt"
 # The plugin's directory on the node while Ray installs its requirements; each installer expands it in its own way.
 _NODE_DIRECTORY: Final = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
-_REFERENCE: Final = re.compile(r"^(?:-r|-c|--requirement|--constraint)[ =]*(?P<path>\S+)", re.MULTILINE)
 _INSTALLERS: Final = ("pip", "uv", "conda")
 # Ray's default timeout for creating a runtime environment, unless the config file's `runtime_env` sets another.
 _SETUP_SECONDS: Final = 600.0
@@ -112,15 +111,9 @@ class RuntimeEnvBuilder:
         Ray creates one installation per set of lines; so a comment line contains a hash of the referenced files.
         """
         files = _requirement_files(root)
-        lines = [f"--find-links {_NODE_DIRECTORY}/{wheels[0].rpartition('/')[0]}"] if wheels else []
-        projects: dict[str, list[str]] = {}
-        for wheel in wheels:
-            projects.setdefault(wheel.rpartition("/")[2].partition("-")[0], []).append(wheel)
-        for name, variants in projects.items():
-            # If there are several, for other platforms or versions, the installer chooses the one that fits.
-            lines.append(f"{_NODE_DIRECTORY}/{variants[0]}" if len(variants) == 1 else name)
-        if _REQUIREMENTS in files:
-            lines.append(f"-r {_NODE_DIRECTORY}/{_REQUIREMENTS}")
+        lines = requirement_lines(wheels, requirements.specifiers(root / name for name in files), f"{_NODE_DIRECTORY}/")
+        if requirements.FILE in files:
+            lines.append(f"-r {_NODE_DIRECTORY}/{requirements.FILE}")
         if lines:
             digest = hashlib.sha256()
             for name in (*files, *wheels):
@@ -263,16 +256,20 @@ def upload_over_http(client: JobSubmissionClient, package: Package) -> str:
 def _requirement_files(root: Path) -> list[str]:
     """Return `requirements.txt` and the files that it refers to, relative to the plugin's directory."""
     found: list[str] = []
-    waiting = [_REQUIREMENTS]
+    waiting = [requirements.FILE]
     while waiting:
         name = os.path.normpath(waiting.pop())
         path = root / name
         if name in found or name.startswith("..") or os.path.isabs(name) or not path.is_file():
             continue
         found.append(name)
-        with contextlib.suppress(UnicodeDecodeError):  # the installer reports it
-            for match in _REFERENCE.finditer(path.read_text(encoding="utf-8")):
-                waiting.append(os.path.join(os.path.dirname(name), match["path"]))
+        try:
+            lines = requirements.read_lines(path)
+        except UnicodeDecodeError:  # the installer reports it
+            continue
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}; change its permissions", path=path) from error
+        waiting.extend(os.path.join(os.path.dirname(name), str(line.file)) for line in lines if line.is_local_file)
     return found
 
 

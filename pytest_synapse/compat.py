@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_synapse.modes import CHOSEN
+from pytest_synapse.modes import CLASS_MODE_KEY
 
 
 def allow_function_scoped_fixtures(item: pytest.Item) -> None:
@@ -43,4 +43,4 @@ def _requests_only_our_fixtures(item: pytest.Item) -> bool:
 
 
 def _has_class_per_mode(item: pytest.Item) -> bool:
-    return item.parent is not None and CHOSEN in item.parent.stash
+    return item.parent is not None and CLASS_MODE_KEY in item.parent.stash

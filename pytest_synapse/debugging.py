@@ -8,7 +8,7 @@ from types import TracebackType
 
 import pytest
 
-from pytest_synapse.modes import is_parametrized_by_user, marked, modes_of
+from pytest_synapse.modes import is_parametrized_by_user, marker_kwargs, modes_of
 from synapse_runtime.errors import ExecutionError, ExecutionTimeout, PluginError, WorkerCrashed
 from synapse_runtime.modes import MODES
 
@@ -78,7 +78,7 @@ def _decided_by(item: pytest.Item, mode: str) -> str | None:
         return "parametrize"
     if mode not in modes_of(item, item.config):
         return "fixture synapse_mode"
-    return None if marked(item).get("mode") is None else "marker"
+    return None if marker_kwargs(item).get("mode") is None else "marker"
 
 
 def _test_name(item: pytest.Item, mode: str, other: str | None = None) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from synapse_runtime.modes import ALL, MODES, UnknownModeError, find_mode
 
-# The mode of a class of tests that runs once in each of several: pytest cannot parametrize unittest's.
-CHOSEN: pytest.StashKey[str] = pytest.StashKey()
+# The mode of a test class that is collected once per mode: pytest cannot parametrize unittest's classes.
+CLASS_MODE_KEY: pytest.StashKey[str] = pytest.StashKey()
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")
 _MARKER_ARGUMENTS = ("mode", "env", "timeout", *RESOURCES, "isolation")
 ISOLATIONS = ("shared", "fresh")
@@ -21,7 +21,7 @@ ISOLATIONS = ("shared", "fresh")
 MARKER_HELP = (
     "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None, memory=None, resources=None, "
     "isolation=None): where and how the actions of this test run. mode: "
-    + ", ".join(f"{mode.name!r} ({mode.place})" for mode in MODES.values())
+    + ", ".join(f"{mode.name!r} ({mode.location})" for mode in MODES.values())
     + ", or several as a tuple: the test runs once in each. env: a dict of variables for the "
     "actions. timeout: seconds that an action may take. num_cpus, num_gpus, memory (bytes, or a text such as '2GB'), "
     "resources (a dict of the cluster's own kinds): what the worker requests. isolation: 'fresh' gives the "
@@ -67,7 +67,7 @@ def session_modes(config: pytest.Config) -> tuple[str, ...]:
     return ("local",)
 
 
-def marked(node: pytest.Item | Any) -> dict[str, Any]:
+def marker_kwargs(node: pytest.Item | Any) -> dict[str, Any]:
     """Return the arguments of a test's `synapse` markers: of each the nearest, `env` merged.
 
     Raises:
@@ -91,16 +91,16 @@ def modes_of(node: Any, config: pytest.Config) -> tuple[str, ...]:
     """Return the modes that a test runs in.
 
     Raises:
-        pytest.UsageError: As `marked`.
+        pytest.UsageError: As `marker_kwargs`.
     """
-    if node.parent is not None and CHOSEN in node.parent.stash:
-        return (node.parent.stash[CHOSEN],)
-    return wanted_modes(node, config)
+    if node.parent is not None and CLASS_MODE_KEY in node.parent.stash:
+        return (node.parent.stash[CLASS_MODE_KEY],)
+    return selected_modes(node, config)
 
 
-def wanted_modes(node: Any, config: pytest.Config) -> tuple[str, ...]:
+def selected_modes(node: Any, config: pytest.Config) -> tuple[str, ...]:
     """Return the modes selected by marker or options, even if the test's class was collected once for each."""
-    mode = marked(node).get("mode")
+    mode = marker_kwargs(node).get("mode")
     if mode is None:
         return session_modes(config)
     return parse_modes(mode, f"{node.nodeid}: @pytest.mark.synapse(mode=...)")

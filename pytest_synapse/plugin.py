@@ -16,14 +16,14 @@ import pytest
 from pytest_synapse.compat import allow_function_scoped_fixtures
 from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, synapse_plugin
 from pytest_synapse.modes import (
-    CHOSEN,
+    CLASS_MODE_KEY,
     MARKER_HELP,
     is_parametrized_by_user,
     known_mode,
-    marked,
+    marker_kwargs,
     modes_of,
+    selected_modes,
     session_modes,
-    wanted_modes,
 )
 from pytest_synapse.module_import import ModuleImporter
 from pytest_synapse.run_reporting import ItemRuns
@@ -199,9 +199,9 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
     importing.activate(collector.path)
     report = yield
     importing.keep_test_modules(collector, report)
-    if CHOSEN in collector.stash and report.passed:
-        mode = collector.stash[CHOSEN]
-        report.result = [test for test in report.result if mode in wanted_modes(test, test.config)]
+    if CLASS_MODE_KEY in collector.stash and report.passed:
+        mode = collector.stash[CLASS_MODE_KEY]
+        report.result = [test for test in report.result if mode in selected_modes(test, test.config)]
     # pytest-xdist workers cannot raise a usage error.
     if report.passed and hasattr(collector.config, "workerinput"):
         try:
@@ -225,7 +225,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Report invalid markers and modes before any test runs."""
     for item in items:
-        marked(item)
+        marker_kwargs(item)
         _modes_to_run(item)
         _require_one_mode(item)
 

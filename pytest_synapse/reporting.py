@@ -22,12 +22,19 @@ _ORIGINS = {
 
 @dataclass
 class Tally:
-    """The counts of one mode: runs, runs that raised, seconds in actions, and `waited`, seconds in calls."""
+    """The totals of one mode.
 
-    count: int = 0
-    raised: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
+    Attributes:
+        run_count: The number of runs.
+        error_count: The number of runs that ended with an error.
+        action_seconds: The total time in actions.
+        call_seconds: The total time in calls, from the call to its return.
+    """
+
+    run_count: int = 0
+    error_count: int = 0
+    action_seconds: float = 0.0
+    call_seconds: float = 0.0
 
 
 @dataclass
@@ -49,10 +56,10 @@ class Summary:
     def add(self, test: str, runs: TestRuns) -> None:
         """Add the runs of one report."""
         tally = self.modes.setdefault(runs["mode"], Tally())
-        tally.count += runs["count"]
-        tally.raised += runs["raised"]
-        tally.seconds += runs["seconds"]
-        tally.waited += runs["waited"]
+        tally.run_count += runs["run_count"]
+        tally.error_count += runs["error_count"]
+        tally.action_seconds += runs["action_seconds"]
+        tally.call_seconds += runs["call_seconds"]
         self.slowest += [(seconds, runs["mode"], action, test) for seconds, action in runs["slowest"]]
         self.backends += [backend for backend in runs["backends"] if backend not in self.backends]
         for file, lines in runs["lines"].items():
@@ -62,16 +69,16 @@ class Summary:
         """Return the summary as one line."""
         modes = []
         for mode, tally in self._ordered():
-            raised = f" ({tally.raised} raised)" if tally.raised else ""
-            modes.append(f"{mode} {_times(tally.count, 'run')}{raised}, {duration(tally.seconds)}")
+            errors = f" ({tally.error_count} raised)" if tally.error_count else ""
+            modes.append(f"{mode} {_times(tally.run_count, 'run')}{errors}, {duration(tally.action_seconds)}")
         return f"synapse: {'; '.join(modes)}"
 
     def block(self, slowest: int | None) -> Iterator[str]:
         """Yield the lines of the block, with this many of the slowest runs: 0 for all, None for none."""
         yield f"{'mode':<6}{'runs':>8}{'raised':>8}{'action time':>14}{'call time':>14}"
         for mode, tally in self._ordered():
-            times = f"{duration(tally.seconds):>14}{duration(tally.waited):>14}"
-            yield f"{mode:<6}{tally.count:>8}{tally.raised:>8}{times}"
+            times = f"{duration(tally.action_seconds):>14}{duration(tally.call_seconds):>14}"
+            yield f"{mode:<6}{tally.run_count:>8}{tally.error_count:>8}{times}"
         for kind, address, origin in self.backends:
             yield f"{kind}: {address} ({_ORIGINS.get(origin, origin)})"
         if self.lines:

@@ -36,20 +36,20 @@ class TestRuns(TypedDict):
 
     Attributes:
         mode: The mode of the runs.
-        count: The number of runs.
-        raised: The number of runs that ended with an error.
-        seconds: The total time in actions.
-        waited: The total time in calls, from the call to its return.
+        run_count: The number of runs.
+        error_count: The number of runs that ended with an error.
+        action_seconds: The total time in actions.
+        call_seconds: The total time in calls, from the call to its return.
         slowest: Seconds and action name of each of the slowest runs.
         backends: Kind, address and origin of each cluster or server that their calls were sent to.
         lines: Lines covered in workers, by file.
     """
 
     mode: str
-    count: int
-    raised: int
-    seconds: float
-    waited: float
+    run_count: int
+    error_count: int
+    action_seconds: float
+    call_seconds: float
     slowest: list[tuple[float, str]]
     backends: list[tuple[str, str, str]]
     lines: dict[str, list[int]]
@@ -70,7 +70,7 @@ class ItemRuns:
         self.mode = executor.mode
         self._item = item
         self._executor: Executor | None = executor
-        self._wanted = slowest
+        self._slowest_limit = slowest
         self._on_start = item.ihook.pytest_synapse_run_started
         self._on_end = item.ihook.pytest_synapse_run_finished
         self._lock = threading.RLock()  # a test may run actions in several threads
@@ -94,7 +94,7 @@ class ItemRuns:
         now = time.perf_counter()
         with self._lock:
             began = self._began.pop(run.job_id, None)
-            if MODES[run.mode].detaches:
+            if MODES[run.mode].detached:
                 if run.job_id in self._jobs:
                     return
                 self._jobs.add(run.job_id)
@@ -116,14 +116,14 @@ class ItemRuns:
     def collect(self) -> TestRuns | None:
         """Return the runs since the last call of this method; None if there were none."""
         with self._lock:
-            if not self._new:
+            if not self._new_count:
                 return None
             collected = TestRuns(
                 mode=self.mode,
-                count=self._new,
-                raised=self._raised,
-                seconds=self._seconds,
-                waited=self._waited,
+                run_count=self._new_count,
+                error_count=self._error_count,
+                action_seconds=self._action_seconds,
+                call_seconds=self._call_seconds,
                 slowest=self._slowest,
                 backends=self._backends,
                 lines=_new_lines(self._item.config),
@@ -139,28 +139,28 @@ class ItemRuns:
 
     def _discard(self) -> None:
         """Reset what the next report counts."""
-        self._new = self._raised = 0
-        self._seconds = self._waited = 0.0
+        self._new_count = self._error_count = 0
+        self._action_seconds = self._call_seconds = 0.0
         self._slowest: list[tuple[float, str]] = []
         self._backends: list[tuple[str, str, str]] = []
 
-    def _record(self, run: ActionRun, waited: float) -> None:
-        self._new += 1
+    def _record(self, run: ActionRun, call_seconds: float) -> None:
+        self._new_count += 1
         self._count += 1
-        self._seconds += run.duration
-        self._waited += waited
+        self._action_seconds += run.duration
+        self._call_seconds += call_seconds
         if run.error is not None:
-            self._raised += 1
+            self._error_count += 1
         if self._count <= _NAMED:
             self._job_ids.append(run.job_id)
-        if self._wanted is not None:
+        if self._slowest_limit is not None:
             self._rank(run.duration, run.name)
         if not MODES[self.mode].in_process and self._executor is not None:
             self._record_backend(run.node, self._executor.backend)
 
     def _rank(self, seconds: float, action: str) -> None:
         """Keep the run if it is among the slowest."""
-        if self._wanted == 0 or len(self._slowest) < (self._wanted or 0):
+        if self._slowest_limit == 0 or len(self._slowest) < (self._slowest_limit or 0):
             heapq.heappush(self._slowest, (seconds, action))
         else:
             heapq.heappushpop(self._slowest, (seconds, action))

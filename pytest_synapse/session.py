@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_synapse.modes import RESOURCES, known_mode, marked, session_modes
+from pytest_synapse.modes import RESOURCES, known_mode, marker_kwargs, session_modes
 from synapse_runtime.modes import MODES, Mode
 from synapse_runtime.plugins.discovery import find_config_above
 
@@ -142,7 +142,7 @@ class SynapseSession:
         from synapse_runtime.loggers import NullLogger
 
         chosen = MODES[known_mode(mode, f"{item.nodeid}: the fixture synapse_mode")]
-        marks = marked(item)
+        marks = marker_kwargs(item)
         options: dict[str, Any] = {
             "env": env,
             "plugin": plugin,

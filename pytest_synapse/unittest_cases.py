@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_synapse.modes import CHOSEN, modes_of, parse_modes
+from pytest_synapse.modes import CLASS_MODE_KEY, modes_of, parse_modes
 from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def in_each_mode(node: pytest.Class) -> list[pytest.Class]:
         return [node]  # reported for all tests at once, after collection
     if all(len(each) == 1 for each in modes):
         return [node]
-    wanted = {mode for each in modes for mode in each}
+    selected = {mode for each in modes for mode in each}
     nodes = []
-    for mode in filter(wanted.__contains__, MODES):
+    for mode in filter(selected.__contains__, MODES):
         made = type(node).from_parent(node.parent, name=f"{node.name}-{mode}")
         made.obj = node.obj
         made.own_markers.extend(node.own_markers)
-        made.stash[CHOSEN] = mode
+        made.stash[CLASS_MODE_KEY] = mode
         nodes.append(made)
     return nodes
 

@@ -31,7 +31,8 @@ __version__ = "0.1.0"
 
 import_hook.install()
 
-_HOMES = {
+# Public names and the modules that define them.
+_LAZY_IMPORTS = {
     "ActionRun": "core.execution",
     "BaseAction": "action",
     "LocalExecutor": "executors.local",
@@ -46,12 +47,12 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import public names on first use, so that finding a config file does not import pydantic."""
-    if name not in _HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_LAZY_IMPORTS])

@@ -98,30 +98,30 @@ class BaseLogger:
 
     def debug(self, message: str) -> None:
         """Log a message with level `debug`."""
-        self._say(message, "debug")
+        self._emit_message(message, "debug")
 
     def info(self, message: str) -> None:
         """Log a message with level `info`."""
-        self._say(message, "info")
+        self._emit_message(message, "info")
 
     def warning(self, message: str) -> None:
         """Log a message with level `warning`."""
-        self._say(message, "warning")
+        self._emit_message(message, "warning")
 
     def error(self, message: str) -> None:
         """Log a message with level `error`."""
-        self._say(message, "error")
+        self._emit_message(message, "error")
 
     def critical(self, message: str) -> None:
         """Log a message with level `critical`."""
-        self._say(message, "critical")
+        self._emit_message(message, "critical")
 
     def set_progress(self, current: float, total: float, step: str | None = None) -> None:
         """Report the progress of a step, by default that of `set_step`."""
         self.event(progress_event(current, total, step or self._step))
 
     def set_progress_failed(self, step: str | None = None) -> None:
-        """Report that a step has failed."""
+        """Report that a step has failed; without a step, the run as a whole, even after `set_step`, as in the SDK."""
         known = self._progress.get(step)
         elapsed = None if known is None else known.elapsed_time
         self._progress[step] = ProgressData(0.0, elapsed_time=elapsed, status="failed")
@@ -164,7 +164,7 @@ class BaseLogger:
     def _on_finish(self) -> None:
         """Called when the action has ended."""
 
-    def _say(self, message: str, level: str) -> None:
+    def _emit_message(self, message: str, level: str) -> None:
         self.event(Event("message", str(message), level=level, step=self._step))
 
     def _measure(self, event: Event) -> ProgressData:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
 
-__all__ = ["ALL", "MODES", "Mode", "ModeName", "UnknownModeError", "find_mode"]
+__all__ = ["ALL", "MODES", "Mode", "ModeName", "UnknownModeError", "find_mode", "modes_requiring"]
 
 # For type checkers: the names in `MODES`.
 ModeName = Literal["local", "task", "job"]
@@ -25,26 +25,26 @@ class Mode:
 
     Attributes:
         name: Its name on command lines and in markers.
-        place: The place in words, to follow "runs".
+        location: Where actions run, in words, to follow "runs".
         executor: Its executor class, as `module:Name`.
         session: The class of what the executors of a test session share, as `module:Name`; empty if nothing.
         aliases: Other names that are accepted.
-        requires: What it needs: `ray` the package, `cluster` a Ray cluster, `server` a Synapse backend.
+        requires: What must be available: `ray` the package, `cluster` a Ray cluster, `server` a Synapse backend.
         transfer: How params and results reach the action and the caller: by `reference`, by `value` (pickled), or as
             `json`.
-        detaches: Whether `run_plugin` returns the run's id instead of waiting for its result.
-        in_all: Whether it is one of `all`.
+        detached: Whether `run_plugin` returns the run's id instead of waiting for its result.
+        included_in_all: Whether it is one of `all`.
     """
 
     name: str
-    place: str
+    location: str
     executor: str
     session: str = ""
     aliases: tuple[str, ...] = ()
     requires: tuple[Literal["ray", "cluster", "server"], ...] = ()
     transfer: Literal["reference", "value", "json"] = "value"
-    detaches: bool = False
-    in_all: bool = True
+    detached: bool = False
+    included_in_all: bool = True
 
     @property
     def in_process(self) -> bool:
@@ -81,12 +81,22 @@ MODES: Final[dict[str, Mode]] = {
             _RAY_SESSION,
             aliases=("jobs-api",),
             requires=("ray", "cluster"),
-            detaches=True,
+            detached=True,
         ),
     )
 }
 # The names that `all` stands for.
-ALL: Final = tuple(mode.name for mode in MODES.values() if mode.in_all)
+ALL: Final = tuple(mode.name for mode in MODES.values() if mode.included_in_all)
+
+
+def modes_requiring(requirement: str) -> list[str]:
+    """Return the names of the modes that require something, such as `ray`.
+
+    Example:
+        >>> modes_requiring("ray")
+        ['task', 'job']
+    """
+    return [mode.name for mode in MODES.values() if requirement in mode.requires]
 
 
 class UnknownModeError(ValueError):

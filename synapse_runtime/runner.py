@@ -60,7 +60,7 @@ def run_plugin(
     if action_cls is None:
         executor_kwargs["plugin"] = Plugin.load_cached(plugin_code)
     target = action if action_cls is None else action_cls
-    if chosen.detaches:
+    if chosen.detached:
         # Not closed: the job is the caller's from here on.
         return executor_type(**executor_kwargs).submit(target, params)
     with executor_type(**executor_kwargs) as executor:

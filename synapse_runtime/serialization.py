@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, get_args
 
-from synapse_runtime.errors import ResultNotSerializable, safe_str
+from synapse_runtime.errors import ResultNotSerializable, is_from_code, safe_str
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
@@ -36,16 +36,16 @@ _lock = threading.RLock()
 # Classes that are known to be picklable: pickling a class of a test takes a millisecond.
 _known_picklable: weakref.WeakSet[type] = weakref.WeakSet()
 
-# What a user's hook may raise that must not end the process. Any other `BaseException` comes from outside and is not
-# handled: Ctrl-C, a timeout of ours or of pytest-timeout.
-EXITS: Final = (SystemExit, GeneratorExit)
+# Exceptions that end a process or a generator, but not this process if a user's hook raises them. Any other
+# `BaseException` comes from outside and is not handled: Ctrl-C, a timeout of ours or of pytest-timeout.
+EXIT_EXCEPTIONS: Final = (SystemExit, GeneratorExit)
 
 # The minimum size of a buffer to be sent out of band; Ray also puts smaller objects in its reply, not in shared memory.
 OUT_OF_BAND_BYTES: Final = 100_000
 Buffers = list[pickle.PickleBuffer]
 # The maximum size of a pickle that is searched for by-value classes before it is loaded.
 _SHORT = 65_536
-_BY_VALUE_MARK: Final = b"cloudpickle"
+_BY_VALUE_MARKER: Final = b"cloudpickle"
 
 # Limits of the search for the part at fault: depth, parts in total, parts at fault in one container, seconds.
 _MAX_DEPTH = 100
@@ -115,7 +115,7 @@ def loads_in_caller(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> An
         data: The pickle.
         buffers: Its out-of-band buffers.
     """
-    if isinstance(data, bytes) and len(data) < _SHORT and _BY_VALUE_MARK not in data:
+    if isinstance(data, bytes) and len(data) < _SHORT and _BY_VALUE_MARKER not in data:
         return loads(data, buffers)
     return _guarded(_CallerUnpickler(io.BytesIO(data), buffers).load)
 
@@ -195,8 +195,8 @@ def _serialization_error(value: Any, name: str, problem: Exception) -> ResultNot
     """Return the error about a value that cannot be copied: the one that sending it to a process would raise."""
     try:
         dumps_named(value, name)
-    except ResultNotSerializable as refusal:
-        return refusal
+    except ResultNotSerializable as named:
+        return named
     error = not_serializable(value, name, problem)
     error.__cause__ = problem
     return error
@@ -295,7 +295,7 @@ def safe_repr(value: object) -> str:
     """
     try:
         return repr(value)
-    except (Exception, *EXITS):  # noqa: BLE001 - a user's `__repr__` may raise anything
+    except (Exception, *EXIT_EXCEPTIONS):  # noqa: BLE001 - a user's `__repr__` may raise anything
         return f"<{type(value).__qualname__}>"
 
 
@@ -403,10 +403,14 @@ class _CopyUnpickler(pickle.Unpickler):
 
 
 def _guarded(step: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a step of pickling or unpickling; convert a hook's `SystemExit` or `GeneratorExit` to a `PickleError`."""
+    """Call a step of pickling or unpickling; convert what a hook raises other than `Exception` to a `PickleError`."""
     try:
         return step(*arguments)
-    except EXITS as error:
+    except Exception:
+        raise
+    except BaseException as error:
+        if not is_from_code(error):
+            raise
         raise pickle.PickleError(f"a pickling hook raised {error!r}") from error
 
 
@@ -445,8 +449,8 @@ def _cloud_copy_pickler_class() -> type[Any]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _EndOf:
-    """The last attribute of a class that is pickled by value: pickling it means that the class is finished."""
+class _EndOfClass:
+    """A sentinel, the last attribute of a class that is pickled by value: the class is finished when it is pickled."""
 
     cls: type
 
@@ -480,7 +484,7 @@ def _pickler_class() -> type[Any]:
             if type(value) is types.CodeType:
                 # cloudpickle since 3.1.3 omits the file name, without which a traceback cannot show the source.
                 return marshal.loads, (marshal.dumps(value),)
-            if type(value) is _EndOf:
+            if type(value) is _EndOfClass:
                 self._unfinished.discard(value.cls)
                 return types.NoneType, ()
             return super().reducer_override(value)
@@ -504,7 +508,7 @@ def _pickler_class() -> type[Any]:
             # there is no model to subscribe yet when unpickling.
             generic = vars(cls).get("__pydantic_generic_metadata__") or {}
             origin, args = generic.get("origin"), generic.get("args", ())
-            if origin is not None and not _mentions((origin, *args), self._unfinished):
+            if origin is not None and not _contains_any((origin, *args), self._unfinished):
                 return operator.getitem, (origin, args[0] if len(args) == 1 else args)
             reduced = super().reducer_override(cls)
             if not (isinstance(reduced, tuple) and len(reduced) == 6):
@@ -515,14 +519,14 @@ def _pickler_class() -> type[Any]:
                 attributes["__pydantic_parent_namespace__"] = None
             attributes["__qualname__"] = cls.__qualname__  # cloudpickle keeps only its last part
             self._unfinished.add(cls)
-            return make, arguments, (attributes, {**slots, "": _EndOf(cls)}), *rest
+            return make, arguments, (attributes, {**slots, "": _EndOfClass(cls)}), *rest
 
     return ProcessPickler
 
 
-def _mentions(args: tuple[Any, ...], classes: set[type]) -> bool:
-    """Return whether the arguments of a type are, or contain, one of these classes."""
-    return any((isinstance(arg, type) and arg in classes) or _mentions(get_args(arg), classes) for arg in args)
+def _contains_any(args: tuple[Any, ...], classes: set[type]) -> bool:
+    """Return whether the arguments of a type contain one of these classes, at any depth."""
+    return any((isinstance(arg, type) and arg in classes) or _contains_any(get_args(arg), classes) for arg in args)
 
 
 class _CallerUnpickler(pickle.Unpickler):
@@ -570,7 +574,7 @@ def _survives(value: Any) -> bool:
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     # Iterating over an object runs its author's code; parts that cannot be reached are skipped.
-    with contextlib.suppress(Exception, *EXITS):
+    with contextlib.suppress(Exception, *EXIT_EXCEPTIONS):
         if isinstance(value, Mapping):
             for key, item in value.items():
                 yield f"[{_quoted(key)}]", item

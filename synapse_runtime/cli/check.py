@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, note, to_json
+from synapse_runtime.cli.console import exit_on_errors, print_note, to_json
 
 if TYPE_CHECKING:
     from synapse_runtime.errors import Problem
@@ -120,12 +120,12 @@ def _count(problems: tuple[Problem, ...]) -> str:
 
 def _show(update: Update, *, only_checked: bool) -> None:
     for problem in update.problems:
-        note(_as_line(problem))
+        print_note(_as_line(problem))
     if only_checked:
         typer.echo(update.diff, nl=False)
     for change in update.changes:
         if not only_checked or change.kind == "missing":
-            note(_in_words(change)) if change.kind == "missing" else typer.echo(_in_words(change))
+            print_note(_in_words(change)) if change.kind == "missing" else typer.echo(_in_words(change))
     if not update.diff:
         typer.echo(f"{_shown(update.config)} is up to date")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, note, to_json
+from synapse_runtime.cli.console import exit_on_errors, print_note, to_json
 from synapse_runtime.cli.options import AsJson
 
 app = typer.Typer(
@@ -62,20 +62,20 @@ def up(
 
         require_ray()
         from synapse_runtime.executors.ray.cluster.control_socket import ClusterOptions
-        from synapse_runtime.executors.ray.cluster.persistent import unfit
+        from synapse_runtime.executors.ray.cluster.persistent import unmet_requirement
         from synapse_runtime.executors.ray.cluster.persistent import up as start
 
         options = ClusterOptions(num_cpus=cpus, num_gpus=gpus, memory=size, idle_seconds=idle_seconds)
         facts, is_new = start(options)
         if not is_new:
-            note("a warm cluster is already running")
+            print_note("a warm cluster is already running")
         if as_json:
             typer.echo(to_json(facts))
         else:
             _show(facts)
-        reason = None if is_new else unfit(facts, num_cpus=cpus, num_gpus=gpus, memory=size)
+        reason = None if is_new else unmet_requirement(facts, num_cpus=cpus, num_gpus=gpus, memory=size)
         if reason is not None:
-            note(f"the running cluster does not fit: {reason}; run `synapse cluster down` first")
+            print_note(f"the running cluster does not fit: {reason}; run `synapse cluster down` first")
             raise typer.Exit(3)
 
 
@@ -89,7 +89,7 @@ def status(as_json: AsJson = False) -> None:
         if as_json:
             typer.echo(to_json(facts))
         elif facts is None:
-            note("there is no warm cluster; `synapse cluster up` starts one")
+            print_note("there is no warm cluster; `synapse cluster up` starts one")
         else:
             _show(facts)
         if facts is None:
@@ -106,7 +106,7 @@ def down(as_json: AsJson = False) -> None:
         from synapse_runtime.executors.ray.cluster.persistent import down as end
 
         ended = end()
-        note("the warm cluster was shut down" if ended else "there is no warm cluster")
+        print_note("the warm cluster was shut down" if ended else "there is no warm cluster")
         if as_json:
             typer.echo(to_json({"ended": ended}))
 

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from synapse_runtime.core.execution import ActionRun
     from synapse_runtime.plugins.manifest import Manifest
 
-_LONGEST_LINE = 1000
+_MAX_LINE_LENGTH = 1000
 
 
-def say(text: str, *, err: bool = False, **style: Any) -> None:
-    """Write a line of text.
+def print_line(text: str, *, err: bool = False, **style: Any) -> None:
+    """Print a line of text.
 
     Args:
         text: The text.
-        err: Whether to write it to standard error instead of standard output.
+        err: Whether to print it to standard error instead of standard output.
         **style: Style on a terminal, as keyword arguments of `typer.style`.
     """
     stream = sys.stderr if err else sys.stdout
@@ -52,13 +52,13 @@ def say(text: str, *, err: bool = False, **style: Any) -> None:
     typer.secho(text, err=err, **style)
 
 
-def note(text: str) -> None:
-    """Write a note for the user to standard error."""
-    say(text, err=True, dim=True)
+def print_note(text: str) -> None:
+    """Print a note for the user to standard error."""
+    print_line(text, err=True, dim=True)
 
 
-def note_unknown(manifest: Manifest, *, strict: bool = False) -> None:
-    """Note each unknown field or value of a plugin's config file, one per line.
+def report_config_problems(manifest: Manifest, *, strict: bool = False) -> None:
+    """Print each unknown field or value of a plugin's config file to standard error, one per line.
 
     Args:
         manifest: The config file.
@@ -70,7 +70,7 @@ def note_unknown(manifest: Manifest, *, strict: bool = False) -> None:
     if strict and manifest.problems:
         raise ConfigError.of(manifest.problems)
     for problem in manifest.problems:
-        note(str(problem))
+        print_note(str(problem))
 
 
 @contextlib.contextmanager
@@ -83,10 +83,10 @@ def exit_on_errors(*, debug: bool = True) -> Iterator[None]:
     try:
         yield
     except (PluginError, FileNotFoundError, TimeoutError) as error:
-        _say_error(error, debug=debug)
+        _print_error(error, debug=debug)
         raise SystemExit(exit_status(error)) from error
     except _interruptions() as error:
-        say("interrupted", err=True)
+        print_line("interrupted", err=True)
         raise SystemExit(130) from error
     except BrokenPipeError as error:
         # The reader has closed the pipe, as `| head` does: exit silently, and discard what is still buffered.
@@ -137,8 +137,8 @@ def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = Tr
     if as_json:
         results.write(to_json(run.result) + "\n")
     else:
-        say(f"Result of {run.name} ({run.mode}, {run.duration:.2f} s):")
-        say(readable(run.result))
+        print_line(f"Result of {run.name} ({run.mode}, {run.duration:.2f} s):")
+        print_line(readable(run.result))
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -157,7 +157,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     for row in (headings, *rows):
         cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        say("  ".join(cells).rstrip())
+        print_line("  ".join(cells).rstrip())
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -209,16 +209,16 @@ def show_failure(error: Exception, *, debug: bool) -> None:
     cause = error.__cause__
     of_the_action = isinstance(error, ExecutionError) and not isinstance(error, WorkerCrashed | ExecutionTimeout)
     if debug and of_the_action and cause is not None:  # otherwise the cause is internal to Ray and of no help
-        say("".join(_own_frames(cause)).rstrip(), err=True)
+        print_line("".join(_own_frames(cause)).rstrip(), err=True)
     details = getattr(error, "details", "")
     if debug and details:
-        say(details, err=True)
-    _say_error(error, debug=debug)
+        print_line(details, err=True)
+    _print_error(error, debug=debug)
 
 
-def _say_error(error: Exception, *, debug: bool) -> None:
+def _print_error(error: Exception, *, debug: bool) -> None:
     text = safe_str(error)
-    say(f"error: {text if debug else in_one_line(text)}", err=True, fg="red")
+    print_line(f"error: {text if debug else in_one_line(text)}", err=True, fg="red")
 
 
 def in_one_line(text: str) -> str:
@@ -229,7 +229,7 @@ def in_one_line(text: str) -> str:
         'train: 1 invalid parameter; epochs: Input should be a valid integer'
     """
     line = "; ".join(stripped for part in text.splitlines() if (stripped := part.strip()))
-    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
+    return line if len(line) <= _MAX_LINE_LENGTH else f"{line[:_MAX_LINE_LENGTH]}…"
 
 
 def _own_frames(error: BaseException) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, note, to_json
+from synapse_runtime.cli.console import exit_on_errors, print_note, to_json
 from synapse_runtime.cli.options import AsJson, category_names
 from synapse_runtime.errors import ConfigError, nearest
 
@@ -112,17 +112,17 @@ def _show(plugin: NewPlugin, target: Path, files: list[str]) -> None:
     steps = ["synapse plugin check", "synapse plugin test", f"synapse plugin run {plugin.example}"]
     if target.absolute() != Path.cwd():
         steps.insert(0, shlex.join(["cd", str(target)]))
-    note("Next steps:")
+    print_note("Next steps:")
     for step in steps:
-        note(f"  {step}")
+        print_note(f"  {step}")
 
 
 def _prompt_category() -> PluginCategory:
     from synapse_runtime.cli.scaffold import DEFAULT_ACTIONS
 
-    note("Categories and their default actions:")
+    print_note("Categories and their default actions:")
     for category, actions in DEFAULT_ACTIONS.items():
-        note(f"  {category:<16} {', '.join(actions)}")
+        print_note(f"  {category:<16} {', '.join(actions)}")
     return _prompt("Category", _category, _DEFAULT_CATEGORY)
 
 

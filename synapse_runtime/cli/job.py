@@ -13,8 +13,8 @@ import typer
 
 from synapse_runtime.cli.console import (
     exit_on_errors,
-    note,
     only_results_on_stdout,
+    print_note,
     show_run,
     show_table,
     to_json,
@@ -62,7 +62,7 @@ def list_jobs(
         elif jobs:
             show_table(("ID", "ACTION", "STATUS", "STARTED", "TOOK"), [_row(job) for job in jobs])
         else:
-            note("this cluster has no jobs that run actions")
+            print_note("this cluster has no jobs that run actions")
 
 
 @app.command()
@@ -129,7 +129,7 @@ def stop(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None)
     """Stop the job, wait until it has ended and print its final status."""
     with _jobs_at(ray_address) as cluster:
         if not cluster.stop(job_id):
-            note(f"job {job_id} had already ended")
+            print_note(f"job {job_id} had already ended")
         _show_status(job_id, cluster.wait(job_id, timeout=_STOP_SECONDS), as_json=as_json)
 
 
@@ -138,7 +138,7 @@ def delete(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = Non
     """Delete the cluster's records of a job that has ended."""
     with _jobs_at(ray_address) as cluster:
         cluster.delete(job_id)
-        note(f"deleted job {job_id}")
+        print_note(f"deleted job {job_id}")
         if as_json:
             typer.echo(to_json({"id": job_id, "deleted": True}))
 

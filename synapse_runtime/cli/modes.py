@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from synapse_runtime.cli.usage_error import usage_error
 from synapse_runtime.modes import MODES, UnknownModeError, find_mode
 
@@ -9,6 +11,17 @@ from synapse_runtime.modes import MODES, UnknownModeError, find_mode
 def mode_names(incomplete: str) -> list[str]:
     """Return the modes whose names start with a word."""
     return [mode for mode in MODES if mode.startswith(incomplete)]
+
+
+def describe_modes(names: Iterable[str]) -> str:
+    """Return the names of modes as text for messages.
+
+    Example:
+        >>> describe_modes(["local"]), describe_modes(["local", "task", "job"])
+        ('local mode', 'local, task and job mode')
+    """
+    *others, last = names
+    return f"{', '.join(others)} and {last} mode" if others else f"{last} mode"
 
 
 def checked_mode(given: str) -> str:

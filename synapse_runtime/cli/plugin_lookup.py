@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_runtime.errors import ConfigError, ExecutionError
+from synapse_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from synapse_runtime.plugins.plugin import Plugin
@@ -59,11 +59,9 @@ def import_action(plugin: Plugin, name: str, env: Mapping[str, Any] | None = Non
         ExecutionError: Importing the module failed; its cause is the original exception.
     """
     from synapse_runtime.core.execution import process_state_for, resolve
+    from synapse_runtime.core.interrupts import shielded
     from synapse_runtime.executors.local import LocalExecutor
 
     call = LocalExecutor(env, plugin=plugin).call(name)
-    with process_state_for(call):
-        try:
-            return resolve(call)
-        except SystemExit as end:
-            raise ExecutionError(f"{name}: importing its module called sys.exit({end.code!r})") from end
+    with shielded() as interrupts, process_state_for(call):
+        return interrupts.call_interruptibly(lambda: resolve(call))

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.cli import collector
-from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only_results_on_stdout, show_run, to_json
-from synapse_runtime.cli.modes import checked_mode
+from synapse_runtime.cli.console import (
+    exit_on_errors,
+    only_results_on_stdout,
+    print_note,
+    report_config_problems,
+    show_run,
+    to_json,
+)
+from synapse_runtime.cli.modes import checked_mode, describe_modes
 from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
 from synapse_runtime.cli.usage_error import usage_error
 from synapse_runtime.errors import ConfigError, ExecutionError
-from synapse_runtime.modes import MODES
+from synapse_runtime.modes import MODES, modes_requiring
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -65,26 +72,26 @@ def run_action(
     if timeout is not None and not timeout > 0:
         raise usage_error(f"expected a positive number of seconds, got {timeout:g}", "--timeout")
     requested = _resources(cpus, gpus, memory, resource or [])
-    if detach and (mode is None or not MODES[checked_mode(mode)].detaches):
+    if detach and (mode is None or not MODES[checked_mode(mode)].detached):
         raise usage_error("only jobs can be detached: add --mode job", "--detach")
     with exit_on_errors(debug=debug):
         variables = _environment(env or [], env_file)
         found = find_plugin(path, plugin)
-        note_unknown(found.manifest, strict=strict)
+        report_config_problems(found.manifest, strict=strict)
         found.entrypoint(action)  # report a wrong name before prompting for the mode
         mode = _mode(mode)
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout, "language": language}
-        if not MODES[mode].in_process:
+        if "cluster" in MODES[mode].requires:
             options |= {"ray_address": ray_address, "debug_sdk": debug_sdk, **requested}
-        _note_unused(mode, remote=bool(host or token), ray=bool(ray_address or requested), sdk=debug_sdk)
+        _report_unused_options(mode, remote=bool(host or token), ray=bool(ray_address or requested), sdk=debug_sdk)
         if detach:
             _submit(action, given, options, _result_command(ray_address, path), as_json=as_json)
             return
-        if not MODES[mode].in_process:
+        if "cluster" in MODES[mode].requires:
             from synapse_runtime.executors.ray.cluster.resolve import describe
 
-            note(f"cluster: {describe(ray_address)}")
-        if MODES[mode].detaches and sys.stdin.isatty() and sys.stderr.isatty():
+            print_note(f"cluster: {describe(ray_address)}")
+        if MODES[mode].detached and sys.stdin.isatty() and sys.stderr.isatty():
             options["leave_running"] = partial(_confirm_leave_running, fetch=_result_command(ray_address, path))
         _run(action, given, mode, options, as_json=as_json, debug=debug)
 
@@ -101,7 +108,7 @@ def _model(action: str, mode: str, options: dict[str, Any]) -> type[BaseModel] |
         return params_model_of(import_action(options["plugin"], action, options["env"]))
     except (ConfigError, ExecutionError) as error:
         if not MODES[mode].in_process:  # in local mode the run itself reports the error
-            note(
+            print_note(
                 "cannot import the action's params model, so each --param is read as JSON if possible, else as text: "
                 f"{error}"
             )
@@ -117,7 +124,7 @@ def _submit(action: str, given: GivenParams, options: dict[str, Any], fetch: str
         values = _values(action, given, "job", options)
         job_id = RayJobsApiExecutor(**options, start_cluster=False).submit(action, values)
         results.write((to_json({"id": job_id}) if as_json else job_id) + "\n")
-    note(f"to get its result: {fetch} {job_id}")
+    print_note(f"to get its result: {fetch} {job_id}")
 
 
 def _run(action: str, given: GivenParams, mode: str, options: dict[str, Any], *, as_json: bool, debug: bool) -> None:
@@ -163,20 +170,21 @@ def _confirm_leave_running(job_id: str, *, fetch: str) -> bool:
     except typer.Abort:  # Ctrl-C again
         return False
     if leave:
-        note(f"job {job_id} keeps running; to get its result: {fetch} {job_id}")
+        print_note(f"job {job_id} keeps running; to get its result: {fetch} {job_id}")
     return leave
 
 
-def _note_unused(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:
-    """Note options that were given but have no effect in this mode."""
+def _report_unused_options(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:
+    """Print a note about options that were passed but have no effect in this mode."""
     if remote:
-        note(f"--host and --token are for remote mode; {mode} mode ignores them")
-    if ray and MODES[mode].in_process:
-        note(
-            "--ray-address, --cpus, --gpus, --memory and --resource are for task and job mode; local mode ignores them"
-        )
-    if sdk and MODES[mode].in_process:
-        note("--debug-sdk is for task and job mode; local mode always uses this runtime")
+        print_note(f"--host and --token are for remote mode; {mode} mode ignores them")
+    if "cluster" in MODES[mode].requires:
+        return
+    modes = describe_modes(modes_requiring("cluster"))
+    if ray:
+        print_note(f"--ray-address, --cpus, --gpus, --memory and --resource are for {modes}; {mode} mode ignores them")
+    if sdk:
+        print_note(f"--debug-sdk is for {modes}; {mode} mode always uses this runtime")
 
 
 def _mode(given: str | None) -> str:
@@ -187,7 +195,7 @@ def _mode(given: str | None) -> str:
         *names, last = MODES
         given = typer.prompt(f"Where to run: {', '.join(names)} or {last}", default="local", err=True)
     elif given is None:
-        note("no --mode given: running in local mode")
+        print_note("no --mode given: running in local mode")
         given = "local"
     return checked_mode(str(given))
 

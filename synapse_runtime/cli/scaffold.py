@@ -23,7 +23,7 @@ CODE_RULE = (
     "and no Python keyword; such as my-plugin"
 )
 ACTION_RULE = "use at most 64 lowercase letters, digits and '_', starting with a letter, and no Python keyword"
-_LONGEST = 64
+_MAX_NAME_LENGTH = 64
 
 # The actions that a new plugin of each category has by default.
 DEFAULT_ACTIONS: Mapping[PluginCategory, tuple[str, ...]] = {
@@ -144,7 +144,7 @@ def checked_code(text: str) -> str:
         'my-plugin'
     """
     text = text.strip()
-    if not re.fullmatch(r"[a-z]([a-z0-9_-]*[a-z0-9])?", text) or _is_keyword(text) or len(text) > _LONGEST:
+    if not re.fullmatch(r"[a-z]([a-z0-9_-]*[a-z0-9])?", text) or _is_keyword(text) or len(text) > _MAX_NAME_LENGTH:
         raise ValueError(f"invalid code {text!r}: {CODE_RULE}")
     return text
 
@@ -152,7 +152,7 @@ def checked_code(text: str) -> str:
 def checked_action(text: str) -> str:
     """Return an action's name, or raise `ValueError` with the rule."""
     text = text.strip()
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", text) or _is_keyword(text) or len(text) > _LONGEST:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", text) or _is_keyword(text) or len(text) > _MAX_NAME_LENGTH:
         raise ValueError(f"invalid action name {text!r}: {ACTION_RULE}; such as train")
     return text
 
@@ -175,7 +175,7 @@ def code_from(text: str) -> str | None:
         True
     """
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    slug = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_").lstrip("0123456789-_")[:_LONGEST].rstrip("-_")
+    slug = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_").lstrip("0123456789-_")[:_MAX_NAME_LENGTH].rstrip("-_")
     return slug if slug and not _is_keyword(slug) else None
 
 

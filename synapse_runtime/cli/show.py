@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, note, note_unknown, only_results_on_stdout, show_table, to_json
+from synapse_runtime.cli.console import (
+    exit_on_errors,
+    only_results_on_stdout,
+    print_note,
+    report_config_problems,
+    show_table,
+    to_json,
+)
 from synapse_runtime.cli.options import ActionName, AsJson, PluginPath
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
 from synapse_runtime.errors import ConfigError, ExecutionError
@@ -89,7 +96,7 @@ def list_plugins(
             typer.echo(to_json(found))
             return
         if not found:
-            note(f"no plugins in {directory.absolute()} or below; create one with `synapse plugin create`")
+            print_note(f"no plugins in {directory.absolute()} or below; create one with `synapse plugin create`")
             return
         headings = ["CODE", "NAME", "VERSION", "ACTIONS", "PATH"]
         rows = [
@@ -110,12 +117,12 @@ def list_actions(path: PluginPath = Path("."), as_json: AsJson = False) -> None:
     with exit_on_errors():
         with only_results_on_stdout():  # modules may print when they are imported
             plugin = find_plugin(path)
-            note_unknown(plugin.manifest)
+            report_config_problems(plugin.manifest)
             actions = [_shown(plugin, name) for name in plugin.action_names]
         if as_json:
             typer.echo(to_json(actions))
         elif not actions:
-            note(f"plugin {plugin.manifest.code} has no actions")
+            print_note(f"plugin {plugin.manifest.code} has no actions")
         else:
             for number, action in enumerate(actions):
                 _show_action(action, is_first=number == 0)

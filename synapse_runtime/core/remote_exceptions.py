@@ -32,7 +32,7 @@ _MAX_SHOWN = 20
 _SHOW_SECONDS = 1.0
 _MAX_TEXT = 4000
 # What users' code, such as `__reduce__` or `__init__`, may raise.
-_FAILURES = (Exception, *serialization.EXITS)
+_FAILURES = (Exception, *serialization.EXIT_EXCEPTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Members:
     """An argument of an exception group that is a list or tuple of its members, as their indexes."""
 
     kind: type[list[Any]] | type[tuple[Any, ...]]
-    places: tuple[int, ...]
+    indexes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +269,9 @@ def _pack_argument(
     value: Any, group: tuple[BaseException, ...], linked: Callable[[BaseException], EncodedException | None]
 ) -> bytes | str | Members | EncodedException:
     if group and type(value) in (list, tuple):
-        places = {id(member): place for place, member in enumerate(group)}
-        if all(id(item) in places for item in value):
-            return Members(type(value), tuple(places[id(item)] for item in value))
+        indexes = {id(member): index for index, member in enumerate(group)}
+        if all(id(item) in indexes for item in value):
+            return Members(type(value), tuple(indexes[id(item)] for item in value))
     # Pickling an exception may lose its text, for instance that of a urllib3 exception inside one of requests.
     packed = linked(value) if isinstance(value, BaseException) else None
     return _pack_part(value) if packed is None else packed
@@ -339,10 +339,10 @@ def _rebuild(packed: EncodedException, made: dict[int, BaseException]) -> BaseEx
                 _set(error, "args", args)
         knows_attributes = type(error).__reduce__ is BaseException.__reduce__
     else:
-        makings = args if packed.group is None else (packed.message, members)
-        error = _bare(_class_of(packed), makings)
+        constructor_args = args if packed.group is None else (packed.message, members)
+        error = _new_without_custom_init(_class_of(packed), constructor_args)
         if error is None:
-            error = _stand_in(packed)(packed.text)
+            error = _placeholder_class(packed)(packed.text)
         if packed.group is not None:
             _set(error, "args", args)
         knows_attributes = False
@@ -354,7 +354,7 @@ def _unpack_argument(
     part: bytes | str | Members | EncodedException, members: list[BaseException], made: dict[int, BaseException]
 ) -> Any:
     if isinstance(part, Members):
-        return part.kind(members[place] for place in part.places)
+        return part.kind(members[index] for index in part.indexes)
     return _unpack(part, made) if isinstance(part, EncodedException) else _unpack_part(part)
 
 
@@ -386,12 +386,12 @@ def _restore_attributes(error: BaseException, packed: EncodedException, *, keep:
                 attributes[name] = _unpack_part(part)
 
 
-def _bare(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | None:
+def _new_without_custom_init(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | None:
     """Create an exception without calling a custom constructor, whose arguments are unknown."""
-    makers: tuple[Any, ...] = (BaseException, BaseExceptionGroup, cls)
-    for maker in makers:
+    bases: tuple[Any, ...] = (BaseException, BaseExceptionGroup, cls)
+    for base in bases:
         try:
-            error: BaseException = maker.__new__(cls, *args)
+            error: BaseException = base.__new__(cls, *args)
         except _FAILURES:  # only another base can create this class
             continue
         with contextlib.suppress(*_FAILURES):
@@ -420,11 +420,11 @@ def _class_of(packed: EncodedException) -> type[BaseException]:
             return cls
     if packed.group is not None:
         return BaseExceptionGroup  # creates an `ExceptionGroup` if all members are plain exceptions
-    return _stand_in(packed)
+    return _placeholder_class(packed)
 
 
-def _stand_in(packed: EncodedException) -> type[BaseException]:
-    """Create a class of the same name for an exception whose class cannot be imported in this process."""
+def _placeholder_class(packed: EncodedException) -> type[BaseException]:
+    """Create a placeholder of the same name for an exception class that cannot be imported in this process."""
     name = packed.type_name.rpartition(".")[2]
     return type(name, (Exception,), {"__module__": packed.module, "__qualname__": packed.type_name})
 
@@ -445,7 +445,7 @@ def _traceback(frames: tuple[FrameSummary, ...]) -> types.TracebackType | None:
 
 
 def _code_of(summary: FrameSummary) -> types.CodeType:
-    stub = _stub(len(summary.arguments))
+    stub = _stub_code(len(summary.arguments))
     return stub.replace(
         co_code=stub.co_code + bytes([opmap["NOP"], 0]),
         co_varnames=tuple(name for name, _ in summary.arguments),
@@ -476,7 +476,7 @@ def _varint(number: int) -> bytes:
 
 
 @functools.cache
-def _stub(arguments: int) -> types.CodeType:
+def _stub_code(arguments: int) -> types.CodeType:
     """Return the code object of rebuilt frames: a function with this many arguments.
 
     `_code_of` adds an instruction that is never executed, only to have a position: so a tracer in this process does not

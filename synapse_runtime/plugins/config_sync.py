@@ -17,7 +17,14 @@ from synapse_runtime.errors import ConfigError, Problem
 from synapse_runtime.plugins import yaml_editor, yaml_reader
 from synapse_runtime.plugins.introspection import IMPORT_SECONDS, introspect, modules_of_a_plugin
 from synapse_runtime.plugins.introspection_worker import ActionInfo, ModuleInfo, ModuleRequest
-from synapse_runtime.plugins.manifest import SERVED, ActionSpec, Manifest, config_file, examine_text, read_manifest
+from synapse_runtime.plugins.manifest import (
+    SERVED,
+    ActionSpec,
+    Manifest,
+    config_file,
+    parse_manifest_leniently,
+    read_manifest,
+)
 from synapse_runtime.plugins.plugin import standard_entrypoint
 
 _TYPES = ("input_type", "output_type")
@@ -256,7 +263,8 @@ def _content(text: str, config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the values of a text: its actions, and everything else."""
     others = yaml_reader.parse(text, config).data
     others.pop("actions", None)
-    return {name: action.model_dump() for name, action in examine_text(text, config).actions.items()}, others
+    actions = parse_manifest_leniently(text, config).actions
+    return {name: action.model_dump() for name, action in actions.items()}, others
 
 
 def _manual_steps(text: str, change: Change, config: Path) -> Problem:

@@ -28,7 +28,7 @@ from synapse_runtime.environment import HiddenValues
 from synapse_runtime.errors import nearest, safe_str
 from synapse_runtime.plugins.module_scopes import activate_modules
 
-_LONGEST_TEXT = 500
+_MAX_TEXT_LENGTH = 500
 
 
 class ModuleRequest(BaseModel):
@@ -171,7 +171,7 @@ def _import_fault(error: BaseException, request: Request) -> ImportProblem:
                 file, line = frame.filename, frame.lineno
     text = " ".join(HiddenValues(request.env).out_of(text).split())
     return ImportProblem(
-        text=text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…", file=file, line=line
+        text=text if len(text) <= _MAX_TEXT_LENGTH else text[: _MAX_TEXT_LENGTH - 1] + "…", file=file, line=line
     )
 
 

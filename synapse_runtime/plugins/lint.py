@@ -15,7 +15,7 @@ from synapse_runtime.errors import ConfigError, EnvironmentValueError, Problem, 
 from synapse_runtime.plugins import requirements, yaml_reader
 from synapse_runtime.plugins.introspection import IMPORT_SECONDS, introspect, module_names
 from synapse_runtime.plugins.introspection_worker import ActionInfo, ModuleInfo, ModuleRequest
-from synapse_runtime.plugins.manifest import SERVED, Manifest, config_file, examine_text
+from synapse_runtime.plugins.manifest import SERVED, Manifest, config_file, parse_manifest_leniently
 from synapse_runtime.plugins.plugin import standard_entrypoint
 from synapse_runtime.plugins.yaml_reader import Document
 
@@ -47,7 +47,7 @@ def check_plugin(path: Path, *, seconds: float = IMPORT_SECONDS) -> CheckResult:
     check = _Check(config, seconds)
     try:
         text = yaml_reader.read_text(config)
-        manifest, document = examine_text(text, config), yaml_reader.parse(text, config)
+        manifest, document = parse_manifest_leniently(text, config), yaml_reader.parse(text, config)
     except ConfigError as error:
         check.problems.extend(error.problems)
     else:

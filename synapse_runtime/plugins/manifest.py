@@ -240,7 +240,7 @@ class Manifest(Section):
     def problems(self) -> tuple[Problem, ...]:
         """Unknown fields and values, each with file and line; the plugin works nevertheless.
 
-        After `examine`, these also include the invalid fields.
+        After `read_manifest_leniently`, these also include the invalid fields.
         """
         return self._problems
 
@@ -258,14 +258,14 @@ def read_manifest(path: Path) -> Manifest:
         ConfigError: The file does not exist, is not valid YAML, or has invalid fields. The message has file and line;
             `problems` lists everything that is wrong.
     """
-    manifest = examine(path)
+    manifest = read_manifest_leniently(path)
     errors = [problem for problem in manifest.problems if problem.level == "error"]
     if errors:
         raise ConfigError.of(errors)
     return manifest
 
 
-def examine(path: Path) -> Manifest:
+def read_manifest_leniently(path: Path) -> Manifest:
     """Read a config file leniently: invalid fields are left out and listed in `problems`.
 
     Args:
@@ -275,11 +275,11 @@ def examine(path: Path) -> Manifest:
         ConfigError: The file does not exist, or is not a YAML mapping.
     """
     path = config_file(path)
-    return examine_text(yaml_reader.read_text(path), path)
+    return parse_manifest_leniently(yaml_reader.read_text(path), path)
 
 
-def examine_text(text: str, path: Path) -> Manifest:
-    """Like `examine`, for the text of a config file.
+def parse_manifest_leniently(text: str, path: Path) -> Manifest:
+    """Like `read_manifest_leniently`, for the text of a config file.
 
     Args:
         text: The content of a config file.

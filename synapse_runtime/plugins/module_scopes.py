@@ -139,7 +139,7 @@ def is_installed(module: ModuleType) -> bool:
 
 def is_installed_path(path: str) -> bool:
     """Return whether an entry of `sys.path` belongs to Python or holds installed packages."""
-    return not os.path.isdir(path) or os.path.join(path, "").startswith(_INSTALLED)
+    return os.path.join(path, "").startswith(_INSTALLED)
 
 
 @dataclass(eq=False)

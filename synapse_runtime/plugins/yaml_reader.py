@@ -104,83 +104,83 @@ def parse(text: str, path: Path | None = None, *, text_at: Collection[tuple[str,
         loader = _Loader(text)
         root = loader.get_single_node()
     except yaml.YAMLError as error:
-        raise _broken(text, path, error) from None  # its message shows lines of the file
+        raise _syntax_error(text, path, error) from None  # its message shows lines of the file
     except RecursionError:  # raised by the pure Python loader
         raise ConfigError("nested too deeply", path=path) from None
     if root is None:
         return Document(None, None)
-    census = _Census()
-    census.size(root)
-    if census.faults:
-        raise ConfigError.of([Problem(fault, path, line) for line, fault in sorted(census.faults)])
+    visitor = _NodeVisitor()
+    visitor.visit(root)
+    if visitor.problems:
+        raise ConfigError.of([Problem(problem, path, line) for line, problem in sorted(visitor.problems)])
     for keys in text_at:
         _keep_text(root, keys)
     try:
         return Document(root, loader.construct_document(root))
     except yaml.YAMLError as error:
-        raise _broken(text, path, error) from None
+        raise _syntax_error(text, path, error) from None
     except (ValueError, LookupError):
-        line, kind = _misread(root)
+        line, kind = _first_invalid_value(root)
         raise ConfigError(f"not a valid {kind}; quote it if it is text", path=path, line=line) from None
 
 
-class _Census:
-    """A walk over all nodes that counts them, collects problems, and turns tags such as timestamps into text."""
+class _NodeVisitor:
+    """Visits all nodes: counts their values, collects problems, and turns tags such as timestamps into text."""
 
     def __init__(self) -> None:
-        self.faults: list[tuple[int, str]] = []
-        self.nodes = 0
+        self.problems: list[tuple[int, str]] = []
+        self._node_count = 0
         self._sizes: dict[int, int | None] = {}
         self._too_many = False
 
-    def fault(self, node: yaml.Node, text: str) -> None:
-        self.faults.append((node.start_mark.line + 1, text))
-
-    def size(self, node: yaml.Node, depth: int = 0) -> int:
-        """Return the number of values that a node stands for, with all aliases expanded."""
+    def visit(self, node: yaml.Node, depth: int = 0) -> int:
+        """Visit a node and those below it; return the number of its values, with all aliases expanded."""
         known = self._sizes.get(id(node), 0)
         if known is None:
-            self.fault(node, "an alias makes this value contain itself")
+            self._add_problem(node, "an alias makes this value contain itself")
             return 1
         if known:
             return known
-        self.nodes += 1
+        self._node_count += 1
         if node.tag in _READ_AS_TEXT and isinstance(node, yaml.ScalarNode):
             node.tag = _STR
         if node.tag not in _PLAIN:
-            self.fault(node, _tag_error(node.tag))
+            self._add_problem(node, _tag_error(node.tag))
         size = 1
         if isinstance(node, yaml.CollectionNode):
             if depth == MAX_DEPTH:
-                self.fault(node, "nested too deeply")
+                self._add_problem(node, "nested too deeply")
                 return 1
             self._sizes[id(node)] = None
             parts = node.value if isinstance(node, yaml.SequenceNode) else list(self._values(node))
-            size += sum(self.size(part, depth + 1) for part in parts)
+            size += sum(self.visit(part, depth + 1) for part in parts)
         self._sizes[id(node)] = size
-        if size > MAX_ALIASED + self.nodes and not self._too_many:
+        if size > MAX_ALIASED + self._node_count and not self._too_many:
             self._too_many = True
-            self.fault(node, f"the aliases expand to more than {MAX_ALIASED:,} values")
+            self._add_problem(node, f"the aliases expand to more than {MAX_ALIASED:,} values")
         return size
+
+    def _add_problem(self, node: yaml.Node, text: str) -> None:
+        self.problems.append((node.start_mark.line + 1, text))
 
     def _values(self, node: yaml.CollectionNode) -> Iterator[yaml.Node]:
         """Yield the values of a mapping, and check its keys."""
         lines: dict[str, int] = {}
-        for place, (key, value) in enumerate(node.value):
+        for index, (key, value) in enumerate(node.value):
             yield value
             if key.tag == _MERGE:
                 continue
             if not isinstance(key, yaml.ScalarNode):
-                self.fault(key, "a key must be text; quote it if it starts with a bracket")
+                self._add_problem(key, "a key must be text; quote it if it starts with a bracket")
                 continue
             if key.tag not in _PLAIN and key.tag not in _READ_AS_TEXT:
-                self.fault(key, _tag_error(key.tag))
+                self._add_problem(key, _tag_error(key.tag))
             name = key.value
             if name in lines:
-                self.fault(key, f"duplicate key {name!r}, first defined in line {lines[name]}; remove one")
+                self._add_problem(key, f"duplicate key {name!r}, first defined in line {lines[name]}; remove one")
             lines.setdefault(name, key.start_mark.line + 1)
             if key.tag != _STR:
-                node.value[place] = (_text_of(key), value)
+                node.value[index] = (_text_of(key), value)
 
 
 def _text_of(node: yaml.ScalarNode) -> yaml.ScalarNode:
@@ -198,21 +198,21 @@ def _tag_error(tag: str) -> str:
 def _keep_text(node: yaml.Node, keys: tuple[str, ...]) -> None:
     if not isinstance(node, yaml.CollectionNode):
         return
-    for place, item in enumerate(node.value):
+    for index, item in enumerate(node.value):
         key, value = item if isinstance(item, tuple) else (None, item)
         if keys[0] != "*" and (key is None or key.value != keys[0]):
             continue
         if len(keys) > 1:
             _keep_text(value, keys[1:])
         elif value.tag in _NUMBERS:
-            node.value[place] = _text_of(value) if key is None else (key, _text_of(value))
+            node.value[index] = _text_of(value) if key is None else (key, _text_of(value))
 
 
 def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
     """Return the line and the value of a key; in a list, of an index or name."""
     if isinstance(node, yaml.SequenceNode):
-        for place, item in enumerate(node.value):
-            if key == place or (isinstance(item, yaml.MappingNode) and _name_of(item) == key):
+        for index, item in enumerate(node.value):
+            if key == index or (isinstance(item, yaml.MappingNode) and _name_of(item) == key):
                 return item.start_mark.line + 1, item
     elif isinstance(node, yaml.MappingNode):
         merged: list[yaml.Node] = []
@@ -229,11 +229,11 @@ def _name_of(node: yaml.MappingNode) -> str | None:
     return next((value.value for key, value in node.value if key.value == "name"), None)
 
 
-def _misread(root: yaml.Node) -> tuple[int, str]:
+def _first_invalid_value(root: yaml.Node) -> tuple[int, str]:
     """Return the line of the first value that cannot be converted to its type, and the name of that type."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
+    stack, seen = [root], set()
+    while stack:
+        node = stack.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
@@ -243,13 +243,13 @@ def _misread(root: yaml.Node) -> tuple[int, str]:
             except (ValueError, LookupError):
                 return node.start_mark.line + 1, node.tag.removeprefix(_TAG)
         elif isinstance(node, yaml.MappingNode):
-            waiting.extend(value for _, value in reversed(node.value))
+            stack.extend(value for _, value in reversed(node.value))
         else:
-            waiting.extend(reversed(node.value))
+            stack.extend(reversed(node.value))
     raise AssertionError("all values can be constructed")  # pragma: no cover - then the document can be, too
 
 
-def _broken(text: str, path: Path | None, error: yaml.YAMLError) -> ConfigError:
+def _syntax_error(text: str, path: Path | None, error: yaml.YAMLError) -> ConfigError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line = None if mark is None else mark.line + 1
     if isinstance(error, yaml.reader.ReaderError):

@@ -34,7 +34,7 @@ def is_of_sdk(target: Any) -> bool:
     return base is not None and issubclass(target, base)
 
 
-def has_own_dispatch(target: Any) -> bool:
+def overrides_dispatch(target: Any) -> bool:
     """Return whether an SDK action overrides `dispatch`, and so validates its params itself."""
     base = _base_action()
     return isinstance(target, type) and getattr(target.dispatch, "__func__", None) is not base.dispatch.__func__  # type: ignore[attr-defined]
@@ -58,13 +58,13 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
         ctx: Our context, which receives the action's events.
 
     Raises:
-        pydantic.ValidationError: The params are invalid, or the action raised it; see `is_refusal`.
+        pydantic.ValidationError: The params are invalid, or the action raised it; see `is_params_error`.
     """
     theirs = _context(ctx)
     if not isinstance(target, type):
         return target(params, theirs)
     cls: Any = target
-    if has_own_dispatch(cls):
+    if overrides_dispatch(cls):
         return cls.dispatch(params, theirs)
     action = cls(params, theirs)
     if getattr(action, "action_name", None) is None:
@@ -74,7 +74,7 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     return action.execute() if cls.run is _base_action().run else action.run()
 
 
-def is_refusal(error: BaseException) -> bool:
+def is_params_error(error: BaseException) -> bool:
     """Return whether the SDK's `dispatch` raised this error because the params are invalid."""
     base = _base_action()
     if base is None or not isinstance(error, PydanticValidationError):
@@ -142,7 +142,7 @@ def _logger_class() -> Any:
         def _log_impl(self, event: str, data: dict[str, Any], file: Any, step: str | None, level: Any = None) -> None:
             word = "info" if level is None else str(level.value)
             if event in _MESSAGES and "content" in data:
-                self._ctx.say(str(data["content"]), level=word, step=step, key=data.get("key"))
+                self._ctx.emit_message(str(data["content"]), level=word, step=step, key=data.get("key"))
             else:
                 self._ctx.log(event, data, file, level=word, step=step)
             number = _LEVELS.get(word) or logging.getLevelNamesMapping().get(word.upper(), logging.INFO)

@@ -16,7 +16,7 @@ import pytest
 
 from synapse_runtime import __version__
 from synapse_runtime.cli.doctor import cluster_checks, local_checks
-from synapse_runtime.cli.doctor.examination import CHECKS, examine
+from synapse_runtime.cli.doctor.checks import CHECKS, run_check
 from synapse_runtime.cli.doctor.findings import Check, Finding, ok, without_secrets
 from synapse_runtime.errors import ClusterError
 from tests.cli.processes import SCRIPT, Finished, Synapse, status_of, synapse_in
@@ -172,7 +172,7 @@ class TestEachCheck:
             yield ok("first", "there")
             raise RuntimeError("cable cut")
 
-        before, after = examine("cables", breaks)
+        before, after = run_check("cables", breaks)
         assert before == ok("first", "there")
         assert (after.state, after.what, after.text) == (
             "problem",
@@ -185,14 +185,14 @@ class TestEachCheck:
             raise ClusterError("delete it")
             yield
 
-        assert [(one.state, one.text) for one in examine("state", refuses)] == [("problem", "delete it")]
+        assert [(one.state, one.text) for one in run_check("state", refuses)] == [("problem", "delete it")]
 
     def test_that_raises_system_exit_is_a_problem(self) -> None:
         def ends() -> Iterator[Finding]:
             sys.exit("no more")
             yield
 
-        assert [one.text for one in examine("end", ends)] == ["this check failed: SystemExit: no more"]
+        assert [one.text for one in run_check("end", ends)] == ["this check failed: SystemExit: no more"]
 
     def test_that_hangs_times_out(self) -> None:
         def hangs() -> Iterator[Finding]:
@@ -200,7 +200,7 @@ class TestEachCheck:
             time.sleep(5)
 
         began = time.monotonic()
-        found = examine("disk", hangs, limit=0.1)
+        found = run_check("disk", hangs, limit=0.1)
         assert [one.text for one in found] == ["there", "no answer within 0.1 s"]
         assert time.monotonic() - began < patience(2)
 

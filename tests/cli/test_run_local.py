@@ -117,6 +117,62 @@ class TestFailingAction:
         assert done.seconds < patience(10)
 
 
+ENDS = """\
+import os
+import sys
+
+from pydantic import BaseModel, field_validator
+
+from synapse_runtime.action import BaseAction
+
+
+class Params(BaseModel):
+    how: str
+
+    @field_validator("how")
+    @classmethod
+    def check(cls, how):
+        if how == "exit":
+            sys.exit("no GPU")
+        return how
+
+
+class Ends(BaseAction[Params]):
+    def execute(self):
+        os._exit(0)
+"""
+
+
+class TestEnds:
+    @pytest.fixture
+    def ends(self, tmp_path: Path) -> Path:
+        actions = {"at_import": "exits:Any", "at_import_0": "exits_0:Any", "at_once": "exits_at_once:Any"}
+        entries = "".join(f"  {name}: {{entrypoint: {entry}}}\n" for name, entry in actions.items())
+        (tmp_path / "config.yaml").write_text("code: ends\nactions:\n  ends: {entrypoint: ends:Ends}\n" + entries)
+        (tmp_path / "ends.py").write_text(ENDS)
+        (tmp_path / "exits.py").write_text("import sys\nsys.exit('no GPU')\n")
+        (tmp_path / "exits_0.py").write_text("import sys\nsys.exit()\n")
+        (tmp_path / "exits_at_once.py").write_text("import os\nos._exit(0)\n")
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("action", "params", "status", "text"),
+        [
+            ("at_import", "{}", 1, "at_import: importing exits failed: it called sys.exit('no GPU')"),
+            ("at_import_0", "{}", 1, "at_import_0: importing exits_0 failed: it called sys.exit(None)"),
+            ("at_once", "{}", 1, "at_once called os._exit(0), which ends the process it runs in"),
+            ("ends", '{"how": "exit"}', 2, "validating the parameters failed (Params): it called sys.exit('no GPU')"),
+            ("ends", '{"how": "now"}', 1, "ends called os._exit(0), which ends the process it runs in"),
+        ],
+    )
+    def test_end_of_the_process_is_an_error(
+        self, synapse: Synapse, ends: Path, action: str, params: str, status: int, text: str
+    ) -> None:
+        done = synapse("plugin", "run", action, *LOCAL, "--path", str(ends), "--params", params)
+        assert (done.status, done.stdout) == (status, "")
+        assert text in done.stderr
+
+
 class TestWrongInput:
     def test_action_name_error_suggests_the_closest(self, synapse: Synapse) -> None:
         done = synapse.run("trian", *LOCAL)

@@ -146,7 +146,7 @@ class TestActions:
     def test_that_cannot_be_imported_are_listed_with_the_reason(self, shown: Finished, plugin: Path) -> None:
         assert (shown.status, shown.stderr) == (0, "imported\n")
         assert "problem: heavy: importing acts.heavy failed: ModuleNotFoundError: No module named" in shown.stdout
-        assert "problem: leaves: importing its module called sys.exit('not today')" in shown.stdout
+        assert "problem: leaves: importing acts.leaves failed: it called sys.exit('not today')" in shown.stdout
         assert f"problem: {plugin}/config.yaml:11: action 'typo': " in shown.stdout
         assert "did you mean 'Train'?" in shown.stdout
         assert "unset  (task, no entrypoint)\nproblem: " in shown.stdout

@@ -135,6 +135,42 @@ def test_environment_without_a_plugin_merges_process_and_marker(project):
     project.pytest().assert_outcomes(passed=1)
 
 
+def test_override_may_derive_variables_from_those_of_the_process(demo):
+    demo.write(
+        "demo/tests/conftest.py",
+        """
+        import pytest
+
+        @pytest.fixture
+        def plugin_env(plugin_env):
+            return {
+                **plugin_env,
+                "SHARED": plugin_env["OUTSIDE"],
+                "JOINED": plugin_env["OUTSIDE"] + "/joined",
+                "TYPED": plugin_env.get_str("OUTSIDE"),
+                "SHORT": plugin_env["DIGIT"],
+            }
+        """,
+    )
+    demo.test(
+        """
+        @pytest.fixture(autouse=True)
+        def outside(monkeypatch):
+            monkeypatch.setenv("OUTSIDE", "process")
+            monkeypatch.setenv("DIGIT", "1")
+
+        def test_it(synapse_executor):
+            call = synapse_executor.call("show_env", {})
+            assert {name: call.env[name] for name in ("SHARED", "JOINED", "TYPED", "SHORT")} == {
+                "SHARED": "process", "JOINED": "process/joined", "TYPED": "process", "SHORT": "1"
+            }
+            assert not {"OUTSIDE", "DIGIT", "PATH"} & set(call.env)
+        """
+    )
+
+    demo.pytest().assert_outcomes(passed=1)
+
+
 def test_conftest_can_override_the_environment_and_the_marker_still_wins(demo):
     demo.write(
         "demo/tests/conftest.py",

@@ -151,7 +151,7 @@ def test_model_instance_is_not_validated_again(local):
     assert local.execute(Train, Params.model_construct(epochs=-5)) == ("Params", -5)
 
 
-def refusal(local, params, target=Train) -> ValidationError:
+def error_of(local, params, target=Train) -> ValidationError:
     with pytest.raises(ValidationError) as caught:
         local.execute(target, params)
     return caught.value
@@ -180,7 +180,7 @@ def refusal(local, params, target=Train) -> ValidationError:
     ],
 )
 def test_validation_error_lists_each_invalid_parameter_on_a_line(local, params, lines):
-    assert str(refusal(local, params)).splitlines() == lines
+    assert str(error_of(local, params)).splitlines() == lines
 
 
 def test_validation_error_names_missing_and_nested_parameters_by_path(local):
@@ -191,23 +191,23 @@ def test_validation_error_names_missing_and_nested_parameters_by_path(local):
     class Nest(BaseAction[Nested]):
         def execute(self) -> Any: ...
 
-    text = str(refusal(local, {"data": [{"epochs": 1}, {"epochs": "x"}]}, Nest))
+    text = str(error_of(local, {"data": [{"epochs": 1}, {"epochs": "x"}]}, Nest))
     assert "  data.1.epochs: Input should be a valid integer" in text
     assert "  name: Field required (missing)" in text
 
 
 def test_params_that_are_not_a_dict_raise_a_validation_error(local):
-    assert "  params: Input should be a valid dictionary or instance of Params, got [1]" in str(refusal(local, [1]))
+    assert "  params: Input should be a valid dictionary or instance of Params, got [1]" in str(error_of(local, [1]))
 
 
 def test_validation_error_shortens_long_values(local):
-    line = str(refusal(local, {"epochs": "x" * 100_000})).splitlines()[1]
+    line = str(error_of(local, {"epochs": "x" * 100_000})).splitlines()[1]
     assert len(line) < 200
     assert line.endswith("…")
 
 
 def test_validation_error_has_pydantics_errors_and_cause(local):
-    error = refusal(local, {"epochs": "x"})
+    error = error_of(local, {"epochs": "x"})
     assert isinstance(error.__cause__, PydanticValidationError)
     assert error.errors() == error.__cause__.errors()
     assert error.errors()[0]["loc"] == ("epochs",)
@@ -226,7 +226,7 @@ def test_unexpected_exception_of_a_validator_becomes_a_validation_error(local):
         def execute(self) -> Any:
             raise AssertionError("must not start")
 
-    error = refusal(local, {"name": "n"}, Look)
+    error = error_of(local, {"name": "n"}, Look)
     assert str(error) == "look: validating the parameters failed (Careless): KeyError: 'n'"
     assert isinstance(error.__cause__, KeyError)
 
@@ -285,7 +285,7 @@ def test_any_class_with_a_model_and_execute_is_an_action(local):
     run = local.run(Own, {"epochs": "4"})
     assert run.result == 4
     assert [event.name for event in run.logs] == ["own"]
-    assert "epochs: Input should be a valid integer" in str(refusal(local, {"epochs": "x"}, Own))
+    assert "epochs: Input should be a valid integer" in str(error_of(local, {"epochs": "x"}, Own))
 
 
 def test_class_with_dispatch_is_called_through_dispatch(local):
@@ -561,7 +561,7 @@ def test_validation_error_in_dispatch_is_the_runs_error(local):
         def dispatch(cls, params, ctx):
             return super().dispatch(params, ctx)
 
-    problem = refusal(local, {"epochs": 0}, Own)
+    problem = error_of(local, {"epochs": 0}, Own)
     assert [error["loc"] for error in problem.errors()] == [("epochs",)]
     assert isinstance(problem.__cause__, PydanticValidationError)
 

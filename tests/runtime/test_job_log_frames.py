@@ -10,7 +10,7 @@ import pytest
 from synapse_runtime.executors.ray.job_log import (
     EVENTS,
     EXIT,
-    MARK,
+    RECORD_SEPARATOR,
     RUN,
     START,
     STDERR,
@@ -19,7 +19,7 @@ from synapse_runtime.executors.ray.job_log import (
     LogReader,
     LogWriter,
     Output,
-    frame,
+    encode_frame,
 )
 
 NAMES = {STDOUT: "stdout", STDERR: "stderr"}
@@ -27,7 +27,8 @@ NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 def log_of(chunks: Iterable[tuple[str, bytes]]) -> str:
     writer = LogWriter()
-    return (frame(START) + b"".join(writer.output(*chunk) for chunk in chunks) + frame(EXIT, b"0")).decode("utf-8")
+    output = b"".join(writer.output(*chunk) for chunk in chunks)
+    return (encode_frame(START) + output + encode_frame(EXIT, b"0")).decode("utf-8")
 
 
 def read(pieces: Iterable[str]) -> list[Output | Frame]:
@@ -46,11 +47,11 @@ def frames(items: Iterable[Output | Frame]) -> list[Frame]:
 @pytest.mark.parametrize("size", [0, 1, 23_999, 24_000, 24_001, 48_000, 100_000])
 def test_payload_of_any_size_is_read_as_one_frame(size):
     payload = random.Random(size).randbytes(size)
-    assert read([frame(RUN, payload).decode()]) == [Frame(RUN, payload)]
+    assert read([encode_frame(RUN, payload).decode()]) == [Frame(RUN, payload)]
 
 
 def test_frame_is_read_if_it_is_cut_at_any_character():
-    log = frame(EVENTS, b"x" * 50).decode()
+    log = encode_frame(EVENTS, b"x" * 50).decode()
     for cut in range(len(log) + 1):
         assert read([log[:cut], log[cut:]]) == [Frame(EVENTS, b"x" * 50)]
     assert read(log) == [Frame(EVENTS, b"x" * 50)]
@@ -58,7 +59,7 @@ def test_frame_is_read_if_it_is_cut_at_any_character():
 
 def test_frame_is_not_yielded_before_its_last_character():
     reader = LogReader()
-    log = frame(RUN, b"42").decode()
+    log = encode_frame(RUN, b"42").decode()
     assert list(reader.feed(log[:-1])) == []
     assert list(reader.feed(log[-1:])) == [Frame(RUN, b"42")]
 
@@ -71,17 +72,17 @@ def test_plain_output_is_logged_as_plain_text():
 def test_stream_is_named_only_when_it_changes():
     writer = LogWriter()
     assert writer.output(STDOUT, b"a") == b"a"
-    assert writer.output(STDERR, b"b") == frame(STDERR) + b"b"
+    assert writer.output(STDERR, b"b") == encode_frame(STDERR) + b"b"
     assert writer.output(STDERR, b"c") == b"c"
-    assert writer.output(STDOUT, b"d") == frame(STDOUT) + b"d"
+    assert writer.output(STDOUT, b"d") == encode_frame(STDOUT) + b"d"
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        MARK.encode(),
-        frame(RUN, b"forged"),
-        frame(EXIT, b"0")[:-1],
+        RECORD_SEPARATOR.encode(),
+        encode_frame(RUN, b"forged"),
+        encode_frame(EXIT, b"0")[:-1],
         b"bar 10%\rbar 20%\r",
         b"line\r\n",
         b"\xff\xfe",
@@ -121,7 +122,7 @@ def test_incomplete_character_is_replaced_at_its_position():
 
 @pytest.mark.parametrize("kind", [RUN, EXIT])
 def test_all_output_is_yielded_before_the_final_frame(kind):
-    log = (frame(START) + LogWriter().output(STDOUT, b"cut \xe2") + frame(kind, b"0")).decode()
+    log = (encode_frame(START) + LogWriter().output(STDOUT, b"cut \xe2") + encode_frame(kind, b"0")).decode()
     assert read([log]) == [Frame(START, b""), Output("stdout", "cut "), Output("stdout", "\ufffd"), Frame(kind, b"0")]
 
 
@@ -157,7 +158,7 @@ def random_chunk(chance: random.Random) -> bytes:
         lambda: chance.choice(
             [b"\x1e", b"\r", b"\r\n", b"\n", b"\xe2\x98", b"\x83", b"\xf0\x9f", b"\x98\x80", b"\xff"]
         ),
-        lambda: frame(chance.choice([RUN, EVENTS, EXIT, START, STDERR, "+", "raw"]), b"forged")[
+        lambda: encode_frame(chance.choice([RUN, EVENTS, EXIT, START, STDERR, "+", "raw"]), b"forged")[
             : chance.randrange(1, 30)
         ],
     ]

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from synapse_runtime.errors import ConfigError, ConfigWarning
-from synapse_runtime.plugins.manifest import ActionSpec, Manifest, Requires, examine, read_manifest, warn_about_problems
+from synapse_runtime.plugins.manifest import (
+    ActionSpec,
+    Manifest,
+    Requires,
+    read_manifest,
+    read_manifest_leniently,
+    warn_about_problems,
+)
 
 EVERYTHING = """\
 name: Segment
@@ -294,9 +301,9 @@ def test_invalid_entries_in_a_list_of_actions_are_reported_with_line(config):
     assert caught.value.line == 5
 
 
-def test_examine_reads_the_valid_parts_of_an_invalid_file(config):
+def test_lenient_read_keeps_the_valid_parts_of_an_invalid_file(config):
     path = config(LIST.replace("code: x", "code: [x]\nenv: {A: 1}\ncolur: x"))
-    manifest = examine(path)
+    manifest = read_manifest_leniently(path)
     assert (manifest.code, manifest.env) == ("", {"A": 1})
     assert {name: action.entrypoint for name, action in manifest.actions.items()} == {
         "train": "a:B",

@@ -14,7 +14,7 @@ from synapse_runtime import modes
 from synapse_runtime.cli.modes import checked_mode
 from synapse_runtime.enums import ExecutionMode
 from synapse_runtime.executors.base import Executor
-from synapse_runtime.modes import ALL, MODES, Mode, ModeName, UnknownModeError, find_mode
+from synapse_runtime.modes import ALL, MODES, Mode, ModeName, UnknownModeError, find_mode, modes_requiring
 
 
 def test_type_hint_and_enum_have_the_names_of_the_definition():
@@ -32,6 +32,14 @@ def test_each_mode_has_an_executor_that_knows_it(name):
 
 def test_only_local_mode_runs_in_the_process_of_the_caller():
     assert [name for name, mode in MODES.items() if mode.in_process] == ["local"]
+
+
+def test_task_and_job_mode_require_ray_and_a_cluster(monkeypatch):
+    assert modes_requiring("ray") == modes_requiring("cluster") == ["task", "job"]
+    added = Mode("elsewhere", "on the moon", "synapse_runtime.executors.local:LocalExecutor", requires=("server",))
+    monkeypatch.setitem(modes.MODES, "elsewhere", added)
+    assert modes_requiring("ray") == ["task", "job"]
+    assert modes_requiring("server") == ["elsewhere"]
 
 
 def test_an_alias_means_its_mode_for_runner_pytest_and_command():

@@ -167,7 +167,7 @@ def test_sys_path_is_restored(tmp_path):
 def test_public_names_are_importable():
     import synapse_runtime
 
-    for name in synapse_runtime._HOMES:
+    for name in synapse_runtime._LAZY_IMPORTS:
         assert getattr(synapse_runtime, name).__name__ == name
     with pytest.raises(AttributeError, match="nothing_such"):
         _ = synapse_runtime.nothing_such

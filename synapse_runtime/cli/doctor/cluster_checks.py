@@ -1,4 +1,4 @@
-"""Checks of `synapse doctor` for the cluster that task and job mode would use."""
+"""Checks of `synapse doctor` for the modes that require Ray, and for the cluster that they would use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.cli.doctor.findings import Finding, ok, problem, warning
+from synapse_runtime.cli.modes import describe_modes
 from synapse_runtime.errors import ClusterError
+from synapse_runtime.modes import MODES, modes_requiring
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.ray.cluster.driver import Cluster
@@ -18,18 +20,20 @@ _INSTALL = "pip install 'pytest-synapse-harness[ray]'"
 
 
 def ray() -> Iterator[Finding]:
-    """Check that Ray can be imported."""
+    """Check that Ray can be imported, which some modes require."""
+    modes = describe_modes(modes_requiring("ray"))
     if importlib.util.find_spec("ray") is None:
-        yield warning("task and job mode", "Ray is not installed; only local mode is available", _INSTALL)
+        others = describe_modes(name for name in MODES if name not in modes_requiring("ray"))
+        yield warning(modes, f"Ray is not installed; only {others} is available", _INSTALL)
         return
     from synapse_runtime.executors.ray.cluster.preflight import Versions
     from synapse_runtime.executors.ray.log_suppression import suppress_ray_output
 
     with suppress_ray_output():
         try:
-            yield ok("task and job mode", f"Ray {Versions.here().ray} can be imported")
+            yield ok(modes, f"Ray {Versions.here().ray} can be imported")
         except ImportError as error:
-            yield problem("task and job mode", f"Ray cannot be imported: {error}", f"{_INSTALL} --force-reinstall")
+            yield problem(modes, f"Ray cannot be imported: {error}", f"{_INSTALL} --force-reinstall")
 
 
 def cluster() -> Iterator[Finding]:
@@ -100,9 +104,9 @@ def _external(found: Cluster) -> Iterator[Finding]:
 
 
 def _warm(facts: Mapping[str, Any]) -> Iterator[Finding]:
-    from synapse_runtime.executors.ray.cluster.persistent import unfit
+    from synapse_runtime.executors.ray.cluster.persistent import unmet_requirement
 
-    reason = unfit(dict(facts))
+    reason = unmet_requirement(dict(facts))
     if reason is not None:
         fix = "run `synapse cluster down`, then `synapse cluster up`"
         yield warning("warm cluster", f"not used: {reason}", fix)

@@ -23,9 +23,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
     problem.
     """
     with exit_on_errors():
-        from synapse_runtime.cli.doctor.examination import examine_all
+        from synapse_runtime.cli.doctor.checks import run_checks
 
-        findings = examine_all()
+        findings = run_checks()
         states = [finding.state for found in findings.values() for finding in found]
         if as_json:
             typer.echo(_as_json(findings))

@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synapse_runtime.cli.doctor.findings import Finding, ok, problem, warning
+from synapse_runtime.cli.modes import describe_modes
 from synapse_runtime.errors import PluginError
+from synapse_runtime.modes import MODES, modes_requiring
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 DISTRIBUTION = "pytest-synapse-harness"
-_FEATURES = {"ray": "task and job mode", "xdist": "pytest -n", "cov": "pytest --cov and coverage of actions"}
+_FEATURES = {
+    "ray": describe_modes(modes_requiring("ray")),
+    "xdist": "pytest -n",
+    "cov": "pytest --cov and coverage of actions",
+}
 # Always shown; other packages only if there is a problem with them.
 _ALWAYS_SHOWN = ("pytest", "pydantic", "ray", "pytest-xdist", "pytest-cov", "coverage")
 _GB = 10**9
@@ -165,7 +171,7 @@ def plugin() -> Iterator[Finding]:
 _VARIABLES = {
     r"SYNAPSE_MODE": "default mode of tests",
     r"SYNAPSE_LANGUAGE": "language of actions' messages",
-    r"RAY_ADDRESS": "cluster for task and job mode",
+    r"RAY_ADDRESS": f"cluster for {describe_modes(modes_requiring('cluster'))}",
     r"(?!RAY_ADDRESS$)RAY_.*": "Ray settings",
     r"COVERAGE_.*|COV_CORE_.*": "coverage measurement of this process",
     r"PYTEST_(ADDOPTS|PLUGINS|DISABLE_PLUGIN_AUTOLOAD|XDIST_AUTO_NUM_WORKERS)": "pytest options and plugins",
@@ -186,8 +192,6 @@ def variables() -> Iterator[Finding]:
         if names:
             yield ok(", ".join(names), f"set: {meaning}")
     if os.environ.get("SYNAPSE_MODE"):
-        from synapse_runtime.modes import MODES
-
         known = {name for mode in MODES.values() for name in (mode.name, *mode.aliases)}
         if {word.strip() for word in os.environ["SYNAPSE_MODE"].split(",")} - {*known, "all", ""}:
             yield problem("SYNAPSE_MODE", "unknown mode", f"choose from {', '.join(MODES)}, all")
@@ -254,13 +258,13 @@ def _shared_memory() -> Finding:
 
 
 def _temporary_directory() -> Finding:
-    from synapse_runtime.executors.ray.cluster.session_scope import LONGEST_ROOT, new_directory
+    from synapse_runtime.executors.ray.cluster.session_scope import MAX_ROOT_LENGTH, new_directory
 
     root = os.path.dirname(new_directory())
-    if len(root) > LONGEST_ROOT:
+    if len(root) > MAX_ROOT_LENGTH:
         return problem(
             "temporary files",
-            f"{root} has {len(root)} characters; Ray's socket paths allow at most {LONGEST_ROOT}",
+            f"{root} has {len(root)} characters; Ray's socket paths allow at most {MAX_ROOT_LENGTH}",
             "set TMPDIR to a directory with a shorter path",
         )
     if not os.access(root, os.W_OK | os.X_OK):

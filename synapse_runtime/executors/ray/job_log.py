@@ -1,9 +1,9 @@
 """A job's log as a channel: the action's output as plain text, interleaved with frames for events and the run.
 
 Only the job's supervisor writes the log, so nothing that an action prints is mistaken for a frame: text that contains
-the mark of a frame is itself sent in a frame. The reader needs the log only. A frame is one or more lines:
+a frame's first character is itself sent in a frame. The reader needs the log only. A frame is one or more lines:
 
-    RS kind SP base64 LF            the last line of a frame; RS is the character 0x1E
+    RS kind SP base64 LF            the last line of a frame; RS is 0x1E, the record separator of ASCII
     RS "+" SP base64 LF             a line before it, if the payload is long
 """
 
@@ -14,12 +14,14 @@ import codecs
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-MARK: Final = "\x1e"
+RECORD_SEPARATOR: Final = "\x1e"
 _LINE_BYTES = 24_000
 
 # Kinds of frames: the start (before it, the log is Ray's own), a switch of stream, output that is not plain text,
 # pickled events, the encoded run, and how the action's process ended.
 START, STDOUT, STDERR, RAW, EVENTS, RUN, EXIT = "start", "out", "err", "raw", "events", "run", "exit"
+# If the process has ended without a run: the journal of its log records and warnings.
+LOGS = "logs"
 
 
 class Output(NamedTuple):
@@ -30,17 +32,17 @@ class Output(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A frame's kind and payload."""
+    """A decoded frame: its kind and payload."""
 
     kind: str
     payload: bytes
 
 
-def frame(kind: str, payload: bytes = b"") -> bytes:
+def encode_frame(kind: str, payload: bytes = b"") -> bytes:
     """Encode a frame for the log."""
     parts = [payload[i : i + _LINE_BYTES] for i in range(0, len(payload), _LINE_BYTES)] or [b""]
-    lines = [f"{MARK}+ ".encode() + base64.b64encode(part) + b"\n" for part in parts[:-1]]
-    lines.append(f"{MARK}{kind} ".encode() + base64.b64encode(parts[-1]) + b"\n")
+    lines = [f"{RECORD_SEPARATOR}+ ".encode() + base64.b64encode(part) + b"\n" for part in parts[:-1]]
+    lines.append(f"{RECORD_SEPARATOR}{kind} ".encode() + base64.b64encode(parts[-1]) + b"\n")
     return b"".join(lines)
 
 
@@ -57,14 +59,14 @@ class LogWriter:
             stream: `STDOUT` or `STDERR`.
             data: The bytes as they were printed.
         """
-        switch = b"" if stream == self._stream else frame(stream)
+        switch = b"" if stream == self._stream else encode_frame(stream)
         self._stream = stream
-        return switch + (data if _is_plain_text(data) else frame(RAW, data))
+        return switch + (data if _is_plain_text(data) else encode_frame(RAW, data))
 
 
 def _is_plain_text(data: bytes) -> bool:
     # Ray reads the log as text with universal newlines, which turns CR into LF.
-    if b"\x1e" in data or b"\r" in data:
+    if RECORD_SEPARATOR.encode() in data or b"\r" in data:
         return False
     try:
         data.decode("utf-8")
@@ -75,7 +77,7 @@ def _is_plain_text(data: bytes) -> bool:
 
 def may_end(text: str) -> bool:
     """Return whether a piece of a log contains a final frame of a job. A frame that is cut in two may be missed."""
-    return f"{MARK}{RUN} " in text or f"{MARK}{EXIT} " in text
+    return f"{RECORD_SEPARATOR}{RUN} " in text or f"{RECORD_SEPARATOR}{EXIT} " in text
 
 
 class LogReader:
@@ -87,7 +89,7 @@ class LogReader:
 
     Example:
         >>> reader = LogReader()
-        >>> log = "Ray's own line\n" + (frame(START) + b"hello\n" + frame(RUN, b"42")).decode()
+        >>> log = "Ray's own line\n" + (encode_frame(START) + b"hello\n" + encode_frame(RUN, b"42")).decode()
         >>> list(reader.feed(log[:30])) + list(reader.feed(log[30:]))
         [Frame(kind='start', payload=b''), Output(stream='stdout', text='hello\n'), Frame(kind='run', payload=b'42')]
         >>> reader.preamble
@@ -108,25 +110,25 @@ class LogReader:
         text = self._rest + text
         position = 0
         while position < len(text):
-            mark = text.find(MARK, position)
-            if mark != position:
-                end = mark if mark >= 0 else position + self._complete_length(text[position:])
+            start = text.find(RECORD_SEPARATOR, position)
+            if start != position:
+                end = start if start >= 0 else position + self._complete_length(text[position:])
                 yield from self._text(text[position:end])
                 position = end
-                if mark < 0:
+                if start < 0:
                     break
                 continue
-            end = text.find("\n", mark)
+            end = text.find("\n", start)
             if end < 0:
                 break
-            yield from self._line(text[mark + 1 : end])
+            yield from self._line(text[start + 1 : end])
             position = end + 1
         self._rest = text[position:]
 
     def close(self) -> Iterator[Output]:
         """Yield the rest at the end of the log."""
         rest, self._rest, self._ray_prefix = self._rest, "", ""
-        if not rest.startswith(MARK):
+        if not rest.startswith(RECORD_SEPARATOR):
             yield from self._text(rest)
 
     def _complete_length(self, text: str) -> int:

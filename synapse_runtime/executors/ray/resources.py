@@ -125,21 +125,23 @@ def require_resources(
     if requested and not any(fits(requested, node) for node in nodes):
         raise ClusterError(
             f"requested {describe(options)}, which a worker needs on one node, but no node of the cluster has that "
-            "much: " + "; ".join(_counted([readable(node, requested) for node in nodes]))
+            "much: " + "; ".join(_with_counts([readable(node, requested) for node in nodes]))
         )
 
 
-def no_room(address: str, options: Mapping[str, Any], free: Mapping[str, float], waited: float) -> ClusterError:
-    """Return the error of a timeout while other workers hold the resources.
+def resource_timeout_error(
+    address: str, options: Mapping[str, Any], free: Mapping[str, float], timeout: float
+) -> ClusterError:
+    """Return the error of a call that timed out while other workers hold the resources.
 
     Args:
         address: The cluster's address.
         options: What `checked_resources` returned.
         free: The available resources of all nodes together, by Ray's names.
-        waited: How long the call has waited, in seconds.
+        timeout: The timeout in seconds.
     """
     return ClusterError(
-        f"no worker could be scheduled on {address} within {waited:g} s: requested {describe(options)}; available on "
+        f"no worker could be scheduled on {address} within {timeout:g} s: requested {describe(options)}; available on "
         f"all nodes together: {readable(free, requested_by(options))}"
     )
 
@@ -167,13 +169,13 @@ def readable(resources: Mapping[str, float], requested: Mapping[str, float] | No
         'CPU 2, GPU 0, memory 8.0GB'
     """
     names = dict.fromkeys(("CPU", "GPU", *(requested or ())))
-    return ", ".join(f"{name} {_plain(name, resources.get(name, 0))}" for name in names)
+    return ", ".join(f"{name} {_format_amount(name, resources.get(name, 0))}" for name in names)
 
 
 def _option(name: str, amount: float) -> str:
     for option, ray_name in _NAMES.items():
         if name == ray_name:
-            return f"{option}={_plain(name, amount)}"
+            return f"{option}={_format_amount(name, amount)}"
     return f"resources={{{name!r}: {amount:g}}}"
 
 
@@ -187,10 +189,10 @@ def _total(name: str, amount: float) -> str:
     noun = {"CPU": "CPU" if amount == 1 else "CPUs", "GPU": "GPU" if amount == 1 else "GPUs"}.get(name, name)
     if amount == 0:
         return f"no {noun}"
-    return f"{_plain(name, amount)} {'of ' if name == 'memory' else ''}{noun} in total"
+    return f"{_format_amount(name, amount)} {'of ' if name == 'memory' else ''}{noun} in total"
 
 
-def _plain(name: str, amount: float) -> str:
+def _format_amount(name: str, amount: float) -> str:
     from pydantic import ByteSize
 
     return ByteSize(amount).human_readable(decimal=True) if name == "memory" else f"{amount:g}"
@@ -200,6 +202,6 @@ def _sum(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(node.get(name, 0) for node in nodes) for name in {name for node in nodes for name in node}}
 
 
-def _counted(texts: Sequence[str]) -> list[str]:
+def _with_counts(texts: Sequence[str]) -> list[str]:
     """Return each text once, with its count, so that a hundred equal nodes take one line."""
     return [f"{texts.count(text)} × {text}" if texts.count(text) > 1 else text for text in sorted(set(texts))]

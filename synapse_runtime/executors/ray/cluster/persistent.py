@@ -118,10 +118,10 @@ def persist(idle_seconds: float | None = IDLE_SECONDS) -> bool:
         return status() is None and ephemeral.persist(state, idle_seconds)
 
 
-def unfit(
+def unmet_requirement(
     facts: dict[str, Any], *, num_cpus: int | None = None, num_gpus: int | None = None, memory: int | None = None
 ) -> str | None:
-    """Return why a warm cluster does not meet the requirements; None if it does.
+    """Return which requirement a warm cluster does not meet, as text; None if it meets all.
 
     Args:
         facts: Its status.
@@ -144,9 +144,9 @@ def unfit(
     return None
 
 
-def unfit_for(spec: ClusterSpec, facts: dict[str, Any]) -> str | None:
-    """Return why a warm cluster does not meet the requirements of a run; None if it does."""
-    return unfit(facts, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus)
+def unmet_requirement_of_run(spec: ClusterSpec, facts: dict[str, Any]) -> str | None:
+    """Return which requirement of a run a warm cluster does not meet, as text; None if it meets all."""
+    return unmet_requirement(facts, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus)
 
 
 class PersistentCluster:
@@ -167,7 +167,7 @@ class PersistentCluster:
                 return self._cluster.wait_until_ready()
             self._release()
             facts = status()
-            if facts is None or unfit_for(spec, facts) is not None:
+            if facts is None or unmet_requirement_of_run(spec, facts) is not None:
                 return None
             try:
                 self._cluster = ManagedCluster(Path(facts["directory"]), "warm")

@@ -166,7 +166,7 @@ def nodes_at(address: str) -> list[dict[str, float]]:
 
 
 def free_resources(url: str, headers: Mapping[str, str] | None = None) -> dict[str, float] | None:
-    """Return the available resources of all nodes together, by `spelled` names; None if the cluster has no report.
+    """Return the available resources of all nodes together, by names in camelCase; None if the cluster has no report.
 
     Arguments and errors otherwise as above.
     """
@@ -178,11 +178,11 @@ def free_resources(url: str, headers: Mapping[str, str] | None = None) -> dict[s
         return None
 
 
-def spelled(name: str) -> str:
-    """Return a resource's name as the dashboard's status spells it, in camelCase instead of snake_case.
+def to_camel_case(name: str) -> str:
+    """Convert a resource's name from snake_case to camelCase, which the dashboard's status uses.
 
     Example:
-        >>> spelled("object_store_memory")
+        >>> to_camel_case("object_store_memory")
         'objectStoreMemory'
     """
     first, *rest = name.split("_")

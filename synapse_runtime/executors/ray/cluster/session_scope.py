@@ -14,13 +14,13 @@ from pathlib import Path
 
 # Ray's socket paths are up to 64 characters longer than its directory, whose path is 19 longer than this root; the path
 # of a Unix socket has at most 107. The control socket's path is 30 longer than the root.
-LONGEST_ROOT = 24
+MAX_ROOT_LENGTH = 24
 
 
 def new_directory() -> str:
     """Return an unpredictable path for a cluster's directory, without creating it."""
     root = tempfile.gettempdir()
-    if len(root) > LONGEST_ROOT and os.path.isdir("/tmp"):
+    if len(root) > MAX_ROOT_LENGTH and os.path.isdir("/tmp"):
         root = "/tmp"
     return os.path.join(root, f"synapse-{os.urandom(4).hex()}")
 

@@ -22,21 +22,21 @@ _LIMITS = {"cluster": 6.0}
 _LIMIT = 30.0
 
 
-def examine_all() -> dict[str, list[Finding]]:
+def run_checks() -> dict[str, list[Finding]]:
     """Run all checks and return their findings by topic, without secrets."""
-    return {topic: _without_secrets(_of_topic(topic)) for topic in CHECKS}
+    return {topic: _without_secrets(_check_topic(topic)) for topic in CHECKS}
 
 
-def _of_topic(topic: str) -> Iterable[Finding]:
+def _check_topic(topic: str) -> Iterable[Finding]:
     for name, check in CHECKS[topic].items():
-        yield from examine(name, check, _LIMITS.get(name, _LIMIT))
+        yield from run_check(name, check, _LIMITS.get(name, _LIMIT))
 
 
 def _without_secrets(findings: Iterable[Finding]) -> list[Finding]:
     return [replace(one, text=without_secrets(one.text), fix=without_secrets(one.fix)) for one in findings]
 
 
-def examine(name: str, check: Check, limit: float = _LIMIT) -> list[Finding]:
+def run_check(name: str, check: Check, limit: float = _LIMIT) -> list[Finding]:
     """Run a check and return its findings. A failure or a timeout is a finding, too.
 
     Args:
@@ -47,7 +47,7 @@ def examine(name: str, check: Check, limit: float = _LIMIT) -> list[Finding]:
     Example:
         >>> def broken():
         ...     raise OSError("no such device")
-        >>> [finding.text for finding in examine("disk", broken)]
+        >>> [finding.text for finding in run_check("disk", broken)]
         ['this check failed: OSError: no such device']
     """
     found: list[Finding] = []

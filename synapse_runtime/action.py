@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
 from synapse_runtime.context import RuntimeContext
-from synapse_runtime.errors import ConfigError, ValidationError, nearest, safe_str
+from synapse_runtime.errors import ConfigError, ValidationError, described, is_from_code, nearest
 from synapse_runtime.messages import LocalizedMessage, LogMessageCode
 from synapse_runtime.sdk_compat import sdk_actions
 from synapse_runtime.types import DataType
@@ -118,7 +118,7 @@ class BaseAction(ABC, Generic[P]):
         try:
             checked = _validated(cls, ctx.name, params)
         except ValidationError as error:
-            ctx.refusal = error
+            ctx.params_error = error
             raise
         return cls(checked, ctx).run()
 
@@ -229,8 +229,8 @@ def validate_params(target: Any, name: str, params: Any) -> Any:
     Raises:
         ValidationError: The message names action and fields; the cause is pydantic's error, or a validator's exception.
     """
-    own = sdk_actions.has_own_dispatch if sdk_actions.is_of_sdk(target) else _has_own_dispatch
-    return params if own(target) else _validated(target, name, params)
+    overrides_dispatch = sdk_actions.overrides_dispatch if sdk_actions.is_of_sdk(target) else _overrides_dispatch
+    return params if overrides_dispatch(target) else _validated(target, name, params)
 
 
 def _validated(target: Any, name: str, params: Any) -> Any:
@@ -238,11 +238,13 @@ def _validated(target: Any, name: str, params: Any) -> Any:
     if model is None or isinstance(params, model):
         return params
     try:
-        return model.model_validate(_own(params), context=sdk_actions.validation_context(target))
+        return model.model_validate(_copy_containers(params), context=sdk_actions.validation_context(target))
     except PydanticValidationError as error:
         raise _validation_error(name, model, error) from error
-    except Exception as error:  # raised by a custom validator
-        text = f"{name}: validating the parameters failed ({model.__name__}): {type(error).__name__}: {safe_str(error)}"
+    except BaseException as error:  # raised by a custom validator
+        if not is_from_code(error):
+            raise
+        text = f"{name}: validating the parameters failed ({model.__name__}): {described(error)}"
         raise ValidationError(text) from error
 
 
@@ -251,7 +253,7 @@ _CONTAINERS = frozenset({dict, list, tuple, set})
 _MAX_TUPLES = 100
 
 
-def _own(value: Any) -> Any:
+def _copy_containers(value: Any) -> Any:
     """Copy the builtin containers of a value, which a validator may modify; other objects are not copied.
 
     Shared references stay shared, so containers may contain themselves.
@@ -261,13 +263,13 @@ def _own(value: Any) -> Any:
     copies: dict[int, Any] = {}
     unfinished: list[Any] = []
 
-    def own(item: Any, depth: int = 0) -> Any:
+    def copy_of(item: Any, depth: int = 0) -> Any:
         kind = type(item)
         if kind not in _CONTAINERS or (kind is tuple and depth == _MAX_TUPLES):
             return item
         if id(item) not in copies:
             if kind is tuple:
-                parts = tuple([own(part, depth + 1) for part in item])
+                parts = tuple([copy_of(part, depth + 1) for part in item])
                 changed = any(part is not old for part, old in zip(parts, item, strict=True))
                 copies.setdefault(id(item), parts if changed else item)
             else:
@@ -276,13 +278,13 @@ def _own(value: Any) -> Any:
                     unfinished.append(copies[id(item)])
         return copies[id(item)]
 
-    copy = own(value)
+    copy = copy_of(value)
     for container in unfinished:  # the list grows during the loop
         is_dict = type(container) is dict
         if _CONTAINERS.isdisjoint(map(type, container.values() if is_dict else container)):
             continue  # faster than the loop below for long lists of numbers
-        for place, item in container.items() if is_dict else enumerate(container):
-            container[place] = own(item)
+        for key, item in container.items() if is_dict else enumerate(container):
+            container[key] = copy_of(item)
     return copy
 
 
@@ -317,16 +319,16 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
         try:
             return sdk_actions.invoke(target, params, ctx)
         except PydanticValidationError as error:
-            if not sdk_actions.is_refusal(error):
+            if not sdk_actions.is_params_error(error):
                 raise
             model = params_model_of(target)
             assert model is not None
-            ctx.refusal = _validation_error(ctx.name, model, error)
-            raise ctx.refusal from error
+            ctx.params_error = _validation_error(ctx.name, model, error)
+            raise ctx.params_error from error
     if not isinstance(target, type):
         return target(params, ctx)
     cls: Any = target
-    if issubclass(cls, BaseAction) and not _has_own_dispatch(cls):  # the params are validated already
+    if issubclass(cls, BaseAction) and not _overrides_dispatch(cls):  # the params are validated already
         # Calls `execute` directly, to keep frames of this package out of the action's stack.
         return cls(params, ctx).execute() if cls.run is BaseAction.run else cls(params, ctx).run()
     if callable(getattr(cls, "dispatch", None)):
@@ -334,7 +336,7 @@ def invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     return cls(params, ctx).execute()
 
 
-def _has_own_dispatch(target: Any) -> bool:
+def _overrides_dispatch(target: Any) -> bool:
     """Return whether this is a subclass of `BaseAction` that overrides `dispatch`."""
     if not isinstance(target, type) or not issubclass(target, BaseAction):
         return False
@@ -364,7 +366,7 @@ def _mismatch(model: type[BaseModel] | type[NoResult] | None, name: str, result:
     if model is None or not issubclass(model, BaseModel) or isinstance(result, model):
         return None
     try:
-        model.model_validate(_own(result))
+        model.model_validate(_copy_containers(result))
     except PydanticValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'result'}: {problem['msg']}" for problem in error.errors()

@@ -55,7 +55,7 @@ class RuntimeContext:
         client: None, as there are no credentials for the platform; as are the other clients, and `checkpoint`.
         name: The action's name.
         category: The plugin category that the config file sets, if any.
-        refusal: The error about invalid params, if the action itself validates them and raised it.
+        params_error: The error about invalid params, if the action itself validates them and raised it.
         step: The current step, for events that do not name one; None by default.
 
     Example:
@@ -85,7 +85,7 @@ class RuntimeContext:
         self._logger: Any = logger if isinstance(logger, BaseLogger) else None
         self.name = name
         self.category = category
-        self.refusal: ValidationError | None = None
+        self.params_error: ValidationError | None = None
         self.step: str | None = None
         self.env = env if isinstance(env, PluginEnvironment) else PluginEnvironment(env)
         self.job_id = job_id
@@ -196,9 +196,9 @@ class RuntimeContext:
             text = filled(message, values)
         else:
             text = filled(localized(message, self._language(language)), values)
-        self.say(text, level=level, step=step, key=key)
+        self.emit_message(text, level=level, step=step, key=key)
 
-    def say(self, text: str, *, level: str = "info", step: str | None = None, key: str | None = None) -> None:
+    def emit_message(self, text: str, *, level: str = "info", step: str | None = None, key: str | None = None) -> None:
         """Emit a message without filling in values.
 
         Args:
@@ -304,7 +304,12 @@ class _ActionLogger(logging.Logger):
             self._record(level, msg, *args, **kwargs)
 
     def handle(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - as in `logging`, it is reported, and the action goes on
+            if logging.lastResort is not None:
+                logging.lastResort.handleError(record)
+            text = f"{record.msg} {record.args}"
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         self._emit(Event("message", text, level=record.levelname.lower()))

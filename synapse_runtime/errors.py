@@ -5,6 +5,7 @@ All of them can be pickled: the message is the only positional argument, everyth
 
 from __future__ import annotations
 
+import opcode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,48 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     spellings = {spelling.lower(): spelling for spelling in known}
     matches = difflib.get_close_matches(name.lower(), list(spellings), n=1, cutoff=0.6)
     return spellings[matches[0]] if matches else None
+
+
+class ActionInterrupted(BaseException):
+    """Raised in a thread to stop its action. An `except Exception` in the action does not catch it."""
+
+
+def is_from_code(error: BaseException) -> bool:
+    """Return whether an exception was raised by the code that ran, not from outside: by Ctrl-C, or to stop it.
+
+    A `KeyboardInterrupt` was raised by that code if the innermost frame, which is not Python's own, has executed
+    `raise`. A signal is noticed at other instructions.
+    """
+    if isinstance(error, ActionInterrupted):
+        return False
+    if not isinstance(error, KeyboardInterrupt):
+        return True
+    import signal
+    import sysconfig
+
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None:
+        return False
+    code = innermost.tb_frame.f_code
+    if code is getattr(signal.getsignal(signal.SIGINT), "__code__", None):
+        return False
+    if code.co_filename.startswith((sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))):
+        return False
+    return bool(code.co_code[innermost.tb_lasti] == opcode.opmap["RAISE_VARARGS"])
+
+
+def described(error: BaseException) -> str:
+    """Return what was raised, as the end of a sentence.
+
+    Example:
+        >>> described(SystemExit("no GPU")), described(KeyError("epochs"))
+        ("it called sys.exit('no GPU')", "KeyError: 'epochs'")
+    """
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {safe_str(error)}"
 
 
 def safe_str(value: object) -> str:

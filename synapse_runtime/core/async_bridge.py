@@ -8,7 +8,6 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.core.threads import CallThread, InterruptibleThread
@@ -71,9 +70,16 @@ class EventLoop(ABC):
 
         An exception of the listener stops the call, and is raised by `run`.
         """
-        return None if listener is None else partial(self._call_listener, listener)
+        return None if listener is None else _InLoopThread(self, listener)
 
-    def _call_listener(self, listener: Callable[..., object], *args: Any) -> None:
+    @property
+    def has_failed(self) -> bool:
+        """Whether a listener has raised an exception."""
+        return self._failure is not None
+
+    def call_listener(self, listener: Callable[..., object], *args: Any) -> None:
+        """Call a listener in the event loop's thread, soon."""
+
         def call() -> None:
             if self._failure is not None:
                 return
@@ -105,6 +111,22 @@ class EventLoop(ABC):
     @abstractmethod
     async def _wait_for_end(self, seconds: float) -> bool:
         """Wait at most this many seconds until the call has ended, even if cancelled; return whether it has ended."""
+
+
+class _InLoopThread:
+    """A function for another thread, which calls a listener in the event loop's thread."""
+
+    def __init__(self, loop: EventLoop, listener: Callable[..., object]) -> None:
+        self._loop = loop
+        self._listener = listener
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the listener, or another one of the same call, has raised an exception, which stops the call."""
+        return self._loop.has_failed
+
+    def __call__(self, *args: Any) -> None:
+        self._loop.call_listener(self._listener, *args)
 
 
 class _Asyncio(EventLoop):

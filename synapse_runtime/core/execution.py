@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from synapse_runtime import action as actions
 from synapse_runtime import serialization
 from synapse_runtime.context import RuntimeContext
+from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import CallThread, InterruptibleThread
-from synapse_runtime.core.timeouts import ActionInterrupted, time_limit
+from synapse_runtime.core.timeouts import time_limit
 from synapse_runtime.environment import PluginEnvironment, Variables
 from synapse_runtime.errors import (
     ConfigError,
@@ -29,6 +30,8 @@ from synapse_runtime.errors import (
     PluginError,
     ResultMismatchWarning,
     ResultNotSerializable,
+    described,
+    is_from_code,
     safe_str,
 )
 from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
@@ -185,21 +188,43 @@ def run_call(
             in this process too.
 
     Returns:
-        The run, with the action's error if it failed. Only `KeyboardInterrupt` is raised.
+        The run, with the action's error if it failed. Only Ctrl-C is raised.
     """
     run = ActionRun(call.name, mode=mode, job_id=call.job_id)
     append = run.events.append
 
-    def emit(event: Event) -> None:
-        append(event)
-        on_event(event)  # type: ignore[misc]
-
+    send: Callable[[Event], object] = append
+    if on_event is not None:
+        send = _in_order(append, on_event) if mode != "local" else _both(append, on_event)
     try:
-        with process_state_for(call):
-            _run_inside(run, call, append if on_event is None else emit, on_start, strict=strict)
+        with shielded() as interrupts, process_state_for(call):
+            interrupts.call_interruptibly(lambda: _run_inside(run, call, send, on_start, strict=strict))
     except PluginError as error:
         run.error = error
     return run
+
+
+def _both(append: Callable[[Event], object], on_event: Callable[[Event], object]) -> Callable[[Event], object]:
+    def emit(event: Event) -> None:
+        append(event)
+        on_event(event)
+
+    return emit
+
+
+def _in_order(append: Callable[[Event], object], on_event: Callable[[Event], object]) -> Callable[[Event], object]:
+    """Return a function that any thread may call: both functions are called with the events in the same order."""
+    lock, owner = threading.Lock(), os.getpid()
+
+    def emit(event: Event) -> None:
+        if os.getpid() != owner:  # a forked child process, whose events stay there
+            append(event)
+            return
+        with lock:
+            append(event)
+            on_event(event)
+
+    return emit
 
 
 def _run_inside(
@@ -233,10 +258,10 @@ def _run_inside(
                 result = _run_in_thread(lambda: _invoke(target, params, ctx))
             else:
                 result = _invoke(target, params, ctx)
-    except (KeyboardInterrupt, ActionInterrupted):  # ActionInterrupted: an outer action's timeout
-        raise
-    except BaseException as error:  # noqa: BLE001 - whatever an action raises is the run's error
-        run.error = ctx.refusal if error is ctx.refusal else failure(call.name, error)
+    except BaseException as error:
+        if not is_from_code(error):  # Ctrl-C, or an outer action's timeout
+            raise
+        run.error = ctx.params_error if error is ctx.params_error else failure(call.name, error)
         return
     finally:
         run.duration = time.perf_counter() - started
@@ -248,7 +273,7 @@ def _run_inside(
 
 def process_state_for(call: ActionCall) -> AbstractContextManager[None]:
     """Return a context manager that applies the call's import root, working directory and environment."""
-    return process_state.applied(call.import_root, call.cwd, call.env)
+    return process_state.applied(call.name, call.import_root, call.cwd, call.env)
 
 
 @contextlib.contextmanager
@@ -264,14 +289,19 @@ def checked_params(call: ActionCall) -> Iterator[Any]:
         ConfigError: The imported object is not an action.
     """
     with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(shielded())
         try:
             stack.enter_context(process_state_for(call))
             if isinstance(call.action, str):
-                import_entrypoint(call.action)
-        except Exception:  # noqa: BLE001 - the worker may be able to import it, and reports the error if not
-            params = call.params
+                interrupts.call_interruptibly(lambda: import_entrypoint(call.action))
+        except BaseException as error:
+            if not is_from_code(error):
+                raise
+            params = call.params  # the worker may be able to import it, and reports the error if not
         else:
-            params = actions.validate_params(resolve(call), call.name, call.params)
+            params = interrupts.call_interruptibly(
+                lambda: actions.validate_params(resolve(call), call.name, call.params)
+            )
         yield params
 
 
@@ -290,11 +320,11 @@ def resolve(call: ActionCall) -> Any:
         raise with_config_line(error, call.name, call.config_path) from error
     except PluginError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_from_code(error):
+            raise
         module = call.action.partition(":")[0]
-        raise ExecutionError(
-            f"{call.name}: importing {module} failed: {type(error).__name__}: {safe_str(error)}"
-        ) from error
+        raise ExecutionError(f"{call.name}: importing {module} failed: {described(error)}") from error
 
 
 def require_picklable(name: str, target: Any, params: Any) -> None:
@@ -309,10 +339,10 @@ def _set_result(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall,
         raise ResultNotSerializable(f"{call.name} returned a generator; return its items as a list instead")
     try:
         mismatch = actions.result_mismatch(target, call.name, result)
-    except Exception as error:  # raised by a custom validator
-        raise ExecutionError(
-            f"{call.name}: validating the result failed: {type(error).__name__}: {safe_str(error)}"
-        ) from error
+    except BaseException as error:  # raised by a custom validator
+        if not is_from_code(error):
+            raise
+        raise ExecutionError(f"{call.name}: validating the result failed: {described(error)}") from error
     if mismatch is not None:
         ctx.log("result_mismatch", {"problem": mismatch}, level="warning")
         try:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import _thread
 import contextlib
 import contextvars
+import functools
 import logging
 import sys
 import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from synapse_runtime.core.timeouts import ActionInterrupted, absorb_pending_interrupt, raise_in_thread
+from synapse_runtime.core.interrupts import Interrupts, shielded
+from synapse_runtime.errors import ActionInterrupted
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
+
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger("synapse")
 # A waiting thread can only be interrupted between two waits, so each wait is short.
@@ -42,41 +46,28 @@ class InterruptibleThread(threading.Thread):
         self._on_end = on_end
         self.parent_thread = threading.get_ident()  # `timeouts.format_stacks` reads it
         self._ended = threading.Event()  # an interrupted `join` would consider the thread ended
-        self._lock = threading.Lock()
-        self._is_running = self._was_stopped = False
+        self._wake_parent = threading.Event()
+        self._interrupts = Interrupts(shields=1)
         self._result: Any = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
         """Call the function."""
-        with reraise_dropped_interrupts():
-            try:
-                self._run()
-            except BaseException as error:  # noqa: BLE001 - `outcome` raises it again
-                self._error = error
+        self._interrupts.attach()
+        try:
+            with reraise_dropped_interrupts():
+                function = functools.partial(self._context.run, self._function)
+                self._result = self._interrupts.call_interruptibly(function)
+        except BaseException as error:  # noqa: BLE001 - `outcome` raises it again
+            self._error = error
         self._ended.set()
+        self._wake_parent.set()
         if self._on_end is not None:
             self._on_end()
 
-    def _run(self) -> None:
-        try:
-            with self._lock:
-                if self._was_stopped:
-                    raise ActionInterrupted
-                self._is_running = True
-            self._result = self._context.run(self._function)
-        finally:
-            with self._lock:
-                self._is_running = False
-            if self._was_stopped:
-                absorb_pending_interrupt()
-
     def stop(self) -> None:
         """Interrupt the function, or do not call it if it has not started."""
-        with self._lock:
-            self._was_stopped = True
-            if self._is_running and self.ident is not None:
-                raise_in_thread(self.ident, ActionInterrupted)
+        self._interrupts.raise_interrupt()
 
     def outcome(self) -> Any:
         """Return what the function returned, or raise what it raised. The thread must have ended."""
@@ -93,12 +84,14 @@ class InterruptibleThread(threading.Thread):
                 abandoned: it keeps running until its blocking call returns.
         """
         try:
-            self.start()
-            while not self._ended.wait(POLL_SECONDS):
-                pass
+            with shielded() as interrupts:
+                self.start()
+                while not self._ended.is_set():
+                    interrupts.raise_deferred()
+                    interrupts.wait(self._wake_parent, POLL_SECONDS)
         except BaseException:
             self.stop()
-            if not self._ended.wait(grace):
+            if self.ident is not None and not self._ended.wait(grace):
                 _log.warning("%s is blocked in native code and keeps running in the background", self.name)
             raise
         return self.outcome()
@@ -115,21 +108,22 @@ class InterruptibleLock:
         self._changed = threading.Condition()
         self._is_held = False
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Acquire the lock for the block."""
-        acquired = False  # set in the same statement as `_is_held`: this thread may be interrupted anywhere
-        try:
-            with self._changed:
-                while self._is_held:
-                    self._changed.wait(POLL_SECONDS)
-                self._is_held = acquired = True
-            yield
-        finally:
-            if acquired:
+    def call(self, function: Callable[[], _Result]) -> _Result:
+        """Call a function while holding the lock."""
+        acquired = False  # set in the same statement as `_is_held`: Ctrl-C may come anywhere
+        with shielded() as interrupts:
+            try:
                 with self._changed:
-                    self._is_held = False
-                    self._changed.notify()
+                    while self._is_held:
+                        interrupts.raise_deferred()
+                        self._changed.wait(POLL_SECONDS)
+                    self._is_held = acquired = True
+                return interrupts.call_interruptibly(function)
+            finally:
+                if acquired:
+                    with self._changed:
+                        self._is_held = False
+                        self._changed.notify()
 
 
 class SharedContext:

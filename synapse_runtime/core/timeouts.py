@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
@@ -15,25 +14,28 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from synapse_runtime.core.interrupts import (
+    absorb_pending_interrupt,
+    event_loop_of,
+    shielded,
+)
+from synapse_runtime.errors import ActionInterrupted
+
 if TYPE_CHECKING:
     import asyncio
 
 # Frames of the event loop are left out: the stack of a waiting task shows where its coroutine is.
 _EVENT_LOOP = tuple(os.path.join(sysconfig.get_path("stdlib"), name) for name in ("asyncio", "selectors.py"))
-# The last of our own frames on the way to an action, as (file, function).
+# The frames in which this package enters an action, as (file, function): the action's own frames follow them.
 _CORE = os.path.dirname(os.path.abspath(__file__))
-_OUR_LAST = {
+_ENTRY_FRAMES = {
     (os.path.join(os.path.dirname(_CORE), "action.py"), "invoke"),
     (os.path.join(_CORE, "execution.py"), "_await"),
     (os.path.join(_CORE, "threads.py"), "_run"),
     (threading.__file__, "run"),
 }
-# The frame in which our thread waits for the action's thread.
-_OUR_WAIT = (os.path.join(_CORE, "threads.py"), "start_and_wait")
-
-
-class ActionInterrupted(BaseException):
-    """Raised in the action's thread at its timeout. An `except Exception` in the action does not catch it."""
+# The frame in which this package's thread waits for the action's thread.
+_WAITING_FRAME = (os.path.join(_CORE, "threads.py"), "start_and_wait")
 
 
 class time_limit:
@@ -66,7 +68,7 @@ class time_limit:
     def __enter__(self) -> time_limit:
         if self._seconds is not None:
             in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
-            self._own = threading.get_ident()
+            self._thread_id = threading.get_ident()
             self._before = set(threading.enumerate())  # not their ids, which the system reuses
             self._timer = (_Alarm if in_main else _Watchdog)(self._seconds, self._on_timeout)
         return self
@@ -83,7 +85,7 @@ class time_limit:
         return self.stack is not None and kind is not None and not issubclass(kind, KeyboardInterrupt)
 
     def _on_timeout(self, frame: FrameType | None) -> None:
-        self.stack = format_stacks(frame, own=self._own, threads_before=self._before)
+        self.stack = format_stacks(frame, thread_id=self._thread_id, threads_before=self._before)
 
 
 class _Alarm:
@@ -115,7 +117,7 @@ class _Alarm:
                 self._handler(signum, frame)
             return
         self._on_timeout(frame)
-        raise ActionInterrupted
+        shielded().interrupt_or_defer()
 
 
 class _Watchdog:
@@ -125,6 +127,7 @@ class _Watchdog:
         self._seconds = seconds
         self._on_timeout = on_timeout
         self._thread_id = threading.get_ident()
+        self._interrupts = shielded()
         self._ended = threading.Event()
         self._timed_out = False
         self._watcher = threading.Thread(target=self._watch, name="synapse-deadline", daemon=True)
@@ -142,37 +145,15 @@ class _Watchdog:
             return
         self._timed_out = True
         self._on_timeout(sys._current_frames().get(self._thread_id))
-        raise_in_thread(self._thread_id, ActionInterrupted)
+        self._interrupts.raise_interrupt()
 
 
-def raise_in_thread(thread_id: int, error: type[BaseException]) -> None:
-    """Raise an exception in another thread, between two of its instructions; wake up an event loop waiting there."""
-    import ctypes
-
-    loop = _loop_of(sys._current_frames().get(thread_id))
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(error))
-    if loop is not None:
-        with contextlib.suppress(RuntimeError):  # it has ended meanwhile
-            loop.call_soon_threadsafe(lambda: None)
-
-
-def absorb_pending_interrupt() -> None:
-    """Raise and drop an `ActionInterrupted` that is still pending in this thread, as the action has ended.
-
-    (CPython can also clear a pending exception, but then keeps checking for one forever.)
-    """
-    try:
-        time.sleep(0)
-    except ActionInterrupted:
-        return
-
-
-def format_stacks(frame: FrameType | None, *, own: int, threads_before: set[threading.Thread]) -> str:
+def format_stacks(frame: FrameType | None, *, thread_id: int, threads_before: set[threading.Thread]) -> str:
     """Return the stacks of an action as text: its own thread's first, then those of the threads that it has started.
 
     Args:
         frame: The innermost frame of the action's thread.
-        own: The id of that thread.
+        thread_id: The id of that thread.
         threads_before: The threads that existed before the action started.
     """
     parts = [_stack_text(frame)]
@@ -180,7 +161,7 @@ def format_stacks(frame: FrameType | None, *, own: int, threads_before: set[thre
     for thread in threading.enumerate():
         if thread in threads_before or thread.name in ("synapse-deadline", "synapse-call"):
             continue
-        if getattr(thread, "parent_thread", own) != own:  # belongs to another call
+        if getattr(thread, "parent_thread", thread_id) != thread_id:  # belongs to another call
             continue
         text = _stack_text(frames.get(thread.ident or 0))
         if text:
@@ -194,12 +175,12 @@ def _stack_text(frame: FrameType | None) -> str:
         return ""
     entries = traceback.extract_stack(frame)
     for index in range(len(entries) - 1, -1, -1):
-        if (entries[index].filename, entries[index].name) == _OUR_WAIT:
+        if (entries[index].filename, entries[index].name) == _WAITING_FRAME:
             return ""
-        if (entries[index].filename, entries[index].name) in _OUR_LAST:
+        if (entries[index].filename, entries[index].name) in _ENTRY_FRAMES:
             entries = traceback.StackSummary.from_list(entries[index + 1 :])
             break
-    loop = _loop_of(frame)
+    loop = event_loop_of(frame)
     if loop is not None:
         entries = traceback.StackSummary.from_list([e for e in entries if not e.filename.startswith(_EVENT_LOOP)])
     parts = ["".join(entries.format()).rstrip()]
@@ -214,20 +195,6 @@ def _tasks_of(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
     import asyncio
 
     return sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
-
-
-def _loop_of(frame: FrameType | None) -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that a thread runs, found in its stack: asyncio returns only the current thread's loop."""
-    if "asyncio" not in sys.modules:  # so no loop runs, and importing it would take long
-        return None
-    import asyncio
-
-    while frame is not None:
-        if frame.f_code.co_name == "run_forever":
-            loop = frame.f_locals.get("self")
-            return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
-        frame = frame.f_back
-    return None
 
 
 def _coroutine_frames(coroutine: Any) -> Iterator[tuple[FrameType, int]]:

@@ -318,25 +318,13 @@ async def test_action_may_use_its_own_event_loop(local):
     assert await local.aexecute(ask) == ("answer", "answer")
 
 
-async def test_keyboard_interrupt_of_the_action_is_raised():
+async def test_keyboard_interrupt_that_an_action_raises_itself_is_its_error():
     @action
     def interrupt(params, context):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("mine")
 
-    # Not raised in the event loop of the pytest plugin, which would end.
-    executor = LocalExecutor(logger=NullLogger())
-
-    async def main() -> None:
-        await executor.aexecute(interrupt)
-
-    def ends() -> BaseException | None:
-        try:
-            asyncio.run(main())
-        except KeyboardInterrupt as error:
-            return error
-        return None
-
-    assert isinstance(await anyio.to_thread.run_sync(ends), KeyboardInterrupt)
+    run = await LocalExecutor(logger=NullLogger()).arun(interrupt)
+    assert str(run.error) == "interrupt failed: KeyboardInterrupt: mine"
 
 
 def test_arun_without_an_event_loop_raises_runtime_error(local):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
@@ -152,7 +153,7 @@ def test_sys_exit_becomes_an_execution_error():
 def test_ctrl_c_is_raised_and_the_process_state_restored():
     class Interrupted(BaseAction):
         def execute(self):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     before = dict(os.environ)
     with pytest.raises(KeyboardInterrupt):

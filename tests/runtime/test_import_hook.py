@@ -7,6 +7,7 @@ import importlib.util
 import pickle
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,22 @@ import synapse_sdk.plugins.action
 
 def test_importing_the_package_does_not_import_pydantic():
     assert python("import sys, synapse_runtime, synapse_sdk; print('pydantic' in sys.modules)") == "False"
+
+
+def test_name_without_counterpart_is_an_attribute_error_that_says_what_provides_it():
+    module = importlib.import_module("synapse_sdk.plugins")
+    assert not hasattr(module, "nope")
+    assert getattr(module, "nope", 7) == 7
+    text = r"synapse_sdk\.plugins\.nope is not available: .*`pip install synapse-sdk`"
+    with pytest.raises(AttributeError, match=text):
+        _ = module.nope
+    with pytest.raises(ImportError, match=text):
+        exec("from synapse_sdk.plugins import nope")
+
+
+def test_modules_can_be_specifications_of_mocks():
+    module = importlib.import_module("synapse_sdk.plugins")
+    mocked = unittest.mock.create_autospec(module)
+    mocked.run_plugin("digits", "train")
+    with pytest.raises(AttributeError):
+        _ = mocked.nope

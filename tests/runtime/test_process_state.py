@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -37,6 +41,7 @@ actions:
 """
 
 LOOK = """\
+import signal
 import os
 import time
 from pathlib import Path
@@ -216,10 +221,10 @@ def test_error_that_cannot_be_printed_is_a_failure_like_others(local):
     assert str(local.run(fail).error) == "fail failed: Mute: <str() failed: RuntimeError>"
 
 
-def test_keyboard_interrupt_is_raised_from_a_coroutine_and_with_a_timeout(local):
+def test_ctrl_c_is_raised_from_a_coroutine_and_with_a_timeout(local):
     @action
     async def interrupted(params, context):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     before = current_state()
     with pytest.raises(KeyboardInterrupt):
@@ -530,3 +535,59 @@ def test_executor_can_be_used_in_a_with_block_and_again_after_it(local):
     with local as executor:
         assert executor.execute(Grow, {"sizes": []}) == [9]
     assert local.execute(Grow, {"sizes": [1]}) == [1, 9]
+
+
+def test_timeout_with_fresh_modules_keeps_the_timer_of_pytests_fault_handler():
+    @action
+    def quick(params, context):
+        return 1
+
+    with tempfile.TemporaryFile() as log:
+        faulthandler.dump_traceback_later(0.3, file=log)
+        try:
+            assert LocalExecutor(fresh=True, timeout=patience(5), logger=NullLogger()).execute(quick, {}) == 1
+            until = time.monotonic() + patience(10)
+            while not os.fstat(log.fileno()).st_size and time.monotonic() < until:
+                time.sleep(0.05)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        assert os.fstat(log.fileno()).st_size
+
+
+EXITS = """
+import os, sys
+from synapse_runtime.decorators import action
+from synapse_runtime.executors.local import LocalExecutor
+
+@action
+def leave(params, context):
+    if params["child"]:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(params["status"])
+
+print(LocalExecutor().execute(leave, {"child": sys.argv[1] == "child", "status": int(sys.argv[2])}))
+if sys.argv[1] == "after":
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "stderr"),
+    [
+        (("action", "0"), 1, "error: leave called os._exit(0), which ends the process it runs in\n"),
+        (("action", "7"), 7, "error: leave called os._exit(7), which ends the process it runs in\n"),
+        (("child", "0"), 0, ""),
+    ],
+)
+def test_os_exit_in_an_action_is_named_and_is_no_success(arguments, status, stderr):
+    done = subprocess.run([sys.executable, "-c", EXITS, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, stderr)
+
+
+def test_os_exit_outside_of_actions_is_not_changed():
+    code = "import os, synapse_runtime.runner; os._exit(0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

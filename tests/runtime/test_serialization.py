@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -14,8 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from synapse_runtime import serialization
-from synapse_runtime.core.timeouts import ActionInterrupted
-from synapse_runtime.errors import ResultNotSerializable
+from synapse_runtime.errors import ActionInterrupted, ResultNotSerializable
 
 calls: list[str] = []
 
@@ -205,11 +205,21 @@ def test_hook_that_exits_is_a_failure_like_any_other(end):
                 loads(serialization.dumps(Exits(end)))
 
 
-@pytest.mark.parametrize("end", [KeyboardInterrupt(), ActionInterrupted()], ids=["Ctrl-C", "timeout"])
-def test_keyboard_interrupt_and_timeout_are_raised_from_a_hook(end):
+class Interrupted:
+    def __reduce__(self):
+        signal.raise_signal(signal.SIGINT)
+        return Interrupted, ()
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(Interrupted(), KeyboardInterrupt), (Exits(ActionInterrupted()), ActionInterrupted)],
+    ids=["Ctrl-C", "timeout"],
+)
+def test_ctrl_c_and_timeout_are_raised_from_a_hook(value, error):
     for go in (serialization.dumps, serialization.round_trip, serialization.snapshot):
-        with pytest.raises(type(end)):
-            go([Exits(end)])
+        with pytest.raises(error):
+            go([value])
 
 
 def test_private_form_of_pickled_classes_is_as_expected():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from synapse_runtime.core.threads import InterruptibleThread, SharedContext, reraise_dropped_interrupts
-from synapse_runtime.core.timeouts import ActionInterrupted
+from synapse_runtime.errors import ActionInterrupted
+from synapse_runtime.executors.ray.log_suppression import suppress_log_records, suppress_ray_output
 from tests.patience import patience
 
 
@@ -127,3 +130,47 @@ def test_other_exceptions_of_a_finalizer_go_to_the_previous_hook(monkeypatch):
         Connection(lambda: 1 / 0)
     assert calls == [ZeroDivisionError]
     assert sys.unraisablehook is ours
+
+
+def test_ray_log_records_are_suppressed_in_the_current_thread_only_and_levels_stay(caplog):
+    loggers = [logging.getLogger(name) for name in ("ray.of_the_test", "urllib3.connectionpool", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    caplog.set_level(logging.DEBUG)
+
+    def log(where: str) -> None:
+        for logger in loggers:
+            logger.warning("%s %s", where, logger.name)
+
+    with suppress_log_records():
+        log("inside")
+        thread = threading.Thread(target=log, args=("another thread",))
+        thread.start()
+        thread.join()
+        loggers[0].error("error")
+        loggers[1].setLevel(logging.CRITICAL)  # a user's setting meanwhile
+    log("outside")
+    assert [logger.level for logger in loggers] == [levels[0], logging.CRITICAL, levels[2]]
+    loggers[1].setLevel(levels[1])
+    assert caplog.messages == [
+        *(f"another thread {logger.name}" for logger in loggers),
+        "error",
+        "outside ray.of_the_test",
+        "outside asyncio",
+    ]
+
+
+def test_ray_warnings_are_suppressed_in_the_current_thread_only_and_filters_stay():
+    def warn(text: str) -> None:
+        warnings.warn(text, UserWarning, stacklevel=2)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with suppress_ray_output():
+            warn("inside")
+            thread = threading.Thread(target=warn, args=("another thread",))
+            thread.start()
+            thread.join()
+            warnings.filterwarnings("ignore", "ours")  # a user's setting meanwhile
+        warn("outside")
+        warn("ours")
+    assert [str(warning.message) for warning in caught] == ["another thread", "outside"]

@@ -40,7 +40,10 @@ ROWS: dict[int, tuple[str, str, tuple[str, ...]]] = {
     19: ("Coverage", "measures the same lines and branches: with pytest-cov and `coverage run`, with contexts, coverage plugins and processes that an action starts", MODES),
     20: ("Many actions in a row", "leak nothing; with `isolation=\"fresh\"` a test sees no state of other tests", MODES),
     21: ("Two plugins named `plugin`", "each get their own modules, in one process, in any order; edits between runs take effect", MODES),
-    30: ("A worker crash", "is reported with the exit status or signal and the last output, and the worker is replaced", ("task", "job")),
+    27: ("The import path", "is that of the test during a call, in its order, and as before after it", MODES),
+    28: ("Threads of an action", "may emit events, output and records: all arrive, in the order of each thread; an error of the caller's callback stops the action and is raised", MODES),
+    29: ("Every kind of end", "`sys.exit`, `KeyboardInterrupt` and the like, at import, validation, run and result, is an error, and nothing that was emitted before is lost", MODES),
+    30: ("A worker crash", "is reported with the exit status or signal, the last output and all events, metrics, records and warnings until then, and the worker is replaced", ("task", "job")),
     31: ("A cluster crash", "fails pending calls immediately; if synapse had started the cluster, later calls start a new one", ("task", "job")),
     32: ("Resources that the cluster does not have", "are rejected immediately, with an error that shows what it has", ("task", "job")),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import functools
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,12 @@ class LoggingConfig:
         return _cache.current()
 
     @contextlib.contextmanager
-    def apply(self) -> Iterator[list[warnings.WarningMessage]]:
-        """Apply the configuration in the block; yields the list that records the warnings."""
+    def apply(self, show_warning: Callable[..., object]) -> Iterator[None]:
+        """Apply the configuration in the block.
+
+        Args:
+            show_warning: Called with each warning that the filters let through, as `warnings.showwarning` is.
+        """
         disabled = logging.root.manager.disable
         changed = [(logger, logger.level, level) for logger, level in _loggers(self.levels) if logger.level != level]
         for logger, _, level in changed:
@@ -45,10 +49,11 @@ class LoggingConfig:
         if self.disabled != disabled:  # `disable` iterates over all loggers
             logging.disable(self.disabled)
         try:
-            with warnings.catch_warnings(record=True) as caught:
+            with warnings.catch_warnings():
+                warnings.showwarning = show_warning  # type: ignore[assignment]
                 warnings.resetwarnings()
                 warnings.filters.extend(_decode_filters(self.filters))  # type: ignore[attr-defined]
-                yield caught
+                yield
         finally:
             if logging.root.manager.disable != disabled:
                 logging.disable(disabled)

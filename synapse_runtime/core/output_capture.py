@@ -10,9 +10,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 from synapse_runtime import serialization
 from synapse_runtime.core.log_config import LoggingConfig
@@ -29,6 +29,16 @@ class CapturedWarning(NamedTuple):
     category: type[Warning]
     filename: str
     line: int
+
+
+class LoggedRecord(NamedTuple):
+    """A log record, and whether a handler in the worker has printed it."""
+
+    record: logging.LogRecord
+    printed: bool
+
+
+LogEntry: TypeAlias = CapturedWarning | LoggedRecord
 
 
 @dataclass
@@ -50,6 +60,15 @@ class Captured:
     warnings: list[CapturedWarning] = field(default_factory=list)
     already_printed: set[int] = field(default_factory=set)
     output_positions: list[OutputPosition] = field(default_factory=list, repr=False)
+
+    def add(self, entry: LogEntry) -> None:
+        """Add a log record or a warning."""
+        if isinstance(entry, CapturedWarning):
+            self.warnings.append(entry)
+            return
+        if entry.printed:
+            self.already_printed.add(len(self.records))
+        self.records.append(entry.record)
 
     def replay(self, *, output: bool = True) -> None:
         """Print, log and warn in this process, as the action would have done here.
@@ -82,26 +101,34 @@ def last_lines(text: str, count: int = 50) -> str:
 
 
 @contextlib.contextmanager
-def capture_logging(into: Captured, config: LoggingConfig | None = None) -> Iterator[None]:
+def capture_logging(
+    into: Captured, config: LoggingConfig | None = None, *, on_add: Callable[[LogEntry], object] | None = None
+) -> Iterator[None]:
     """Capture log records and warnings of this process while the block runs.
 
     Args:
         into: Where they are added.
         config: Levels and filters to apply; the current ones of this process by default.
+        on_add: Called with each as it is added.
     """
+
+    def add_warning(message: Warning, category: type[Warning], filename: str, line: int, *_: object) -> None:
+        warning = CapturedWarning(_picklable_warning(message), category, filename, line)
+        into.warnings.append(warning)
+        if on_add is not None:
+            on_add(warning)
+
     handler = _idle_recorders.pop() if _idle_recorders else _Recorder()
-    handler.into = into
+    handler.into, handler.on_add = into, on_add
     root = logging.getLogger()
     root.addHandler(handler)
     try:
-        with (config or LoggingConfig.current()).apply() as caught:
+        with (config or LoggingConfig.current()).apply(add_warning):
             yield
     finally:
         root.removeHandler(handler)
-        handler.into = None
+        handler.into = handler.on_add = None
         _idle_recorders.append(handler)
-    for item in caught:
-        into.warnings.append(CapturedWarning(_picklable_warning(item), item.category, item.filename, item.lineno))
 
 
 class OutputFiles:
@@ -211,19 +238,27 @@ class _Recorder(logging.Handler):
     """Captures records in a form that can be pickled: text instead of arguments and tracebacks."""
 
     into: Captured | None = None
+    on_add: Callable[[LogEntry], object] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         into = self.into
         if into is None:
             return
-        if any(_writes_to_terminal(handler) and record.levelno >= handler.level for handler in _handlers_of(record)):
+        handlers = _handlers_of(record)
+        printed = any(_writes_to_terminal(handler) and record.levelno >= handler.level for handler in handlers)
+        if printed:
             into.already_printed.add(len(into.records))
         copy = logging.makeLogRecord(dict(record.__dict__))
-        copy.msg, copy.args = record.getMessage(), None
+        # A message that does not fit its arguments is reported where handlers format it, here and in the caller.
+        with contextlib.suppress(Exception):
+            copy.msg, copy.args = record.getMessage(), None
         if record.exc_info:
             copy.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
             copy.exc_info = None
-        into.records.append(_picklable_record(copy))
+        copy = _picklable_record(copy)
+        into.records.append(copy)
+        if self.on_add is not None:
+            self.on_add(LoggedRecord(copy, printed))
 
 
 # Recorders for reuse: creating one takes longer than everything else here.
@@ -259,6 +294,6 @@ def _picklable_record(record: logging.LogRecord) -> logging.LogRecord:
     return logging.makeLogRecord(values)
 
 
-def _picklable_warning(item: warnings.WarningMessage) -> Warning:
-    message = serialization.snapshot(item.message)
-    return message if isinstance(message, Warning) else UserWarning(safe_str(item.message))
+def _picklable_warning(warning: Warning) -> Warning:
+    message = serialization.snapshot(warning)
+    return message if isinstance(message, Warning) else UserWarning(safe_str(warning))

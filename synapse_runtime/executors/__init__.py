@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Executor", "LocalExecutor", "RayActorExecutor", "RayJobsApiExecutor"]
 
-_HOMES = {"Executor": "base", "LocalExecutor": "local", "RayActorExecutor": "ray.task", "RayJobsApiExecutor": "ray.job"}
+# Public names and the modules that define them.
+_LAZY_IMPORTS = {
+    "Executor": "base",
+    "LocalExecutor": "local",
+    "RayActorExecutor": "ray.task",
+    "RayJobsApiExecutor": "ray.job",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)

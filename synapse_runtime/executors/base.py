@@ -108,7 +108,8 @@ class Executor(ABC):
             action: A class, an `@action` function, an entrypoint `module:Name`, or an action's name in the plugin.
             params: A dict, or an instance of the action's params model.
             timeout: Timeout of the action in seconds.
-            on_event: Called with each event as it happens.
+            on_event: Called with each event as it happens. What it raises stops the action and is raised by this
+                method; a warm worker can be used again.
             on_output: Called with (`"stdout"` or `"stderr"`, text) as a worker prints. Never in local mode, in which
                 the action prints directly to this process's own output.
 
@@ -153,8 +154,7 @@ class Executor(ABC):
             action: As for `run`.
             params: As for `run`.
             timeout: As for `run`.
-            on_event: As for `run`, but called in the event loop's thread. An exception that it raises stops the action
-                and is raised by this method.
+            on_event: As for `run`, but called in the event loop's thread.
             on_output: As for `run`; called like `on_event`.
 
         Raises:
@@ -249,7 +249,7 @@ class Executor(ABC):
         if observer is not None:
             observer.started(call)
         try:
-            run = self._carry(call, on_event, on_output)
+            run = self._run_call(call, on_event, on_output)
         finally:
             self._logger.finish()
         run.add_location_note()
@@ -258,8 +258,8 @@ class Executor(ABC):
         return run
 
     @abstractmethod
-    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
-        """Run the call in the process of this executor, and return the run."""
+    def _run_call(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        """Run the call where this executor runs actions, and return the run."""
 
     def _replay(self, run: ActionRun, *, events: bool, output: bool) -> None:
         """Replay a worker's events and output in this process, unless they were already streamed."""

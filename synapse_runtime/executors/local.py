@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.core.execution import ActionCall, ActionRun, run_call
+from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.errors import ActionInterrupted
 from synapse_runtime.events import Event
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput
 from synapse_runtime.loggers import Logger
@@ -62,17 +65,62 @@ class LocalExecutor(Executor):
         self._strict = strict
         self._fresh = fresh
 
-    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
-        emit: Callable[[Event], object] = self._logger.event
-        if on_event is not None:
+    def _run_call(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+        if on_event is None:
+            return self._run_here(call, self._logger.event)
+        guarded = _GuardedCallback(on_event)
 
-            def both(event: Event) -> None:
-                self._logger.event(event)
-                on_event(event)
+        def both(event: Event) -> None:
+            self._logger.event(event)
+            guarded(event)
 
-            emit = both
+        try:
+            return self._run_here(call, both)
+        finally:
+            guarded.raise_error()
+
+    def _run_here(self, call: ActionCall, on_event: Callable[[Event], object]) -> ActionRun:
         if self._fresh:
             from synapse_runtime.executors.worker import run_in_fresh_modules
 
-            return run_in_fresh_modules(call, on_event=emit)
-        return run_call(call, on_event=emit, strict=self._strict)
+            return run_in_fresh_modules(call, on_event=on_event)
+        return run_call(call, on_event=on_event, strict=self._strict)
+
+
+class _GuardedCallback:
+    """A callback whose exception stops the action, which cannot catch it, and is raised to the caller.
+
+    Args:
+        callback: The callback.
+    """
+
+    def __init__(self, callback: OnEvent) -> None:
+        self._callback = callback
+        self._error: BaseException | None = None
+        self._caller = shielded()
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def __call__(self, event: Event) -> None:
+        if self._error is None:
+            try:
+                self._callback(event)
+            except BaseException as error:  # noqa: BLE001 - raised by `raise_error`
+                self._error = error
+        if self._error is not None:
+            if shielded() is self._caller:
+                raise ActionInterrupted
+            with self._lock:  # in a thread of the action
+                if not self._is_over:
+                    self._caller.raise_interrupt()
+
+    def raise_error(self) -> None:
+        """Raise what the callback has raised, now that the action has ended."""
+        with shielded() as interrupts:
+            with self._lock:
+                self._is_over = True
+            if self._error is not None:
+                interrupts.drop_deferred()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error

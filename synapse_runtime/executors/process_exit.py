@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,8 @@ _FAULTS = {
     "Bus error": signal.SIGBUS,
     "Illegal instruction": signal.SIGILL,
 }
-_OUR_LAST = re.compile(
+# A frame in which this package enters an action: the action's own frames come before it in the log.
+_ENTRY_FRAME = re.compile(
     r'^  File ".*synapse_runtime/(?:action\.py", line \d+ in invoke|core/execution\.py", line \d+ in _await)'
 )
 # Threads with such frames are Ray's or this package's own, not the action's.
@@ -80,7 +82,8 @@ class CrashLog:
 
     def install(self) -> None:
         """Record from now on how this process exits. Must be called in its main thread."""
-        owner, original_exit = os.getpid(), os._exit
+        owner = os.getpid()
+        original_exit: Callable[[int], NoReturn] = getattr(os._exit, "__wrapped__", os._exit)
 
         def recorded_exit(status: int) -> NoReturn:
             if os.getpid() == owner:  # not in a forked child
@@ -173,7 +176,7 @@ def _stack(log: str) -> str:
             threads.append([line])
             cut = False
         elif threads and line.startswith("  "):
-            cut = cut or bool(_OUR_LAST.match(line))
+            cut = cut or bool(_ENTRY_FRAME.match(line))
             if not cut:
                 threads[-1].append(line)
     actions = [lines for lines in threads if not any(map(_NOT_ACTION_CODE.search, lines))]

@@ -19,7 +19,6 @@ import functools
 import os
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,8 +26,10 @@ from typing import Any, Final
 from synapse_runtime import __version__, serialization
 from synapse_runtime.core import assertions, coverage_support, remote_exceptions
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
+from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.log_config import LoggingConfig
 from synapse_runtime.core.output_capture import Captured
+from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import SharedContext
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -41,8 +42,10 @@ from synapse_runtime.errors import (
     safe_str,
 )
 from synapse_runtime.events import Event
+from synapse_runtime.executors.import_path import ImportPath
+from synapse_runtime.executors.journal import decode_entries, encode_entries
 from synapse_runtime.executors.path_mapping import PathMap
-from synapse_runtime.plugins.module_scopes import activate_modules, is_installed_path, top_level_names
+from synapse_runtime.plugins.module_scopes import top_level_names
 from synapse_runtime.sdk_compat import import_hook
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
@@ -51,11 +54,8 @@ PROTOCOL: Final = 1
 _NAME: Final = b"synapse"
 # The first line of each message. On its own it is a worker's answer to a request of another version.
 VERSION_LINE: Final = b"%s %d %s\n" % (_NAME, PROTOCOL, __version__.encode())
-# Errors of `encode_call`: the call is not sent, and the error becomes that of its run.
-REFUSALS: Final = (ValidationError, ResultNotSerializable, ConfigError)
-
-# Held while a plugin's modules are active to read messages with its objects.
-_module_lock = threading.RLock()
+# What `encode_call` raises: the call is not sent, and the error becomes that of its run.
+ENCODE_CALL_ERRORS: Final = (ValidationError, ResultNotSerializable, ConfigError)
 
 
 class VersionMismatch(Exception):
@@ -78,14 +78,14 @@ class CallerSettings:
     """Settings of the caller's process that apply to all its calls, until they change.
 
     Attributes:
-        import_paths: The caller's own additions to `sys.path`, for workers that share its file system.
+        import_path: The caller's own entries of `sys.path`.
         logging: Levels of loggers and filters of warnings.
         rewritten_modules: The plugin's modules whose assertions pytest rewrites in the caller.
         coverage: How the caller measures coverage, if it does.
         sdk_names: Whether `synapse_sdk` is provided by `sdk_compat` in the caller.
     """
 
-    import_paths: tuple[str, ...]
+    import_path: ImportPath
     logging: LoggingConfig
     rewritten_modules: tuple[str, ...] = ()
     coverage: coverage_support.CoverageSettings | None = None
@@ -167,7 +167,7 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
         ResultNotSerializable: The params or the action cannot be pickled.
     """
     buffers: serialization.Buffers = []
-    with _no_bytecode(), checked_params(call) as params:
+    with shielded(), _no_bytecode(), checked_params(call) as params:
         if params is not call.params:
             call = ActionCall(**{**vars(call), "params": params})  # several times as fast as dataclasses.replace
         fields = {
@@ -179,12 +179,11 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
             "category": call.category,
             "language": call.language,
         }
-        with contextlib.nullcontext() if serialization.is_plain(fields) else _module_lock:
-            try:
-                data = serialization.dumps(fields, buffers if out_of_band else None)
-            except Exception:
-                require_picklable(call.name, call.action, params)
-                raise
+        try:
+            data = serialization.dumps(fields, buffers if out_of_band else None)
+        except Exception:
+            require_picklable(call.name, call.action, params)
+            raise
     return EncodedCall(call, buffers, _settings.encoded(call.import_root), data)
 
 
@@ -232,6 +231,7 @@ class RunResponse:
 def encode_run(
     run: ActionRun,
     *,
+    events: bytes | None = None,
     env: Mapping[str, Any] | None,
     recorder: assertions.FailureRecorder,
     collector: coverage_support.CoverageCollector,
@@ -242,6 +242,7 @@ def encode_run(
 
     Args:
         run: The run.
+        events: Its events as the worker's journal has encoded them, if it has all.
         env: The variables of the call, whose values must not appear in tracebacks.
         recorder: What this worker has recorded of failed assertions.
         collector: What it has measured of coverage.
@@ -265,7 +266,7 @@ def encode_run(
             encoded_error = remote_exceptions.encode_exception(error, to_caller)
     captured = Captured() if run.captured is None else run.captured
     details = {
-        "events": [row_of(event) for event in run.events],
+        "events": encode_entries(map(event_to_tuple, run.events)) if events is None else events,
         "records": captured.records,
         "warnings": captured.warnings,
         "already_printed": captured.already_printed,
@@ -334,7 +335,7 @@ def decode_run(
     if not details and (not result or is_builtin_data(result)):  # the common case needs no modules
         run.result = serialization.loads(result) if result else None
         return run
-    with _module_lock, _no_bytecode(), _plugin_modules(import_root if call is None else call.import_root):
+    with shielded(), _no_bytecode(), _plugin_modules(import_root if call is None else call.import_root):
         if details:
             _read_details(run, captured, serialization.loads_in_caller(details))
         if run.error is None and result:
@@ -359,8 +360,8 @@ def version_error(mismatch: VersionMismatch) -> ClusterError:
     )
 
 
-def row_of(event: Event) -> tuple[Any, ...]:
-    """Return an event as plain data, which is many times cheaper to pickle."""
+def event_to_tuple(event: Event) -> tuple[Any, ...]:
+    """Return the fields of an event as a tuple, which is many times cheaper to pickle; `Event(*fields)` reverses it."""
     return event.kind, event.name, event.data, event.level, event.step, event.file, event.time
 
 
@@ -376,7 +377,7 @@ def loads_in_plugin(data: bytes, import_root: str | None) -> Any:
         data: The pickle.
         import_root: The directory of the plugin's modules.
     """
-    with _module_lock, _plugin_modules(import_root):
+    with shielded(), _plugin_modules(import_root):
         return serialization.loads_in_caller(data)
 
 
@@ -406,7 +407,7 @@ def _parts(data: bytes) -> tuple[Any, ...]:
 
 
 def _read_details(run: ActionRun, captured: Captured, details: dict[str, Any]) -> None:
-    run.events = [Event(*row) for row in details["events"]]
+    run.events = [Event(*fields) for fields in decode_entries(details["events"], serialization.loads_in_caller)]
     captured.records = details["records"]
     captured.warnings = details["warnings"]
     captured.already_printed = details["already_printed"]
@@ -444,7 +445,7 @@ class _SettingsCache:
         self._path: list[str] = []
         self._directory: str | None = None  # the working directory, if `sys.path` has relative paths
         self._absent: list[str] = []
-        self._import_paths: tuple[str, ...] = ()
+        self._import_path = ImportPath()
 
     def encoded(self, root: str | None) -> bytes:
         """Return the pickled `CallerSettings` for a plugin whose modules are in this directory."""
@@ -452,7 +453,7 @@ class _SettingsCache:
         if root is not None and assertions.is_rewriting():
             rewritten = assertions.rewritten_modules(top_level_names(root))
         settings = (
-            self._additions(),
+            self._own_import_path(),
             LoggingConfig.current(),
             rewritten,
             coverage_support.current_settings(),
@@ -463,19 +464,18 @@ class _SettingsCache:
             known = self._known[root] = (settings, pickle.dumps(CallerSettings(*settings), protocol=5))
         return known[1]
 
-    def _additions(self) -> tuple[str, ...]:
-        """Return the entries of `sys.path` other than Python's own directories and installed packages."""
+    def _own_import_path(self) -> ImportPath:
         if (
             sys.path != self._path
             or (self._directory is not None and self._directory != os.getcwd())
-            or any(map(os.path.isdir, self._absent))
+            or any(map(os.path.exists, self._absent))
         ):
             self._path = list(sys.path)
             self._directory = None if all(map(os.path.isabs, self._path)) else os.getcwd()
             paths = [os.path.abspath(path) for path in self._path]
-            self._absent = [path for path in paths if not os.path.isdir(path)]
-            self._import_paths = tuple(path for path in paths if not is_installed_path(path))
-        return self._import_paths
+            self._absent = [path for path in paths if not os.path.exists(path)]
+            self._import_path = ImportPath.of(paths)
+        return self._import_path
 
 
 _settings = _SettingsCache()
@@ -502,4 +502,4 @@ _no_bytecode = SharedContext(_writes_no_bytecode)
 
 
 def _plugin_modules(root: str | None) -> contextlib.AbstractContextManager[None]:
-    return activate_modules(root) if root is not None and os.path.isdir(root) else contextlib.nullcontext()
+    return process_state.modules(root) if root is not None and os.path.isdir(root) else contextlib.nullcontext()

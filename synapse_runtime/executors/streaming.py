@@ -7,14 +7,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from synapse_runtime import serialization
-from synapse_runtime.core.output_capture import OutputFiles, OutputPosition
+from synapse_runtime.core.output_capture import CapturedWarning, LogEntry, LoggedRecord, OutputFiles, OutputPosition
 from synapse_runtime.events import Event
-from synapse_runtime.executors.protocol import is_builtin_data, loads_in_plugin, row_of
+from synapse_runtime.executors.protocol import event_to_tuple, is_builtin_data, loads_in_plugin
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
+
+# Takes the place of a stream's name in a batch, before a log record or a warning.
+LOG: Final = "log"
 
 
 def decode_batch(data: bytes, import_root: str | None) -> Any:
@@ -32,7 +35,7 @@ class Forwarder:
 
     Args:
         send: Sends a batch: its number, and the data for `decode_batch`, a list of events (as tuples) and of
-            (stream, text) pairs, in order. It may fail: the run contains everything as well.
+            (stream, text) or (`LOG`, entry) pairs, in order. It may fail: the run contains everything as well.
         output: The captured output of this worker.
     """
 
@@ -43,7 +46,7 @@ class Forwarder:
         self._output = output
         self._number = 0
         self._events = 0
-        self._queue: deque[Event | tuple[str, str]] = deque()  # not in a batch yet
+        self._queue: deque[Event | LogEntry | tuple[str, str]] = deque()  # not in a batch yet
         self._output_positions: list[OutputPosition] = []
         self._is_gathering = self._is_closed = False
         self._lock = threading.Lock()
@@ -57,6 +60,10 @@ class Forwarder:
             with self._lock:
                 self._gather_output()
         self._queue.append(event)
+
+    def log(self, entry: LogEntry) -> None:
+        """Queue a log record or a warning, to be sent soon."""
+        self._queue.append(entry)
 
     def close(self) -> list[OutputPosition]:
         """Stop, and return the positions of output between events. The run contains what has not been sent."""
@@ -73,17 +80,15 @@ class Forwarder:
         if batch:
             number, self._number = self._number, self._number + 1
             with contextlib.suppress(Exception):
-                self._send(
-                    number, serialization.dumps([row_of(item) if isinstance(item, Event) else item for item in batch])
-                )
+                self._send(number, serialization.dumps([*map(_to_tuple, batch)]))
 
-    def _take_batch(self) -> list[Event | tuple[str, str]]:
+    def _take_batch(self) -> list[Event | LogEntry | tuple[str, str]]:
         self._gather_output()
         batch = [self._queue.popleft() for _ in range(len(self._queue))]
         for item in batch:
             if isinstance(item, Event):
                 self._events += 1
-            else:
+            elif not isinstance(item, LoggedRecord | CapturedWarning):
                 stream, text = item
                 self._output_positions.append((self._events, stream, len(text)))
         return batch
@@ -94,6 +99,12 @@ class Forwarder:
             if text:
                 self._queue.append((stream, text))
         self._is_gathering = False
+
+
+def _to_tuple(item: Event | LogEntry | tuple[str, str]) -> tuple[Any, ...]:
+    if isinstance(item, Event):
+        return event_to_tuple(item)
+    return (LOG, item) if isinstance(item, LoggedRecord | CapturedWarning) else item
 
 
 class _Ticker:

@@ -9,25 +9,29 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from synapse_runtime import serialization
 from synapse_runtime.core import assertions, coverage_support
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, run_call
-from synapse_runtime.core.output_capture import Captured, OutputFiles, OutputPosition, capture_logging
+from synapse_runtime.core.interrupts import shielded
+from synapse_runtime.core.output_capture import Captured, LogEntry, OutputFiles, OutputPosition, capture_logging
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.tempdirs import CALLERS_TMPDIR
-from synapse_runtime.errors import ExecutionError, safe_str
+from synapse_runtime.errors import ActionInterrupted, ExecutionError, described, is_from_code
 from synapse_runtime.events import Event
+from synapse_runtime.executors.journal import Journals
 from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.executors.process_exit import CrashLog
 from synapse_runtime.executors.protocol import (
-    REFUSALS,
+    ENCODE_CALL_ERRORS,
     CallRequest,
     decode_request,
     decode_run,
     encode_call,
     encode_run,
+    event_to_tuple,
 )
 from synapse_runtime.plugins.module_scopes import ModuleScope, fresh_modules
 from synapse_runtime.sdk_compat import import_hook
@@ -59,10 +63,12 @@ def serve(
     mode: str,
     node: str = "",
     crash_log: CrashLog,
+    journals: Journals,
     output: OutputFiles | None = None,
     path_map: PathMap | None = None,
     on_event: Callable[[Event], object] | None = None,
     on_start: Callable[[], object] | None = None,
+    on_log: Callable[[LogEntry], object] | None = None,
     on_end: Callable[[], Sequence[OutputPosition]] | None = None,
     out_of_band: serialization.Buffers | None = None,
 ) -> bytes:
@@ -73,34 +79,57 @@ def serve(
         mode: The mode to record in the run.
         node: Ray's id of this node, to record in the run.
         crash_log: Where this worker records how it exits.
+        journals: Where it records what the action has emitted.
         output: The captured output of this worker, if it captures output.
         path_map: Maps the caller's paths to this worker's, if this worker does not share the caller's file system.
         on_event: Called with each event as it happens.
         on_start: Called after imports and validation, just before the action starts.
+        on_log: Called with each log record and warning as it is issued.
         on_end: Called when the action has ended; returns the positions of its output between its events.
         out_of_band: If given, large buffers of the result are added to it and are not in the encoded run.
     """
     sys.dont_write_bytecode = True  # no `__pycache__` in the plugin's directory
     settings = request.settings
-    paths = settings.import_paths
+    import_path = settings.import_path
     if path_map is not None:
-        paths = path_map.all_to_worker(paths)
+        import_path = import_path.to_worker(path_map)
         request = replace(request, import_root=path_map.to_worker(request.import_root))
     if settings.sdk_names != import_hook.is_installed():
         (import_hook.install if settings.sdk_names else import_hook.uninstall)()
     _module_scope.activate(request.import_root)
-    for path in paths:
-        if path not in sys.path and os.path.exists(path):
-            sys.path.append(path)
     _coverage_collector.start(settings.coverage, shares_filesystem=path_map is None)
     captured = Captured()
     crash_log.reset()
+    journals.reset()
     assertions.enable_rewriting(settings.rewritten_modules)
     if output is not None:
         output.start()
-    with capture_logging(captured, settings.logging):
+
+    def record_event(event: Event) -> None:
+        if on_event is not None:
+            on_event(event)
+        journals.events.add(event_to_tuple(event))
+
+    def record_log(entry: LogEntry) -> None:
+        if path_map is not None:
+            entry = path_map.rewrite_log_entry(entry)
+        if on_log is not None:
+            on_log(entry)
+        journals.logs.add(entry)
+
+    with (
+        import_path.applied(request.import_root),
+        capture_logging(captured, settings.logging, on_add=record_log),
+    ):
         on_start = _prepare_start(request.timeout, crash_log, on_start)
-        run, env = _run(request, mode, on_event, on_start, path_map=path_map)
+        try:
+            run, env = _run(request, mode, record_event, on_start, path_map=path_map)
+        except ActionInterrupted:
+            stopped = ExecutionError(f"{request.name} was stopped by its caller")
+            run, env = ActionRun(request.name, error=stopped, mode=mode, job_id=request.job_id), None
+        finally:
+            if request.timeout is not None:
+                faulthandler.cancel_dump_traceback_later()
     if on_end is not None:
         captured.output_positions.extend(on_end())
     if output is not None:
@@ -111,6 +140,7 @@ def serve(
         path_map.rewrite_captured(captured)
     return encode_run(
         run,
+        events=journals.events.since(0) if journals.events.count == len(run.events) else None,
         env=env,
         recorder=_failure_recorder,
         collector=_coverage_collector,
@@ -125,16 +155,18 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
     Params and result are encoded and decoded as for a worker, so results are instances of the caller's classes, not of
     the classes that the newly imported modules define.
     """
-    with process_state.exclusive():
+    with shielded() as interrupts, process_state.exclusive():
         try:
             encoded = encode_call(call)
-        except REFUSALS as error:
+        except ENCODE_CALL_ERRORS as error:
             return ActionRun(call.name, error=error, job_id=call.job_id)
         request = decode_request(encoded.message())
         root = call.import_root
         kept = serialization.modules_pickled_by_value()
         with contextlib.nullcontext() if root is None else fresh_modules(root, but=kept):
-            run, _ = _run(request, "local", on_event, None, serialization.loads_in_caller)
+            run, _ = interrupts.call_interruptibly(
+                partial(_run, request, "local", on_event, None, serialization.loads_in_caller)
+            )
             # The error does not leave this process, so no values are redacted.
             data = encode_run(run, env=None, recorder=_failure_recorder, collector=_coverage_collector)
         return decode_run(data, encoded.call)
@@ -153,19 +185,16 @@ def _run(
         call = request.read_call(loads)
         if path_map is not None:
             call = path_map.call(call)
-    except Exception as error:  # noqa: BLE001 - reading the call imports users' code
-        problem = ExecutionError(
-            f"{request.name} cannot be imported in the worker: {type(error).__name__}: {safe_str(error)}"
-        )
+    except BaseException as error:  # reading the call imports users' code
+        if not is_from_code(error):
+            raise
+        problem = ExecutionError(f"{request.name} cannot be imported in the worker: {described(error)}")
         problem.__cause__ = error
         return ActionRun(request.name, error=problem, mode=mode, job_id=request.job_id), None
     try:
         return run_call(call, mode=mode, on_event=on_event, on_start=on_start), call.env
     except KeyboardInterrupt as error:
         return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), call.env
-    finally:
-        if call.timeout is not None:
-            faulthandler.cancel_dump_traceback_later()
 
 
 def _prepare_start(

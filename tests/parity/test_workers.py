@@ -25,7 +25,12 @@ pytestmark = on_workers
     ],
 )
 def test_30_crashed_worker_is_reported_with_its_exit_and_replaced(synapse_executor, synapse_mode, capfd, how, words):
-    run = synapse_executor.run("lab.workers:Crash", {"how": how})
+    with pytest.warns(UserWarning, match="warned"):
+        run = synapse_executor.run("lab.workers:Crash", {"how": how})
+    assert [event.name for event in run.logs] == ["about to die"]
+    assert run.metrics == {"train": {"loss": 0.5}}
+    assert [record.getMessage() for record in run.records] == ["record 1"]
+    assert [str(warning.message) for warning in run.warnings] == ["warned"]
     assert type(run.error) is WorkerCrashed
     assert words in str(run.error)
     assert run.error.__cause__ is not None

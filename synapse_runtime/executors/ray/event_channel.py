@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.events import Event
 from synapse_runtime.executors.base import OnEvent, OnOutput
 from synapse_runtime.executors.ray.log_suppression import suppress_ray_output
+from synapse_runtime.executors.streaming import LOG
 
 if TYPE_CHECKING:
     from synapse_runtime.core.execution import ActionRun
+    from synapse_runtime.core.output_capture import LogEntry
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 # How long a caller whose worker has crashed waits for batches that it sent before.
@@ -46,11 +49,27 @@ def _actor_class() -> type:
         def __init__(self) -> None:
             self._batches: list[tuple[int, int, bytes]] = []
             self._has_batches = asyncio.Event()
+            self._stopped = self._latest = -1
+            self._changed = asyncio.Condition()
 
         async def put(self, call: int, number: int, content: bytes) -> None:
             """Store a batch."""
             self._batches.append((call, number, content))
             self._has_batches.set()
+
+        async def stop(self, call: int) -> None:
+            """Have `wait_for_stop` of this call return True, and that of earlier calls False."""
+            async with self._changed:
+                self._stopped = max(self._stopped, call)
+                self._changed.notify_all()
+
+        async def wait_for_stop(self, call: int) -> bool:
+            """Wait until the caller stops this call, and return True; return False if there is a later call."""
+            async with self._changed:
+                self._latest = max(self._latest, call)
+                self._changed.notify_all()
+                await self._changed.wait_for(lambda: self._stopped >= call or self._latest > call)
+                return self._stopped == call
 
         async def take(self) -> list[tuple[int, int, bytes]]:
             """Wait until there are batches; return and remove them."""
@@ -81,9 +100,11 @@ class EventChannel:
         """Wait up to `seconds` for batches or the response; return the batches, or None once the response is ready."""
         import ray
 
-        self._request_batches()
-        ready, _ = ray.wait([response] if self._pending is None else [response, self._pending], timeout=seconds)
-        return None if response in ready else self._received(ready)
+        with shielded() as interrupts:  # an interrupt between two statements would lose batches of the next call
+            self._request_batches()
+            refs = [response] if self._pending is None else [response, self._pending]
+            ready, _ = interrupts.call_interruptibly(lambda: ray.wait(refs, timeout=seconds))
+            return None if response in ready else self._received(ready)
 
     def drain(self) -> Iterator[EventBatch]:
         """Yield the remaining batches of a worker that has died."""
@@ -95,6 +116,11 @@ class EventChannel:
             if not ready:
                 return
             yield from self._received(ready)
+
+    def stop(self, call: int) -> None:
+        """Ask the worker to stop the action of a call."""
+        if self.is_alive:
+            self.actor.stop.remote(call)
 
     def close(self) -> None:
         """Stop the actor."""
@@ -130,6 +156,10 @@ class LiveEvents:
         on_event: Called with each event.
         on_output: Called with each piece of output: its stream and its text.
         read: Decodes the content of a batch.
+
+    Attributes:
+        events: The events that were passed on.
+        logs: The log records and warnings that came with them; they are not passed on.
     """
 
     def __init__(
@@ -146,7 +176,13 @@ class LiveEvents:
         self._pending: dict[int, EventBatch] = {}  # by their numbers
         self._next = 0
         self.events: list[Event] = []
+        self.logs: list[LogEntry] = []
+        self._failure: BaseException | None = None
         self._printed = {"stdout": 0, "stderr": 0}
+
+    def caused(self, error: BaseException) -> bool:
+        """Return whether a callback has raised an error, or an event loop has interrupted this thread because of it."""
+        return error is self._failure or getattr(self._on_event or self._on_output, "has_failed", False)
 
     def handle(self, batches: Iterable[EventBatch]) -> None:
         """Pass on the content of batches, in the order in which they were written."""
@@ -156,10 +192,12 @@ class LiveEvents:
         while (ready := self._pending.pop(self._next, None)) is not None:
             self._next += 1
             for item in self._read(ready.content):
-                if len(item) == 2:
-                    self._print(*item)
-                else:
+                if len(item) > 2:
                     self._emit(Event(*item))
+                elif item[0] == LOG:
+                    self.logs.append(item[1])
+                else:
+                    self._print(*item)
 
     def finish(self, run: ActionRun) -> None:
         """Pass on the events and output of a run that have not been passed on yet."""
@@ -176,18 +214,22 @@ class LiveEvents:
             self._print(stream, whole[self._printed[stream] :])
 
     def _emit_all(self, events: list[Event]) -> None:
-        new = events[len(self.events) :]
-        self.events += new
-        if self._on_event is not None:
-            for event in new:
-                self._on_event(event)
+        for event in events[len(self.events) :]:
+            self._emit(event)
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)
         if self._on_event is not None:
-            self._on_event(event)
+            self._call(self._on_event, event)
 
     def _print(self, stream: str, text: str) -> None:
         self._printed[stream] += len(text)
         if text and self._on_output is not None:
-            self._on_output(stream, text)
+            self._call(self._on_output, stream, text)
+
+    def _call(self, callback: Callable[..., object], *args: Any) -> None:
+        try:
+            callback(*args)
+        except BaseException as error:
+            self._failure = error
+            raise

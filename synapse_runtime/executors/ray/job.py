@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.core.execution import ActionCall, ActionRun
-from synapse_runtime.core.output_capture import Captured, last_lines
+from synapse_runtime.core.output_capture import Captured, LogEntry, last_lines
 from synapse_runtime.core.threads import InterruptibleLock, reraise_dropped_interrupts
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -33,8 +33,9 @@ from synapse_runtime.errors import (
 )
 from synapse_runtime.events import Event
 from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput
+from synapse_runtime.executors.journal import decode_entries
 from synapse_runtime.executors.process_exit import ProcessExit
-from synapse_runtime.executors.protocol import REFUSALS, decode_run, encode_call
+from synapse_runtime.executors.protocol import ENCODE_CALL_ERRORS, decode_run, encode_call, loads_in_plugin
 from synapse_runtime.executors.ray import job_log
 from synapse_runtime.executors.ray.archive import package_of_one_file
 from synapse_runtime.executors.ray.cluster.driver import Cluster
@@ -46,7 +47,7 @@ from synapse_runtime.executors.ray.cluster.preflight import (
     node_addresses,
     nodes_of,
     require_dashboard,
-    spelled,
+    to_camel_case,
 )
 from synapse_runtime.executors.ray.cluster.resolve import (
     clear_token,
@@ -61,9 +62,9 @@ from synapse_runtime.executors.ray.resources import (
     WAIT_SECONDS,
     checked_resources,
     fits,
-    no_room,
     requested_by,
     require_resources,
+    resource_timeout_error,
 )
 from synapse_runtime.executors.ray.runtime_env import RuntimeEnvBuilder, setup_error, upload_over_http
 from synapse_runtime.executors.streaming import decode_batch
@@ -332,11 +333,11 @@ class RayJobsApiExecutor(Executor):
         """The cluster, as the `Backend` that all executors return."""
         return None if self.cluster is None else self.cluster.as_backend()
 
-    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+    def _run_call(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         __tracebackhide__ = True
         try:
             job_id = self._submit(call)
-        except REFUSALS as error:
+        except ENCODE_CALL_ERRORS as error:
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         self._calls[job_id] = call
         try:
@@ -390,10 +391,12 @@ class RayJobsApiExecutor(Executor):
             return _submit_when_ready(client, submission)
 
     def _connect(self) -> tuple[Cluster, JobSubmissionClient]:
-        with self._connection_lock.held():
+        def connect() -> tuple[Cluster, JobSubmissionClient]:
             if self._connection is None or has_ended(self._connection[0].address):
                 self._connection = self._new_connection()
             return self._connection
+
+        return self._connection_lock.call(connect)
 
     def _new_connection(self) -> tuple[Cluster, JobSubmissionClient]:
         cluster = find_cluster(self._address, start=self._start_cluster)
@@ -492,9 +495,9 @@ class RayJobsApiExecutor(Executor):
         requested = requested_by(self._resources)
         available = free_resources(client.get_address(), cluster.headers)
         if available is not None:
-            free = {name: available.get(spelled(name), 0) for name in ("CPU", "GPU", *requested)}
+            free = {name: available.get(to_camel_case(name), 0) for name in ("CPU", "GPU", *requested)}
             if not fits(requested, free):
-                raise no_room(client.get_address(), self._resources, free, self._resource_timeout)
+                raise resource_timeout_error(client.get_address(), self._resources, free, self._resource_timeout)
         return time.monotonic() + _CHECK_SECONDS  # it is being set up, or no single node has enough available
 
     def _collect(
@@ -512,6 +515,7 @@ class RayJobsApiExecutor(Executor):
         events: list[Event] = []
         process_exit: ProcessExit | None = None
         where: dict[str, Any] = {}
+        logs: list[LogEntry] = []
         took: float | None = None
         started = time.monotonic()
         call = self._calls.get(job_id)
@@ -525,6 +529,8 @@ class RayJobsApiExecutor(Executor):
                 events.append(decode_batch(item.payload, self._import_root))
                 if on_event is not None:
                     on_event(events[-1])
+            elif item.kind == job_log.LOGS:
+                logs += decode_entries(item.payload, partial(loads_in_plugin, import_root=self._import_root))
             elif item.kind == job_log.START:
                 where = {**json.loads(item.payload), "node": self._node_of(job_id)}
             elif item.kind == job_log.EXIT:
@@ -542,10 +548,13 @@ class RayJobsApiExecutor(Executor):
             duration=time.monotonic() - started if took is None else took,
             **where,
         )
-        run.error = self._missing_run_error(run, process_exit, bool(where), printed, reader.preamble, call)
+        run.captured = Captured()
+        for entry in logs:
+            run.captured.add(entry)
+        run.error = self._job_error(run, process_exit, bool(where), printed, reader.preamble, call)
         return _with_output(run, printed)
 
-    def _missing_run_error(
+    def _job_error(
         self,
         run: ActionRun,
         process_exit: ProcessExit | None,

@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -25,6 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from synapse_runtime.core.interrupts import shielded
+from synapse_runtime.executors.journal import Journals, read_journal
 from synapse_runtime.executors.path_mapping import PathMap, create_worker_copy, remove_import_path
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
 from synapse_runtime.executors.protocol import VERSION_LINE, CallRequest, VersionMismatch, decode_request
@@ -49,7 +52,7 @@ def main() -> None:
     try:
         request = _read_request(Path(root, sys.argv[1]))
     except VersionMismatch:  # the caller reports both versions
-        sys.stdout.buffer.write(job_log.frame(job_log.RUN, VERSION_LINE))
+        sys.stdout.buffer.write(job_log.encode_frame(job_log.RUN, VERSION_LINE))
         return
     remove_import_path(root)
     path_map = None
@@ -58,7 +61,7 @@ def main() -> None:
         path_map = create_worker_copy(request.import_root, None if request.import_root is None else os.getcwd())
     receive, send = Pipe(duplex=False)
     stdout, stderr = os.pipe(), os.pipe()
-    crash_log, oom_kills = CrashLog(), kernel_oom_kills()
+    crash_log, journals, oom_kills = CrashLog(), Journals.create(), kernel_oom_kills()
     gc.freeze()  # keeps the child's garbage collector from touching, and so copying, the memory of imported modules
     # SIGTERM is blocked until the supervisor can forward it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -70,7 +73,7 @@ def main() -> None:
         os.dup2(stderr[1], 2)
         for descriptor in (*stdout, *stderr):
             os.close(descriptor)
-        _run_child(request, send, crash_log, path_map)
+        _run_child(request, send, crash_log, journals, path_map)
     send.close()
     os.close(stdout[1])
     os.close(stderr[1])
@@ -82,8 +85,9 @@ def main() -> None:
     process_exit = replace(process_exit, timed_out=process_exit.timed_out or supervisor.timed_out)
     if path_map is not None:
         process_exit = replace(process_exit, stack=path_map.to_caller(process_exit.stack))
+    supervisor.write(job_log.encode_frame(job_log.LOGS, read_journal(journals.logs.descriptor)))
     report = {"process_exit": asdict(process_exit), "duration": supervisor.duration}
-    supervisor.write(job_log.frame(job_log.EXIT, json.dumps(report).encode()))
+    supervisor.write(job_log.encode_frame(job_log.EXIT, json.dumps(report).encode()))
     sys.exit(1)
 
 
@@ -95,20 +99,29 @@ def _read_request(file: Path) -> CallRequest:
     return decode_request(data)
 
 
-def _run_child(request: CallRequest, send: Connection, crash_log: CrashLog, path_map: PathMap | None) -> NoReturn:
+def _run_child(
+    request: CallRequest, send: Connection, crash_log: CrashLog, journals: Journals, path_map: PathMap | None
+) -> NoReturn:
     """Run the call and send its run to the supervisor; then exit like any Python program."""
     restore_temp_dir()
     crash_log.install()
+    journals.adopt()
     for stream in (sys.stdout, sys.stderr):  # now pipes, which are fully buffered by default
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
+    # Threads that the action has left running may report events too, even while its run is sent.
+    lock, owner = threading.Lock(), os.getpid()
+
     def report(kind: str, payload: bytes = b"") -> None:
-        send.send_bytes(kind.encode() + b" " + payload)
+        if os.getpid() == owner:  # not in a forked child process of the action
+            with shielded(), lock:
+                send.send_bytes(kind.encode() + b" " + payload)
 
     data = serve(
         request,
         mode="job",
         crash_log=crash_log,
+        journals=journals,
         path_map=path_map,
         on_event=lambda event: report(job_log.EVENTS, _encode_message(event)),
         on_start=lambda: report("begin"),
@@ -147,12 +160,12 @@ class _Supervisor:
         signal.signal(signal.SIGTERM, self._forward_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         where = {"host": socket.gethostname(), "pid": self._child}
-        self.write(job_log.frame(job_log.START, json.dumps(where).encode()))
+        self.write(job_log.encode_frame(job_log.START, json.dumps(where).encode()))
         status = self._follow()
         if self._run is None:
             self.duration = time.monotonic() - self._started_at
             return status
-        self.write(job_log.frame(job_log.RUN, self._run))
+        self.write(job_log.encode_frame(job_log.RUN, self._run))
         return None
 
     def write(self, data: bytes) -> None:
@@ -205,7 +218,7 @@ class _Supervisor:
             self._run = payload
             self._kill_at = time.monotonic() + _EXIT_SECONDS
         elif kind == job_log.EVENTS.encode():
-            self.write(job_log.frame(job_log.EVENTS, payload))
+            self.write(job_log.encode_frame(job_log.EVENTS, payload))
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

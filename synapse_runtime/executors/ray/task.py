@@ -12,13 +12,16 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synapse_runtime.core.execution import ActionCall, ActionRun
-from synapse_runtime.core.output_capture import Captured, OutputFiles, last_lines
+from synapse_runtime.core.interrupts import shielded
+from synapse_runtime.core.output_capture import Captured, LogEntry, OutputFiles, last_lines
 from synapse_runtime.core.threads import InterruptibleLock
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -27,7 +30,9 @@ from synapse_runtime.errors import (
     ExecutionTimeout,
     WorkerCrashed,
 )
+from synapse_runtime.events import Event
 from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput
+from synapse_runtime.executors.journal import Journals, decode_entries, read_journal
 from synapse_runtime.executors.path_mapping import create_worker_copy
 from synapse_runtime.executors.process_exit import (
     CrashLog,
@@ -37,13 +42,14 @@ from synapse_runtime.executors.process_exit import (
     read_crash_log,
 )
 from synapse_runtime.executors.protocol import (
-    REFUSALS,
+    ENCODE_CALL_ERRORS,
     VERSION_LINE,
     EncodedCall,
     VersionMismatch,
     decode_request,
     decode_run,
     encode_call,
+    loads_in_plugin,
     version_error,
 )
 from synapse_runtime.executors.ray.cluster.driver import (
@@ -52,11 +58,17 @@ from synapse_runtime.executors.ray.cluster.driver import (
     connected_address,
     connected_through_client,
 )
+from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
 from synapse_runtime.executors.ray.cluster.handle import has_ended
 from synapse_runtime.executors.ray.cluster.resolve import connect, find_cluster, is_alive, shares_disk
 from synapse_runtime.executors.ray.event_channel import EventChannel, LiveEvents
 from synapse_runtime.executors.ray.log_suppression import suppress_ray_output
-from synapse_runtime.executors.ray.resources import WAIT_SECONDS, checked_resources, no_room, require_resources
+from synapse_runtime.executors.ray.resources import (
+    WAIT_SECONDS,
+    checked_resources,
+    require_resources,
+    resource_timeout_error,
+)
 from synapse_runtime.executors.ray.runtime_env import RuntimeEnvBuilder, setup_error, setup_seconds, upload_with_ray
 from synapse_runtime.executors.streaming import Forwarder, decode_batch
 from synapse_runtime.executors.worker import restore_temp_dir, serve
@@ -73,6 +85,10 @@ _CHECK_SECONDS = 1.0
 _OVERDUE_SECONDS = 15.0
 # Ray's messages for an actor that died because its node, or the caller's, has left the cluster.
 _NODE_LOST = ("owner has died", "node has crashed", "node has died")
+# How long an action may take to stop after its caller has asked for it, before its worker is killed.
+_STOP_SECONDS = 3.0
+# Stops the action of a worker; the system ignores it by default.
+_STOP_SIGNAL = signal.SIGURG
 # How much output of a dead worker to read.
 _LAST_BYTES = 16_000_000
 
@@ -125,9 +141,9 @@ def actor_class() -> type:
             """Send events and output of watched calls to this channel."""
             self._worker.channel = channel
 
-        def run_watched(self, call: int, request: bytes, *buffers: Any) -> Any:
+        def run_watched(self, call: int, with_logs: bool, request: bytes, *buffers: Any) -> Any:
             """Serve a request, and send events and output to the channel as they occur."""
-            return self._worker.run_watched(call, request, buffers)
+            return self._worker.run_watched(call, with_logs, request, buffers)
 
     return ActionWorker
 
@@ -153,40 +169,76 @@ class TaskWorker:
         self._output = OutputFiles()
         self._crash_log = CrashLog()
         self._crash_log.install()
+        self._journals = Journals.create()
         self._node = str(ray.get_runtime_context().get_node_id())
+        self._watched_call: int | None = None
+        self._main_thread = threading.get_ident()
+        self._interrupts = shielded()
+        signal.signal(_STOP_SIGNAL, self._on_stop_signal)
 
     @property
     def info(self) -> WorkerInfo:
         """This worker's `WorkerInfo`."""
-        descriptors = (*self._output.descriptors, self._crash_log.descriptor)
+        journals = (journal.descriptor for journal in self._journals)
+        descriptors = (*self._output.descriptors, self._crash_log.descriptor, *journals)
         return WorkerInfo(socket.gethostname(), os.getpid(), self._node, descriptors)
 
     def run(self, request: bytes, buffers: Sequence[Any]) -> Any:
         """Serve a request; return the response, in a list with its large buffers if it has any."""
         return self._serve(request, buffers, None)
 
-    def run_watched(self, call: int, request: bytes, buffers: Sequence[Any]) -> Any:
-        """Serve a request, and send events and output to the channel as they occur."""
+    def run_watched(self, call: int, with_logs: bool, request: bytes, buffers: Sequence[Any]) -> Any:
+        """Serve a request, and send events and output to the channel as they occur.
+
+        The action is stopped if the caller asks the channel for it.
+
+        Args:
+            call: The number of the call.
+            with_logs: Whether to send log records and warnings too.
+            request: The request.
+            buffers: Its large buffers.
+        """
 
         def send(number: int, batch: bytes) -> None:
             self.channel.put.remote(call, number, batch)
+            if number == 0:  # what makes the caller stop the action is an event or output that was sent
+                stopped = self.channel.wait_for_stop.remote(call).future()
+                stopped.add_done_callback(lambda _: self._stop(call, stopped))
 
         forwarder = Forwarder(send, self._output)
         try:
-            return self._serve(request, buffers, forwarder)
+            with self._interrupts:
+                self._watched_call = call
+                try:
+                    return self._serve(request, buffers, forwarder, with_logs=with_logs)
+                finally:
+                    self._watched_call = None
+                    self._interrupts.drop_deferred()
         finally:
             forwarder.close()
 
-    def _serve(self, request: bytes, buffers: Sequence[Any], forwarder: Forwarder | None) -> Any:
+    def _stop(self, call: int, stopped: Future[bool]) -> None:
+        if stopped.exception() is None and stopped.result() and self._watched_call == call:
+            signal.pthread_kill(self._main_thread, _STOP_SIGNAL)  # also wakes it up
+
+    def _on_stop_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._watched_call is not None:
+            self._interrupts.interrupt_or_defer()
+
+    def _serve(
+        self, request: bytes, buffers: Sequence[Any], forwarder: Forwarder | None, *, with_logs: bool = False
+    ) -> Any:
         out_of_band: list[pickle.PickleBuffer] = []
         data = serve(
             decode_request(request, buffers),
             mode="task",
             node=self._node,
             crash_log=self._crash_log,
+            journals=self._journals,
             output=self._output,
             path_map=self._path_map,
             on_event=None if forwarder is None else forwarder.event,
+            on_log=forwarder.log if forwarder is not None and with_logs else None,
             on_end=None if forwarder is None else forwarder.close,
             out_of_band=None if self._in_band else out_of_band,
         )
@@ -268,11 +320,22 @@ class WarmWorker:
             ClusterError: There is no cluster, or it failed.
             ConfigError: The plugin cannot be uploaded.
         """
+        return self._call_lock.call(lambda: self._run(encoded, runtime_env, on_event, on_output))
+
+    def _run(
+        self,
+        encoded: EncodedCall,
+        runtime_env: RuntimeEnvBuilder,
+        on_event: OnEvent | None,
+        on_output: OnOutput | None,
+    ) -> ActionRun:
         call = encoded.call
-        with self._call_lock.held(), self._lock:
+        with ephemeral.used_by_call() as use, self._lock:
             actor = self._warm_actor(call, runtime_env)
+            use.is_running = True
             live_events = None
-            if on_event is not None or on_output is not None:
+            assert self._post_mortem is not None
+            if on_event is not None or on_output is not None or not self._post_mortem.is_available:
                 read = partial(decode_batch, import_root=call.import_root)
                 live_events = LiveEvents(next(self._watched), on_event, on_output, read)
             started = time.monotonic()
@@ -280,12 +343,13 @@ class WarmWorker:
             try:
                 data, *buffers = self._response(actor, encoded, live_events)
             except _WorkerLost as lost:
-                run = self._crashed_run(call, lost, time.monotonic() - started)
-                if live_events is not None:
-                    run.events = live_events.events
-                    live_events.finish(run)
+                run = self._crashed_run(call, lost, time.monotonic() - started, live_events)
                 self.close()
+                if live_events is not None:
+                    live_events.finish(run)
                 return run
+            except _CallbackFailed as failed:
+                raise failed.error from None
             except BaseException:  # mainly Ctrl-C: the action must not keep running
                 self.close()
                 raise
@@ -296,12 +360,22 @@ class WarmWorker:
                 self.close()
         return run
 
-    def _crashed_run(self, call: ActionCall, lost: _WorkerLost, took: float) -> ActionRun:
+    def _crashed_run(
+        self, call: ActionCall, lost: _WorkerLost, took: float, live_events: LiveEvents | None
+    ) -> ActionRun:
         """Return the run of a call during which the worker has died."""
         assert self._post_mortem is not None
         assert self._info is not None
         host, pid, node, _ = self._info
         captured, process_exit = self._post_mortem.output(), self._post_mortem.process_exit()
+        events = [] if live_events is None else live_events.events
+        logs: Iterable[LogEntry] = () if live_events is None else live_events.logs
+        if self._post_mortem.is_available:
+            loads = partial(loads_in_plugin, import_root=call.import_root)
+            events = [Event(*fields) for fields in self._post_mortem.events(loads)]
+            logs = self._post_mortem.logs(loads)
+        for entry in logs:
+            captured.add(entry)
         error: ExecutionError
         if (process_exit is not None and process_exit.timed_out) or time.monotonic() > self._overdue_at:
             error = ExecutionTimeout(
@@ -319,6 +393,7 @@ class WarmWorker:
         return ActionRun(
             call.name,
             error=error,
+            events=events,
             captured=captured,
             mode="task",
             job_id=call.job_id,
@@ -343,9 +418,11 @@ class WarmWorker:
                 response = self._get(actor.run.remote(request, *encoded.buffers), partial(self._check_worker, actor))
             else:
                 channel = self._open_channel(actor)
-                response = self._watch(
-                    actor, actor.run_watched.remote(live_events.call, request, *encoded.buffers), channel, live_events
+                assert self._post_mortem is not None
+                response = actor.run_watched.remote(
+                    *(live_events.call, not self._post_mortem.is_available, request, *encoded.buffers)
                 )
+                response = self._watch(actor, response, channel, live_events)
         except (RayActorError, OutOfMemoryError) as error:
             self._require_cluster(error)
             if any(words in str(error) for words in _NODE_LOST):
@@ -398,12 +475,26 @@ class WarmWorker:
         with contextlib.suppress(GetTimeoutError):
             return ray.get(response, timeout=Forwarder.EVERY_SECONDS)  # no batch is sent earlier
         check_at = time.monotonic() + _CHECK_SECONDS
-        while (batches := channel.wait(response, _CHECK_SECONDS)) is not None:
-            live_events.handle(batches)
-            if time.monotonic() > check_at:
-                self._check_worker(actor, None)
-                check_at = time.monotonic() + _CHECK_SECONDS
-        return self._get(response, partial(self._check_worker, actor))
+        try:
+            while (batches := channel.wait(response, _CHECK_SECONDS)) is not None:
+                live_events.handle(batches)
+                if time.monotonic() > check_at:
+                    self._check_worker(actor, None)
+                    check_at = time.monotonic() + _CHECK_SECONDS
+            return self._get(response, partial(self._check_worker, actor))
+        except BaseException as error:
+            if live_events.caused(error) and self._stop_action(response, channel, live_events.call):
+                raise _CallbackFailed(error) from None
+            raise
+
+    @staticmethod
+    def _stop_action(response: Any, channel: EventChannel, call: int) -> bool:
+        """Stop the action of a call; return whether its worker can be used again."""
+        import ray
+
+        channel.stop(call)
+        ready, _ = ray.wait([response], timeout=_STOP_SECONDS, fetch_local=False)
+        return bool(ready)
 
     def _check_worker(self, actor: Any, error: Exception | None) -> None:
         """Require that the cluster is alive; kill a worker that does not respond long after its action's timeout."""
@@ -469,7 +560,7 @@ class WarmWorker:
             self._post_mortem = PostMortem(self._info)
         except GetTimeoutError as error:
             ray.kill(actor)
-            raise no_room(self._cluster, needed, ray.available_resources(), within) from error
+            raise resource_timeout_error(self._cluster, needed, ray.available_resources(), within) from error
         except ClusterError:  # the actor has ended with the cluster
             raise
         except RayError as error:
@@ -489,7 +580,7 @@ def _node_addresses() -> list[str]:
 
 
 class PostMortem:
-    """The output of the current call and the crash log of a worker on this machine, readable after it has died.
+    """Post-mortem data of a worker on this machine: the output of its call and its crash log, readable after it died.
 
     Both are in unnamed files, which are deleted once no process has them open; so this object keeps them open until
     `close`. For a worker on another machine, nothing is available.
@@ -513,6 +604,27 @@ class PostMortem:
             return Captured()
         stdout, stderr = (os.pread(file, _LAST_BYTES, 0).decode("utf-8", errors="replace") for file in self._files[:2])
         return Captured(stdout=stdout, stderr=stderr)
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the worker's files can be read."""
+        return len(self._files) == 5
+
+    def events(self, loads: Callable[[bytes], Any]) -> Iterator[tuple[Any, ...]]:
+        """Yield the events of the current call, as tuples.
+
+        Args:
+            loads: Unpickles one.
+        """
+        return decode_entries(read_journal(self._files[3]), loads)
+
+    def logs(self, loads: Callable[[bytes], Any]) -> Iterator[LogEntry]:
+        """Yield the log records and warnings of the current call.
+
+        Args:
+            loads: Unpickles one.
+        """
+        return decode_entries(read_journal(self._files[4]), loads)
 
     def process_exit(self) -> ProcessExit | None:
         """Return how the worker ended; None if it is unknown."""
@@ -599,11 +711,11 @@ class RayActorExecutor(Executor):
         """The cluster, as the `Backend` that all executors return."""
         return None if self.cluster is None else self.cluster.as_backend()
 
-    def _carry(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
+    def _run_call(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         __tracebackhide__ = True
         try:
             encoded = encode_call(call, out_of_band=True)
-        except REFUSALS as error:
+        except ENCODE_CALL_ERRORS as error:
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         run = self._worker.run(encoded, self._runtime_env, on_event, on_output)
         self._replay(run, events=on_event is None, output=on_output is None)
@@ -613,6 +725,14 @@ class RayActorExecutor(Executor):
 def _close_all(descriptors: list[int]) -> None:
     while descriptors:
         os.close(descriptors.pop())
+
+
+class _CallbackFailed(Exception):
+    """A callback of a watched call has raised an error, and the action was stopped."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _WorkerLost(Exception):

@@ -1,6 +1,8 @@
 """Actions that read and change process state: environment, working directory, the run's id."""
 
+import importlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,13 @@ def go(params: dict[str, Any], context: Any) -> list[str]:
     if params["remove"]:
         Path(params["directory"]).rmdir()
     return places
+
+
+@action
+def where(params, context):
+    return importlib.import_module(params["module"]).WHERE
+
+
+@action
+def import_path(params, context):
+    return list(sys.path)

@@ -2,10 +2,12 @@
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -75,6 +77,9 @@ class Crash(BaseAction[CrashParams]):
     def execute(self):
         for number in range(60):
             print("line", number, flush=True)
+        self.set_metrics({"loss": 0.5}, "train")
+        logging.getLogger("lab.crash").warning("record %d", 1)
+        warnings.warn("warned", stacklevel=1)
         self.log("about to die")
         die(self.params.how)
 

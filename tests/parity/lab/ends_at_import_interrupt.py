@@ -1,0 +1,3 @@
+"""A module whose import ends."""
+
+raise KeyboardInterrupt("mine")

@@ -1,0 +1,48 @@
+"""Row 27: the state of the process is that of the caller during a call, and as before after it."""
+
+import importlib
+import sys
+
+import pytest
+
+from tests.parity.modes import everywhere, not_as_jobs
+
+pytestmark = everywhere
+
+
+@pytest.fixture
+def modules(tmp_path):
+    """A directory with a module that has the name of one of Python's, and with one of its own."""
+    (tmp_path / "tabnanny.py").write_text("WHERE = 'of the test'\n")
+    (tmp_path / "only_of_the_test.py").write_text("WHERE = 'of the test'\n")
+    before = sys.modules.pop("tabnanny", None)
+    yield tmp_path
+    for name in ("tabnanny", "only_of_the_test"):
+        sys.modules.pop(name, None)
+    if before is not None:
+        sys.modules["tabnanny"] = before
+
+
+def test_27_import_path_of_the_test_takes_precedence(synapse_executor, monkeypatch, modules):
+    monkeypatch.syspath_prepend(modules)
+    assert synapse_executor.execute("lab.surroundings:where", {"module": "only_of_the_test"}) == "of the test"
+    assert synapse_executor.execute("lab.surroundings:where", {"module": "tabnanny"}) == "of the test"
+
+
+@not_as_jobs
+def test_27_import_path_of_one_call_is_not_that_of_the_next(synapse_executor, monkeypatch, modules):
+    monkeypatch.syspath_prepend(modules)
+    assert str(modules) in synapse_executor.execute("lab.surroundings:import_path")
+    monkeypatch.undo()
+    importlib.invalidate_caches()
+    assert str(modules) not in synapse_executor.execute("lab.surroundings:import_path")
+
+
+def test_27_order_of_the_import_path_is_that_of_the_test(synapse_executor, monkeypatch, tmp_path):
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "two"), str(tmp_path / "one"), *sys.path, str(tmp_path / "three")])
+    found = [
+        path for path in synapse_executor.execute("lab.surroundings:import_path") if path.startswith(str(tmp_path))
+    ]
+    assert found == [str(tmp_path / name) for name in ("two", "one", "three")]

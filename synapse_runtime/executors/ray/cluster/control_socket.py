@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -34,6 +35,18 @@ LOG = "cluster.log"
 RAY_DIRECTORY = "r"
 # Makes the daemon and all Ray processes bind to the loopback address only.
 LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# On a busy machine Ray's processes need longer than Ray allows by default, and then end each other.
+_PATIENT_ENV = {
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+}
+# An agent's server for metrics would answer anybody, without a token.
+_NO_METRICS_ENV = {"RAY_enable_metrics_collection": "0"}
+# How long a cluster may take to start on an idle machine, and at most on a busy one.
+_START_SECONDS = 90.0
+_MAX_START_SECONDS = 450.0
 # Variables of the current test, while workers serve many tests; and those that make every Python process write its own
 # coverage data, while workers return theirs with each run.
 _NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "COVERAGE_PROCESS_", "RAY_ADDRESS")
@@ -82,6 +95,7 @@ class ControlClient:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock = threading.Lock()  # a response belongs to the request before it
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(str(directory / SOCKET_NAME))
@@ -103,15 +117,23 @@ class ControlClient:
             TimeoutError: It does not respond in time.
         """
         deadline = time.monotonic() + timeout
+        if not self._lock.acquire(timeout=timeout):
+            raise TimeoutError
         try:
-            self._socket.settimeout(timeout)
-            self._socket.sendall(json.dumps({"request": name} | arguments).encode() + b"\n")
-            while b"\n" not in self._buffer:
-                self._receive(deadline)
-        except TimeoutError:
+            return self._request({"request": name} | arguments, deadline)
+        except BaseException as error:
+            self.close()  # the response to this request may still come
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise ControlClosed(f"{self._directory}: {error.strerror or error}") from error
             raise
-        except OSError as error:
-            raise ControlClosed(f"{self._directory}: {error.strerror or error}") from error
+        finally:
+            self._lock.release()
+
+    def _request(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        while b"\n" not in self._buffer:
+            self._receive(deadline)
         line, _, self._buffer = self._buffer.partition(b"\n")
         response: dict[str, Any] = json.loads(line)
         return response
@@ -151,6 +173,27 @@ class ControlClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def start_seconds() -> float:
+    """Return how long a cluster may take to start on this machine, given its load."""
+    return min(_START_SECONDS * max(_load() / (os.cpu_count() or 1), 1.0), _MAX_START_SECONDS)
+
+
+def describe_load() -> str:
+    """Return the load and the available memory of this machine, as text."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    available = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory available"
+    return f"load average {_load():.1f} on {os.cpu_count()} CPUs, {available}"
+
+
+def _load() -> float:
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return 0.0
 
 
 @contextlib.contextmanager
@@ -316,4 +359,4 @@ def _environment(token: str, directory: Path) -> Mapping[str, str]:
     # Ray's own processes leave temporary files behind when they are killed; workers get the caller's TMPDIR back.
     kept[CALLERS_TMPDIR] = kept.get("TMPDIR", "")
     kept["TMPDIR"] = str(directory)
-    return kept | LOOPBACK_ENV | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    return _PATIENT_ENV | _NO_METRICS_ENV | kept | LOOPBACK_ENV | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}

@@ -174,8 +174,12 @@ class ClusterDaemon:
 
     def _watch(self) -> None:
         """Shut the cluster down when it is no longer needed, even while it is starting or if Ray hangs."""
-        while not self._should_stop():
-            time.sleep(_CHECK_SECONDS)
+        try:
+            while not self._should_stop():
+                time.sleep(_CHECK_SECONDS)
+        except Exception:  # noqa: BLE001 - a cluster that nobody watches would never end
+            traceback.print_exc()
+            print("the cluster shuts down because it cannot be watched", file=sys.stderr, flush=True)
         if self._is_ready.is_set():
             self._stopping.set()
             time.sleep(_SHUTDOWN_SECONDS)
@@ -313,7 +317,16 @@ def _is_alive(process: psutil.Process | None) -> bool:
 
 def _child_exited() -> bool:
     """Return whether one of the cluster's own processes has ended: the others then respond late or never."""
-    return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    if hasattr(os, "waitid"):
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return any(map(_is_zombie, psutil.Process().children()))  # macOS before Python 3.13
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class StartupMonitor:
@@ -368,7 +381,7 @@ def _required_process_exited(daemon: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(daemon).children():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if child.status() == psutil.STATUS_ZOMBIE and child.name() in _REQUIRED_PROCESSES:
+                if _is_zombie(child) and child.name() in _REQUIRED_PROCESSES:
                     return True
     return False
 

@@ -7,10 +7,15 @@ connect to it. It shuts down when the spec's parent process ends, even if that i
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from synapse_runtime.core.threads import POLL_SECONDS
+from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray.cluster.control_socket import (
     ClusterOptions,
     ControlClient,
@@ -26,6 +31,21 @@ from synapse_runtime.executors.ray.cluster.session_scope import current_spec
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 
+@dataclass(eq=False)
+class ClusterUse:
+    """A call that uses the cluster.
+
+    Attributes:
+        thread_id: The thread that makes it.
+        is_running: Whether it has been sent.
+        waits_for_restart: Whether it waits for a restart of the cluster, and so does not use it now.
+    """
+
+    thread_id: int
+    is_running: bool = False
+    waits_for_restart: bool = False
+
+
 class EphemeralCluster:
     """This process's connection to the ephemeral cluster of its run."""
 
@@ -36,6 +56,24 @@ class EphemeralCluster:
         """Forget the cluster: after a fork, it belongs to the parent process."""
         self._cluster: ManagedCluster | None = None
         self._lock = threading.RLock()
+        self._uses: list[ClusterUse] = []
+        self._is_restarting = False
+        self._uses_changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def used_by_call(self) -> Iterator[ClusterUse]:
+        """Keep other threads from restarting the cluster inside the block, in which a call may use it."""
+        use = ClusterUse(threading.get_ident())
+        with self._uses_changed:
+            while self._is_restarting:
+                self._uses_changed.wait(POLL_SECONDS)
+            self._uses.append(use)
+        try:
+            yield use
+        finally:
+            with self._uses_changed:
+                self._uses.remove(use)
+                self._uses_changed.notify_all()
 
     def start(self, *, jobs: bool) -> None:
         """Start the cluster if the run has none, without waiting until it is ready.
@@ -71,12 +109,41 @@ class EphemeralCluster:
         with self._lock:
             self.start(jobs=jobs)
             assert self._cluster is not None
-            cluster = self._ready(self._cluster)
-            if jobs and not self._cluster.has_jobs_api:
+            cluster = self._ready(self._cluster, jobs=jobs)
+            if not jobs or self._cluster.has_jobs_api:
+                return cluster
+        with self._restarting(), self._lock:
+            if self._cluster is None or not self._cluster.has_jobs_api:  # another thread may have restarted it
                 self.stop()
-                self.start(jobs=True)
-                cluster = self._ready(self._cluster)
-            return cluster
+            self.start(jobs=True)
+            assert self._cluster is not None
+            return self._ready(self._cluster, jobs=True)
+
+    @contextlib.contextmanager
+    def _restarting(self) -> Iterator[None]:
+        """Wait until no call of another thread uses the cluster, and let none begin inside the block."""
+        thread = threading.get_ident()
+        own = [use for use in self._uses if use.thread_id == thread]
+        if any(use.is_running for use in own):
+            raise ClusterError(
+                "the run's cluster was started without the Jobs API and is used by the call that waits for this one; "
+                "make a call in job mode first, or start a cluster with `synapse cluster up`"
+            )
+        with self._uses_changed:
+            for use in own:
+                use.waits_for_restart = True
+            self._uses_changed.notify_all()
+            while self._is_restarting or not all(use.waits_for_restart for use in self._uses):
+                self._uses_changed.wait(POLL_SECONDS)
+            self._is_restarting = True
+        try:
+            yield
+        finally:
+            with self._uses_changed:
+                for use in own:
+                    use.waits_for_restart = False
+                self._is_restarting = False
+                self._uses_changed.notify_all()
 
     def owns(self, address: str) -> bool:
         """Return whether this is the address of the run's cluster, and that cluster is running."""
@@ -120,12 +187,17 @@ class EphemeralCluster:
         """Whether this process started the run, so that it may be the only one that uses the cluster."""
         return current_spec.get().parent_pid == os.getpid()
 
-    def _ready(self, cluster: ManagedCluster) -> Cluster:
+    def _ready(self, cluster: ManagedCluster, *, jobs: bool, tries: int = 2) -> Cluster:
+        """Wait until the cluster is ready; if it does not start, try once more, as the machine may have been busy."""
         try:
             return cluster.wait_until_ready()
-        except BaseException:
+        except BaseException as error:
             self.stop()
-            raise
+            if tries == 1 or not isinstance(error, ClusterError):
+                raise
+        self.start(jobs=jobs)
+        assert self._cluster is not None
+        return self._ready(self._cluster, jobs=jobs, tries=tries - 1)
 
 
 ephemeral = EphemeralCluster()

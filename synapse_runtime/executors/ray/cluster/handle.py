@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from synapse_runtime.errors import ClusterError
-from synapse_runtime.executors.ray.cluster.control_socket import ControlClient, ControlClosed, log_tail
+from synapse_runtime.executors.ray.cluster.control_socket import (
+    ControlClient,
+    ControlClosed,
+    describe_load,
+    log_tail,
+    start_seconds,
+)
 from synapse_runtime.executors.ray.cluster.driver import Cluster, connected_address, disconnect
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
-_START_SECONDS = 90.0
 
 
 class ManagedCluster:
@@ -81,18 +86,20 @@ class ManagedCluster:
         self._control.close()
 
     def _request(self, name: str) -> dict[str, Any]:
-        reason = "it ended"
+        reason, seconds = "it ended", start_seconds()
         try:
-            facts = self._control.request(name, timeout=_START_SECONDS)
+            facts = self._control.request(name, timeout=seconds)
         except TimeoutError:
-            reason = f"not ready within {_START_SECONDS:g} s"
+            reason = f"not ready within {seconds:.0f} s"
         except ControlClosed:
             pass
         else:
             if "failed" not in facts:
                 return facts
             reason = facts["failed"]
-        raise ClusterError(f"the local Ray cluster did not start: {reason}{log_tail(self.directory)}")
+        raise ClusterError(
+            f"the local Ray cluster did not start: {reason} ({describe_load()}){log_tail(self.directory)}"
+        )
 
 
 # All managed clusters that this process has used, by address: a driver's connection may outlive its cluster.

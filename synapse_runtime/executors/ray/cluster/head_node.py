@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from synapse_runtime.executors.ray.cluster.control_socket import RAY_DIRECTORY, ClusterOptions
+from synapse_runtime.executors.ray.cluster.control_socket import RAY_DIRECTORY, ClusterOptions, start_seconds
 
+_POLL_SECONDS = 0.05
 # The modules of Ray's dashboard that serve our requests.
 _DASHBOARD_PARTS = ("JobHead", "NodeHead", "ReportHead", "StateHead")
 
@@ -53,6 +55,8 @@ class HeadNode:
             services.start_ray_process = functools.partial(
                 _start_minimal, services.start_ray_process, jobs=self._options.jobs
             )
+        services.start_ray_process = functools.partial(_start_without_metrics, services.start_ray_process)
+        services.get_node = functools.partial(_get_node, services.get_node)
         parameter.RayParams = functools.partial(parameter.RayParams, **settings)
         start_dashboard = (
             _no_dashboard if self._dashboard is None else self._dashboard.in_background(node.Node.start_api_server)
@@ -141,6 +145,30 @@ def _start_minimal(start: Any, command: list[str], process_type: str, *, jobs: b
     if process_type == "raylet" and not jobs:
         command = [f"{word} --minimal" if word.startswith("--dashboard_agent_command=") else word for word in command]
     return start(command, process_type, **options)
+
+
+def _start_without_metrics(start: Any, command: list[str], process_type: str, **options: Any) -> Any:
+    """Start one of Ray's processes without its server for metrics, which would answer anybody, without a token.
+
+    There is no option for that. A server whose port is invalid does not start, which the process logs. That of the
+    agent is turned off by a setting of Ray (`control_socket`).
+    """
+    if process_type in ("dashboard", "monitor"):
+        variables = {"DASHBOARD_METRIC_PORT": "-1", "AUTOSCALER_METRIC_PORT": "-1"}
+        options["env_updates"] = (options.get("env_updates") or {}) | variables
+    return start(command, process_type, **options)
+
+
+def _get_node(get_node: Any, address: str, node_id: str) -> Any:
+    """Wait for a node that is starting; Ray itself gives up after 30 s."""
+    until = time.monotonic() + start_seconds()
+    while True:
+        try:
+            return get_node(address, node_id)
+        except RuntimeError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 def _free_port() -> int:

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from synapse_runtime.core.process_state import process_state
+from synapse_runtime.core.threads import InterruptibleLock
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray.cluster.control_socket import LOOPBACK_ENV
 from synapse_runtime.executors.ray.cluster.driver import (
@@ -34,7 +35,7 @@ from synapse_runtime.executors.ray.cluster.driver import (
 )
 from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
 from synapse_runtime.executors.ray.cluster.handle import dashboard_at, has_ended, is_managed
-from synapse_runtime.executors.ray.cluster.persistent import persistent, status, unfit_for
+from synapse_runtime.executors.ray.cluster.persistent import persistent, status, unmet_requirement_of_run
 from synapse_runtime.executors.ray.cluster.preflight import (
     Versions,
     require_cluster,
@@ -121,7 +122,7 @@ def describe(address: str | None = None) -> str:
     warm = status()
     if warm is None:
         return "ephemeral, started when first needed"
-    reason = unfit_for(current_spec.get(), warm)
+    reason = unmet_requirement_of_run(current_spec.get(), warm)
     if reason is not None:
         return f"ephemeral, started when first needed (the warm cluster does not fit: {reason})"
     return f"warm, {warm.get('address', 'starting')} (synapse cluster status)"
@@ -139,12 +140,15 @@ def max_test_processes() -> int:
 
 def _usable_warm_cluster() -> Mapping[str, Any] | None:
     warm = status()
-    fits = warm is not None and warm["ready"] and unfit_for(current_spec.get(), warm) is None
+    fits = warm is not None and warm["ready"] and unmet_requirement_of_run(current_spec.get(), warm) is None
     return warm if fits else None
 
 
 def _cpus_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_connecting = InterruptibleLock()  # held by the thread that connects: a process has one connection
 
 
 def connect(cluster: Cluster) -> str:
@@ -161,6 +165,10 @@ def connect(cluster: Cluster) -> str:
             f"task mode requires the cluster's own address, host:port or ray://host:port, not the dashboard's "
             f"({cluster.dashboard})"
         )
+    return _connecting.call(lambda: _connect(cluster))
+
+
+def _connect(cluster: Cluster) -> str:
     background_shutdown.wait()
     connected = connected_address()
     through_client = cluster.address.startswith("ray://") and connected_through_client()
@@ -173,14 +181,14 @@ def connect(cluster: Cluster) -> str:
             )
         disconnect()
     try:
-        with _untouched_process(), _authentication(cluster.token):
+        with _preserve_process_state(), _authentication(cluster.token):
             with suppress_ray_output():
                 _import_ray_with(cluster.token)
             with suppress_ray_output():  # again: importing Ray resets the levels of its loggers
                 if not is_managed(cluster.address):
                     require_cluster(cluster.address)
                 with _no_error_printer(), _reachable(cluster):
-                    _become_driver(cluster.address)
+                    _init_ray(cluster.address)
     except ClusterError:
         raise
     except Exception as error:
@@ -188,7 +196,7 @@ def connect(cluster: Cluster) -> str:
     return connected_address() or cluster.address
 
 
-def _become_driver(address: str, *, tries: int = 2) -> None:
+def _init_ray(address: str, *, tries: int = 2) -> None:
     import ray
 
     try:
@@ -202,7 +210,7 @@ def _become_driver(address: str, *, tries: int = 2) -> None:
     except ConnectionError as error:
         if tries == 1 or not any(words in str(error) for words in _CLIENT_SERVER_FAILURES):
             raise
-        _become_driver(address, tries=tries - 1)
+        _init_ray(address, tries=tries - 1)
 
 
 def dashboard_of(cluster: Cluster) -> str:
@@ -258,7 +266,7 @@ def _import_ray_early(token: str) -> None:
     if "ray" in sys.modules:
         return
     try:
-        with _untouched_process(), _authentication(token), suppress_ray_output():
+        with _preserve_process_state(), _authentication(token), suppress_ray_output():
             _import_ray_with(token)
     except Exception as error:
         raise ClusterError(f"Ray cannot be imported: {type(error).__name__}: {error}") from error
@@ -308,7 +316,7 @@ def _is_on_loopback_alone(address: str) -> bool:
 
 
 @contextlib.contextmanager
-def _untouched_process() -> Iterator[None]:
+def _preserve_process_state() -> Iterator[None]:
     """Restore what Ray changes in a driver's process: the SIGTERM handler and environment variables.
 
     One of these, PYTHONBREAKPOINT, would make `breakpoint()` in local mode open Ray's debugger.

@@ -5,50 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from synapse_runtime.environment import PluginEnvironment, Variables
 
 
-class _Inherited(str):
-    """A value from this process's own environment. Tests can read it, but it is never sent with a call."""
+class _LayeredEnvironment(PluginEnvironment):
+    """What the fixture returns: this process's variables, and `overrides` from config file and marker.
 
-    __slots__ = ()
+    The variables of the process can be read, but are never sent with a call.
+    """
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return str, (str(self),)
+    __slots__ = ("overrides",)
 
-
-class _InheritedVariables(Variables):
-    __slots__ = ()
-
-    def to_dict(self) -> dict[str, str]:
-        return {name: _Inherited(value) for name, value in super().to_dict().items()}
+    overrides: Mapping[str, Any]
 
 
-class _Layered(PluginEnvironment):
-    """What the fixture returns: this process's variables, overridden by `given`, those of config file and marker."""
-
-    __slots__ = ("given",)
-
-    given: Mapping[str, Any]
+_RETURNED = pytest.StashKey[_LayeredEnvironment]()
 
 
-def layer_over(config: Mapping[str, Any], marker: Mapping[str, Any]) -> PluginEnvironment:
+def layered_environment(item: pytest.Item, config: Mapping[str, Any], marker: Mapping[str, Any]) -> PluginEnvironment:
     """Return the environment that actions get: this process's variables, overridden by config, then by marker."""
-    given = {**config, **marker}
-    env = _Layered.over(_InheritedVariables(), given)
-    env.given = given
+    overrides = {**config, **marker}
+    env = _LayeredEnvironment.over(Variables(), overrides)
+    env.overrides = overrides
+    item.stash[_RETURNED] = env
     return env
 
 
-def plugin_env_of(plugin_env: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> dict[str, Any]:
+def plugin_env_of(item: pytest.Item, plugin_env: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables that a test adds to the environment of the process that its actions run in.
 
     Args:
+        item: The test.
         plugin_env: What the fixture returned: our own environment, or, if a user overrides the fixture, a mapping of
             variables, which may be derived from it.
         marker: The marker's `env`.
     """
-    if type(plugin_env) is _Layered:
-        return {**plugin_env.given, **marker}
-    own = {name: value for name, value in (plugin_env or {}).items() if not isinstance(value, _Inherited)}
-    return {**own, **marker}
+    ours = item.stash.get(_RETURNED, None)
+    if plugin_env is ours is not None:
+        return {**ours.overrides, **marker}
+    given = dict(plugin_env or {})
+    if ours is not None:
+        # Where it was derived from ours, its inherited variables are left out: those with the same value object. Python
+        # keeps one object for each character, so single characters alone tell nothing.
+        same = [name for name in given.keys() & ours.keys() - ours.overrides.keys() if given[name] is ours[name]]
+        if any(len(given[name]) > 1 for name in same):
+            for name in same:
+                del given[name]
+    return {**given, **marker}

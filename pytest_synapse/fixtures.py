@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_synapse.modes import marked, modes_of
+from pytest_synapse.modes import marker_kwargs, modes_of
 from pytest_synapse.session import SynapseSession
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ def plugin_env(request: pytest.FixtureRequest) -> PluginEnvironment:
     Merges this process's variables, 'env' of config.yaml, env= of @pytest.mark.synapse; later ones win. To set
     variables for many tests, override it in a conftest or test class and return a dict; the marker's env= still wins.
     """
-    from pytest_synapse.env_fixture import layer_over
+    from pytest_synapse.env_fixture import layered_environment
 
     plugin = _plugin(request)
-    return layer_over({} if plugin is None else plugin.manifest.env, marked(request.node).get("env", {}))
+    config = {} if plugin is None else plugin.manifest.env
+    return layered_environment(request.node, config, marker_kwargs(request.node).get("env", {}))
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     from pytest_synapse.env_fixture import plugin_env_of
     from pytest_synapse.run_reporting import observe
 
-    env = plugin_env_of(plugin_env, marked(request.node).get("env", {}))
+    env = plugin_env_of(request.node, plugin_env, marker_kwargs(request.node).get("env", {}))
     session = SynapseSession.of(request.config)
     item = request.node
     with (

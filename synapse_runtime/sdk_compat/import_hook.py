@@ -80,8 +80,7 @@ class _Facade(ModuleType):
                 return value
         if f"{self.__name__}.{name}".partition(".")[2] in _MODULES:
             return importlib.import_module(f"{self.__name__}.{name}")
-        # `from module import name` would replace the message of an AttributeError.
-        raise ImportError(_not_offered(f"{self.__name__}.{name}"), name=self.__name__)
+        raise AttributeError(_not_offered(f"{self.__name__}.{name}"), name=name, obj=self)
 
     def __dir__(self) -> list[str]:
         names = {name for source in _sources(self.__name__) for name in _offered(source)}
@@ -107,7 +106,9 @@ class _Finder:  # no base class, because `importlib.abc` is slow to import
         if root != ROOT or (rest and not isinstance(sys.modules.get(name.rpartition(".")[0]), _Facade)):
             return None
         if rest not in _MODULES:
-            raise ModuleNotFoundError(_not_offered(name), name=name)
+            # `from module import name` looks for a module too. Only an error about another module is raised from there;
+            # otherwise Python would replace the message.
+            raise ModuleNotFoundError(_not_offered(name), name=ROOT)
         return ModuleSpec(name, _finder, origin=__file__, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +19,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -25,14 +28,18 @@ from synapse_runtime.decorators import action
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+from synapse_runtime.executors.ray.cluster import control_socket, daemon
 from synapse_runtime.executors.ray.cluster.control_socket import (
     LOOPBACK_ENV,
+    SOCKET_NAME,
     ClusterOptions,
     ControlClient,
+    ControlClosed,
     directory_lock,
     start_daemon,
     stop_cluster,
 )
+from synapse_runtime.executors.ray.cluster.ephemeral import EphemeralCluster
 from synapse_runtime.executors.ray.cluster.handle import ManagedCluster
 from synapse_runtime.executors.ray.cluster.resolve import (
     dashboard_of,
@@ -40,7 +47,7 @@ from synapse_runtime.executors.ray.cluster.resolve import (
     find_cluster,
     without_dashboard_variable,
 )
-from synapse_runtime.executors.ray.cluster.session_scope import new_directory
+from synapse_runtime.executors.ray.cluster.session_scope import current_spec, new_directory
 from synapse_runtime.loggers import NullLogger
 from tests.patience import patience
 from tests.ray.conftest import PLUGIN
@@ -255,6 +262,218 @@ def test_dashboard_that_does_not_start_raises_an_error_and_ends_the_cluster(tmp_
         assert not directory.exists()
     finally:
         stop_cluster(directory)
+
+
+FROM_TWO_THREADS = """
+    import sys, threading, time
+    from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+    from synapse_runtime.loggers import NullLogger
+
+    def call(executor_class, number, delay):
+        time.sleep(delay)
+        results.append(executor_class(plugin=sys.argv[1], logger=NullLogger()).execute("echo", {"value": number}))
+
+    results = []
+    # The last one comes while the cluster is starting.
+    calls = [(RayJobsApiExecutor, 1, 0), (RayJobsApiExecutor, 2, 0), (RayActorExecutor, 3, 0), (RayActorExecutor, 4, 2)]
+    threads = [threading.Thread(target=call, args=arguments) for arguments in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(sorted(results))
+"""
+
+
+def test_threads_share_the_start_of_a_cluster(short_temp_dir):
+    process = Process(FROM_TWO_THREADS, short_temp_dir)
+    output, _ = process.process.communicate(timeout=patience(90))
+    assert output == "[1, 2, 3, 4]\n"
+    assert process.leaves_nothing_within(10)
+
+
+def test_cluster_is_restarted_for_jobs_only_when_no_call_uses_it():
+    cluster = EphemeralCluster()
+    order: list[str] = []
+    inside, leave = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with cluster.used_by_call() as use:
+            use.is_running = True
+            inside.set()
+            assert leave.wait(patience(10))
+            order.append("call has ended")
+
+    def restart() -> None:
+        with cluster.used_by_call(), cluster._restarting():
+            order.append("restarted")
+
+    threads = [threading.Thread(target=call), *(threading.Thread(target=restart) for _ in range(3))]
+    threads[0].start()
+    assert inside.wait(patience(10))
+    for thread in threads[1:]:
+        thread.start()
+    time.sleep(0.3)
+    assert order == []
+    leave.set()
+    for thread in threads:
+        thread.join(patience(10))
+    assert order == ["call has ended", *["restarted"] * 3]
+
+
+def test_call_within_a_call_cannot_have_the_cluster_restarted():
+    cluster = EphemeralCluster()
+    with cluster.used_by_call() as use:
+        use.is_running = True
+        with pytest.raises(ClusterError, match="started without the Jobs API and is used by the call that waits for"):
+            cluster._restarting().__enter__()
+
+
+class SlowDaemon:
+    """Answers requests on a control socket, each a moment later."""
+
+    def __init__(self, directory: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(directory / SOCKET_NAME))
+        self._listener.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, connection.makefile("rb") as lines:
+            for line in lines:
+                time.sleep(0.3)
+                connection.sendall(json.dumps({"answers": json.loads(line)["request"]}).encode() + b"\n")
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def slow_daemon(short_temp_dir: Path) -> Iterator[Path]:
+    daemon = SlowDaemon(short_temp_dir)
+    yield short_temp_dir
+    daemon.close()
+
+
+def test_threads_that_send_requests_get_their_own_answers(slow_daemon):
+    control = ControlClient(slow_daemon)
+    answers: dict[str, object] = {}
+
+    def ask(name: str) -> None:
+        answers[name] = control.request(name, timeout=patience(10))["answers"]
+
+    threads = [threading.Thread(target=ask, args=(f"request {number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {name: name for name in (f"request {number}" for number in range(4))}
+    control.close()
+
+
+def test_late_answer_is_not_taken_for_that_of_the_next_request(slow_daemon):
+    control = ControlClient(slow_daemon)
+    with pytest.raises(TimeoutError):
+        control.request("first", timeout=0.05)
+    with pytest.raises(ControlClosed):
+        control.request("second", timeout=patience(5))
+
+
+def test_start_may_take_longer_on_a_busy_machine_and_the_error_names_its_load(monkeypatch, slow_daemon):
+    cpus = os.cpu_count() or 1
+    for load, seconds in ((0.5, 90), (4.0 * cpus, 360), (100.0 * cpus, 450)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert control_socket.start_seconds() == seconds
+    monkeypatch.setattr(control_socket, "_START_SECONDS", 0.05)
+    monkeypatch.setattr(control_socket, "_MAX_START_SECONDS", 0.05)
+    text = rf"not ready within 0 s \(load average {100.0 * cpus:.1f} on {cpus} CPUs, [\d.]+ of [\d.]+ GB of memory"
+    with pytest.raises(ClusterError, match=text):
+        ManagedCluster(slow_daemon, "ephemeral").wait_until_ready()
+
+
+def test_cluster_that_cannot_be_watched_ends(short_temp_dir, monkeypatch, capsys):
+    cluster = daemon.ClusterDaemon(short_temp_dir, ClusterOptions(parent_pid=os.getpid()))
+    ended: list[bool] = []
+    monkeypatch.setattr(cluster, "_should_stop", lambda: 1 / 0)
+    monkeypatch.setattr(cluster, "_kill_everything", lambda: ended.append(True))
+    cluster._watch()
+    assert ended == [True]
+    stderr = capsys.readouterr().err
+    assert "ZeroDivisionError" in stderr
+    assert "the cluster shuts down because it cannot be watched" in stderr
+
+
+@pytest.mark.parametrize("has_waitid", [True, False])
+def test_ended_child_process_of_a_daemon_is_noticed(monkeypatch, has_waitid):
+    if not has_waitid:
+        monkeypatch.delattr(os, "waitid")
+    code = (
+        "import os, sys\n"
+        "if sys.argv[1] == 'False': del os.waitid\n"
+        "from synapse_runtime.executors.ray.cluster.daemon import _child_exited\n"
+        "import subprocess, time\n"
+        "running = subprocess.Popen(['sleep', '60'])\n"
+        "before = _child_exited()\n"
+        "running.kill()\n"
+        "until = time.monotonic() + 10\n"
+        "while not _child_exited() and time.monotonic() < until: time.sleep(0.05)\n"
+        "print(before, _child_exited())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(has_waitid)], capture_output=True, text=True, check=False)
+    assert done.stdout == "False True\n", done.stderr
+
+
+def ask_as_another_user(ports: list[int]) -> dict[str, str]:
+    """Send HTTP requests to ports of this machine, without a token, and return the beginnings of their answers."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            answers = {f"{port}{path}": _answer(port, path) for port in ports for path in ("/", "/metrics")}
+            os.write(write, json.dumps(answers).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as answered:
+        found: dict[str, str] = json.loads(answered.read())
+    os.waitpid(child, 0)
+    return found
+
+
+def _answer(port: int, path: str) -> str:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.settimeout(5)
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            return connection.recv(200).decode("latin-1")
+    except OSError as error:
+        return f"refused: {error}"
+
+
+def test_no_port_of_a_cluster_answers_without_a_token(worker, job):
+    # Both modes use the run's cluster, so all of its processes run.
+    RayActorExecutor(worker=worker, plugin=PLUGIN, logger=NullLogger()).execute("echo")
+    job.execute("echo")
+    directory = str(current_spec.get().path)
+    ports = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd().startswith(directory):
+                for connection in process.net_connections("tcp"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1", "::1")
+                        ports[connection.laddr.port] = process.name()
+    assert len(ports) >= 6
+    dashboard = urlsplit(dashboard_of(find_cluster())).port
+    for port, answer in ask_as_another_user(list(ports)).items():
+        status = answer.partition("\r\n")[0]
+        if port == f"{dashboard}/":  # Ray's page that asks for the token, the same for everybody
+            continue
+        # Ports of gRPC answer with a frame of HTTP/2, and their methods require the token.
+        assert not answer.startswith("HTTP/") or " 401 " in status, (port, ports[int(port.partition("/")[0])], status)
 
 
 def test_describe_names_the_cluster_that_will_be_used(monkeypatch):

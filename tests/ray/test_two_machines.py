@@ -243,11 +243,15 @@ def calls(environment: Environment, mode: str, plugin: Path) -> dict[str, Any]:
                     "warnings": [w.filename for w in run.warnings]}
             it.run("look", on_event=lambda event: events.append(event.name), on_output=show)
             failed, missing, hung = it.run("fail").error, it.run("missing").error, it.run("hang", timeout=0.5).error
+            crashed = it.run("crash")
             last = traceback.extract_tb(failed.__cause__.__traceback__)[-1]
         for _ in range(2):
             with executor() as it:
                 found.append(it.execute("look", {"leave": "trace.txt"})["found"])
         report({"look": look, "events": events, "printed": printed["stdout"], "found": found,
+                "crashed": [type(crashed.error).__name__, [event.name for event in crashed.logs], crashed.metrics,
+                            [record.msg for record in crashed.records], [str(w.message) for w in crashed.warnings],
+                            [r.pathname for r in crashed.records] + [w.filename for w in crashed.warnings]],
                 "failed": f"{last.filename}:{last.lineno}", "missing": str(missing), "hung": hung.details})
         """,
     )
@@ -335,6 +339,14 @@ def test_files_of_a_worker_are_not_visible_to_others_and_are_deleted_with_it(env
     while left := environment.left_on("worker"):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+
+
+def test_what_an_action_has_emitted_is_received_although_its_worker_has_died(calls, plugin):
+    error, logs, metrics, records, warned, files = calls["crashed"]
+    assert error == "WorkerCrashed"
+    assert (logs, metrics) == (["before the crash"], {"train": {"loss": 0.5}})
+    assert (records, warned) == (["before the crash"], ["before the crash"])
+    assert files == [str(plugin / "lab" / "actions.py")] * 2
 
 
 def test_errors_name_the_files_of_the_caller(calls, plugin):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 
 import pytest
@@ -110,6 +111,35 @@ def test_failing_callback_fails_the_call_and_the_next_call_works(task):
     recorder = Recorder()
     task.run("talk", on_event=recorder.event, on_output=recorder.output)
     assert recorder.items == expected_items(3)
+
+
+def test_failing_callback_of_arun_stops_the_action_and_keeps_the_worker(task):
+    def fail(event: Event) -> None:
+        raise KeyError(event.name)
+
+    async def main() -> None:
+        with pytest.raises(KeyError, match="said"):
+            await task.arun("talk", {"rounds": 1000, "pause": 0.1}, on_event=fail)
+
+    before = task.run("echo").pid
+    for _ in range(5):
+        asyncio.run(asyncio.wait_for(main(), patience(20)))
+        assert task.run("echo").pid == before
+        recorder = Recorder()
+        task.run("talk", on_event=recorder.event, on_output=recorder.output)
+        assert recorder.items == expected_items(3)
+
+
+def test_worker_whose_action_cannot_be_stopped_is_replaced(task, monkeypatch):
+    monkeypatch.setattr("synapse_runtime.executors.ray.task._STOP_SECONDS", 0.0)
+
+    def fail(event: Event) -> None:
+        raise KeyError(event.name)
+
+    before = task.run("echo").pid
+    with pytest.raises(KeyError, match="said"):
+        task.run("talk", {"rounds": 10, "pause": 0.1}, on_event=fail)
+    assert task.run("echo").pid != before
 
 
 def test_channel_ends_with_its_worker():

@@ -50,6 +50,18 @@ class Hang(BaseAction):
         time.sleep(60)
 
 
+class Crash(BaseAction):
+    """Emits everything, waits until it was sent, and kills its process."""
+
+    def execute(self):
+        self.ctx.log("before the crash", {})
+        self.ctx.set_metrics({"loss": 0.5}, "train")
+        logging.getLogger("lab").warning("before the crash")
+        warnings.warn("before the crash", UserWarning, stacklevel=1)
+        time.sleep(0.5)
+        os.kill(os.getpid(), 9)
+
+
 class UseWheel(BaseAction):
     def execute(self):
         import wheel_package

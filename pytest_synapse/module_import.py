@@ -5,6 +5,7 @@ Sessions without a plugin are not affected.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class ModuleImporter:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._roots: dict[Path, str | None] = {}
+        self._warned: set[str] = set()
         self.now: str | None = None
         self._scope: ModuleScope | None = None
 
@@ -94,8 +96,29 @@ class ModuleImporter:
             if directory not in self._roots:
                 self._roots[directory] = self._root_of(directory)
             return self._roots[directory]
-        config_file = find_config_above(directory)
+        config_file = self.find_config(directory)
         return None if config_file is None else str(config_file.parent)
+
+    def find_config(self, directory: Path) -> Path | None:
+        """Return the config file of the nearest plugin at or above the directory of a test, if any.
+
+        Those that are not trusted are ignored with a warning. The owner of the tests is trusted, as their code runs.
+
+        Raises:
+            pytest.UsageError: There is one that is not trusted, and warnings are errors.
+        """
+        untrusted: list[str] = []
+        owners = (directory.stat().st_uid,) if directory.exists() else ()
+        found = find_config_above(directory, top=self._config.rootpath, owners=owners, on_untrusted=untrusted.append)
+        for text in set(untrusted) - self._warned:
+            from synapse_runtime.errors import ConfigWarning
+
+            self._warned.add(text)
+            try:
+                warnings.warn_explicit(text, ConfigWarning, "synapse", 0, module=__name__)
+            except ConfigWarning as warning:
+                raise pytest.UsageError(str(warning)) from None
+        return found
 
     def switch_to(self, root: str | None) -> None:
         """Make the plugin in this directory the current one; None for no plugin."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_synapse.modes import RESOURCES, known_mode, marker_kwargs, session_modes
+from pytest_synapse.module_import import ModuleImporter
 from synapse_runtime.modes import MODES, Mode
-from synapse_runtime.plugins.discovery import find_config_above
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
@@ -133,7 +133,8 @@ class SynapseSession:
 
     def _config_file(self, path: Path) -> Path | None:
         if path not in self._config_files:
-            self._config_files[path] = self._named_plugin() or find_config_above(path.parent)
+            found = self._named_plugin() or ModuleImporter.of(self._config).find_config(path.parent)
+            self._config_files[path] = found
         return self._config_files[path]
 
     @contextlib.contextmanager

@@ -14,6 +14,7 @@ import typer
 from synapse_runtime.cli.console import (
     exit_on_errors,
     only_results_on_stdout,
+    print_line,
     print_note,
     show_run,
     show_table,
@@ -58,7 +59,7 @@ def list_jobs(
     with _jobs_at(ray_address) as cluster:
         jobs = cluster.list_jobs()
         if as_json:
-            typer.echo(to_json(jobs))
+            print_line(to_json(jobs))
         elif jobs:
             show_table(("ID", "ACTION", "STATUS", "STARTED", "TOOK"), [_row(job) for job in jobs])
         else:
@@ -90,7 +91,7 @@ def logs(
         )
     with _jobs_at(ray_address) as cluster:
         if as_json:
-            typer.echo(to_json({"id": job_id, "logs": cluster.get_logs(job_id)}))
+            print_line(to_json({"id": job_id, "logs": cluster.get_logs(job_id)}))
             return
         for text in cluster.stream_logs(job_id) if follow else [cluster.get_logs(job_id)]:
             sys.stdout.write(text)
@@ -140,11 +141,11 @@ def delete(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = Non
         cluster.delete(job_id)
         print_note(f"deleted job {job_id}")
         if as_json:
-            typer.echo(to_json({"id": job_id, "deleted": True}))
+            print_line(to_json({"id": job_id, "deleted": True}))
 
 
 def _show_status(job_id: str, status: str, *, as_json: bool) -> None:
-    typer.echo(to_json({"id": job_id, "status": status}) if as_json else status)
+    print_line(to_json({"id": job_id, "status": status}) if as_json else status)
 
 
 @contextlib.contextmanager
@@ -157,10 +158,10 @@ def _jobs_at(ray_address: str | None, plugin: Plugin | None = None) -> Iterator[
 
 
 def _plugin(path: Path | None) -> Plugin | None:
-    from synapse_runtime.plugins.discovery import find_config_above
+    from synapse_runtime.cli.plugin_lookup import nearest_config
     from synapse_runtime.plugins.plugin import Plugin
 
-    found = path or find_config_above(Path.cwd())
+    found = path or nearest_config()
     return None if found is None else Plugin.load(found)
 
 

@@ -42,10 +42,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def _actions_at(path: Path | str | None) -> list[tuple[str, str]]:
     from synapse_runtime.plugins import yaml_reader
-    from synapse_runtime.plugins.discovery import config_file_in, find_config_above
+    from synapse_runtime.plugins.discovery import find_config_above
 
     start = Path.cwd() if path is None else Path(path)
-    config = start if start.is_file() else config_file_in(start) or find_config_above(start.absolute())
+    config = start if start.is_file() else find_config_above(start.absolute())
     if config is None:
         return []
     try:

@@ -23,15 +23,17 @@ def find_plugin(path: Path, name: str | None = None) -> Plugin:
     Raises:
         ConfigError: There is no such plugin, or it cannot be read; has the file and the line.
     """
-    from synapse_runtime.plugins.discovery import config_file_in, find_config_above
+    from synapse_runtime.plugins.discovery import config_file_in, is_plugin
     from synapse_runtime.plugins.plugin import Plugin
 
     here = str(path) == "."
-    above = find_config_above(Path.cwd()) if here and config_file_in(path) is None else None
-    at_path = above or path
+    above = nearest_config() if here else None
+    at_path = path if above is None or above.parent == Path.cwd() else above
+    if name is None and here and above is None and is_plugin(path):
+        raise ConfigError("the plugin in this directory is not trusted, see the warning above", path=Path.cwd())
     if name is None:
         return Plugin.load(at_path)
-    if not here or above is not None or config_file_in(path) is not None:
+    if not here or above is not None or (config_file_in(path) is not None and not is_plugin(path)):
         found = Plugin.load(at_path)
         if found.manifest.code == name:
             return found
@@ -40,6 +42,17 @@ def find_plugin(path: Path, name: str | None = None) -> Plugin:
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does, so that a module in the current directory can be named
     return Plugin.load(name)
+
+
+def nearest_config() -> Path | None:
+    """Return the config file of the nearest plugin at or above the current directory, if any.
+
+    Those that are not trusted are reported on standard error.
+    """
+    from synapse_runtime.cli.console import print_note
+    from synapse_runtime.plugins.discovery import find_config_above
+
+    return find_config_above(Path.cwd(), on_untrusted=lambda text: print_note(f"warning: {text}"))
 
 
 def import_action(plugin: Plugin, name: str, env: Mapping[str, Any] | None = None) -> Any:

@@ -145,7 +145,11 @@ def plugin() -> Iterator[Finding]:
     """Check the plugin that commands and tests find from the current directory."""
     from synapse_runtime.plugins.discovery import CONFIG_NAMES, find_config_above
 
-    config = find_config_above(Path.cwd())
+    untrusted: list[str] = []
+    config = find_config_above(Path.cwd(), on_untrusted=untrusted.append)
+    for text in untrusted:
+        ignored, _, fix = text.partition(". ")
+        yield problem("plugin", ignored, fix)
     if config is None:
         names = " or ".join(CONFIG_NAMES[::2])
         yield ok("plugin", f"none here: no {names} of a plugin in this directory or above it")

@@ -268,6 +268,11 @@ def _run_inside(
     if limit.stack is not None:
         text = f"{call.name} exceeded its timeout of {call.timeout:g} s"
         raise ExecutionTimeout(text, details=limit.stack, title="Stack of the action:")
+    if call.timeout is not None and run.duration > call.timeout:
+        raise ExecutionTimeout(
+            f"{call.name} exceeded its timeout of {call.timeout:g} s: it took {run.duration:.1f} s and could not be "
+            "interrupted, as it blocks signals or ran in native code"
+        )
     run.result = _set_result(target, result, ctx, call, strict=strict)
 
 

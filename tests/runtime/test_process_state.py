@@ -591,3 +591,28 @@ def test_os_exit_outside_of_actions_is_not_changed():
     code = "import os, synapse_runtime.runner; os._exit(0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("ignore", ["handler", "mask"])
+def test_action_that_cannot_be_interrupted_has_exceeded_its_timeout_whatever_it_returns(local, ignore):
+    @action
+    def ignores_alarms(params, context):
+        if ignore == "handler":
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        else:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        try:
+            time.sleep(0.4)
+            return "done"
+        finally:
+            if ignore == "mask":
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.sigtimedwait({signal.SIGALRM}, 0)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+
+    run = local.run(ignores_alarms, timeout=0.2)
+    assert type(run.error) is ExecutionTimeout
+    if ignore == "handler":  # a masked signal may reach another thread, and then interrupts the action after all
+        assert "exceeded its timeout of 0.2 s: it took 0." in str(run.error)
+    assert run.result is None
+    assert local.run(waits, timeout=0.1).error.details

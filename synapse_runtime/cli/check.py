@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, print_note, to_json
+from synapse_runtime.cli.console import exit_on_errors, print_line, print_note, printable, to_json
 
 if TYPE_CHECKING:
     from synapse_runtime.errors import Problem
@@ -39,11 +39,11 @@ def check(
     with exit_on_errors():
         checked = check_plugin(_plugin(path, same_path), seconds=timeout)
         if as_json:
-            typer.echo(to_json([_as_data(problem) for problem in checked.problems], indent=2))
+            print_line(to_json([_as_data(problem) for problem in checked.problems], indent=2))
         else:
             for problem in checked.problems:
-                typer.echo(_as_line(problem))
-            typer.echo(_count(checked.problems) + f" (checked: {checked.checked})")
+                print_line(printable(_as_line(problem)))
+            print_line(_count(checked.problems) + f" (checked: {checked.checked})")
         if any(problem.level == "error" or strict for problem in checked.problems):
             raise typer.Exit(1)
 
@@ -70,7 +70,7 @@ def update_config(
         if not check:
             update.write()
         if as_json:
-            typer.echo(to_json(_update_as_data(update), indent=2))
+            print_line(to_json(_update_as_data(update), indent=2))
         else:
             _show(update, only_checked=check)
         if update.problems or (check and update.diff):
@@ -79,13 +79,13 @@ def update_config(
 
 def _plugin(path: Path | None, same_path: Path | None) -> Path:
     """Return the path that was given, or the nearest plugin at or above the current directory."""
-    from synapse_runtime.plugins.discovery import find_config_above
+    from synapse_runtime.cli.plugin_lookup import nearest_config
 
     if path is not None and same_path is not None:
         raise typer.BadParameter("PATH and --path mean the same; pass only one", param_hint="--path")
     path = path or same_path
     if path is None:
-        return find_config_above(Path.cwd()) or Path.cwd()
+        return nearest_config() or Path.cwd()
     if not path.exists():
         raise typer.BadParameter(f"{str(path)!r} does not exist", param_hint="PATH")
     return path
@@ -120,14 +120,14 @@ def _count(problems: tuple[Problem, ...]) -> str:
 
 def _show(update: Update, *, only_checked: bool) -> None:
     for problem in update.problems:
-        print_note(_as_line(problem))
+        print_note(printable(_as_line(problem)))
     if only_checked:
-        typer.echo(update.diff, nl=False)
+        print_line(update.diff, end="")
     for change in update.changes:
         if not only_checked or change.kind == "missing":
-            print_note(_in_words(change)) if change.kind == "missing" else typer.echo(_in_words(change))
+            (print_note if change.kind == "missing" else print_line)(printable(_in_words(change)))
     if not update.diff:
-        typer.echo(f"{_shown(update.config)} is up to date")
+        print_line(f"{_shown(update.config)} is up to date")
 
 
 def _in_words(change: Change) -> str:

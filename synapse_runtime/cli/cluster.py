@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, print_note, to_json
+from synapse_runtime.cli.console import exit_on_errors, print_line, print_note, to_json
 from synapse_runtime.cli.options import AsJson
 
 app = typer.Typer(
@@ -70,7 +70,7 @@ def up(
         if not is_new:
             print_note("a warm cluster is already running")
         if as_json:
-            typer.echo(to_json(facts))
+            print_line(to_json(facts))
         else:
             _show(facts)
         reason = None if is_new else unmet_requirement(facts, num_cpus=cpus, num_gpus=gpus, memory=size)
@@ -87,7 +87,7 @@ def status(as_json: AsJson = False) -> None:
 
         facts = ask()
         if as_json:
-            typer.echo(to_json(facts))
+            print_line(to_json(facts))
         elif facts is None:
             print_note("there is no warm cluster; `synapse cluster up` starts one")
         else:
@@ -108,7 +108,7 @@ def down(as_json: AsJson = False) -> None:
         ended = end()
         print_note("the warm cluster was shut down" if ended else "there is no warm cluster")
         if as_json:
-            typer.echo(to_json({"ended": ended}))
+            print_line(to_json({"ended": ended}))
 
 
 @app.command()
@@ -135,11 +135,11 @@ def logs(
             raise ClusterError("there is no warm cluster; `synapse cluster up` starts one")
         found = _log_files(facts)
         if name is None and as_json:
-            typer.echo(to_json([{"path": path, "bytes": path.stat().st_size} for path in found]))
+            print_line(to_json([{"path": path, "bytes": path.stat().st_size} for path in found]))
             return
         if name is None:
             for path in found:
-                typer.echo(f"{path.stat().st_size:>10,}  {path}")
+                print_line(f"{path.stat().st_size:>10,}  {path}")
             return
         chosen = [path for path in found if path.name == name] or [path for path in found if path.name.startswith(name)]
         if len(chosen) != 1:
@@ -148,7 +148,7 @@ def logs(
             raise ClusterError(f"{len(chosen)} log files match {name!r}: {', '.join(path.name for path in chosen)}")
         if as_json:
             text = chosen[0].read_text(encoding="utf-8", errors="replace")
-            typer.echo(to_json({"path": chosen[0], "text": text}))
+            print_line(to_json({"path": chosen[0], "text": text}))
             return
         _print(chosen[0], follow=follow)
 
@@ -172,7 +172,7 @@ def _show(facts: dict[str, Any]) -> None:
         "logs": facts["logs"],
     }
     for name, value in lines.items():
-        typer.echo(f"{name:<10} {value}")
+        print_line(f"{name:<10} {value}")
 
 
 def _duration(seconds: float) -> str:

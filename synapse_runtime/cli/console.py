@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,6 +20,7 @@ from synapse_runtime.errors import (
     ExecutionTimeout,
     PluginError,
     ResultNotSerializable,
+    ValidationError,
     WorkerCrashed,
     safe_str,
 )
@@ -30,26 +32,49 @@ if TYPE_CHECKING:
     from synapse_runtime.plugins.manifest import Manifest
 
 _MAX_LINE_LENGTH = 1000
+# Characters that a terminal may take for commands, or that change the order of others: C0 and C1 without newline and
+# tab, and the controls of bidirectional text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
-def print_line(text: str, *, err: bool = False, **style: Any) -> None:
-    """Print a line of text.
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""Return a text from a plugin, a cluster or an error with its control characters escaped, for a terminal.
 
     Args:
         text: The text.
+        lines: Whether it may have several lines; else newlines are escaped too.
+
+    Example:
+        >>> printable("\x1b]52;c;bHM=\x07\nerror: none")
+        '\\x1b]52;c;bHM=\\x07\\nerror: none'
+    """
+    if text.isprintable():
+        return text
+    text = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text if lines else text.replace("\n", "\\n")
+
+
+def print_line(text: str = "", *, err: bool = False, end: str = "\n", **style: Any) -> None:
+    """Print text, with control characters escaped.
+
+    Args:
+        text: The text. Parts of it that must be on one line have passed `printable`.
         err: Whether to print it to standard error instead of standard output.
+        end: What to print after it.
         **style: Style on a terminal, as keyword arguments of `typer.style`.
     """
+    text = printable(text, lines=True)
     stream = sys.stderr if err else sys.stdout
     # Without colours and with UTF-8, typer would write the same, and importing it takes longer than running an action.
-    is_plain = stream is not None and "\x1b" not in text and not (style and stream.isatty())
+    is_plain = stream is not None and not (style and stream.isatty())
     if is_plain and getattr(stream, "encoding", None) in ("utf-8", "UTF-8"):
-        stream.write(text + "\n")
+        stream.write(text + end)
         stream.flush()
         return
     import typer
 
-    typer.secho(text, err=err, **style)
+    typer.secho(text, err=err, nl=False, **style)
+    typer.echo(end, err=err, nl=False)
 
 
 def print_note(text: str) -> None:
@@ -143,6 +168,7 @@ def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = Tr
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: with borders on a terminal, else as plain aligned columns."""
+    rows = [[*map(printable, row)] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Column, Table
@@ -179,7 +205,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
         data: bytes = serialize(value, indent=indent, fallback=_plain, bytes_mode="base64", inf_nan_mode="null")
     except Exception as error:
         raise ResultNotSerializable(f"the result cannot be written as JSON: {safe_str(error)}") from error
-    return data.decode()
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", data.decode())
 
 
 def readable(value: Any) -> str:
@@ -218,7 +244,11 @@ def show_failure(error: Exception, *, debug: bool) -> None:
 
 def _print_error(error: Exception, *, debug: bool) -> None:
     text = safe_str(error)
-    print_line(f"error: {text if debug else in_one_line(text)}", err=True, fg="red")
+    if not debug:
+        text = in_one_line(text)
+    elif isinstance(error, ExecutionError | ValidationError):  # has a message of the plugin's own
+        text = _indented(text)
+    print_line(f"error: {text}", err=True, fg="red")
 
 
 def in_one_line(text: str) -> str:
@@ -250,7 +280,13 @@ def _own_frames(error: BaseException) -> list[str]:
         trim(part.__context__)
 
     trim(summary)
-    return list(summary.format())
+    # Others are frames, and what is between the tracebacks of a chain.
+    return [part if part.startswith((" ", "\n", "Traceback ")) else _indented(part) for part in summary.format()]
+
+
+def _indented(message: str) -> str:
+    """Indent the further lines of a message of a plugin, as they could look like lines of this command."""
+    return re.sub(r"\n(?=\S)", "\n  ", message)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors, print_note, to_json
+from synapse_runtime.cli.console import exit_on_errors, print_line, print_note, to_json
 from synapse_runtime.cli.options import AsJson, category_names
 from synapse_runtime.errors import ConfigError, nearest
 
@@ -100,15 +100,15 @@ def create(
         scaffold.write(files, target)
     if as_json:
         created = {"code": code, "path": target.absolute(), "actions": plugin.actions, "files": list(files)}
-        typer.echo(to_json(created))
+        print_line(to_json(created))
     else:
         _show(plugin, target, list(files))
 
 
 def _show(plugin: NewPlugin, target: Path, files: list[str]) -> None:
-    typer.echo(f"Created plugin {plugin.code} in {target}:")
+    print_line(f"Created plugin {plugin.code} in {target}:")
     for path in files:
-        typer.echo(f"  {path}")
+        print_line(f"  {path}")
     steps = ["synapse plugin check", "synapse plugin test", f"synapse plugin run {plugin.example}"]
     if target.absolute() != Path.cwd():
         steps.insert(0, shlex.join(["cd", str(target)]))

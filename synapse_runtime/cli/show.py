@@ -13,7 +13,9 @@ import typer
 from synapse_runtime.cli.console import (
     exit_on_errors,
     only_results_on_stdout,
+    print_line,
     print_note,
+    printable,
     report_config_problems,
     show_table,
     to_json,
@@ -93,7 +95,7 @@ def list_plugins(
             raise ConfigError("no such directory", path=directory)
         found = [_read(path) for path in _plugin_directories(directory)]
         if as_json:
-            typer.echo(to_json(found))
+            print_line(to_json(found))
             return
         if not found:
             print_note(f"no plugins in {directory.absolute()} or below; create one with `synapse plugin create`")
@@ -120,7 +122,7 @@ def list_actions(path: PluginPath = Path("."), as_json: AsJson = False) -> None:
             report_config_problems(plugin.manifest)
             actions = [_shown(plugin, name) for name in plugin.action_names]
         if as_json:
-            typer.echo(to_json(actions))
+            print_line(to_json(actions))
         elif not actions:
             print_note(f"plugin {plugin.manifest.code} has no actions")
         else:
@@ -146,9 +148,9 @@ def schema(
         model = result_model_of(target) if result else params_model_of(target)
         if model is None:
             text = "no result model: it may return anything" if result else "no params model: it accepts any params"
-            typer.secho(f"error: {action} has {text}", err=True, fg="red")
+            print_line(f"error: {action} has {text}", err=True, fg="red")
             raise typer.Exit(1)
-        typer.echo(to_json(_schema_of(model, result=result), indent=None if as_json else 2))
+        print_line(to_json(_schema_of(model, result=result), indent=None if as_json else 2))
 
 
 def _plugin_directories(top: Path) -> Iterator[Path]:
@@ -201,16 +203,17 @@ def _shown(plugin: Plugin, name: str) -> ShownAction:
 
 def _show_action(action: ShownAction, *, is_first: bool) -> None:
     if not is_first:
-        typer.echo()
-    typer.secho(f"{action.name}  ({action.method}, {action.entrypoint or 'no entrypoint'})", bold=True)
+        print_line()
+    about = f"{action.name}  ({action.method}, {action.entrypoint or 'no entrypoint'})"
+    print_line(printable(about), bold=True)
     if action.description:
-        typer.echo(action.description)
+        print_line(printable(action.description))
     if action.problem is not None:
-        typer.secho(f"problem: {action.problem}", fg="red")
+        print_line(printable(f"problem: {action.problem}"), fg="red")
     elif action.params is None:
-        typer.echo("No params model: it accepts any params.")
+        print_line("No params model: it accepts any params.")
     elif not action.params:
-        typer.echo("No params.")
+        print_line("No params.")
     else:
         rows = [(param.name, param.type, param.shown_default, param.help) for param in action.params]
         show_table(("PARAM", "TYPE", "DEFAULT", "HELP"), rows)

@@ -319,6 +319,7 @@ def test_stays_up_while_a_detached_job_runs(synapse):
     file.touch()
     assert within(30, lambda: not servers(synapse))
     file.unlink()
+    assert within(30, lambda: not synapse.leftovers())  # the daemon deletes its directory last
 
 
 @pytest.mark.parametrize("victims", ["daemon", "all"])

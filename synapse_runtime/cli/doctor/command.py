@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synapse_runtime.cli.console import exit_on_errors
+from synapse_runtime.cli.console import exit_on_errors, print_line, printable
 
 if TYPE_CHECKING:
     from synapse_runtime.cli.doctor.findings import Finding
@@ -28,13 +28,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
         findings = run_checks()
         states = [finding.state for found in findings.values() for finding in found]
         if as_json:
-            typer.echo(_as_json(findings))
+            print_line(_as_json(findings))
         elif sys.stdout.isatty():
             _draw(findings)
         else:
-            typer.echo("\n".join(_lines(findings)))
+            print_line("\n".join(_lines(findings)))
         if not as_json:
-            typer.echo(_summary(states.count("problem"), states.count("warning")))
+            print_line(_summary(states.count("problem"), states.count("warning")))
         if "problem" in states:
             raise typer.Exit(1)
 
@@ -66,10 +66,10 @@ def _draw(findings: Mapping[str, list[Finding]]) -> None:
         table.add_row("", Text(topic, style="bold"))
         for finding in found:
             mark, colour = _MARKS[finding.state]
-            text = Text(finding.text)
+            text = Text(printable(finding.text, lines=True))
             if finding.fix:
-                text.append(f"\n→ {finding.fix}", style=colour)
-            table.add_row(Text(mark, style=colour), Text(finding.what), text)
+                text.append(f"\n→ {printable(finding.fix, lines=True)}", style=colour)
+            table.add_row(Text(mark, style=colour), Text(printable(finding.what)), text)
     Console(markup=False, emoji=False, highlight=False).print(table)
 
 

@@ -98,9 +98,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="Show the N slowest runs of actions in the summary, 0 for all. Default: the ini option, else none.",
     )
+    group.addoption(
+        "--synapse-mask",
+        default=None,
+        metavar="NAMES",
+        help="Replace the values of these environment variables and params in reports, separated by commas. Those "
+        "named like secrets always are.",
+    )
     parser.addini("synapse_mode", "Default for --synapse-mode", type="args", default=[])
     parser.addini("synapse_plugin", "Default for --synapse-plugin, relative to the ini file", default="")
     parser.addini("synapse_timeout", "Default for --synapse-timeout", default="")
+    parser.addini("synapse_mask", "Default for --synapse-mask", type="args", default=[])
     parser.addini("synapse_durations", "Default for --synapse-durations", default="")
     parser.addini(
         "synapse_sdk_names",
@@ -140,7 +148,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and check the options."""
     config.addinivalue_line("markers", MARKER_HELP)
     session_modes(config)
-    SynapseSession.of(config)
+    SynapseSession.of(config).mask_values()
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -201,6 +201,16 @@ class SynapseSession:
         ini = self._config.getini("synapse_timeout")
         return option if option is not None else (seconds(ini, "synapse_timeout") if ini else None)
 
+    def mask_values(self) -> None:
+        """Have the values that the user has named replaced in reports."""
+        option: str | None = self._config.getoption("synapse_mask")
+        names = self._config.getini("synapse_mask") if option is None else option.split(",")
+        if names:
+            from synapse_runtime.redaction import mask
+
+            mask(stripped for name in names if (stripped := name.strip(" ,")))
+            self._config.add_cleanup(lambda: mask(()))
+
     def slowest(self) -> int | None:
         """Return how many of the slowest runs the summary shows: 0 for all, None for none.
 

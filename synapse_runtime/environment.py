@@ -301,32 +301,6 @@ def _decoded(raw: bytes | str) -> str:
     return os.fsdecode(raw)
 
 
-class HiddenValues:
-    """Redacts values of environment variables in texts: each is replaced by the name of its variable.
-
-    Args:
-        variables: The variables.
-        shortest: The minimum length of a redacted value; shorter values are kept, as they are not secrets.
-
-    Example:
-        >>> HiddenValues({"API_TOKEN": "abc123xyz", "DEBUG": "true"}).out_of("abc123xyz is invalid, debug is true")
-        '<API_TOKEN> is invalid, debug is true'
-    """
-
-    __slots__ = ("_names",)
-
-    def __init__(self, variables: Mapping[str, str], shortest: int = 8) -> None:
-        values = [(value, name) for name, value in variables.items() if len(value) >= shortest]
-        self._names = sorted(values, key=lambda pair: -len(pair[0]))  # one may contain another
-
-    def out_of(self, text: str) -> str:
-        """Return the text with the values replaced."""
-        for value, name in self._names:
-            if value in text:
-                text = text.replace(value, f"<{name}>")
-        return text
-
-
 def _read_toml(text: str, path: Path) -> dict[str, Any]:
     import tomllib
 

@@ -15,15 +15,15 @@ import inspect
 import itertools
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from opcode import opmap
 from typing import Any
 
 from synapse_runtime import serialization
-from synapse_runtime.environment import HiddenValues
 from synapse_runtime.errors import safe_str
+from synapse_runtime.redaction import HiddenValues
 
 # A chain is pickled as nested objects, so its length is limited; the rest is left out.
 _MAX_CHAIN = 100
@@ -143,12 +143,12 @@ _hidden: ContextVar[HiddenValues] = ContextVar("_hidden", default=HiddenValues({
 
 
 @contextlib.contextmanager
-def redact_values(variables: Mapping[str, str]) -> Iterator[None]:
-    """Redact the values of these variables in the function arguments of exceptions that are encoded in the block.
+def redact_values(values: HiddenValues) -> Iterator[None]:
+    """Redact values in the function arguments of exceptions that are encoded in the block.
 
-    A run is written to the job's log, which other users can read. Short values are kept: they are not secrets.
+    A run is written to the job's log, which other users can read.
     """
-    token = _hidden.set(HiddenValues(variables))
+    token = _hidden.set(values)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ import functools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,7 +31,6 @@ from synapse_runtime.core.log_config import LoggingConfig
 from synapse_runtime.core.output_capture import Captured
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import SharedContext
-from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ClusterError,
     ConfigError,
@@ -46,6 +45,7 @@ from synapse_runtime.executors.import_path import ImportPath
 from synapse_runtime.executors.journal import decode_entries, encode_entries
 from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.plugins.module_scopes import top_level_names
+from synapse_runtime.redaction import HiddenValues, masked_names
 from synapse_runtime.sdk_compat import import_hook
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
@@ -83,6 +83,7 @@ class CallerSettings:
         rewritten_modules: The plugin's modules whose assertions pytest rewrites in the caller.
         coverage: How the caller measures coverage, if it does.
         sdk_names: Whether `synapse_sdk` is provided by `sdk_compat` in the caller.
+        masked: Names of variables and params whose values are redacted in reports, as the user says.
     """
 
     import_path: ImportPath
@@ -90,6 +91,7 @@ class CallerSettings:
     rewritten_modules: tuple[str, ...] = ()
     coverage: coverage_support.CoverageSettings | None = None
     sdk_names: bool = True
+    masked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ def encode_run(
     run: ActionRun,
     *,
     events: bytes | None = None,
-    env: Mapping[str, Any] | None,
+    hidden: HiddenValues | None = None,
     recorder: assertions.FailureRecorder,
     collector: coverage_support.CoverageCollector,
     path_map: PathMap | None = None,
@@ -243,7 +245,7 @@ def encode_run(
     Args:
         run: The run.
         events: Its events as the worker's journal has encoded them, if it has all.
-        env: The variables of the call, whose values must not appear in tracebacks.
+        hidden: Values that must not appear in the arguments that tracebacks show.
         recorder: What this worker has recorded of failed assertions.
         collector: What it has measured of coverage.
         path_map: Maps the worker's paths to the caller's, if they do not share a file system.
@@ -261,7 +263,7 @@ def encode_run(
     if error is not None:
         if path_map is not None:
             path_map.rewrite_error(error)
-        with remote_exceptions.redact_values(PluginEnvironment(env).as_strings()):
+        with remote_exceptions.redact_values(hidden or HiddenValues({})):
             to_caller = str if path_map is None else path_map.to_caller
             encoded_error = remote_exceptions.encode_exception(error, to_caller)
     captured = Captured() if run.captured is None else run.captured
@@ -458,6 +460,7 @@ class _SettingsCache:
             rewritten,
             coverage_support.current_settings(),
             import_hook.is_installed(),
+            masked_names(),
         )
         known = self._known.get(root)
         if known is None or known[0] != settings:

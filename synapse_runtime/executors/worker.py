@@ -7,7 +7,7 @@ import faulthandler
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.output_capture import Captured, LogEntry, OutputFiles, OutputPosition, capture_logging
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.tempdirs import CALLERS_TMPDIR
+from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import ActionInterrupted, ExecutionError, described, is_from_code
 from synapse_runtime.events import Event
 from synapse_runtime.executors.journal import Journals
@@ -34,6 +35,7 @@ from synapse_runtime.executors.protocol import (
     event_to_tuple,
 )
 from synapse_runtime.plugins.module_scopes import ModuleScope, fresh_modules
+from synapse_runtime.redaction import HiddenValues, named_params, secret_params, secret_variables
 from synapse_runtime.sdk_compat import import_hook
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
@@ -123,10 +125,10 @@ def serve(
     ):
         on_start = _prepare_start(request.timeout, crash_log, on_start)
         try:
-            run, env = _run(request, mode, record_event, on_start, path_map=path_map)
+            run, call = _run(request, mode, record_event, on_start, path_map=path_map)
         except ActionInterrupted:
             stopped = ExecutionError(f"{request.name} was stopped by its caller")
-            run, env = ActionRun(request.name, error=stopped, mode=mode, job_id=request.job_id), None
+            run, call = ActionRun(request.name, error=stopped, mode=mode, job_id=request.job_id), None
         finally:
             if request.timeout is not None:
                 faulthandler.cancel_dump_traceback_later()
@@ -141,7 +143,7 @@ def serve(
     return encode_run(
         run,
         events=journals.events.since(0) if journals.events.count == len(run.events) else None,
-        env=env,
+        hidden=None if run.error is None else _hidden_values(call, settings.masked),
         recorder=_failure_recorder,
         collector=_coverage_collector,
         path_map=path_map,
@@ -168,7 +170,7 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
                 partial(_run, request, "local", on_event, None, serialization.loads_in_caller)
             )
             # The error does not leave this process, so no values are redacted.
-            data = encode_run(run, env=None, recorder=_failure_recorder, collector=_coverage_collector)
+            data = encode_run(run, recorder=_failure_recorder, collector=_coverage_collector)
         return decode_run(data, encoded.call)
 
 
@@ -179,8 +181,8 @@ def _run(
     on_start: Callable[[], object] | None,
     loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads,
     path_map: PathMap | None = None,
-) -> tuple[ActionRun, Mapping[str, Any] | None]:
-    """Run the call of a request; return the run, and the call's environment for redaction."""
+) -> tuple[ActionRun, ActionCall | None]:
+    """Run the call of a request; return the run, and the call if it could be read."""
     try:
         call = request.read_call(loads)
         if path_map is not None:
@@ -192,9 +194,23 @@ def _run(
         problem.__cause__ = error
         return ActionRun(request.name, error=problem, mode=mode, job_id=request.job_id), None
     try:
-        return run_call(call, mode=mode, on_event=on_event, on_start=on_start), call.env
+        return run_call(call, mode=mode, on_event=on_event, on_start=on_start), call
     except KeyboardInterrupt as error:
-        return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), call.env
+        return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), call
+
+
+def _hidden_values(call: ActionCall | None, masked: Sequence[str]) -> HiddenValues:
+    """Return the values that must not appear in the report of a failed run.
+
+    These are the variables of the call; of those that this process has inherited, such as the cluster's token, and of
+    the params, the ones that are named like secrets; and what the user has named.
+    """
+    env = {} if call is None else PluginEnvironment(call.env).as_strings()
+    params = None if call is None else call.params
+    secrets = secret_variables(dict(os.environ)) | secret_params(params)
+    variables = dict(os.environ) | env
+    named = {name: variables[name] for name in masked if name in variables} | named_params(params, masked)
+    return HiddenValues(env, secrets=secrets, masked=named)
 
 
 def _prepare_start(

@@ -24,9 +24,9 @@ from pydantic import BaseModel, Field
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from synapse_runtime import action as actions
-from synapse_runtime.environment import HiddenValues
 from synapse_runtime.errors import nearest, safe_str
 from synapse_runtime.plugins.module_scopes import activate_modules
+from synapse_runtime.redaction import HiddenValues
 
 _MAX_TEXT_LENGTH = 500
 

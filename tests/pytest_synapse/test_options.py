@@ -205,3 +205,21 @@ def test_fixtures_list_describes_each_fixture(project):
     assert "Default: the nearest config.yaml above the test file." in text
     assert "plugin_env.get_int('BATCH_SIZE')" in text
     assert "this process's variables, 'env' of config.yaml, env= of @pytest.mark.synapse" in text
+
+
+@pytest.mark.parametrize("how", ["option", "ini"])
+def test_masked_names_are_those_of_the_option_or_the_ini_file(project, how):
+    project.test(
+        """
+        def test_it():
+            from synapse_runtime.redaction import masked_names
+            assert masked_names() == ("CUSTOMER", "PIN")
+        """,
+        "test_alone.py",
+    )
+    if how == "ini":
+        project.write("pytest.ini", "[pytest]\nsynapse_mask = PIN CUSTOMER\n")
+        result = project.pytest()
+    else:
+        result = project.pytest("--synapse-mask=PIN, CUSTOMER,")
+    result.assert_outcomes(passed=1)

@@ -222,7 +222,6 @@ def _encoded(run, root: str) -> bytes:
     with process_state.modules(root):
         return encode_run(
             run,
-            env=None,
             recorder=assertions.FailureRecorder(),
             collector=coverage_support.CoverageCollector(),
         )

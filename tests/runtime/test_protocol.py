@@ -27,7 +27,7 @@ def echo(params, context):
 
 
 def encode_run(run: ActionRun, **options) -> bytes:
-    return protocol.encode_run(run, env=None, recorder=FailureRecorder(), collector=CoverageCollector(), **options)
+    return protocol.encode_run(run, recorder=FailureRecorder(), collector=CoverageCollector(), **options)
 
 
 def test_call_arrives_with_every_field():

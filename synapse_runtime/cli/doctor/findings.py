@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from synapse_runtime.environment import HiddenValues
+from synapse_runtime.redaction import HiddenValues, secret_variables
 
 State = Literal["ok", "warning", "problem"]
 
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY", re.IGNORECASE)
-_PATH_SUFFIXES = ("_PATH", "_FILE", "_DIR")
-_SHORTEST_SECRET = 6
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
 
 
@@ -65,9 +62,4 @@ def without_secrets(text: str, variables: Mapping[str, str] = os.environ) -> str
         >>> without_secrets("http://me:pass@host/ refuses abc123xyz", {"API_TOKEN": "abc123xyz"})
         'http://…@host/ refuses <API_TOKEN>'
     """
-    secrets = {
-        name: value
-        for name, value in variables.items()
-        if _SECRET_NAME.search(name) and not name.endswith(_PATH_SUFFIXES)
-    }
-    return _USER_IN_URL.sub("…", HiddenValues(secrets, _SHORTEST_SECRET).out_of(text))
+    return _USER_IN_URL.sub("…", HiddenValues({}, secrets=secret_variables(variables)).out_of(text))

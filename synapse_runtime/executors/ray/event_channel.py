@@ -52,6 +52,9 @@ def _actor_class() -> type:
             self._stopped = self._latest = -1
             self._changed = asyncio.Condition()
 
+        async def is_started(self) -> None:
+            """Return when the channel has started."""
+
         async def put(self, call: int, number: int, content: bytes) -> None:
             """Store a batch."""
             self._batches.append((call, number, content))

@@ -465,6 +465,10 @@ class WarmWorker:
         if self._channel is None or not self._channel.is_alive:
             self._channel = EventChannel()
             actor.use_channel.remote(self._channel.actor)
+            assert self._post_mortem is not None
+            if not self._post_mortem.is_available:
+                # What the worker sends is lost if it dies before the channel has started.
+                self._get(self._channel.actor.is_started.remote(), self._require_cluster)
         return self._channel
 
     def _watch(self, actor: Any, response: Any, channel: EventChannel, live_events: LiveEvents) -> Any:

@@ -69,7 +69,8 @@ tests of a row check several modes at once, since they compare reports; they cou
 - The order between standard output and standard error is lost in task mode, and approximate in a job; within each it is
   kept.
 - `pytest --showlocals` shows the arguments of a worker's functions, not their other local variables.
-- If a worker on another machine crashes, the error shows Ray's message; the exit status is only known on this machine.
+- If a worker on another machine crashes, the error shows Ray's message; the exit status is only known on this machine. What
+  its action has emitted in the last 50 ms is lost; on this machine nothing is.
 - A worker that does not share your file system works in a copy of the plugin's directory; messages of an action's
   exceptions name that copy. Files that it writes there are not copied back.
 """

@@ -219,6 +219,8 @@ def is_from_code(error: BaseException) -> bool:
         return False
     if not isinstance(error, KeyboardInterrupt):
         return True
+    if isinstance(error.__context__, KeyboardInterrupt) and not is_from_code(error.__context__):
+        return False  # raised while Ctrl-C was handled
     import signal
     import sysconfig
 

@@ -70,11 +70,15 @@ class Captured:
             self.already_printed.add(len(self.records))
         self.records.append(entry.record)
 
-    def replay(self, *, output: bool = True) -> None:
+    def replay(self, *, output: bool = True) -> Exception | None:
         """Print, log and warn in this process, as the action would have done here.
 
         Args:
             output: Whether to print as well; False if the output was already streamed.
+
+        Returns:
+            The first exception of a log handler, which would have been raised in the action, such as by pytest's for a
+            message that does not fit its arguments. Handlers of `logging` itself report it instead.
         """
         __tracebackhide__ = True
         if output and self.stdout:
@@ -83,11 +87,16 @@ class Captured:
         if output and self.stderr:
             sys.stderr.write(self.stderr)
             sys.stderr.flush()
+        problem: Exception | None = None
         for index, record in enumerate(self.records):
-            _dispatch(record, printed=index in self.already_printed)
+            try:
+                _dispatch(record, printed=index in self.already_printed)
+            except Exception as error:  # noqa: BLE001 - handlers may raise anything
+                problem = problem or error
         for warning in self.warnings:
             # Not `warnings.warn`: the worker has already applied the filters.
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.line)
+        return problem
 
 
 def last_lines(text: str, count: int = 50) -> str:

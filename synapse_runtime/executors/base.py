@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from synapse_runtime import action as actions
 from synapse_runtime.core.async_bridge import EventLoop
-from synapse_runtime.core.execution import ActionCall, ActionRun, new_job_id
+from synapse_runtime.core.execution import ActionCall, ActionRun, failure, new_job_id
 from synapse_runtime.environment import PluginEnvironment, as_environment
 from synapse_runtime.errors import ActionNotFoundError
 from synapse_runtime.events import Event
@@ -267,7 +267,9 @@ class Executor(ABC):
             for event in run.events:
                 self._logger.event(event)
         if run.captured is not None:
-            run.captured.replay(output=output)
+            problem = run.captured.replay(output=output)
+            if problem is not None and run.error is None:
+                run.result, run.error = None, failure(run.name, problem)
 
     def _resolve(self, action: Any, manifest: Manifest | None) -> tuple[Any, str]:
         if not isinstance(action, str):

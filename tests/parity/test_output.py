@@ -1,7 +1,11 @@
 """Row 9: pytest's fixtures capture what an action prints, logs and warns, for its own test only."""
 
 import logging
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +105,33 @@ def test_09_warning_ignored_here_is_not_captured(synapse_executor):
         warnings.filterwarnings("ignore", "old way")
         synapse_executor.execute("lab.output:Warn")
     assert [str(item.message) for item in seen] == ["careful"]
+
+
+@pytest.mark.parametrize("logger", ["lib", "ctx"])
+def test_09_handler_that_raises_for_a_badly_formatted_message_fails_the_action(synapse_executor, logger):
+    # pytest's own handler does.
+    run = synapse_executor.run("lab.output:LogBadly", {"logger": logger})
+    assert type(run.error) is ExecutionError
+    assert isinstance(run.error.__cause__, TypeError)
+
+
+BAD_MESSAGES = """
+import logging, sys
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+from synapse_runtime.loggers import NullLogger
+
+executor_class = {"local": LocalExecutor, "task": RayActorExecutor, "job": RayJobsApiExecutor}[sys.argv[2]]
+with executor_class(plugin=sys.argv[1], logger=NullLogger()) as executor:
+    for name in ("lib", "ctx"):
+        run = executor.run("lab.output:LogBadly", {"logger": name})
+        print(name, run.result, run.error, [event.name for event in run.logs])
+"""
+
+
+@pytest.mark.parametrize("mode", ["local", "task", "job"])
+def test_09_badly_formatted_message_is_reported_and_the_action_goes_on(reached, mode):
+    command = [sys.executable, "-c", BAD_MESSAGES, str(Path(__file__).parent), mode]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **reached}, check=False)
+    assert done.stdout.splitlines()[-2:] == ["lib done None []", "ctx done None [\"%d items ('three',)\"]"], done.stderr
+    assert done.stderr.count("TypeError: %d format: a real number is required, not str") == 2

@@ -415,3 +415,43 @@ def test_observer_is_called_before_each_call_and_after_each_run_even_if_it_faile
         ("finished", "echo", ids[1], True),
     ]
     assert executor.backend is None
+
+
+def test_interrupt_raised_while_ctrl_c_is_handled_is_ctrl_c():
+    class Interrupted(BaseAction):
+        def execute(self):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("with a text") from None
+
+    with pytest.raises(KeyboardInterrupt, match="with a text"):
+        local().execute(Interrupted)
+
+
+def test_interrupt_that_is_caught_and_raised_again_is_ctrl_c():
+    class Interrupted(BaseAction):
+        def execute(self):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        local().execute(Interrupted)
+
+
+def test_handler_of_the_user_that_raises_is_ctrl_c():
+    def handler(number, frame):
+        raise KeyboardInterrupt("of the handler")
+
+    class Interrupted(BaseAction):
+        def execute(self):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="of the handler"):
+            local().execute(Interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -63,3 +63,12 @@ class LogAndPrint(BaseAction):
             own.warning("printed once")
         finally:
             own.removeHandler(handler)
+
+
+class LogBadly(BaseAction):
+    """Logs a message that does not fit its arguments."""
+
+    def execute(self):
+        logger = self.ctx.logger if self.params["logger"] == "ctx" else logging.getLogger("lib")
+        logger.log(logging.INFO if self.params["logger"] == "ctx" else logging.WARNING, "%d items", "three")
+        return "done"

@@ -105,6 +105,8 @@ class _GuardedCallback:
         if self._error is None:
             try:
                 self._callback(event)
+            except ActionInterrupted:  # for this thread, which happens to be here
+                raise
             except BaseException as error:  # noqa: BLE001 - raised by `raise_error`
                 self._error = error
         if self._error is not None:

@@ -411,6 +411,6 @@ def test_ctrl_c_during_start_leaves_nothing(synapse):
 def test_outlives_the_command_that_started_it(synapse):
     """It also outlives that command's terminal, and Ctrl-C there."""
     with synapse.on_terminal("cluster", "up", command=()) as child:
-        child.expect("daemon +process ([0-9]+)", timeout=patience(60))
+        child.expect("daemon +process ([0-9]+)", timeout=patience(240))
     assert facts(synapse)["pid"] == int(child.match[1])
     assert len(servers(synapse)) == 1

@@ -20,7 +20,7 @@ from synapse_runtime.core.threads import InterruptibleLock, InterruptibleThread
 from synapse_runtime.core.timeouts import time_limit
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import ActionInterrupted
-from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.executors.local import LocalExecutor, _GuardedCallback
 from synapse_runtime.loggers import NullLogger
 from tests.patience import patience
 
@@ -277,3 +277,41 @@ def test_wait_ends_at_an_interrupt():
     assert time.monotonic() - started < patience(10)
     with pytest.raises(ActionInterrupted):
         interrupts.raise_deferred()
+
+
+def test_interrupt_that_arrives_in_a_callback_stops_the_action():
+    ended = threading.Event()
+
+    @action
+    def emit_forever(params, ctx):
+        try:
+            while True:
+                ctx.log("event")
+        finally:
+            ended.set()
+
+    def callback(event: object) -> None:
+        for _ in range(200):  # so that most interrupts arrive here
+            time.sleep(0)
+
+    async def main() -> None:
+        executor = LocalExecutor(logger=NullLogger())
+        task = asyncio.ensure_future(executor.arun(emit_forever, on_event=lambda event: None))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for _ in range(20):
+        ended.clear()
+        asyncio.run(main())
+        assert ended.wait(patience(5))
+
+    guarded = _GuardedCallback(callback)
+    thread = InterruptibleThread(lambda: [guarded(None) for _ in range(1_000_000)], name="emits")  # type: ignore[arg-type]
+    thread.start()
+    time.sleep(0.05)
+    thread.stop()
+    ended_in_time = thread._ended.wait(patience(5))
+    assert ended_in_time
+    guarded.raise_error()

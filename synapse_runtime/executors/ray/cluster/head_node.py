@@ -16,6 +16,7 @@ from typing import Any
 from synapse_runtime.executors.ray.cluster.control_socket import RAY_DIRECTORY, ClusterOptions, start_seconds
 
 _POLL_SECONDS = 0.05
+_NO_PORT = "65536"  # Ray 2.52 takes a negative number for no number
 # The modules of Ray's dashboard that serve our requests.
 _DASHBOARD_PARTS = ("JobHead", "NodeHead", "ReportHead", "StateHead")
 
@@ -154,7 +155,7 @@ def _start_without_metrics(start: Any, command: list[str], process_type: str, **
     agent is turned off by a setting of Ray (`control_socket`).
     """
     if process_type in ("dashboard", "monitor"):
-        variables = {"DASHBOARD_METRIC_PORT": "-1", "AUTOSCALER_METRIC_PORT": "-1"}
+        variables = {"DASHBOARD_METRIC_PORT": _NO_PORT, "AUTOSCALER_METRIC_PORT": _NO_PORT}
         options["env_updates"] = (options.get("env_updates") or {}) | variables
     return start(command, process_type, **options)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-# The minimum length of a value that is redacted; shorter ones are no secrets, or occur in other words.
+# The minimum lengths of values that are redacted: shorter ones are rarely secret, and often part of other words.
 _SHORTEST = 8
 _SHORTEST_SECRET = 6
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY", re.IGNORECASE)
@@ -29,8 +29,9 @@ class HiddenValues:
 
     Args:
         variables: The values of environment variables by name; those of 8 characters or more are redacted.
-        secrets: Values that are secret by their names; those of 6 characters or more are redacted.
-        masked: Values that are redacted whatever their length, unless they are empty.
+        secrets: Names and values of what is secret by its name; those of 6 characters or more are redacted.
+        masked: Names and values of what is redacted whatever its length, unless it is empty. In both, a name may have
+            several values.
 
     Example:
         >>> hidden = HiddenValues({"API_TOKEN": "abc123xyz", "DEBUG": "true"})
@@ -44,12 +45,12 @@ class HiddenValues:
         self,
         variables: Mapping[str, str],
         *,
-        secrets: Mapping[str, str] | None = None,
-        masked: Mapping[str, str] | None = None,
+        secrets: Iterable[tuple[str, str]] = (),
+        masked: Iterable[tuple[str, str]] = (),
     ) -> None:
         self._names: dict[str, str] = {}
-        for values, shortest in ((variables, _SHORTEST), (secrets or {}, _SHORTEST_SECRET), (masked or {}, 1)):
-            for name, value in values.items():
+        for values, shortest in ((variables.items(), _SHORTEST), (secrets, _SHORTEST_SECRET), (masked, 1)):
+            for name, value in values:
                 if len(value) >= shortest:
                     self._names.update(dict.fromkeys(_forms(value, shortest), name))
         longest_first = sorted(self._names, key=len, reverse=True)  # one may contain another
@@ -84,22 +85,23 @@ def secret_variables(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if _is_secret_name(name)}
 
 
-def secret_params(params: Any) -> dict[str, str]:
-    """Return the texts in params whose names look like those of secrets.
+def secret_params(params: Any) -> list[tuple[str, str]]:
+    """Return the texts in params whose names look like those of secrets, each with its name.
 
     Args:
-        params: A dict, a pydantic model or a dataclass; nested ones are searched too.
+        params: A dict, a pydantic model or a dataclass. Nested ones are searched too, four levels deep; of lists, the
+            first 100 items.
 
     Example:
         >>> secret_params({"api_key": "abc", "keypoints": "nose", "login": {"password": "xyz"}})
-        {'api_key': 'abc', 'password': 'xyz'}
+        [('api_key', 'abc'), ('password', 'xyz')]
     """
-    return dict(_named_texts(params, _SECRET_PARAM.search))
+    return [*_named_texts(params, _SECRET_PARAM.search)]
 
 
-def named_params(params: Any, names: Iterable[str]) -> dict[str, str]:
-    """Return the texts in params that have these names."""
-    return dict(_named_texts(params, frozenset(names).__contains__))
+def named_params(params: Any, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the texts in params that have these names, as `secret_params` does."""
+    return [*_named_texts(params, frozenset(names).__contains__)]
 
 
 def _is_secret_name(name: str) -> bool:

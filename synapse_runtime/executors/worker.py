@@ -207,10 +207,10 @@ def _hidden_values(call: ActionCall | None, masked: Sequence[str]) -> HiddenValu
     """
     env = {} if call is None else PluginEnvironment(call.env).as_strings()
     params = None if call is None else call.params
-    secrets = secret_variables(dict(os.environ)) | secret_params(params)
-    variables = dict(os.environ) | env
-    named = {name: variables[name] for name in masked if name in variables} | named_params(params, masked)
-    return HiddenValues(env, secrets=secrets, masked=named)
+    inherited = dict(os.environ)
+    secrets = [*secret_variables(inherited).items(), *secret_params(params)]
+    variables = [(name, values[name]) for values in (inherited, env) for name in masked if name in values]
+    return HiddenValues(env, secrets=secrets, masked=[*variables, *named_params(params, masked)])
 
 
 def _prepare_start(

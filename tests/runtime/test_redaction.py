@@ -59,14 +59,14 @@ def test_value_is_found_in_each_form(value, shown):
 
 
 def test_short_values_and_other_texts_are_not_changed():
-    hidden = HiddenValues({"DEBUG": "true", "LEVEL": "1", "EMPTY": ""}, secrets={"PIN": "12345"})
+    hidden = HiddenValues({"DEBUG": "true", "LEVEL": "1", "EMPTY": ""}, secrets=[("PIN", "12345")])
     text = "true 1 12345 nothing"
     assert hidden.out_of(text) == text
     assert HiddenValues({}).out_of(text) == text
 
 
 def test_secrets_may_be_shorter_and_masked_values_as_short_as_they_are():
-    hidden = HiddenValues({"NORMAL": "123456"}, secrets={"A_TOKEN": "abcdef"}, masked={"PIN": "42"})
+    hidden = HiddenValues({"NORMAL": "123456"}, secrets=[("A_TOKEN", "abcdef")], masked=[("PIN", "42")])
     assert hidden.out_of("123456 abcdef 42") == "123456 <A_TOKEN> <PIN>"
 
 
@@ -100,11 +100,18 @@ class Params(BaseModel):
 
 
 def test_params_are_recognized_by_their_names_at_any_depth():
-    assert secret_params(Params()) == {
-        "token": "of the model",
-        "hidden": "of pydantic",
-        "api_key": "of a list",
-    }
-    assert secret_params({"login": {"password": "x", "user": "ada"}, "key": 7}) == {"password": "x"}
-    assert secret_params(None) == {}
-    assert named_params({"user": "ada", "more": {"user": "bob"}, "other": "x"}, ["user"]) == {"user": "bob"}
+    assert secret_params(Params()) == [
+        ("token", "of the model"),
+        ("hidden", "of pydantic"),
+        ("api_key", "of the nested model"),
+        ("api_key", "of a list"),
+    ]
+    assert secret_params({"login": {"password": "x", "user": "ada"}, "key": 7}) == [("password", "x")]
+    assert secret_params(None) == []
+    params = {"user": "ada", "more": {"user": "bob"}, "other": "x"}
+    assert named_params(params, ["user"]) == [("user", "ada"), ("user", "bob")]
+
+
+def test_all_values_of_params_with_one_name_are_redacted():
+    params = {"source": {"token": "abcdef-1"}, "target": {"token": "ghijkl-2"}}
+    assert HiddenValues({}, secrets=secret_params(params)).out_of("abcdef-1 ghijkl-2") == "<token> <token>"

@@ -62,4 +62,4 @@ def without_secrets(text: str, variables: Mapping[str, str] = os.environ) -> str
         >>> without_secrets("http://me:pass@host/ refuses abc123xyz", {"API_TOKEN": "abc123xyz"})
         'http://…@host/ refuses <API_TOKEN>'
     """
-    return _USER_IN_URL.sub("…", HiddenValues({}, secrets=secret_variables(variables)).out_of(text))
+    return _USER_IN_URL.sub("…", HiddenValues({}, secrets=secret_variables(variables).items()).out_of(text))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -18,21 +17,15 @@ if TYPE_CHECKING:
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
-# How long a thread may take to start another one, on Pythons where it cannot be interrupted meanwhile.
-_START_SECONDS = 5.0
-_POLL_SECONDS = 0.0005
-# More than `Thread.start` calls to wait for the new thread.
-_START_FRAMES = 8
-
 _Result = TypeVar("_Result")
 
 
 class Interrupts:
     """The interrupts of one thread: `raise_interrupt` raises `ActionInterrupted` in it, between two instructions.
 
-    As a context manager, it is a shield: inside it nothing is raised; what was to be raised meanwhile is raised when it
-    is left. So what must be done as a whole, such as restoring the environment, is done as a whole, and cleanup is
-    not skipped. Inside a shield, `call_interruptibly` calls what may take long. Shields nest.
+    As a context manager, it is a shield: inside it nothing is raised; an interrupt that arrives inside it is raised
+    when it is left. So what must be done as a whole, such as restoring the environment, is done as a whole, and cleanup
+    is not skipped. Inside a shield, `call_interruptibly` calls what may take long. Shields nest.
 
     Each thread has its own object, which `shielded` returns.
 
@@ -188,31 +181,8 @@ def event_loop_of(frame: FrameType | None) -> asyncio.AbstractEventLoop | None:
 def _raise_in_thread(thread_id: int) -> None:
     import ctypes
 
-    if sys.version_info < (3, 12):
-        _wait_while_starting_a_thread(thread_id)
     loop = event_loop_of(sys._current_frames().get(thread_id))
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(ActionInterrupted))
     if loop is not None:
-        with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop has been closed since
             loop.call_soon_threadsafe(lambda: None)
-
-
-def _wait_while_starting_a_thread(thread_id: int) -> None:
-    """Wait until a thread is not starting another one that does not run yet.
-
-    Until Python 3.12, that other one has the id of the thread that starts it, and would be interrupted in its place.
-    """
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        # Returns with the interpreter's lock just acquired, so no other thread runs before the exception is set.
-        time.sleep(_POLL_SECONDS)
-        innermost = itertools.islice(_frames(sys._current_frames().get(thread_id)), _START_FRAMES)
-        started = [frame.f_locals["self"] for frame in innermost if frame.f_code is threading.Thread.start.__code__]
-        if all(thread.ident is not None for thread in started):
-            return
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

@@ -75,7 +75,7 @@ class ProcessState:
         """Return a context manager during which no action's state is applied or restored, in any thread.
 
         Environment variables that are set temporarily inside it are neither removed by the end of an action, nor seen
-        as the previous state by an action that starts meanwhile.
+        as the previous state by an action that starts in another thread.
         """
         return self._changed
 
@@ -266,11 +266,16 @@ def _current_activation() -> _Activation | None:
 
 @functools.wraps(_start_thread)
 def _start_noted(self: threading.Thread) -> None:
-    """Start a thread, and note in which activation: new threads do not inherit context variables."""
+    """Start a thread, and note in which activation: new threads do not inherit context variables.
+
+    Inside a shield: until Python 3.12 a new thread that does not run yet has the id of the one that starts it, and
+    would be interrupted in its place.
+    """
     activation = _current_activation()
     if activation is not None:
         setattr(self, _STARTED_BY, activation)
-    _start_thread(self)
+    with shielded():
+        _start_thread(self)
 
 
 _exit_process = os._exit

@@ -280,38 +280,47 @@ def test_wait_ends_at_an_interrupt():
 
 
 def test_interrupt_that_arrives_in_a_callback_stops_the_action():
-    ended = threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     @action
     def emit_forever(params, ctx):
+        started.set()
         try:
             while True:
                 ctx.log("event")
         finally:
             ended.set()
 
-    def callback(event: object) -> None:
-        for _ in range(200):  # so that most interrupts arrive here
-            time.sleep(0)
-
     async def main() -> None:
         executor = LocalExecutor(logger=NullLogger())
         task = asyncio.ensure_future(executor.arun(emit_forever, on_event=lambda event: None))
-        await asyncio.sleep(0.05)
+        while not started.is_set():
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     for _ in range(20):
+        started.clear()
         ended.clear()
         asyncio.run(main())
         assert ended.wait(patience(5))
 
+
+def test_interrupt_in_a_callback_is_not_an_error_of_the_callback():
+    ready = threading.Event()
+
+    def callback(event: object) -> None:
+        ready.set()
+        while True:
+            time.sleep(0)
+
     guarded = _GuardedCallback(callback)
-    thread = InterruptibleThread(lambda: [guarded(None) for _ in range(1_000_000)], name="emits")  # type: ignore[arg-type]
+    thread = InterruptibleThread(lambda: guarded(None), name="emits")  # type: ignore[arg-type]
     thread.start()
-    time.sleep(0.05)
+    assert ready.wait(patience(10))
     thread.stop()
-    ended_in_time = thread._ended.wait(patience(5))
-    assert ended_in_time
+    ended(thread)
+    with pytest.raises(ActionInterrupted):
+        thread.outcome()
     guarded.raise_error()

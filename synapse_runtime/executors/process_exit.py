@@ -43,7 +43,7 @@ class ProcessExit:
         status: Its exit status, or the negative number of the signal that killed it.
         stack: Its stack as text, if the process could still write it.
         timed_out: Whether it was killed because its action exceeded its timeout.
-        out_of_memory: Whether the kernel's OOM killer killed a process of this machine meanwhile.
+        out_of_memory: Whether the kernel's OOM killer killed a process of this machine while it ran.
     """
 
     status: int
@@ -135,7 +135,7 @@ def parse_crash_log(log: str, status: int | None = None, *, out_of_memory: bool 
     Args:
         log: The content of its crash log.
         status: Its exit status, if its parent process knows it.
-        out_of_memory: Whether the kernel's OOM killer has killed a process meanwhile.
+        out_of_memory: Whether the kernel's OOM killer killed a process of this machine while it ran.
 
     Example:
         >>> parse_crash_log("exit 3\n").status

@@ -42,7 +42,7 @@ def local() -> LocalExecutor:
 def unreadable_file() -> Iterator[Callable[[str], Path]]:
     """Return a function that creates a file with this name, in a directory of its own, which this process cannot read.
 
-    Root can read every file, so the process has the rights of nobody meanwhile.
+    Root can read every file, so during the test the process runs as the user `nobody`.
     """
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         os.chmod(directory, 0o755)

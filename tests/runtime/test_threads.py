@@ -147,7 +147,7 @@ def test_ray_log_records_are_suppressed_in_the_current_thread_only_and_levels_st
         thread.start()
         thread.join()
         loggers[0].error("error")
-        loggers[1].setLevel(logging.CRITICAL)  # a user's setting meanwhile
+        loggers[1].setLevel(logging.CRITICAL)  # set by a user at the same time
     log("outside")
     assert [logger.level for logger in loggers] == [levels[0], logging.CRITICAL, levels[2]]
     loggers[1].setLevel(levels[1])
@@ -170,7 +170,7 @@ def test_ray_warnings_are_suppressed_in_the_current_thread_only_and_filters_stay
             thread = threading.Thread(target=warn, args=("another thread",))
             thread.start()
             thread.join()
-            warnings.filterwarnings("ignore", "ours")  # a user's setting meanwhile
+            warnings.filterwarnings("ignore", "ours")  # set by a user at the same time
         warn("outside")
         warn("ours")
     assert [str(warning.message) for warning in caught] == ["another thread", "outside"]

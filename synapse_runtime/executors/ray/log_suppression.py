@@ -1,7 +1,7 @@
 """Suppress Ray's own warnings and log records in one thread, so that tests that check warnings or logs do not see them.
 
-Levels of loggers and the list of warning filters are those of the whole process, which other threads use and change
-meanwhile. So records and warnings are suppressed by filters that apply in the threads inside these contexts only.
+Logger levels and warning filters belong to the whole process, and other threads may use and change them at the same
+time. So records and warnings are suppressed by filters that apply only to the threads inside these contexts.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class ClusterDaemon:
         try:
             while not self._should_stop():
                 time.sleep(_CHECK_SECONDS)
-        except Exception:  # noqa: BLE001 - a cluster that nobody watches would never end
+        except Exception:  # noqa: BLE001 - without this thread, the cluster would run forever
             traceback.print_exc()
             print("the cluster shuts down because it cannot be watched", file=sys.stderr, flush=True)
         if self._is_ready.is_set():

@@ -151,8 +151,8 @@ def _start_minimal(start: Any, command: list[str], process_type: str, *, jobs: b
 def _start_without_metrics(start: Any, command: list[str], process_type: str, **options: Any) -> Any:
     """Start one of Ray's processes without its server for metrics, which would answer anybody, without a token.
 
-    There is no option for that. A server whose port is invalid does not start, which the process logs. That of the
-    agent is turned off by a setting of Ray (`control_socket`).
+    Ray has no option for this, but a server whose port is invalid is not started, which the process logs. The agent's
+    server is turned off by a setting of Ray (`control_socket`).
     """
     if process_type in ("dashboard", "monitor"):
         variables = {"DASHBOARD_METRIC_PORT": _NO_PORT, "AUTOSCALER_METRIC_PORT": _NO_PORT}

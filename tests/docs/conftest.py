@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -125,8 +126,12 @@ def with_sklearn() -> Iterator[ForkServer]:
 
 
 def problem_with_targets(words: Sequence[str]) -> str | None:
-    """Return what is wrong with the arguments of `make`: a target that does not exist, or has nothing to do."""
-    done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    """Return what is wrong with the arguments of `make`: a target that does not exist, or has nothing to do.
+
+    Variables that this test run itself got from make, such as VENV, are none of a reader's.
+    """
+    command, variables = ["make", "--dry-run", *words], {"PATH": os.environ["PATH"]}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
     nothing = "Nothing to be done" in done.stdout  # what make says of a phony target without a rule
     return done.stdout if nothing else done.stderr or None
 

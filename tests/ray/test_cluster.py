@@ -223,6 +223,10 @@ def test_invalid_address_raises_an_error(address):
 
 @pytest.mark.parametrize("jobs", [False, True], ids=["without-jobs", "with-jobs"])
 def test_only_the_ray_processes_that_are_needed_run(short_temp_dir, jobs, monkeypatch):
+    if jobs:  # on a busy machine it may take so long until an agent listens; the raylet itself waits for 15 s
+        is_agent = "any('agent/main.py' in word or 'dashboard/agent.py' in word for word in sys.orig_argv)"
+        (short_temp_dir / "sitecustomize.py").write_text(f"import sys, time\nif {is_agent}: time.sleep(17)\n")
+        monkeypatch.setenv("PYTHONPATH", str(short_temp_dir))
     for variable in ("COVERAGE_PROCESS_CONFIG", "COV_CORE_SOURCE"):  # these would make each process write coverage data
         monkeypatch.setenv(variable, "nothing")
     directory = Path(new_directory())

@@ -41,6 +41,7 @@ _PATIENT_ENV = {
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_health_check_timeout_ms": "60000",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_gcs_server_port_wait_time_s": "300",
 }
 # An agent's server for metrics would answer anybody, without a token.
 _NO_METRICS_ENV = {"RAY_enable_metrics_collection": "0"}

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import random
 import socket
 import threading
 import time
@@ -47,9 +49,16 @@ class HeadNode:
         import ray
         from ray._private import node, parameter, services, worker
 
-        # The agent that accepts jobs listens on a fixed port, and fails if another cluster's agent uses it. `ray start`
-        # has an option for the port, `ray.init` has none. With port 0, Ray 2.52 announces a port that it does not use.
-        settings: dict[str, Any] = {"dashboard_agent_listen_port": _free_port()}
+        # The raylet's agents choose their ports, and the raylet aborts if it does not know them within 15 s, too few on
+        # a busy machine. So it gets them here. (One port, that of the agent that accepts jobs, is fixed by default: it
+        # fails if another cluster's agent uses it. `ray.init` has an option for one of the four.)
+        jobs_port = _free_port()
+        settings: dict[str, Any] = {
+            "dashboard_agent_listen_port": jobs_port,
+            "metrics_agent_port": _free_port(),
+            "runtime_env_agent_port": _free_port(),
+        }
+        services.start_ray_process = functools.partial(_start_with_port, services.start_ray_process, port=jobs_port)
         if self._options.parent_pid is not None:
             # Our drivers request no logs, and only the Jobs API needs the monitor: it reports available resources.
             settings |= {"include_log_monitor": False, "no_monitor": not self._options.jobs}
@@ -70,6 +79,7 @@ class HeadNode:
             num_gpus=self._options.num_gpus,
             _memory=self._options.memory,
             _temp_dir=str(self._directory / RAY_DIRECTORY),
+            _metrics_export_port=_free_port(),
             log_to_driver=False,
             logging_level="error",
         )
@@ -134,6 +144,14 @@ def _no_dashboard(node: Any, **_: Any) -> None:
     node._webui_url = ""
 
 
+def _start_with_port(start: Any, command: list[str], process_type: str, *, port: int, **options: Any) -> Any:
+    """Start one of Ray's processes; the raylet with the port of the agent that accepts jobs, if it has that option."""
+    if process_type == "raylet":
+        option = "dashboard_agent_listen_port"
+        command = [*command, f"--{option}={port}", f"--undefok={option}"]
+    return start(command, process_type, **options)
+
+
 def _start_minimal(start: Any, command: list[str], process_type: str, *, jobs: bool, **options: Any) -> Any:
     """Start one of Ray's processes with only what a run's cluster needs of it.
 
@@ -173,6 +191,9 @@ def _get_node(get_node: Any, address: str, node_id: str) -> Any:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free, outside of the range from which the system would give it to another process."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port

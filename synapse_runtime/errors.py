@@ -23,6 +23,7 @@ __all__ = [
     "PluginError",
     "Problem",
     "RemoteError",
+    "RemoteException",
     "ResultMismatchWarning",
     "ResultNotSerializable",
     "ValidationError",
@@ -171,6 +172,10 @@ class ClusterError(PluginError):
 
 class RemoteError(PluginError):
     """A Synapse backend rejected the call, or failed to run it."""
+
+
+class RemoteException(Exception):
+    """Stands for an exception whose class cannot be imported, or not used, in this process; a subclass has its name."""
 
 
 class ConfigWarning(UserWarning):

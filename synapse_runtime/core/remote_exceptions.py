@@ -15,14 +15,14 @@ import inspect
 import itertools
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from opcode import opmap
 from typing import Any
 
 from synapse_runtime import serialization
-from synapse_runtime.errors import safe_str
+from synapse_runtime.errors import RemoteException, safe_str
 from synapse_runtime.redaction import HiddenValues
 
 # A chain is pickled as nested objects, so its length is limited; the rest is left out.
@@ -220,7 +220,7 @@ def _pack(
         cls=_try_dumps(cls),
         args=tuple(_pack_argument(value, group or (), linked) for value in error.args),
         state={name: _pack_part(value) for name, value in getattr(error, "__dict__", {}).items()},
-        members=dict(_pack_members(error)),
+        members={name: _pack_part(value) for name, value in member_values(error).items()},
         frames=frames_of(error.__traceback__, to_caller),
         cause=linked(error.__cause__),
         context=linked(error.__context__),
@@ -277,13 +277,16 @@ def _pack_argument(
     return _pack_part(value) if packed is None else packed
 
 
-def _pack_members(error: BaseException) -> Iterator[tuple[str, bytes | str]]:
+def member_values(error: BaseException) -> dict[str, Any]:
+    """Return the attributes of an exception that are not in its `__dict__`: slots, and those of builtin classes."""
+    values = {}
     for name, member in _members_of(type(error)).items():
         with contextlib.suppress(AttributeError):  # a slot that was never set
             value = member.__get__(error)
             # Members of builtin exceptions read as None if they are not set; setting them to None is different.
             if value is not None or "__slots__" in vars(member.__objclass__):
-                yield name, _pack_part(value)
+                values[name] = value
+    return values
 
 
 def _members_of(cls: type[BaseException]) -> dict[str, types.MemberDescriptorType]:
@@ -319,7 +322,7 @@ def _unpack(packed: EncodedException, made: dict[int, BaseException]) -> BaseExc
     if id(packed) in made:
         return made[id(packed)]
     error = made[id(packed)] = _rebuild(packed, made)
-    _set(error, "__traceback__", _traceback(packed.frames))
+    _set(error, "__traceback__", traceback_of(packed.frames))
     if packed.context is not None:
         _set(error, "__context__", _unpack(packed.context, made))
     if packed.cause is not None:
@@ -340,9 +343,9 @@ def _rebuild(packed: EncodedException, made: dict[int, BaseException]) -> BaseEx
         knows_attributes = type(error).__reduce__ is BaseException.__reduce__
     else:
         constructor_args = args if packed.group is None else (packed.message, members)
-        error = _new_without_custom_init(_class_of(packed), constructor_args)
+        error = new_exception(_class_of(packed), constructor_args)
         if error is None:
-            error = _placeholder_class(packed)(packed.text)
+            error = placeholder_class(packed.module, packed.type_name)(packed.text)
         if packed.group is not None:
             _set(error, "args", args)
         knows_attributes = False
@@ -377,16 +380,21 @@ def _restore_attributes(error: BaseException, packed: EncodedException, *, keep:
         # A text only replaces a missing attribute: the constructor may have recreated one that cannot be pickled.
         if name not in attributes or not (keep or isinstance(part, str)):
             attributes[name] = _unpack_part(part)
-    known = _members_of(type(error))
     for name, part in packed.members.items():
-        with contextlib.suppress(Exception):  # some are read-only, or accept only numbers
-            if name in known:
-                known[name].__set__(error, _unpack_part(part))
-            else:
-                attributes[name] = _unpack_part(part)
+        set_attribute(error, name, _unpack_part(part))
 
 
-def _new_without_custom_init(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | None:
+def set_attribute(error: BaseException, name: str, value: Any) -> None:
+    """Set an attribute of an exception without calling its class's code, unless it cannot be set."""
+    member = _members_of(type(error)).get(name)
+    with contextlib.suppress(Exception):  # some are read-only, or accept only numbers
+        if member is not None:
+            member.__set__(error, value)
+        else:
+            error.__dict__[name] = value
+
+
+def new_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException | None:
     """Create an exception without calling a custom constructor, whose arguments are unknown."""
     bases: tuple[Any, ...] = (BaseException, BaseExceptionGroup, cls)
     for base in bases:
@@ -420,16 +428,17 @@ def _class_of(packed: EncodedException) -> type[BaseException]:
             return cls
     if packed.group is not None:
         return BaseExceptionGroup  # creates an `ExceptionGroup` if all members are plain exceptions
-    return _placeholder_class(packed)
+    return placeholder_class(packed.module, packed.type_name)
 
 
-def _placeholder_class(packed: EncodedException) -> type[BaseException]:
+def placeholder_class(module: str, qualname: str) -> type[RemoteException]:
     """Create a placeholder of the same name for an exception class that cannot be imported in this process."""
-    name = packed.type_name.rpartition(".")[2]
-    return type(name, (Exception,), {"__module__": packed.module, "__qualname__": packed.type_name})
+    name = qualname.rpartition(".")[2]
+    return type(name, (RemoteException,), {"__module__": module, "__qualname__": qualname})
 
 
-def _traceback(frames: tuple[FrameSummary, ...]) -> types.TracebackType | None:
+def traceback_of(frames: Sequence[FrameSummary]) -> types.TracebackType | None:
+    """Return a traceback with these frames, outermost first."""
     tb: types.TracebackType | None = None
     codes: dict[Any, types.CodeType] = {}  # frames at one position share their code: pytest detects recursion by it
     for summary in reversed(frames):

@@ -105,6 +105,7 @@ class CallRequest:
         import_root: The directory of the plugin's modules, if there is a plugin.
         shares_filesystem: Whether the worker shares the caller's file system; if not, the plugin was uploaded.
         settings: Settings of the caller's process.
+        log_key: The key that a job's supervisor signs the log with.
     """
 
     name: str
@@ -115,6 +116,7 @@ class CallRequest:
     settings: CallerSettings
     call_data: memoryview = field(repr=False)
     buffers: Sequence[Any] = field(default=(), repr=False)
+    log_key: bytes | None = field(default=None, repr=False)
 
     def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
         """Return the call; this imports the modules of its params and its action."""
@@ -139,20 +141,23 @@ class EncodedCall:
     settings_data: bytes = field(repr=False)
     call_data: bytes = field(repr=False)
 
-    def message(self, *, shares_filesystem: bool = True) -> bytes:
+    def message(self, *, shares_filesystem: bool = True, log_key: bytes | None = None) -> bytes:
         """Return the message for a worker.
 
         Args:
             shares_filesystem: As in `CallRequest`.
+            log_key: As in `CallRequest`.
         """
         call = self.call
-        header = {
+        header: dict[str, Any] = {
             "name": call.name,
             "job_id": call.job_id,
             "timeout": call.timeout,
             "import_root": call.import_root,
             "shares_filesystem": shares_filesystem,
         }
+        if log_key is not None:
+            header["log_key"] = log_key
         return _message(header, self.settings_data, self.call_data)
 
 
@@ -243,7 +248,7 @@ def encode_run(
     """Encode a run in the worker.
 
     Args:
-        run: The run.
+        run: The run. If its result cannot be pickled, that becomes its error.
         events: Its events as the worker's journal has encoded them, if it has all.
         hidden: Values that must not appear in the arguments that tracebacks show.
         recorder: What this worker has recorded of failed assertions.
@@ -258,6 +263,7 @@ def encode_run(
         try:
             result = serialization.dumps_named(run.result, "result", buffers)
         except ResultNotSerializable as problem:
+            run.result, run.error = None, problem
             error = problem
     encoded_error = None
     if error is not None:
@@ -337,7 +343,7 @@ def decode_run(
     if not details and (not result or is_builtin_data(result)):  # the common case needs no modules
         run.result = serialization.loads(result) if result else None
         return run
-    with shielded(), _no_bytecode(), _plugin_modules(import_root if call is None else call.import_root):
+    with shielded(), _no_bytecode(), plugin_modules(import_root if call is None else call.import_root):
         if details:
             _read_details(run, captured, serialization.loads_in_caller(details))
         if run.error is None and result:
@@ -379,7 +385,7 @@ def loads_in_plugin(data: bytes, import_root: str | None) -> Any:
         data: The pickle.
         import_root: The directory of the plugin's modules.
     """
-    with shielded(), _plugin_modules(import_root):
+    with shielded(), plugin_modules(import_root):
         return serialization.loads_in_caller(data)
 
 
@@ -504,5 +510,6 @@ def _writes_no_bytecode() -> Iterator[None]:
 _no_bytecode = SharedContext(_writes_no_bytecode)
 
 
-def _plugin_modules(root: str | None) -> contextlib.AbstractContextManager[None]:
+def plugin_modules(root: str | None) -> contextlib.AbstractContextManager[None]:
+    """Return a context manager with the modules of the plugin in this directory, if there is one."""
     return process_state.modules(root) if root is not None and os.path.isdir(root) else contextlib.nullcontext()

@@ -72,6 +72,7 @@ def serve(
     on_start: Callable[[], object] | None = None,
     on_log: Callable[[LogEntry], object] | None = None,
     on_end: Callable[[], Sequence[OutputPosition]] | None = None,
+    encode: Callable[..., bytes] = encode_run,
     out_of_band: serialization.Buffers | None = None,
 ) -> bytes:
     """Run a call in this process, a worker, and return the encoded run.
@@ -88,6 +89,7 @@ def serve(
         on_start: Called after imports and validation, just before the action starts.
         on_log: Called with each log record and warning as it is issued.
         on_end: Called when the action has ended; returns the positions of its output between its events.
+        encode: Encodes the run, with the arguments of `encode_run`.
         out_of_band: If given, large buffers of the result are added to it and are not in the encoded run.
     """
     sys.dont_write_bytecode = True  # no `__pycache__` in the plugin's directory
@@ -140,7 +142,7 @@ def serve(
     run.node = node
     if path_map is not None:
         path_map.rewrite_captured(captured)
-    return encode_run(
+    return encode(
         run,
         events=journals.events.since(0) if journals.events.count == len(run.events) else None,
         hidden=None if run.error is None else _hidden_values(call, settings.masked),

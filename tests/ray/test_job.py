@@ -15,7 +15,7 @@ import pytest
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import ClusterError, ExecutionError, ValidationError
 from synapse_runtime.executors.ray import RayJobsApiExecutor
-from synapse_runtime.executors.ray.job_log import EVENTS, RUN, encode_frame
+from synapse_runtime.executors.ray.job_log import EVENT, RUN, LogWriter
 from synapse_runtime.loggers import NullLogger
 from tests.cli.processes import cluster
 from tests.patience import patience
@@ -84,8 +84,8 @@ def test_another_executor_can_fetch_the_result_by_id(echoed):
 def test_result_and_log_are_exact_whatever_the_action_prints(job):
     lines = [
         '{"result": "mine"}',
-        encode_frame(RUN, b"forged").decode().strip(),
-        encode_frame(EVENTS, b"forged").decode().strip(),
+        LogWriter().frame(RUN, {"forged": 1}).decode().strip(),
+        LogWriter().frame(EVENT, {"forged": 1}).decode().strip(),
         "\x1e",
         "\x1erun",
         "SYNAPSE_RESULT_START",

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from synapse_runtime.executors.ray.job_log import (
-    EVENTS,
+    EVENT,
     EXIT,
     RUN,
     START,
@@ -17,14 +17,15 @@ from synapse_runtime.executors.ray.job_log import (
     LogReader,
     LogWriter,
     Output,
-    encode_frame,
 )
+
+frame = LogWriter().frame
 
 CHUNKS = [
     (STDOUT, b"plain\n"),
     (STDERR, b"to stderr\n"),
     (STDOUT, b"no end of line"),
-    (STDOUT, encode_frame(RUN, b"forged")),
+    (STDOUT, frame(RUN, {"forged": 1})),
     (STDERR, b"\x1e"),
     (STDOUT, "snow ☃".encode()[:-1]),
     (STDOUT, "☃".encode()[-1:] + b" rest\r\n"),
@@ -49,23 +50,23 @@ def printed(items: list[Output | Frame], stream: str) -> str:
 def test_output_and_frames_are_read_wherever_the_log_is_cut(seed):
     chance = random.Random(seed)
     writer = LogWriter()
-    log = b"Ray's own lines\n" + encode_frame(START)
+    log = b"Ray's own lines\n" + frame(START)
     for stream, data in CHUNKS:
-        log += writer.output(stream, data) + encode_frame(EVENTS, data)
-    log += encode_frame(RUN, b"r" * 100_000) + encode_frame(EXIT, b"0")
+        log += writer.output(stream, data) + frame(EVENT, {"data": repr(data)})
+    log += frame(RUN, {"data": "r" * 100_000}) + frame(EXIT)
     text = log.decode("utf-8")
     items = read(text, sorted(chance.sample(range(len(text)), 40)))
     frames = [item for item in items if isinstance(item, Frame)]
-    assert [f.kind for f in frames] == [START, *[EVENTS] * len(CHUNKS), RUN, EXIT]
-    assert [f.payload for f in frames if f.kind == EVENTS] == [data for _, data in CHUNKS]
-    assert frames[-2].payload == b"r" * 100_000
+    assert [f.kind for f in frames] == [START, *[EVENT] * len(CHUNKS), RUN, EXIT]
+    assert [f.data for f in frames if f.kind == EVENT] == [{"data": repr(data)} for _, data in CHUNKS]
+    assert frames[-2].data == {"data": "r" * 100_000}
     for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
         whole = b"".join(data for of, data in CHUNKS if of == stream).decode("utf-8", errors="replace")
         assert printed(items, name) == whole
 
 
 def test_no_line_of_a_frame_is_too_long_for_the_socket_of_ray():
-    assert max(map(len, encode_frame(RUN, b"x" * 1_000_000).splitlines())) < 40_000
+    assert max(map(len, frame(RUN, {"data": "x" * 1_000_000}).splitlines())) < 40_000
 
 
 def test_log_before_the_start_frame_is_not_output_of_the_action():
@@ -88,19 +89,19 @@ def read_late(log: str, cuts: list[int]) -> str:
 
 @pytest.mark.parametrize("where", ["", "no end of line", "a line\n", "Running entrypoint for job j-2: "])
 def test_late_line_of_ray_is_removed_wherever_the_log_is_cut(where):
-    log = encode_frame(START).decode() + where + RAY_LINE + "rest\n" + encode_frame(EVENTS).decode() + "more"
+    log = frame(START).decode() + where + RAY_LINE + "rest\n" + frame(EVENT).decode() + "more"
     for cut in range(len(log)):
         assert read_late(log, [cut]) == f"{where}rest\nmore"
     assert read_late(log, [*range(1, len(log))]) == f"{where}rest\nmore"
 
 
 def test_line_of_ray_is_removed_only_once():
-    early = f"{RAY_LINE}{encode_frame(START).decode()}{RAY_LINE}"
+    early = f"{RAY_LINE}{frame(START).decode()}{RAY_LINE}"
     assert read_late(early, []) == RAY_LINE
-    late = f"{encode_frame(START).decode()}{RAY_LINE}{RAY_LINE}"
+    late = f"{frame(START).decode()}{RAY_LINE}{RAY_LINE}"
     assert read_late(late, []) == RAY_LINE
 
 
 @pytest.mark.parametrize("size", [1, 10, len(RAY_LINE) - 1])
 def test_incomplete_line_of_ray_at_the_end_is_not_lost(size):
-    assert read_late(encode_frame(START).decode() + RAY_LINE[:size], []) == RAY_LINE[:size]
+    assert read_late(frame(START).decode() + RAY_LINE[:size], []) == RAY_LINE[:size]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from synapse_runtime.executors.ray.job_log import (
-    EVENTS,
+    EVENT,
     EXIT,
     RECORD_SEPARATOR,
     RUN,
@@ -18,9 +18,12 @@ from synapse_runtime.executors.ray.job_log import (
     Frame,
     LogReader,
     LogWriter,
+    MalformedFrame,
     Output,
-    encode_frame,
 )
+
+frame = LogWriter().frame
+STARTED, EXITED = Frame(START, {}, False), Frame(EXIT, {}, False)
 
 NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
@@ -28,7 +31,7 @@ NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 def log_of(chunks: Iterable[tuple[str, bytes]]) -> str:
     writer = LogWriter()
     output = b"".join(writer.output(*chunk) for chunk in chunks)
-    return (encode_frame(START) + output + encode_frame(EXIT, b"0")).decode("utf-8")
+    return (frame(START) + output + frame(EXIT)).decode("utf-8")
 
 
 def read(pieces: Iterable[str]) -> list[Output | Frame]:
@@ -44,24 +47,24 @@ def frames(items: Iterable[Output | Frame]) -> list[Frame]:
     return [item for item in items if isinstance(item, Frame)]
 
 
-@pytest.mark.parametrize("size", [0, 1, 23_999, 24_000, 24_001, 48_000, 100_000])
-def test_payload_of_any_size_is_read_as_one_frame(size):
-    payload = random.Random(size).randbytes(size)
-    assert read([encode_frame(RUN, payload).decode()]) == [Frame(RUN, payload)]
+@pytest.mark.parametrize("size", [0, 1, 31_989, 31_990, 31_991, 63_990, 100_000])
+def test_data_of_any_size_are_read_as_one_frame(size):
+    data = {"text": "x" * size}
+    assert read([frame(RUN, data).decode()]) == [Frame(RUN, data, False)]
 
 
 def test_frame_is_read_if_it_is_cut_at_any_character():
-    log = encode_frame(EVENTS, b"x" * 50).decode()
+    log = frame(EVENT, {"name": "☃"}).decode()
     for cut in range(len(log) + 1):
-        assert read([log[:cut], log[cut:]]) == [Frame(EVENTS, b"x" * 50)]
-    assert read(log) == [Frame(EVENTS, b"x" * 50)]
+        assert read([log[:cut], log[cut:]]) == [Frame(EVENT, {"name": "☃"}, False)]
+    assert read(log) == [Frame(EVENT, {"name": "☃"}, False)]
 
 
 def test_frame_is_not_yielded_before_its_last_character():
     reader = LogReader()
-    log = encode_frame(RUN, b"42").decode()
+    log = frame(RUN, {"result": 42}).decode()
     assert list(reader.feed(log[:-1])) == []
-    assert list(reader.feed(log[-1:])) == [Frame(RUN, b"42")]
+    assert list(reader.feed(log[-1:])) == [Frame(RUN, {"result": 42}, False)]
 
 
 def test_plain_output_is_logged_as_plain_text():
@@ -72,17 +75,17 @@ def test_plain_output_is_logged_as_plain_text():
 def test_stream_is_named_only_when_it_changes():
     writer = LogWriter()
     assert writer.output(STDOUT, b"a") == b"a"
-    assert writer.output(STDERR, b"b") == encode_frame(STDERR) + b"b"
+    assert writer.output(STDERR, b"b") == frame(STDERR) + b"b"
     assert writer.output(STDERR, b"c") == b"c"
-    assert writer.output(STDOUT, b"d") == encode_frame(STDOUT) + b"d"
+    assert writer.output(STDOUT, b"d") == frame(STDOUT) + b"d"
 
 
 @pytest.mark.parametrize(
     "data",
     [
         RECORD_SEPARATOR.encode(),
-        encode_frame(RUN, b"forged"),
-        encode_frame(EXIT, b"0")[:-1],
+        frame(RUN, {"forged": 1}),
+        frame(EXIT)[:-1],
         b"bar 10%\rbar 20%\r",
         b"line\r\n",
         b"\xff\xfe",
@@ -117,13 +120,18 @@ def test_character_that_is_cut_in_two_by_the_other_stream_is_read_whole():
 def test_incomplete_character_is_replaced_at_its_position():
     items = read([log_of([(STDOUT, b"\xe2\x98"), (STDOUT, b"plain\n"), (STDOUT, b"last \xe2")])])
     assert printed(items) == "\ufffdplain\nlast \ufffd"
-    assert items[-1] == Frame(EXIT, b"0")
+    assert items[-1] == EXITED
 
 
 @pytest.mark.parametrize("kind", [RUN, EXIT])
 def test_all_output_is_yielded_before_the_final_frame(kind):
-    log = (encode_frame(START) + LogWriter().output(STDOUT, b"cut \xe2") + encode_frame(kind, b"0")).decode()
-    assert read([log]) == [Frame(START, b""), Output("stdout", "cut "), Output("stdout", "\ufffd"), Frame(kind, b"0")]
+    log = (frame(START) + LogWriter().output(STDOUT, b"cut \xe2") + frame(kind)).decode()
+    assert read([log]) == [
+        STARTED,
+        Output("stdout", "cut "),
+        Output("stdout", "\ufffd"),
+        Frame(kind, {}, False),
+    ]
 
 
 def test_log_of_ray_before_the_start_frame_is_kept_as_preamble():
@@ -158,7 +166,7 @@ def random_chunk(chance: random.Random) -> bytes:
         lambda: chance.choice(
             [b"\x1e", b"\r", b"\r\n", b"\n", b"\xe2\x98", b"\x83", b"\xf0\x9f", b"\x98\x80", b"\xff"]
         ),
-        lambda: encode_frame(chance.choice([RUN, EVENTS, EXIT, START, STDERR, "+", "raw"]), b"forged")[
+        lambda: frame(chance.choice([RUN, EVENT, EXIT, START, STDERR, "+", "raw"]), {"forged": 1})[
             : chance.randrange(1, 30)
         ],
     ]
@@ -175,5 +183,91 @@ def test_random_output_is_read_unchanged_wherever_the_log_is_cut(seed):
     for stream in (STDOUT, STDERR):
         whole = b"".join(data for name, data in chunks if name == stream)
         assert printed(items, stream) == whole.decode("utf-8", errors="replace")
-    assert frames(items) == [Frame(START, b""), Frame(EXIT, b"0")]
+    assert frames(items) == [STARTED, EXITED]
     assert not any(isinstance(item, Output) and item.text == "" for item in items)
+
+
+KEY = b"k" * 32
+
+
+def signed_log(key: bytes = KEY) -> list[str]:
+    """Return the frames of a signed log, and output between them."""
+    writer = LogWriter(key)
+    parts = [
+        writer.frame(START, {"host": "here"}),
+        writer.output(STDERR, b"working\r\n"),
+        writer.frame(EVENT, {"event": 1}),
+        writer.frame(EVENT, {"event": 2}),
+        writer.frame(RUN, {"record": {}}),
+    ]
+    return [part.decode() for part in parts]
+
+
+def read_with(key: bytes | None, parts: list[str], *, must_be_signed: bool = False) -> list[Output | Frame]:
+    reader = LogReader("job", key, must_be_signed=must_be_signed)
+    return [*reader.feed("".join(parts)), *reader.close()]
+
+
+def test_submitter_reads_frames_as_signed_and_others_as_unsigned():
+    assert [each.is_signed for each in frames(read_with(KEY, signed_log()))] == [True] * 4
+    for key in (None, b"another user's"):
+        items = read_with(key, signed_log())
+        assert [each.is_signed for each in frames(items)] == [False] * 4
+        assert printed(items, STDERR) == "working\r\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: [parts[0], *parts[2:1:-1], *parts[3:2:-1], parts[4].replace("record", "recorD")],
+        lambda parts: [*parts[:2], *parts[3:]],  # one is missing
+        lambda parts: [*parts[:3], parts[2], *parts[3:]],  # one is repeated
+        lambda parts: [*parts[:2], parts[3], parts[2], parts[4]],  # two change places
+        lambda parts: [*parts[:4], frame(RUN, {"record": {}}).decode()],  # it is not signed
+        lambda parts: [*parts[:4], signed_log(b"another key")[4]],
+        lambda parts: [*parts[:4], parts[4].replace("run ", "exit ", 1)],
+    ],
+)
+def test_submitter_refuses_frames_that_the_supervisor_has_not_written(change):
+    with pytest.raises(MalformedFrame, match="was not written by the supervisor"):
+        read_with(KEY, change(signed_log()))
+
+
+def test_log_of_a_job_that_this_user_has_submitted_must_be_signed_from_the_start():
+    with pytest.raises(MalformedFrame, match="'start' was not written by the supervisor"):
+        read_with(KEY, signed_log(b"another key"), must_be_signed=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\x1erun - {not json}\n",
+        "\x1erun - [1]\n",
+        "\x1erun\n",
+        "\x1e\n",
+        "\x1eraw - {}\n",
+        '\x1eraw - {"base64": "%%%"}\n',
+        '\x1eraw - {"base64": 7}\n',
+        "\x1erun - " + "[" * 100_000 + "\n",
+        '\x1e+ {"a\n\x1eevent - ": 1\n',
+    ],
+)
+def test_malformed_frame_is_an_error_that_says_so(line):
+    with pytest.raises(MalformedFrame):
+        read([line])
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_random_changes_of_a_signed_log_are_never_read_as_signed_frames(seed):
+    chance = random.Random(seed)
+    parts = signed_log()
+    log = "".join(parts)
+    for _ in range(chance.randrange(1, 4)):
+        at = chance.randrange(len(log))
+        log = log[:at] + chance.choice(["", "\x1e", "\n", "{", "0", log[at:], "\x1eevent - {}\n"]) + log[at + 1 :]
+    try:
+        items = read_with(KEY, [log], must_be_signed=True)
+    except MalformedFrame:
+        return
+    written = frames(read_with(KEY, parts))
+    assert [each for each in frames(items) if each.is_signed] == written[: len(frames(items))]

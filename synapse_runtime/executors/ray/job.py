@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import queue
 import secrets
 import shlex
@@ -20,6 +19,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pydantic
+from pydantic import BaseModel
+
 from synapse_runtime.core.execution import ActionCall, ActionRun
 from synapse_runtime.core.output_capture import Captured, LogEntry, last_lines
 from synapse_runtime.core.threads import InterruptibleLock, reraise_dropped_interrupts
@@ -28,6 +30,7 @@ from synapse_runtime.errors import (
     ClusterError,
     ExecutionError,
     ExecutionTimeout,
+    ResultNotSerializable,
     VersionMismatchWarning,
     WorkerCrashed,
 )
@@ -35,7 +38,15 @@ from synapse_runtime.events import Event
 from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput
 from synapse_runtime.executors.journal import decode_entries
 from synapse_runtime.executors.process_exit import ProcessExit
-from synapse_runtime.executors.protocol import ENCODE_CALL_ERRORS, decode_run, encode_call, loads_in_plugin
+from synapse_runtime.executors.protocol import (
+    ENCODE_CALL_ERRORS,
+    VersionMismatch,
+    decode_run,
+    encode_call,
+    loads_in_plugin,
+    plugin_modules,
+    version_error,
+)
 from synapse_runtime.executors.ray import job_log
 from synapse_runtime.executors.ray.archive import package_of_one_file
 from synapse_runtime.executors.ray.cluster.driver import Cluster
@@ -57,6 +68,7 @@ from synapse_runtime.executors.ray.cluster.resolve import (
     shares_disk,
     without_dashboard_variable,
 )
+from synapse_runtime.executors.ray.job_key import job_key
 from synapse_runtime.executors.ray.log_suppression import suppress_log_records, suppress_ray_output
 from synapse_runtime.executors.ray.resources import (
     WAIT_SECONDS,
@@ -67,8 +79,9 @@ from synapse_runtime.executors.ray.resources import (
     resource_timeout_error,
 )
 from synapse_runtime.executors.ray.runtime_env import RuntimeEnvBuilder, setup_error, upload_over_http
-from synapse_runtime.executors.streaming import decode_batch
+from synapse_runtime.json_values import decode_value, not_decoded
 from synapse_runtime.loggers import Logger, format_event
+from synapse_runtime.run_record import InvalidRecord, RunRecord, decode_event, read_record
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -223,19 +236,23 @@ class RayJobsApiExecutor(Executor):
 
     def get_logs(self, job_id: str) -> str:
         """Return all events and output of the job's action so far, as text."""
-        reader = job_log.LogReader(job_id)
-        items = itertools.chain(reader.feed(self._raw_logs(job_id)), reader.close())
-        return "".join(self._readable(items))
+        self._require_action(job_id)
+        with _readable_log(job_id):
+            reader = self._reader(job_id)
+            items = itertools.chain(reader.feed(self._raw_logs(job_id)), reader.close())
+            return "".join(_as_text(items))
 
     def stream_logs(self, job_id: str) -> Iterator[str]:
         """Yield the job's log line by line, as it grows, until the job has ended."""
-        reader = job_log.LogReader(job_id)
+        self._require_action(job_id)
+        reader = self._reader(job_id)
         pieces = itertools.chain.from_iterable(map(reader.feed, self._follow(job_id)))
         rest = ""
-        for text in self._readable(itertools.chain(pieces, reader.close())):
-            lines = (rest + text).splitlines(keepends=True)
-            rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
-            yield from lines
+        with _readable_log(job_id):
+            for text in _as_text(itertools.chain(pieces, reader.close())):
+                lines = (rest + text).splitlines(keepends=True)
+                rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
+                yield from lines
         if rest:
             yield rest
 
@@ -258,6 +275,7 @@ class RayJobsApiExecutor(Executor):
 
     def get_run(self, job_id: str, timeout: float | None = None) -> ActionRun:
         """Wait until the job has ended and return its `ActionRun`. Arguments and errors as for `get_result`."""
+        self._require_action(job_id)
         run = self._collect(job_id, None, None, timeout)
         run.add_location_note()
         if self.observer is not None:
@@ -269,13 +287,15 @@ class RayJobsApiExecutor(Executor):
 
         Args:
             job_id: Id of a job that this class submitted, in this process or another. If the result contains classes
-                of the plugin, this executor must have the plugin.
+                of the plugin, this executor must have the plugin. Of jobs that other users have submitted, only
+                results of builtin types and the like can be read: nothing in their logs is unpickled.
             timeout: Maximum number of seconds to wait; None for no limit.
 
         Raises:
             TimeoutError: The job has not ended in time; it keeps running.
             ClusterError: The cluster has no such job, or the job does not run an action.
             ExecutionError: The action failed; the cause is the exception that it raised.
+            ResultNotSerializable: The result needs pickle, and another user has submitted the job.
         """
         return self.get_run(job_id, timeout).unwrap()
 
@@ -367,7 +387,7 @@ class RayJobsApiExecutor(Executor):
         if self._resources:
             nodes = nodes_of(client.get_address(), cluster.headers)
             require_resources(self._resources, nodes, is_managed=cluster.is_managed)
-        message = encoded.message(shares_filesystem=self._shares_filesystem)
+        message = encoded.message(shares_filesystem=self._shares_filesystem, log_key=job_key(call.job_id))
         # Each upload must be unique: Ray would not unpack the same package again, and the first job deletes its file.
         file = f"call-{secrets.token_hex(8)}.bin"
         with self._request(call.job_id), suppress_ray_output():
@@ -510,7 +530,18 @@ class RayJobsApiExecutor(Executor):
         give_up_after: float = float("inf"),
     ) -> ActionRun:
         """Follow the job and return its run; if it ends without one, return a run with the reason as its error."""
-        reader = job_log.LogReader(job_id)
+        with _readable_log(job_id):
+            return self._read_run(job_id, on_event, on_output, timeout, give_up_after)
+
+    def _read_run(
+        self,
+        job_id: str,
+        on_event: OnEvent | None,
+        on_output: OnOutput | None,
+        timeout: float | None,
+        give_up_after: float,
+    ) -> ActionRun:
+        reader = self._reader(job_id)
         printed: dict[str, list[str]] = {"stdout": [], "stderr": []}
         events: list[Event] = []
         process_exit: ProcessExit | None = None
@@ -525,20 +556,23 @@ class RayJobsApiExecutor(Executor):
                 printed[item.stream].append(item.text)
                 if on_output is not None:
                     on_output(*item)
-            elif item.kind == job_log.EVENTS:
-                events.append(decode_batch(item.payload, self._import_root))
+            elif item.kind == job_log.EVENT:
+                events.append(self._event(item))
                 if on_event is not None:
                     on_event(events[-1])
-            elif item.kind == job_log.LOGS:
-                logs += decode_entries(item.payload, partial(loads_in_plugin, import_root=self._import_root))
+            elif item.kind == job_log.LOGS and item.is_signed:
+                data = job_log.decode_bytes(item.data.get("pickle"))
+                logs += decode_entries(data, partial(loads_in_plugin, import_root=self._import_root))
             elif item.kind == job_log.START:
-                where = {**json.loads(item.payload), "node": self._node_of(job_id)}
+                where = {**vars(_Place.model_validate(item.data)), "node": self._node_of(job_id)}
             elif item.kind == job_log.EXIT:
-                report = json.loads(item.payload)
-                process_exit, took = ProcessExit(**report["process_exit"]), report["duration"]
+                report = _ExitReport.model_validate(item.data)
+                process_exit, took = report.process_exit, report.duration
+            elif item.kind == job_log.VERSION:
+                raise version_error(VersionMismatch(str(item.data.get("line")).encode()))
             elif item.kind == job_log.RUN:
-                run = decode_run(item.payload, call, import_root=self._import_root)
-                run.node = where["node"]
+                run = self._run_in(item, call, events)
+                run.job_id, run.node = job_id, where.get("node", "")
                 return _with_output(run, printed)
         run = ActionRun(
             call.name if call else job_id,
@@ -568,7 +602,7 @@ class RayJobsApiExecutor(Executor):
             info = client.get_job_info(run.job_id)
         action = (info.metadata or {}).get(_ACTION_KEY)
         if action is None:
-            raise ClusterError(f"job {run.job_id!r} does not run an action; `synapse job list` lists those that do")
+            raise _not_an_action(run.job_id)
         run.name = action
         if info.status.value not in _ENDED:
             cluster, _ = self._connect()
@@ -600,12 +634,42 @@ class RayJobsApiExecutor(Executor):
         error.attach("Last output:", last_lines("".join(printed["stdout"]) + "".join(printed["stderr"])))
         return error
 
-    def _readable(self, items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:
-        for item in items:
-            if isinstance(item, job_log.Output):
-                yield item.text
-            elif item.kind == job_log.EVENTS:
-                yield format_event(decode_batch(item.payload, self._import_root)) + "\n"
+    def _reader(self, job_id: str) -> job_log.LogReader:
+        return job_log.LogReader(job_id, job_key(job_id), must_be_signed=job_id in self._calls)
+
+    def _event(self, frame: job_log.Frame) -> Event:
+        """Return the event of a frame; only what the supervisor of a job of this user has signed is unpickled."""
+        if frame.is_signed and "pickle" in frame.data:
+            event: Event = loads_in_plugin(job_log.decode_bytes(frame.data["pickle"]), self._import_root)
+            return event
+        with plugin_modules(self._import_root):
+            return decode_event(frame.data.get("event"), self._import_root)
+
+    def _run_in(self, frame: job_log.Frame, call: ActionCall | None, events: list[Event]) -> ActionRun:
+        """Return the run of a frame. As for events, it is unpickled only if it is signed."""
+        record = read_record(RunRecord, frame.data.get("record"))
+        if frame.is_signed:
+            run = decode_run(job_log.decode_bytes(frame.data.get("pickle")), call, import_root=self._import_root)
+            if frame.data.get("is_exact") and run.error is None:
+                run.result = decode_value(record.result)
+            return run
+        with plugin_modules(self._import_root):
+            run = record.to_run(self._import_root)
+        run.events = events
+        needs = not_decoded(run.result)
+        if needs is not None:
+            text = f"the result of {run.name} contains {needs}: only the user who has submitted the job can read it"
+            run.result, run.error = None, ResultNotSerializable(text)
+        return run
+
+    def _require_action(self, job_id: str) -> None:
+        """Raise `ClusterError` if a job does not run an action: anything could be in its log."""
+        if job_id in self._calls:
+            return
+        with self._request(job_id) as client:
+            metadata = client.get_job_info(job_id).metadata or {}
+        if _ACTION_KEY not in metadata:
+            raise _not_an_action(job_id)
 
     def _follow(self, job_id: str, timeout: float | None = None, give_up_after: float = float("inf")) -> Iterator[str]:
         """Yield the job's log as it grows, in pieces, until the job has ended."""
@@ -674,6 +738,43 @@ class RayJobsApiExecutor(Executor):
                 drop_broken_connection(cluster)
                 raise ClusterError(f"lost the log of job {job_id!r}: {piece}") from piece
             yield piece
+
+
+class _Place(BaseModel):
+    """Where the process of a job's action runs."""
+
+    host: str
+    pid: int
+
+
+class _ExitReport(BaseModel):
+    """How that process has ended, and how long the action took in seconds."""
+
+    process_exit: ProcessExit
+    duration: float
+
+
+@contextlib.contextmanager
+def _readable_log(job_id: str) -> Iterator[None]:
+    """Raise `ClusterError` for a log that no supervisor of ours has written."""
+    try:
+        yield
+    except (job_log.MalformedFrame, InvalidRecord, pydantic.ValidationError) as error:
+        problem = str(error).partition("\n")[0]
+        raise ClusterError(f"the log of job {job_id!r} is malformed: {problem}") from error
+
+
+def _not_an_action(job_id: str) -> ClusterError:
+    return ClusterError(f"job {job_id!r} does not run an action; `synapse job list` lists those that do")
+
+
+def _as_text(items: Iterator[job_log.Output | job_log.Frame]) -> Iterator[str]:
+    """Yield a log as text. Nothing in it is unpickled."""
+    for item in items:
+        if isinstance(item, job_log.Output):
+            yield item.text
+        elif item.kind == job_log.EVENT:
+            yield format_event(decode_event(item.data.get("event"))) + "\n"
 
 
 class _PollInterval:

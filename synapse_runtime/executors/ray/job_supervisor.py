@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import selectors
 import signal
@@ -19,20 +18,27 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from synapse_runtime import serialization
+from synapse_runtime.core.execution import ActionRun
 from synapse_runtime.core.interrupts import shielded
+from synapse_runtime.core.remote_exceptions import redact_values
+from synapse_runtime.events import Event
 from synapse_runtime.executors.journal import Journals, read_journal
 from synapse_runtime.executors.path_mapping import PathMap, create_worker_copy, remove_import_path
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
-from synapse_runtime.executors.protocol import VERSION_LINE, CallRequest, VersionMismatch, decode_request
+from synapse_runtime.executors.protocol import VERSION_LINE, CallRequest, VersionMismatch, decode_request, encode_run
 from synapse_runtime.executors.ray import job_log
 from synapse_runtime.executors.worker import restore_temp_dir, serve
+from synapse_runtime.json_values import encode_value
+from synapse_runtime.redaction import HiddenValues
+from synapse_runtime.run_record import RunRecord, encode_event, to_json
 
 _READ_BYTES = 65536
 # How long to read output after the action's process has ended, if a process that it started keeps the pipe open.
@@ -41,6 +47,9 @@ _OUTPUT_SECONDS = 1.0
 _EXIT_SECONDS = 5.0
 # Extra time after the worker's own grace period for an action that has exceeded its timeout.
 _TIMEOUT_SECONDS = 2.0
+_PR_SET_DUMPABLE = 4
+# The record of a run has a result that needs pickle too, up to this size, for readers that do not unpickle it.
+_MAX_INEXACT_RESULT = 1_000_000
 
 
 def main() -> None:
@@ -52,7 +61,7 @@ def main() -> None:
     try:
         request = _read_request(Path(root, sys.argv[1]))
     except VersionMismatch:  # the caller reports both versions
-        sys.stdout.buffer.write(job_log.encode_frame(job_log.RUN, VERSION_LINE))
+        sys.stdout.buffer.write(job_log.LogWriter().frame(job_log.VERSION, {"line": VERSION_LINE.decode()}))
         return
     remove_import_path(root)
     path_map = None
@@ -73,11 +82,12 @@ def main() -> None:
         os.dup2(stderr[1], 2)
         for descriptor in (*stdout, *stderr):
             os.close(descriptor)
-        _run_child(request, send, crash_log, journals, path_map)
+        _run_child(replace(request, log_key=None), send, crash_log, journals, path_map)
+    _hide_process()
     send.close()
     os.close(stdout[1])
     os.close(stderr[1])
-    supervisor = _Supervisor(child, receive, stdout[0], stderr[0], request.timeout)
+    supervisor = _Supervisor(request, child, receive, stdout[0], stderr[0])
     status = supervisor.run()
     if status is None:
         sys.exit(0)
@@ -85,9 +95,8 @@ def main() -> None:
     process_exit = replace(process_exit, timed_out=process_exit.timed_out or supervisor.timed_out)
     if path_map is not None:
         process_exit = replace(process_exit, stack=path_map.to_caller(process_exit.stack))
-    supervisor.write(job_log.encode_frame(job_log.LOGS, read_journal(journals.logs.descriptor)))
-    report = {"process_exit": asdict(process_exit), "duration": supervisor.duration}
-    supervisor.write(job_log.encode_frame(job_log.EXIT, json.dumps(report).encode()))
+    supervisor.write_frame(job_log.LOGS, {"pickle": job_log.encode_bytes(read_journal(journals.logs.descriptor))})
+    supervisor.write_frame(job_log.EXIT, {"process_exit": asdict(process_exit), "duration": supervisor.duration})
     sys.exit(1)
 
 
@@ -97,6 +106,14 @@ def _read_request(file: Path) -> CallRequest:
     with contextlib.suppress(PermissionError):  # another user has unpacked it: Ray deletes it in time
         file.unlink()
     return decode_request(data)
+
+
+def _hide_process() -> None:
+    """Keep other processes of this user, the action above all, from opening this process's log or memory (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _run_child(
@@ -123,8 +140,9 @@ def _run_child(
         crash_log=crash_log,
         journals=journals,
         path_map=path_map,
-        on_event=lambda event: report(job_log.EVENTS, _encode_message(event)),
+        on_event=lambda event: report(job_log.EVENT, _encode_event(event)),
         on_start=lambda: report("begin"),
+        encode=_encode_run,
     )
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -132,24 +150,46 @@ def _run_child(
     sys.exit(0)
 
 
-def _encode_message(value: Any) -> bytes:
-    from synapse_runtime import serialization
+def _encode_event(event: Event) -> bytes:
+    """Return the data of an event's frame: JSON, and a pickle if that is not exactly the event."""
+    record, is_exact = encode_event(event)
+    pickled = {} if is_exact else {"pickle": job_log.encode_bytes(serialization.dumps(event))}
+    return to_json({"event": record, **pickled}).encode()
 
-    return serialization.dumps(value)
+
+def _encode_run(
+    run: ActionRun, *, hidden: HiddenValues | None = None, path_map: PathMap | None = None, **options: Any
+) -> bytes:
+    """Return the data of a run's frame, with the arguments of `protocol.encode_run`.
+
+    The data are a record, without the events and the output, which are in the log, and the pickled run.
+    """
+    result, is_exact = encode_value(run.result)
+    sent = replace(run, result=None) if is_exact else run
+    message = encode_run(sent, hidden=hidden, path_map=path_map, **options)
+    with redact_values(hidden or HiddenValues({})):
+        to_caller = str if path_map is None else path_map.to_caller
+        record = RunRecord.from_run(replace(sent, result=None, events=[]), to_caller=to_caller)
+    if sent.error is None:
+        if not is_exact and len(to_json({"result": result})) > _MAX_INEXACT_RESULT:
+            result = {"$omitted": "it needs pickle, and is too large to be shown"}
+        record = record.model_copy(update={"result": result})
+    data = {"record": record, "is_exact": is_exact, "pickle": job_log.encode_bytes(message)}
+    return to_json(data).encode()
 
 
 class _Supervisor:
     """Writes the log and monitors the action's process."""
 
-    def __init__(self, child: int, channel: Connection, stdout: int, stderr: int, timeout: float | None) -> None:
+    def __init__(self, request: CallRequest, child: int, channel: Connection, stdout: int, stderr: int) -> None:
         self._child = child
-        self._timeout = timeout
+        self._timeout = request.timeout
         self._kill_at = float("inf")
         self._started_at = time.monotonic()
         self.duration = 0.0
         self.timed_out = False
         self._run: bytes | None = None
-        self._writer = job_log.LogWriter()
+        self._writer = job_log.LogWriter(request.log_key)
         self._selector = selectors.DefaultSelector()
         self._selector.register(stdout, selectors.EVENT_READ, self._copier(stdout, job_log.STDOUT))
         self._selector.register(stderr, selectors.EVENT_READ, self._copier(stderr, job_log.STDERR))
@@ -159,17 +199,20 @@ class _Supervisor:
         """Wait until the action has ended; return None if it has sent a run, else its process's exit status."""
         signal.signal(signal.SIGTERM, self._forward_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        where = {"host": socket.gethostname(), "pid": self._child}
-        self.write(job_log.encode_frame(job_log.START, json.dumps(where).encode()))
+        self.write_frame(job_log.START, {"host": socket.gethostname(), "pid": self._child})
         status = self._follow()
         if self._run is None:
             self.duration = time.monotonic() - self._started_at
             return status
-        self.write(job_log.encode_frame(job_log.RUN, self._run))
+        self.write_frame(job_log.RUN, self._run)
         return None
 
-    def write(self, data: bytes) -> None:
-        """Append data to the log."""
+    def write_frame(self, kind: str, data: Mapping[str, Any] | bytes) -> None:
+        """Append a frame to the log, with these data, or these as JSON."""
+        text = data.decode("ascii", "backslashreplace") if isinstance(data, bytes) else data
+        self._write(self._writer.frame(kind, text))
+
+    def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
@@ -198,7 +241,7 @@ class _Supervisor:
         def copy() -> None:
             data = os.read(descriptor, _READ_BYTES)
             if data:
-                self.write(self._writer.output(stream, data))
+                self._write(self._writer.output(stream, data))
             else:
                 self._selector.unregister(descriptor)
 
@@ -217,8 +260,8 @@ class _Supervisor:
         elif kind == job_log.RUN.encode():
             self._run = payload
             self._kill_at = time.monotonic() + _EXIT_SECONDS
-        elif kind == job_log.EVENTS.encode():
-            self.write(job_log.encode_frame(job_log.EVENTS, payload))
+        elif kind == job_log.EVENT.encode():
+            self.write_frame(job_log.EVENT, payload)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

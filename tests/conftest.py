@@ -58,9 +58,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 def reached() -> dict[str, str]:
     """Environment variables with which a session or command connects to the cluster of this run, as an existing one."""
     from synapse_runtime.executors.ray.cluster.control_socket import LOOPBACK_ENV
-    from synapse_runtime.executors.ray.cluster.resolve import find_cluster
+    from synapse_runtime.executors.ray.cluster.resolve import dashboard_of, find_cluster
 
     cluster = find_cluster(jobs=True)
+    dashboard_of(cluster)  # which starts in the background; job mode requires it of an existing cluster
     assert cluster.token is not None
     # With LOOPBACK_ENV, Ray's own programs do not replace the loopback address either.
     return {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | LOOPBACK_ENV

@@ -101,7 +101,6 @@ def serve(
     if settings.sdk_names != import_hook.is_installed():
         (import_hook.install if settings.sdk_names else import_hook.uninstall)()
     _module_scope.activate(request.import_root)
-    _coverage_collector.start(settings.coverage, shares_filesystem=path_map is None)
     captured = Captured()
     crash_log.reset()
     journals.reset()
@@ -125,6 +124,7 @@ def serve(
         import_path.applied(request.import_root),
         capture_logging(captured, settings.logging, on_add=record_log),
     ):
+        _coverage_collector.start(settings.coverage, shares_filesystem=path_map is None)
         on_start = _prepare_start(request.timeout, crash_log, on_start)
         try:
             run, call = _run(request, mode, record_event, on_start, path_map=path_map)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from synapse_runtime.core.execution import ActionRun
     from synapse_runtime.plugins.manifest import Manifest
+    from synapse_runtime.redaction import HiddenValues
 
 _MAX_LINE_LENGTH = 1000
 # Characters that a terminal may take for commands, or that change the order of others: C0 and C1 without newline and
@@ -142,12 +143,28 @@ def exit_status(error: Exception) -> int:
     return 3 if isinstance(error, ClusterError) else 2
 
 
-def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = True) -> None:
+def write_record(run: ActionRun, results: TextIO, hidden: HiddenValues | None = None) -> None:
+    """Write a run as a record (`synapse_runtime.run_record`), on one line.
+
+    Args:
+        run: The run.
+        results: The stream.
+        hidden: Values that must not appear in the arguments that tracebacks show.
+    """
+    from synapse_runtime.core.remote_exceptions import redact_values
+    from synapse_runtime.redaction import HiddenValues as Hidden
+    from synapse_runtime.run_record import RunRecord
+
+    with redact_values(hidden or Hidden({})):
+        results.write(RunRecord.from_run(run).dumps() + "\n")
+
+
+def show_run(run: ActionRun, results: TextIO | None, *, as_json: bool, debug: bool = True) -> None:
     """Show a run's result, or its error.
 
     Args:
         run: The run.
-        results: The stream for a result as JSON.
+        results: The stream for a result as JSON; None if it has been written.
         as_json: Whether to write only the result, as JSON, to `results`.
         debug: Whether to show details of a failure: the action's traceback, the last output of its worker.
 
@@ -160,7 +177,8 @@ def show_run(run: ActionRun, results: TextIO, *, as_json: bool, debug: bool = Tr
         show_failure(run.error, debug=debug)
         raise SystemExit(exit_status(run.error))
     if as_json:
-        results.write(to_json(run.result) + "\n")
+        if results is not None:
+            results.write(to_json(run.result) + "\n")
     else:
         print_line(f"Result of {run.name} ({run.mode}, {run.duration:.2f} s):")
         print_line(readable(run.result))

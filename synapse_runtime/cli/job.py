@@ -19,8 +19,10 @@ from synapse_runtime.cli.console import (
     show_run,
     show_table,
     to_json,
+    write_record,
 )
 from synapse_runtime.cli.options import AsJson
+from synapse_runtime.cli.usage_error import require_json
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.ray import RayJobsApiExecutor
@@ -106,6 +108,12 @@ def result(
         typer.Option("--timeout", metavar="SECONDS", min=0, help="Maximum time to wait. Default: no limit."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the result to standard output, as JSON.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="With --json: print the whole run, with its events, output and error, as a record."
+        ),
+    ] = False,
     path: Annotated[
         Path | None,
         typer.Option(
@@ -117,12 +125,16 @@ def result(
     ray_address: RayAddress = None,
 ) -> None:
     """Wait until the job has ended and print its result."""
+    require_json(full=full, as_json=as_json)
     with (
         exit_on_errors(),
         only_results_on_stdout() if as_json else contextlib.nullcontext(sys.stdout) as results,
         _jobs_at(ray_address, _plugin(path)) as cluster,
     ):
-        show_run(cluster.get_run(job_id, timeout), results, as_json=as_json)
+        run = cluster.get_run(job_id, timeout)
+        if full:
+            write_record(run, results)
+        show_run(run, None if full else results, as_json=as_json)
 
 
 @app.command()

@@ -34,6 +34,7 @@ _PATHS: Final = {"--path": "path", "--env-file": "env_file"}
 _REPEATED: Final = {"--param": "param", "--env": "env", "--resource": "resource"}
 _FLAGS: Final = {
     "--json": ("as_json", True),
+    "--full": ("full", True),
     "--detach": ("detach", True),
     "--debug": ("debug", True),
     "--no-debug": ("debug", False),

@@ -67,6 +67,12 @@ def run(
         float | None, typer.Option("--timeout", metavar="SECONDS", help="Time limit for the action.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the result to standard output, as JSON.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="With --json: print the whole run, with its events, output and error, as a record."
+        ),
+    ] = False,
     ray_address: Annotated[
         str | None,
         typer.Option(

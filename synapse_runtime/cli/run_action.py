@@ -16,11 +16,12 @@ from synapse_runtime.cli.console import (
     report_config_problems,
     show_run,
     to_json,
+    write_record,
 )
 from synapse_runtime.cli.modes import checked_mode, describe_modes
 from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
-from synapse_runtime.cli.usage_error import usage_error
+from synapse_runtime.cli.usage_error import require_json, usage_error
 from synapse_runtime.errors import ConfigError, ExecutionError
 from synapse_runtime.modes import MODES, modes_requiring
 
@@ -40,6 +41,7 @@ def run_action(
     env_file: Path | None = None,
     timeout: float | None = None,
     as_json: bool = False,
+    full: bool = False,
     ray_address: str | None = None,
     detach: bool = False,
     gpus: int | None = None,
@@ -74,6 +76,9 @@ def run_action(
     requested = _resources(cpus, gpus, memory, resource or [])
     if detach and (mode is None or not MODES[checked_mode(mode)].detached):
         raise usage_error("only jobs can be detached: add --mode job", "--detach")
+    require_json(full=full, as_json=as_json)
+    if full and detach:
+        raise usage_error("a detached job has no run yet: use `synapse job result --json --full`", "--full")
     with exit_on_errors(debug=debug):
         variables = _environment(env or [], env_file)
         found = find_plugin(path, plugin)
@@ -93,7 +98,7 @@ def run_action(
             print_note(f"cluster: {describe(ray_address)}")
         if MODES[mode].detached and sys.stdin.isatty() and sys.stderr.isatty():
             options["leave_running"] = partial(_confirm_leave_running, fetch=_result_command(ray_address, path))
-        _run(action, given, mode, options, as_json=as_json, debug=debug)
+        _run(action, given, mode, options, as_json=as_json, full=full, debug=debug)
 
 
 def _values(action: str, given: GivenParams, mode: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +132,9 @@ def _submit(action: str, given: GivenParams, options: dict[str, Any], fetch: str
     print_note(f"to get its result: {fetch} {job_id}")
 
 
-def _run(action: str, given: GivenParams, mode: str, options: dict[str, Any], *, as_json: bool, debug: bool) -> None:
+def _run(
+    action: str, given: GivenParams, mode: str, options: dict[str, Any], *, as_json: bool, full: bool, debug: bool
+) -> None:
     from synapse_runtime.loggers import ConsoleLogger
     from synapse_runtime.runner import executor_class, live_console
 
@@ -138,7 +145,12 @@ def _run(action: str, given: GivenParams, mode: str, options: dict[str, Any], *,
         console = ConsoleLogger(sys.stderr if as_json else None, debug=debug)
         executor = stack.enter_context(executor_class(mode)(**options, logger=console))
         outcome = executor.run(action, values, **live_console(mode, console))
-        show_run(outcome, results, as_json=as_json, debug=debug)
+        if full:
+            from synapse_runtime.executors.worker import hidden_values
+            from synapse_runtime.redaction import masked_names
+
+            write_record(outcome, results, hidden_values(executor.call(action, values), masked_names()))
+        show_run(outcome, None if full else results, as_json=as_json, debug=debug)
 
 
 def _result_command(ray_address: str | None, path: Path) -> str:

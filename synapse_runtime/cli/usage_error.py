@@ -8,6 +8,12 @@ if TYPE_CHECKING:
     import typer
 
 
+def require_json(*, full: bool, as_json: bool) -> None:
+    """Raise `typer.BadParameter` for `--full` without `--json`."""
+    if full and not as_json:
+        raise usage_error("it is for JSON: add --json", "--full")
+
+
 def usage_error(text: str, option: str | None = None) -> typer.BadParameter:
     """Return the error, for the caller to raise.
 

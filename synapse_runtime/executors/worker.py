@@ -145,7 +145,7 @@ def serve(
     return encode(
         run,
         events=journals.events.since(0) if journals.events.count == len(run.events) else None,
-        hidden=None if run.error is None else _hidden_values(call, settings.masked),
+        hidden=None if run.error is None else hidden_values(call, settings.masked),
         recorder=_failure_recorder,
         collector=_coverage_collector,
         path_map=path_map,
@@ -201,7 +201,7 @@ def _run(
         return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), call
 
 
-def _hidden_values(call: ActionCall | None, masked: Sequence[str]) -> HiddenValues:
+def hidden_values(call: ActionCall | None, masked: Sequence[str]) -> HiddenValues:
     """Return the values that must not appear in the report of a failed run.
 
     These are the variables of the call; of those that this process has inherited, such as the cluster's token, and of

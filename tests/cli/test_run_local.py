@@ -11,6 +11,7 @@ import pexpect
 import pytest
 
 from synapse_runtime import __version__
+from synapse_runtime.run_record import RunRecord
 from tests.cli.conftest import write_plugin
 from tests.cli.processes import COMMAND, SCRIPT, Synapse, assert_debug_shows_more, interrupt, status_of
 from tests.patience import patience
@@ -76,6 +77,39 @@ class TestResult:
         assert (done.status, done.stdout) == (1, "")
         assert done.stderr.startswith("error: the result cannot be written as JSON: ")
         assert "Traceback" not in done.stderr
+
+
+class TestRecord:
+    def test_of_a_run_has_result_events_and_place(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--json", "--full", "--params", '{"epochs": 2, "batch_size": 32}')
+        run = RunRecord.loads(done.stdout).to_run()
+        assert (run.result, run.mode, run.error) == ({"epochs": 2, "batch_size": 32}, "local", None)
+        assert [event.data["current"] for event in run.events if event.kind == "progress"] == [1, 2]
+        assert done.status == 0
+
+    def test_of_a_failed_run_has_the_error_with_its_source(self, synapse: Synapse) -> None:
+        done = synapse.run("fail", *LOCAL, "--json", "--full")
+        record = RunRecord.loads(done.stdout)
+        assert (record.status, record.result, done.status) == ("failed", None, 1)
+        assert record.error is not None
+        assert [each.type for each in record.error][:1] == ["ExecutionError"]
+        assert record.error[-1].frames[-1].source == '    return weights["missing"]'
+        assert "Traceback (most recent call last):" in done.stderr
+
+    def test_of_invalid_params_has_the_error_with_status_2(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--json", "--full", "--param", "epochs=many")
+        record = RunRecord.loads(done.stdout)
+        assert record.error is not None
+        assert (record.error[0].type, done.status) == ("ValidationError", 2)
+
+    def test_hides_values_of_the_environment_in_arguments(self, synapse: Synapse) -> None:
+        done = synapse.run("fail", *LOCAL, "--json", "--full", "--env", "API_TOKEN=canary-7f3a91")
+        assert "canary-7f3a91" not in done.stdout
+
+    def test_is_for_json(self, synapse: Synapse) -> None:
+        done = synapse.run("train", *LOCAL, "--full")
+        assert (done.status, done.stdout) == (2, "")
+        assert "add --json" in done.stderr
 
 
 class TestFailingAction:

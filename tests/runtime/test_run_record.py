@@ -262,8 +262,9 @@ def test_record_is_plain_json_on_one_ascii_line():
     assert RunRecord.loads(text).to_run().result == "☃\n\x1e"
 
 
-def test_schema_names_the_parts_of_a_record():
-    schema = RunRecord.model_json_schema()
+def test_schema_of_a_record_is_in_the_docs():
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "run-record.schema.json").read_text(encoding="utf-8"))
+    assert RunRecord.model_json_schema() == schema, "write it again, see docs/run-record.md"
     assert {"format", "result", "error", "events"} <= schema["properties"].keys()
     assert schema["properties"]["format"]["const"] == 1
 

@@ -26,7 +26,7 @@ _LONGEST = (
 # Files whose tests share no expensive fixtures: their tests are scheduled one by one, on any free process.
 _ALONE = frozenset(
     {"pytest_synapse/test_one_cluster.py", "pytest_synapse/test_other_plugins.py", "pytest_synapse/test_monorepo.py"}
-    | {"parity/test_workers.py", "ray/test_cluster.py", "cli/test_run_ray.py", "benchmarks/test_command.py"}
+    | {"ray/test_cluster.py", "cli/test_run_ray.py", "benchmarks/test_command.py"}
 )
 
 

@@ -58,15 +58,19 @@ _IMPORTED_WITH_RAY = (
 )
 
 
-def fork_server(env: Mapping[str, str]) -> ForkServer:
+def fork_server(env: Mapping[str, str], *, ray: bool | None = None) -> ForkServer:
     """Return this process's server for programs in this environment; it starts on first use and ends with this process.
 
-    Its forks have imported pytest, the runtime and its command, and Ray if the environment names a cluster.
+    Its forks have imported pytest, the runtime and its command.
+
+    Args:
+        env: The environment.
+        ray: Whether they have imported Ray, too; by default if the environment names a cluster.
     """
     # Ray reads its settings when it is imported.
     settings = {name: value for name, value in env.items() if name.startswith("RAY_") and name != "RAY_ADDRESS"}
     with _starting:
-        return _server(tuple(sorted(settings.items())), bool(env.get("RAY_ADDRESS")))
+        return _server(tuple(sorted(settings.items())), bool(env.get("RAY_ADDRESS")) if ray is None else ray)
 
 
 _starting = threading.Lock()  # `functools.cache` alone might start a server for each of several threads
@@ -74,10 +78,15 @@ _starting = threading.Lock()  # `functools.cache` alone might start a server for
 
 @functools.cache
 def _server(settings: tuple[tuple[str, str], ...], ray: bool) -> ForkServer:
-    modules = (*_IMPORTED, *(_IMPORTED_WITH_RAY if ray else ()))
-    server = ForkServer(["-m", "pytest", "--collect-only", "-q", *ALONE.split()], modules, dict(settings))
+    server = new_server(dict(settings), ray=ray)
     atexit.register(server.close)
     return server
+
+
+def new_server(settings: Mapping[str, str], *, ray: bool, prefix: Sequence[str] = ()) -> ForkServer:
+    """Start a server like those of `fork_server`; the caller closes it."""
+    modules = (*_IMPORTED, *(_IMPORTED_WITH_RAY if ray else ()))
+    return ForkServer(["-m", "pytest", "--collect-only", "-q", *ALONE.split()], modules, settings, prefix)
 
 
 class ForkServer:
@@ -87,15 +96,18 @@ class ForkServer:
         warm_up: A program, in the form of `run`, that runs in the server, so that its imports are done in the forks.
         modules: Further modules to import.
         settings: Environment variables of the server, in addition to those of this process.
+        prefix: A command that runs the server, such as one that enters namespaces.
     """
 
-    def __init__(self, warm_up: Sequence[str], modules: Sequence[str], settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, warm_up: Sequence[str], modules: Sequence[str], settings: Mapping[str, str], prefix: Sequence[str] = ()
+    ) -> None:
         self._ours, theirs = socket.socketpair()
         self._lock = threading.Lock()
         plan = json.dumps({"warm_up": list(warm_up), "modules": list(modules)})
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-B", __file__, str(theirs.fileno()), plan],
+                [*prefix, sys.executable, "-B", __file__, str(theirs.fileno()), plan],
                 env={**os.environ, **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

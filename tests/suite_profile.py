@@ -2,6 +2,7 @@
 
 `pytest --suite-profile=FILE` watches all processes of the run, writes the profile to FILE as JSON, and prints the
 slowest files; `make test` does so. A process belongs to the test file that was running when it, or its parent, started.
+Other runs on the machine are not counted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Generator
 from pathlib import Path
@@ -20,10 +22,14 @@ import pytest
 
 from tests import forks
 
-# Inherited by every process that a test starts, to assign its CPU time and kind to the test's file.
+# Inherited by every process that a test starts, to assign its CPU time and kind to the test's file: the id of the run,
+# and the file.
 VARIABLE = "TEST_FILE_RUNNING"
+_RUN = "TEST_RUN"  # the id of the run, for the processes of pytest-xdist
 KINDS = ("cluster", "session", "command", "job", "worker", "python", "fork")
 _INTERVAL = 0.1  # seconds between two samples; no Python process is shorter
+# Long-lived processes, such as those of clusters, are sampled once a second, as sampling takes time too.
+_YOUNG_SECONDS, _LONG_INTERVAL = 3.0, 1.0
 _SHOWN = 15
 _ITSELF = "(pytest itself)"
 
@@ -37,12 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--suite-profile")
     if path and not hasattr(config, "workerinput"):
+        os.environ[_RUN] = uuid.uuid4().hex
         config.pluginmanager.register(SuiteProfile(Path(path)), "suite-profile")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
-    os.environ[VARIABLE] = item.nodeid.partition("::")[0]
+    os.environ[VARIABLE] = f"{os.environ.get(_RUN, '')} {item.nodeid.partition('::')[0]}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -127,6 +134,9 @@ class ProcessWatch:
         self._stopped.set()
         self._thread.join()
         self._sample()
+        for seen in self._seen.values():
+            if not seen.gone:
+                seen.measure()
 
     def cpu_of(self, file: str) -> float:
         """Return the seconds of CPU time that the processes of a test file used."""
@@ -147,13 +157,16 @@ class ProcessWatch:
             if pid not in alive and pid not in self._ignored:
                 self._add(pid, alive)
         for seen in alive.values():
-            seen.measure()
+            if seen.is_due():
+                seen.measure()
 
     def _add(self, pid: int, alive: dict[int, _Process]) -> None:
         try:
             process = psutil.Process(pid)
             parent = alive.get(process.ppid())
-            file = process.environ().get(VARIABLE) or (parent.file if parent else "")
+            run, _, file = process.environ().get(VARIABLE, "").partition(" ")
+            if run != os.environ[_RUN]:
+                file = parent.file if parent else ""
             if not file and pid != os.getpid() and parent is None:
                 self._ignored.add(pid)
                 return
@@ -175,11 +188,18 @@ class _Process:
         self.cpu = 0.0
         self.gone = False
         self._born = time.monotonic()
+        self._measured = 0.0
+
+    def is_due(self) -> bool:
+        """Whether to measure it now."""
+        now = time.monotonic()
+        return now - self._born < _YOUNG_SECONDS or now - self._measured >= _LONG_INTERVAL
 
     def measure(self) -> None:
+        self._measured = time.monotonic()
         try:
             times = self.process.cpu_times()
-            if time.monotonic() - self._born < 1:  # a fork first has the command line of its parent
+            if self._measured - self._born < 1:  # a fork first has the command line of its parent
                 self.kind = kind_of(self.process.cmdline()) or self.kind
         except psutil.Error:
             self.gone = True

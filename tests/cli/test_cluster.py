@@ -32,11 +32,16 @@ def synapse(plugin_dir: Path, tmp_path: Path) -> Iterator[Synapse]:
 
 @pytest.fixture(scope="module")
 def warm(plugin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Synapse]:
-    """The command with a warm cluster shared by the tests of this module."""
+    """The command with a warm cluster shared by the tests of this module.
+
+    It outlives the command that has started it, that command's terminal, and Ctrl-C there.
+    """
     state = tmp_path_factory.mktemp("state")
     with synapse_in(plugin_dir, XDG_STATE_HOME=str(state)) as command:
-        up = command("cluster", "up", "--cpus", "2", "--gpus", "3", "--memory", "2GiB")
-        assert up.status == 0, up.stderr
+        options = ("--cpus", "2", "--gpus", "3", "--memory", "2GiB")
+        with command.on_terminal("cluster", "up", *options, command=()) as child:
+            child.expect("daemon +process ([0-9]+)", timeout=patience(240))
+        assert facts(command)["pid"] == int(child.match[1])
         yield command
         down = command("cluster", "down")
         assert (down.status, down.stderr) == (0, "the warm cluster was shut down\n")
@@ -60,6 +65,10 @@ def servers(synapse: Synapse) -> list[int]:
 def state_of(synapse: Synapse) -> Path:
     (file,) = Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").iterdir()
     return file
+
+
+def test_outlives_the_command_that_started_it_and_its_terminal(warm):
+    assert len(servers(warm)) == 1
 
 
 def test_status_shows_the_cluster(warm):
@@ -295,7 +304,7 @@ def test_invalid_arguments_raise_a_usage_error(synapse, arguments, words):
 IDLE_SECONDS = patience(6)  # starting a command may take as long
 
 
-def test_shuts_down_when_idle(synapse):
+def test_shuts_down_when_idle_but_not_while_an_action_or_a_detached_job_runs(synapse):
     assert synapse("cluster", "up", "--idle-timeout", f"{IDLE_SECONDS:g}s").status == 0
     assert len(servers(synapse)) == 1
     with synapse.started("nap", "--mode", "task") as user:
@@ -304,13 +313,6 @@ def test_shuts_down_when_idle(synapse):
         assert len(servers(synapse)) == 1
         interrupt(user)
         user.communicate(timeout=patience(20))
-    assert within(20, lambda: not servers(synapse))
-    assert synapse.leftovers() == []
-    assert list(Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").iterdir()) == []
-
-
-def test_stays_up_while_a_detached_job_runs(synapse):
-    assert synapse("cluster", "up", "--idle-timeout", f"{IDLE_SECONDS:g}s").status == 0
     file = synapse.temp / "go"
     submitted = synapse.run("wait_for", "--mode", "job", "--detach", "--params", json.dumps({"file": str(file)}))
     assert submitted.status == 0, submitted.stderr
@@ -320,9 +322,10 @@ def test_stays_up_while_a_detached_job_runs(synapse):
     assert within(30, lambda: not servers(synapse))
     file.unlink()
     assert within(30, lambda: not synapse.leftovers())  # the daemon deletes its directory last
+    assert list(Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").iterdir()) == []
 
 
-@pytest.mark.parametrize("victims", ["daemon", "all"])
+@pytest.mark.parametrize("victims", ["daemon", pytest.param("all", marks=pytest.mark.thorough)])
 def test_state_file_of_a_dead_cluster_is_deleted(synapse, victims):
     assert synapse("cluster", "up").status == 0
     daemon = facts(synapse)["pid"]
@@ -406,11 +409,3 @@ def test_ctrl_c_during_start_leaves_nothing(synapse):
     assert stderr == "interrupted\n"
     assert synapse.leftovers() == []
     assert synapse("cluster", "status").status == 3
-
-
-def test_outlives_the_command_that_started_it(synapse):
-    """It also outlives that command's terminal, and Ctrl-C there."""
-    with synapse.on_terminal("cluster", "up", command=()) as child:
-        child.expect("daemon +process ([0-9]+)", timeout=patience(240))
-    assert facts(synapse)["pid"] == int(child.match[1])
-    assert len(servers(synapse)) == 1

@@ -84,7 +84,7 @@ class TestOnAnEphemeralCluster:
 
 
 class TestOnARunningCluster:
-    @pytest.mark.parametrize("mode", ["local", "task", "job"])
+    @pytest.mark.parametrize("mode", ["local", "task"])
     def test_input_and_path_are_passed_to_infer_in_every_mode(self, joined: Synapse, tmp_path: Path, mode: str) -> None:
         (tmp_path / "config.yaml").write_text("code: a\nactions: {infer: acts.Infer}\n")
         (tmp_path / "acts.py").write_text(INFER)
@@ -116,9 +116,8 @@ class TestOnARunningCluster:
             assert done.stderr.count(text) == 1
         assert done.stderr.count("WARNING a warning") == 1
 
-    @RAY_MODES
-    def test_env_overrides_the_config_file(self, joined: Synapse, mode: str) -> None:
-        done = joined.run("show_env", "--mode", mode, "--json", "--env", "GIVEN=1", OUTSIDE="here")
+    def test_env_overrides_the_config_file(self, joined: Synapse) -> None:
+        done = joined.run("show_env", "--mode", "task", "--json", "--env", "GIVEN=1", OUTSIDE="here")
         assert done.result == {
             "OUTSIDE": [None, None],
             "LEVEL": ["config", "config"],
@@ -127,9 +126,8 @@ class TestOnARunningCluster:
             "GIVEN": ["1", "1"],
         }
 
-    @RAY_MODES
-    def test_timeout_exits_with_124(self, joined: Synapse, mode: str) -> None:
-        done = joined.run("nap", "--mode", mode, "--timeout", "0.5")
+    def test_timeout_exits_with_124(self, joined: Synapse) -> None:
+        done = joined.run("nap", "--mode", "task", "--timeout", "0.5")
         assert done.status == 124
         assert "error: nap exceeded its timeout of 0.5 s" in done.stderr
         assert "time.sleep(60)" in done.stderr

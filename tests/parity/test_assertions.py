@@ -3,13 +3,14 @@
 import sys
 
 import pytest
+from lab import plain_assert, rewritten_assert
 from pydantic import BaseModel
 
 from synapse_runtime.action import BaseAction
 from synapse_runtime.errors import ExecutionError
-from tests.parity.modes import everywhere, not_as_jobs
+from tests.parity.modes import as_a_job, not_as_jobs
 
-pytestmark = everywhere
+pytestmark = not_as_jobs
 
 
 class Params(BaseModel):
@@ -64,7 +65,6 @@ COMPARED = {
 }
 
 
-@not_as_jobs
 @pytest.mark.parametrize(("left", "right"), COMPARED.values(), ids=COMPARED)
 def test_07_comparison_is_explained_as_by_pytest(synapse_executor, left, right):
     with pytest.raises(AssertionError) as here:
@@ -83,17 +83,41 @@ class CompareAll(BaseAction):
         raise ExceptionGroup("all", problems)
 
 
-def test_07_comparisons_in_an_exception_group_are_explained_as_by_pytest(synapse_executor):
-    expected = []
+def explained_here():
+    explained = []
     for left, right in COMPARED.values():
         with pytest.raises(AssertionError) as here:
             assert left == right
-        expected.append(str(here.value))
+        explained.append(str(here.value))
+    return explained
+
+
+def test_07_comparisons_in_an_exception_group_are_explained_as_by_pytest(synapse_executor):
     group = synapse_executor.run(CompareAll, {"pairs": list(COMPARED.values())}).error.__cause__
-    assert [str(error) for error in group.exceptions] == expected
+    assert [str(error) for error in group.exceptions] == explained_here()
 
 
-@not_as_jobs
+class CompareEverywhere(BaseAction):
+    """Fails here, in a module that pytest rewrites, and in one that it does not."""
+
+    def execute(self):
+        problems = []
+        for other in (CompareAll, plain_assert.Check, rewritten_assert.Check):
+            try:
+                other.execute(self)
+            except Exception as error:  # noqa: BLE001 - a group or an assertion
+                problems.append(error)
+        raise ExceptionGroup("everywhere", problems)
+
+
+@as_a_job
+def test_07_comparisons_in_a_job_are_explained_as_by_pytest(synapse_executor):
+    cause = synapse_executor.run(CompareEverywhere, {"pairs": list(COMPARED.values())}).error.__cause__
+    compared, plain, rewritten = cause.exceptions
+    assert [str(error) for error in compared.exceptions] == explained_here()
+    check_modules(plain, rewritten)
+
+
 def test_07_explanation_contains_the_assert_message_and_where_values_come_from(synapse_executor):
     message = message_of(synapse_executor, Explain, 2, 5)
     assert message.startswith("100 % wrong with 2\nassert 4 in [5]\n +  where 4 = ")
@@ -102,7 +126,6 @@ def test_07_explanation_contains_the_assert_message_and_where_values_come_from(s
     assert "At index 0 diff: 1 != 2" in either
 
 
-@not_as_jobs
 def test_07_assertion_caught_by_the_action_is_readable_and_explained_in_the_chain(synapse_executor):
     run = synapse_executor.run(Caught, {"left": [1, 2], "right": [1, 3]})
     assert "\x1e" not in run.logs[0].data["message"]
@@ -124,7 +147,6 @@ class CompareOdd(BaseAction):
         assert Unpicklable() == 3
 
 
-@not_as_jobs
 def test_07_operands_that_cannot_be_pickled_are_shown_as_text(synapse_executor):
     with pytest.raises(ExecutionError) as caught:
         synapse_executor.execute(CompareOdd)
@@ -132,9 +154,12 @@ def test_07_operands_that_cannot_be_pickled_are_shown_as_text(synapse_executor):
 
 
 def test_07_registered_module_is_rewritten_and_a_plain_one_is_not(synapse_executor):
-    plain = synapse_executor.run("lab.plain_assert:Check").error.__cause__
+    names = ("lab.plain_assert:Check", "lab.rewritten_assert:Check")
+    check_modules(*(synapse_executor.run(name).error.__cause__ for name in names))
+
+
+def check_modules(plain, explained):
     assert (type(plain), str(plain)) == (AssertionError, "")
-    explained = synapse_executor.run("lab.rewritten_assert:Check").error.__cause__
     assert str(explained).splitlines()[0] == "assert [1, 2] == [1, 3]"
     assert "At index 1 diff: 2 != 3" in str(explained)
 

@@ -10,9 +10,19 @@ pytestmark = everywhere
 EXIT, INTERRUPT = "it called sys.exit('no GPU')", "KeyboardInterrupt: mine"
 
 
+@not_as_jobs
 @pytest.mark.parametrize(("how", "text"), [("exit", EXIT), ("interrupt", INTERRUPT)])
 def test_29_end_at_import_is_an_error_with_its_text(synapse_executor, how, text):
-    run = synapse_executor.run(f"lab.ends_at_import_{how}:Any")
+    check_import(synapse_executor, how, text)
+
+
+@as_a_job
+def test_29_end_at_import_in_a_job_is_an_error_with_its_text(synapse_executor):
+    check_import(synapse_executor, "exit", EXIT)
+
+
+def check_import(executor, how, text):
+    run = executor.run(f"lab.ends_at_import_{how}:Any")
     assert type(run.error) is ExecutionError
     assert str(run.error).endswith(f"importing lab.ends_at_import_{how} failed: {text}")
     assert type(run.error.__cause__).__name__ == ("SystemExit" if how == "exit" else "KeyboardInterrupt")

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from lab.surroundings import convert, disturb, everything, go, look, remain, write_and_read
 
+from synapse_runtime.decorators import action
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.loggers import NullLogger
-from tests.parity.modes import everywhere, not_as_jobs
+from tests.parity.modes import not_as_jobs
 
-pytestmark = everywhere
+pytestmark = not_as_jobs
 
 PLUGIN = Path(__file__).parent
 ENV = {
@@ -32,7 +33,30 @@ def process_state():
     return dict(os.environ), os.getcwd()
 
 
-@not_as_jobs
+@action
+def look_and_write(params, context):
+    return look(params, context), write_and_read(params, context)
+
+
+OVERRIDING = {"FROM_MARKER": "marker", "HOME": "/marker"}
+JOB_ID = f"given-{os.getpid()}-job"
+WRITTEN = "written by the action"
+
+
+@pytest.fixture(scope="module")
+def from_job(job_executor, tmp_path_factory):
+    """What an action sees in a job, with a given id, and what it writes."""
+    here = tmp_path_factory.mktemp("here")
+    names = [*ENV, "HOME", "PATH", "FROM_CONFIG", "FROM_MARKER", "IN_NO_LAYER", "SET_AFTER_THE_WORKER_STARTED"]
+    params = {"names": names, "directory": os.path.relpath(here, PLUGIN), "text": WRITTEN}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(here)
+        monkeypatch.setenv("SET_AFTER_THE_WORKER_STARTED", "secret")
+        run = job_executor(ENV | OVERRIDING, job_id=JOB_ID).run(look_and_write, params)
+        assert os.getcwd() == str(here)
+    return run, here
+
+
 @pytest.mark.synapse(env=ENV)
 def test_10_typed_getters_convert_the_markers_values(synapse_executor):
     kinds = ["str", "int", "float", "bool", "list"]
@@ -52,7 +76,15 @@ def test_10_typed_getters_convert_the_markers_values(synapse_executor):
 
 @pytest.mark.synapse(env=ENV)
 def test_10_values_arrive_as_given_and_as_strings_in_os_environ(synapse_executor):
-    seen = synapse_executor.execute(look, {"names": list(ENV)})
+    check_values(synapse_executor.execute(look, {"names": list(ENV)}))
+
+
+def test_10_values_arrive_in_a_job_as_given_and_as_strings_in_os_environ(from_job):
+    seen, _ = from_job[0].unwrap()
+    check_values({kind: {name: seen[kind][name] for name in ENV} for kind in ("ctx", "os")})
+
+
+def check_values(seen):
     assert seen["ctx"] == ENV
     assert {name: type(value) for name, value in seen["ctx"].items()} == {n: type(v) for n, v in ENV.items()}
     assert seen["os"] == {
@@ -70,10 +102,21 @@ def test_10_values_arrive_as_given_and_as_strings_in_os_environ(synapse_executor
     }
 
 
-@pytest.mark.synapse(env={"SHARED": "marker", "FROM_MARKER": "marker", "HOME": "/marker"})
+LAYERS = ["HOME", "PATH", "FROM_CONFIG", "SHARED", "FROM_MARKER", "IN_NO_LAYER"]
+
+
+@pytest.mark.synapse(env={"SHARED": "marker"} | OVERRIDING)
 def test_10_marker_overrides_config_file_overrides_process(synapse_executor):
-    names = ["HOME", "PATH", "FROM_CONFIG", "SHARED", "FROM_MARKER", "IN_NO_LAYER"]
-    seen = synapse_executor.execute(look, {"names": names})
+    check_layers(synapse_executor.execute(look, {"names": LAYERS}))
+
+
+def test_10_environment_of_an_executor_overrides_config_file_overrides_process_in_a_job(from_job):
+    seen, _ = from_job[0].unwrap()
+    of_layers = {kind: {name: seen[kind][name] for name in LAYERS} for kind in ("ctx", "os")}
+    check_layers(of_layers | {"in_ctx": [name for name in LAYERS if name in seen["in_ctx"]]})
+
+
+def check_layers(seen):
     path = seen["os"].pop("PATH")
     assert path  # the value differs between processes
     assert seen["ctx"].pop("PATH") == path
@@ -88,13 +131,11 @@ def test_10_marker_overrides_config_file_overrides_process(synapse_executor):
     assert seen["in_ctx"] == ["HOME", "PATH", "FROM_CONFIG", "SHARED", "FROM_MARKER"]
 
 
-@not_as_jobs
 @pytest.mark.synapse(env=ENV)
 def test_10_context_and_os_environ_contain_the_same(synapse_executor):
     assert synapse_executor.execute(everything) == []
 
 
-@not_as_jobs
 @pytest.mark.synapse(env={"FROM_CONFIG": None})
 def test_10_none_in_the_marker_removes_a_value_of_the_config_file(synapse_executor):
     seen = synapse_executor.execute(look, {"names": ["FROM_CONFIG"]})
@@ -109,7 +150,11 @@ def test_10_no_variable_of_this_process_is_sent_to_a_worker(synapse_executor, mo
     assert run.result["ctx"] == run.result["os"]
 
 
-@not_as_jobs
+def test_10_no_variable_of_this_process_is_sent_to_a_job(from_job):
+    seen, _ = from_job[0].unwrap()
+    assert [seen[kind]["SET_AFTER_THE_WORKER_STARTED"] for kind in ("ctx", "os")] == [None, None]
+
+
 @pytest.mark.synapse(env={"SHARED": "marker", "ONLY_IN_THIS_CALL": "here"})
 @pytest.mark.parametrize("fail", [False, True], ids=["returns", "raises"])
 def test_10_environment_of_this_process_is_restored(synapse_executor, fail):
@@ -123,20 +168,17 @@ def test_10_environment_of_this_process_is_restored(synapse_executor, fail):
         assert run.result["before"]["ONLY_IN_THIS_CALL"] == "here"
 
 
-@not_as_jobs
 @pytest.mark.synapse(env={"SHARED": "marker"})
-def test_10_next_action_gets_the_original_environment(synapse_executor, synapse_mode):
+def test_10_next_action_gets_the_original_environment(synapse_executor):
     before = synapse_executor.execute(remain)
     runs = [synapse_executor.run(disturb, {"fail": fail}) for fail in (False, True)]
     after = synapse_executor.execute(remain)
     assert [run.error is None for run in runs] == [True, False]
     names = before["variables"].keys() | after["variables"].keys()
     changed = {name for name in names if before["variables"].get(name) != after["variables"].get(name)}
-    assert changed & {"LEFT_BEHIND", "SHARED", "PATH", "HOME"} == set()
     assert after["cwd"] == before["cwd"] == str(PLUGIN)
-    if synapse_mode != "job":  # each job has a new process, in which variables of Ray differ
-        assert changed == set()
-        assert {before["pid"], after["pid"], *(run.pid for run in runs)} == {before["pid"]}
+    assert changed == set()
+    assert {before["pid"], after["pid"], *(run.pid for run in runs)} == {before["pid"]}
 
 
 def test_11_working_directory_is_the_plugins_wherever_the_test_is(synapse_executor, monkeypatch, tmp_path):
@@ -146,14 +188,23 @@ def test_11_working_directory_is_the_plugins_wherever_the_test_is(synapse_execut
     assert os.getcwd() == str(tmp_path)
 
 
+def test_11_working_directory_of_a_job_is_the_plugins_wherever_the_test_is(from_job):
+    seen, _ = from_job[0].unwrap()
+    assert (seen["cwd"], seen["config"]) == (str(PLUGIN), True)
+
+
 def test_11_relative_paths_work(synapse_executor, tmp_path):
     directory = os.path.relpath(tmp_path, PLUGIN)
-    text = "written by the action"
-    assert synapse_executor.execute(write_and_read, {"directory": directory, "text": text}) == text
-    assert (tmp_path / "note.txt").read_text(encoding="utf-8") == text
+    assert synapse_executor.execute(write_and_read, {"directory": directory, "text": WRITTEN}) == WRITTEN
+    assert (tmp_path / "note.txt").read_text(encoding="utf-8") == WRITTEN
 
 
-@not_as_jobs
+def test_11_relative_paths_work_in_a_job(from_job):
+    run, here = from_job
+    assert run.unwrap()[1] == WRITTEN
+    assert (here / "note.txt").read_text(encoding="utf-8") == WRITTEN
+
+
 @pytest.mark.parametrize("remove", [False, True], ids=["changes", "changes_and_removes"])
 def test_11_working_directory_is_restored_after_the_action_changes_it(synapse_executor, tmp_path, remove):
     elsewhere = tmp_path / "elsewhere"
@@ -166,7 +217,6 @@ def test_11_working_directory_is_restored_after_the_action_changes_it(synapse_ex
     assert synapse_executor.execute(look)["cwd"] == str(PLUGIN)
 
 
-@not_as_jobs
 def test_12_each_run_has_a_new_id_that_the_action_sees(synapse_executor):
     runs = [synapse_executor.run(look) for _ in range(2)]
     ids = [run.job_id for run in runs]
@@ -175,7 +225,6 @@ def test_12_each_run_has_a_new_id_that_the_action_sees(synapse_executor):
     assert len(set(ids)) == len(ids)
 
 
-@not_as_jobs
 def test_12_failed_run_has_an_id_too(synapse_executor):
     run = synapse_executor.run(disturb, {"fail": True})
     assert run.error is not None
@@ -189,13 +238,16 @@ def test_12_given_id_is_used_for_the_run(synapse_mode, request):
     assert (run.result["job_id"], run.job_id) == (given, given)
 
 
+def test_12_given_id_is_used_for_a_job(from_job):
+    run, _ = from_job
+    assert (run.unwrap()[0]["job_id"], run.job_id) == (JOB_ID, JOB_ID)
+
+
 def _executor(mode, request, job_id):
-    """Create an executor with this job id; in task and job mode on the session's cluster."""
+    """Create an executor with this job id; in task mode on the session's cluster."""
     options = {"job_id": job_id, "plugin": PLUGIN, "logger": NullLogger()}
     if mode == "local":
         return LocalExecutor(**options)
-    from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+    from synapse_runtime.executors.ray import RayActorExecutor
 
-    return {"task": RayActorExecutor, "job": RayJobsApiExecutor}[mode](
-        ray_address=request.config.getoption("synapse_ray_address"), **options
-    )
+    return RayActorExecutor(ray_address=request.config.getoption("synapse_ray_address"), **options)

@@ -51,10 +51,39 @@ def shown(error: BaseException) -> list[tuple]:
     return frames[first:]
 
 
+class RaiseMedley(BaseAction):
+    """Raises a group of what other actions raise."""
+
+    def execute(self):
+        raised = []
+        for other in (errors.FailFromCause, errors.FailDeeply, errors.RaiseAll, RaiseOwn):
+            try:
+                other.execute(self)
+            except BaseException as error:  # noqa: BLE001 - of any kind
+                raised.append(error)
+        raise BaseExceptionGroup("medley", raised)
+
+    deeper = errors.FailDeeply.deeper
+
+
+@pytest.fixture(scope="module")
+def medley(job_executor):
+    """What these actions have raised, in a job."""
+    return cause_of(job_executor(), RaiseMedley, {"but": BREAKING}).exceptions
+
+
+@not_as_jobs
 def test_04_type_arguments_attributes_and_notes_are_preserved(synapse_executor):
     error = failure_of(synapse_executor, errors.FailFromCause)
     assert str(error) == "fail_from_cause failed: Broken: ('outer', 7)"
-    cause = error.__cause__
+    check_chain(error.__cause__)
+
+
+def test_04_type_arguments_attributes_and_notes_from_a_job_are_preserved(medley):
+    check_chain(medley[0])
+
+
+def check_chain(cause):
     assert type(cause) is errors.Broken
     assert cause.args == ("outer", 7)
     assert cause.code == 7
@@ -97,8 +126,16 @@ def test_04_cause_and_context_can_share_an_earlier_exception(synapse_executor):
     assert cause.__cause__.__context__ is cause.__context__
 
 
+@not_as_jobs
 def test_04_traceback_shows_the_frames_of_the_action_and_of_everything_it_calls(synapse_executor):
-    cause = cause_of(synapse_executor, errors.FailDeeply)
+    check_frames(cause_of(synapse_executor, errors.FailDeeply))
+
+
+def test_04_traceback_from_a_job_shows_the_frames_of_the_action_and_of_everything_it_calls(medley):
+    check_frames(medley[1])
+
+
+def check_frames(cause):
     again = at("deeper", "return self.deeper(depth - 1)")
     parse = 'assert all(json.loads(text) for text in ("1", "[broken"))'
     frames = shown(cause)
@@ -204,20 +241,20 @@ def test_05_awkward_exception_arrives_unchanged(synapse_executor, name):
     assert shown(error.__cause__) == [at("execute", 'raise ERRORS[self.params["name"]]()')]
 
 
-@as_a_job
-@pytest.mark.parametrize("name", ["a megabyte"])
-def test_05_exception_with_an_awkward_text_arrives_unchanged(synapse_executor, name):
-    error = failure_of(synapse_executor, errors.Raise, {"name": name})
-    assert str(error) == f"raise failed: {type(errors.ERRORS[name]()).__name__}: {text_of(errors.ERRORS[name]())}"
-    assert same(error.__cause__, name)
-
-
 # A group that contains one of these may not arrive at all, so they are tested alone.
 BREAKING = ["frozen dataclass", "read-only attributes", "reduce that exits", "reduce to exit"]
 
 
+@not_as_jobs
 def test_05_all_awkward_exceptions_arrive_in_one_group(synapse_executor):
-    cause = cause_of(synapse_executor, errors.RaiseAll, {"but": BREAKING})
+    check_group(cause_of(synapse_executor, errors.RaiseAll, {"but": BREAKING}))
+
+
+def test_05_all_awkward_exceptions_arrive_from_a_job(medley):
+    check_group(medley[2])
+
+
+def check_group(cause):
     names = [name for name in errors.ERRORS if name not in BREAKING]
     assert type(cause) is BaseExceptionGroup
     assert len(cause.exceptions) == len(names)
@@ -260,6 +297,18 @@ class Bare(Exception):
         self.code = code
 
 
+class Second(Exception):
+    def __init__(self, one, two) -> None:
+        super().__init__(one)
+        self.two = two
+
+
+class RaiseOwn(BaseAction):
+    def execute(self):
+        raise Bare(code=3) from Second(1, 2)
+
+
+@not_as_jobs
 def test_05_exception_classes_of_the_test_are_preserved(synapse_executor):
     class Inner(Exception):
         def __init__(self, one, two):
@@ -270,10 +319,17 @@ def test_05_exception_classes_of_the_test_are_preserved(synapse_executor):
         def execute(self):
             raise Bare(code=3) from Inner(1, 2)
 
-    cause = cause_of(synapse_executor, Fail)
+    check_own_classes(cause_of(synapse_executor, Fail), Inner)
+
+
+def test_05_exception_classes_of_the_test_are_preserved_by_a_job(medley):
+    check_own_classes(medley[3], Second)
+
+
+def check_own_classes(cause, inner):
     assert type(cause) is Bare
     assert (cause.args, cause.code) == (("code 3",), 3)
-    assert type(cause.__cause__) is Inner
+    assert type(cause.__cause__) is inner
     assert (cause.__cause__.args, cause.__cause__.two) == ((1,), 2)
 
 

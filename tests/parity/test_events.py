@@ -14,9 +14,18 @@ from tests.parity.modes import everywhere, not_as_jobs
 pytestmark = everywhere
 
 
-def events_of(run) -> list[tuple]:
+def fields_of(events) -> list[tuple]:
     """Return the fields of each event, in order, except its time."""
-    return [(e.kind, e.name, dict(e.data), e.level, e.step, e.file) for e in run.events]
+    return [(e.kind, e.name, dict(e.data), e.level, e.step, e.file) for e in events]
+
+
+@pytest.fixture(scope="module")
+def medley(job_executor):
+    """The run of `SpeakMedley` as a job, and the events that a listener has received."""
+    received = []
+    run = job_executor().run(events.SpeakMedley, on_event=received.append)
+    assert run.error is None, "".join(traceback.format_exception(run.error))
+    return run, received
 
 
 def message(text: str, level: str = "info", step: str | None = None) -> tuple:
@@ -48,18 +57,31 @@ EXPECTED = [
 ]
 
 
+@not_as_jobs
 def test_08_all_events_of_an_action_arrive_in_order(synapse_executor):
     run = synapse_executor.run(events.Speak)
     assert run.result == "done"
-    # The traceback below the message has its own test.
-    without = [(kind, name.partition("\n")[0], *rest) for kind, name, *rest in events_of(run)]
-    assert without == EXPECTED
-    assert portrait([data for _, _, data, *_ in without]) == portrait([data for _, _, data, *_ in EXPECTED])
+    check_all(run.events)
     assert run.progress == [(0, 10), (5, 10), (2.5, 2.5)]
     assert run.metrics == {"train": {"loss": 0.5, "epoch": 1}, "nothing": {}}
     assert [event.name for event in run.logs[:2]] == ["bare", "full"]
     assert len(run.logs) == 16
-    times = [event.time for event in run.events]
+
+
+def test_08_all_events_of_a_job_arrive_in_order(medley):
+    run, _ = medley
+    check_all(run.events[: len(EXPECTED)])
+    assert run.progress[:3] == [(0, 10), (5, 10), (2.5, 2.5)]
+    assert run.metrics["train"] == {"loss": 0.5, "epoch": 1, "number": 249}
+    assert [event.name for event in run.logs[:2]] == ["bare", "full"]
+
+
+def check_all(events):
+    # The traceback below the message has its own test.
+    without = [(kind, name.partition("\n")[0], *rest) for kind, name, *rest in fields_of(events)]
+    assert without == EXPECTED
+    assert portrait([data for _, _, data, *_ in without]) == portrait([data for _, _, data, *_ in EXPECTED])
+    times = [event.time for event in events]
     assert times == sorted(times)
 
 
@@ -79,9 +101,18 @@ def test_08_logged_exception_arrives_with_its_traceback(synapse_executor):
     assert lines[-1] == "KeyError: 'missing'"
 
 
+@not_as_jobs
 def test_08_awkward_event_data_arrives_unchanged(synapse_executor):
     run = synapse_executor.run(events.SpeakOddly)
     assert run.error is None, "".join(traceback.format_exception(run.error))
+    check_odd(run.events)
+
+
+def test_08_awkward_event_data_of_a_job_arrives_unchanged(medley):
+    check_odd(medley[0].events[len(EXPECTED) : -1000])
+
+
+def check_odd(arrived):
     import numpy
 
     expected = [
@@ -97,8 +128,8 @@ def test_08_awkward_event_data_arrives_unchanged(synapse_executor):
         {"values": [1, 2]},
         {"loss": numpy.float64(0.5)},
     ]
-    assert portrait([event.data for event in run.events]) == portrait(expected)
-    assert [event.name for event in run.events[3:6]] == [
+    assert portrait([event.data for event in arrived]) == portrait(expected)
+    assert [event.name for event in arrived[3:6]] == [
         "snow ☃ \U0001f600 \x1e\r\n\x00",
         "line one\nline two\x1e+ \r",
         events.LONG,
@@ -123,17 +154,28 @@ def test_08_data_that_cannot_be_pickled_arrives_as_text(synapse_executor):
 def test_08_events_before_a_failure_are_kept(synapse_executor):
     run = synapse_executor.run(events.SpeakAndFail)
     assert type(run.error) is ExecutionError
-    assert events_of(run) == [
+    assert fields_of(run.events) == [
         ("log", "before", {}, "info", None, None),
         ("progress", "", {"current": 1, "total": 2}, "info", None, None),
         message("soon", "warning"),
     ]
 
 
+@not_as_jobs
 def test_08_a_thousand_events_arrive_in_order_and_a_listener_receives_the_same(synapse_executor):
     received = []
     run = synapse_executor.run(events.SpeakMuch, on_event=received.append)
-    assert run.result == len(run.events) == 1000
+    assert run.result == 1000
+    check_thousand(run.events, received)
+
+
+def test_08_a_thousand_events_of_a_job_arrive_in_order_and_a_listener_receives_the_same(medley):
+    run, received = medley
+    assert portrait(fields_of(received)) == portrait(fields_of(run.events))
+    check_thousand(run.events[-1000:], received[-1000:])
+
+
+def check_thousand(events, received):
     expected = []
     for number in range(250):
         expected += [
@@ -142,9 +184,9 @@ def test_08_a_thousand_events_arrive_in_order_and_a_listener_receives_the_same(s
             ("metrics", "", {"number": number}, "info", "train", None),
             message(f"message {number}"),
         ]
-    assert events_of(run) == expected
-    assert received == run.events
-    times = [event.time for event in run.events]
+    assert fields_of(events) == expected
+    assert received == events
+    times = [event.time for event in events]
     assert times == sorted(times)
 
 

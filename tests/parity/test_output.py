@@ -2,24 +2,47 @@
 
 import logging
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
 from synapse_runtime.errors import ExecutionError
-from tests.parity.modes import everywhere, not_as_jobs
+from tests.forks import fork_server
+from tests.parity.modes import as_a_job, not_as_jobs
+from tests.patience import patience
 
-pytestmark = everywhere
+pytestmark = not_as_jobs
+
+STDOUT = ["print 1", "descriptor 2", "child 3", "c 4", "print 5"]
+STDERR = ["error 1", "child 2"]
 
 
 def test_09_output_of_every_kind_arrives_in_order(synapse_executor, capfd):
     assert synapse_executor.execute("lab.output:Speak") == "spoken"
     stdout, stderr = capfd.readouterr()
-    assert stdout.splitlines() == ["print 1", "descriptor 2", "child 3", "c 4", "print 5"]
-    assert stderr.splitlines() == ["error 1", "child 2"]
+    assert stdout.splitlines() == STDOUT
+    assert stderr.splitlines() == STDERR
+
+
+@as_a_job
+def test_09_output_records_and_warnings_of_a_job_are_captured_once(synapse_executor, capfd, caplog, recwarn):
+    assert synapse_executor.execute("lab.output:Medley") == ["spoken", None, None, "warned"]
+    stdout, stderr = capfd.readouterr()
+    assert stdout.splitlines() == STDOUT
+    assert stderr.splitlines() == [*STDERR, "printed once"]
+    own = ("synapse.lab.output:Medley", *OWN[1:])
+    assert logged(caplog) == [WARNING, own, ERROR, ("lab.output.printing", "WARNING", "printed once")]
+    assert caplog.text.partition("lab.output.printing")[0].partition("failed")[2].count("KeyError: 'lost'") == 1
+    assert_warned(recwarn)
+
+
+def assert_warned(recwarn):
+    assert [(item.category, str(item.message)) for item in recwarn] == [
+        (DeprecationWarning, "old way"),
+        (UserWarning, "careful"),
+    ]
+    assert recwarn[0].filename.endswith("output.py")
 
 
 def test_09_output_belongs_to_its_own_test_only(synapse_executor, capfd):
@@ -27,7 +50,6 @@ def test_09_output_belongs_to_its_own_test_only(synapse_executor, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@not_as_jobs
 def test_09_capsys_captures_prints(synapse_executor, capsys):
     synapse_executor.execute(print_hello)
     assert capsys.readouterr().out == "hello\n"
@@ -54,7 +76,6 @@ def test_09_caplog_captures_records_at_the_levels_of_this_session(synapse_execut
     assert caplog.text.rstrip().endswith("KeyError: 'lost'")
 
 
-@not_as_jobs
 def test_09_log_levels_set_by_a_test_apply_to_the_action(synapse_executor, caplog):
     caplog.set_level(logging.DEBUG, logger="lab")
     synapse_executor.execute("lab.output:Log")
@@ -67,7 +88,6 @@ def test_09_log_levels_set_by_a_test_apply_to_the_action(synapse_executor, caplo
     assert logged(caplog) == [("other.library", "INFO", "info of another"), OWN, ERROR]
 
 
-@not_as_jobs
 def test_09_log_record_keeps_its_source_location(synapse_executor, caplog):
     synapse_executor.execute("lab.output:Log")
     record = caplog.records[0]
@@ -82,11 +102,7 @@ def test_09_output_of_the_actions_own_log_handler_is_printed_once(synapse_execut
 
 def test_09_recwarn_captures_warnings(synapse_executor, recwarn):
     assert synapse_executor.execute("lab.output:Warn") == "warned"
-    assert [(item.category, str(item.message)) for item in recwarn] == [
-        (DeprecationWarning, "old way"),
-        (UserWarning, "careful"),
-    ]
-    assert recwarn[0].filename.endswith("output.py")
+    assert_warned(recwarn)
 
 
 def test_09_warning_turned_into_an_error_here_fails_the_action(synapse_executor):
@@ -98,7 +114,6 @@ def test_09_warning_turned_into_an_error_here_fails_the_action(synapse_executor)
     assert type(caught.value.__cause__) is UserWarning
 
 
-@not_as_jobs
 def test_09_warning_ignored_here_is_not_captured(synapse_executor):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -110,7 +125,7 @@ def test_09_warning_ignored_here_is_not_captured(synapse_executor):
 @pytest.mark.parametrize("logger", ["lib", "ctx"])
 def test_09_handler_that_raises_for_a_badly_formatted_message_fails_the_action(synapse_executor, logger):
     # pytest's own handler does.
-    run = synapse_executor.run("lab.output:LogBadly", {"logger": logger})
+    run = synapse_executor.run("lab.output:LogBadly", {"loggers": [logger]})
     assert type(run.error) is ExecutionError
     assert isinstance(run.error.__cause__, TypeError)
 
@@ -123,15 +138,15 @@ from synapse_runtime.loggers import NullLogger
 
 executor_class = {"local": LocalExecutor, "task": RayActorExecutor, "job": RayJobsApiExecutor}[sys.argv[2]]
 with executor_class(plugin=sys.argv[1], logger=NullLogger()) as executor:
-    for name in ("lib", "ctx"):
-        run = executor.run("lab.output:LogBadly", {"logger": name})
-        print(name, run.result, run.error, [event.name for event in run.logs])
+    run = executor.run("lab.output:LogBadly", {"loggers": ["lib", "ctx"]})
+    print(run.result, run.error, [event.name for event in run.logs])
 """
 
 
 @pytest.mark.parametrize("mode", ["local", "task", "job"])
 def test_09_badly_formatted_message_is_reported_and_the_action_goes_on(reached, mode):
-    command = [sys.executable, "-c", BAD_MESSAGES, str(Path(__file__).parent), mode]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **reached}, check=False)
-    assert done.stdout.splitlines()[-2:] == ["lib done None []", "ctx done None [\"%d items ('three',)\"]"], done.stderr
+    env = {**os.environ, **reached}
+    command = ["-c", BAD_MESSAGES, str(Path(__file__).parent), mode]
+    done = fork_server(env).run(command, cwd=os.getcwd(), env=env, timeout=patience(60))
+    assert done.stdout.splitlines()[-1] == "done None [\"%d items ('three',)\"]", done.stderr
     assert done.stderr.count("TypeError: %d format: a real number is required, not str") == 2

@@ -4,10 +4,12 @@ import importlib
 import sys
 
 import pytest
+from lab.surroundings import import_path, where
 
-from tests.parity.modes import everywhere, not_as_jobs
+from synapse_runtime.decorators import action
+from tests.parity.modes import as_a_job, not_as_jobs
 
-pytestmark = everywhere
+pytestmark = not_as_jobs
 
 
 @pytest.fixture
@@ -29,7 +31,22 @@ def test_27_import_path_of_the_test_takes_precedence(synapse_executor, monkeypat
     assert synapse_executor.execute("lab.surroundings:where", {"module": "tabnanny"}) == "of the test"
 
 
-@not_as_jobs
+@action
+def look_for_modules(params, context):
+    return [where({"module": name}, context) for name in ("only_of_the_test", "tabnanny")], import_path({}, context)
+
+
+@as_a_job
+def test_27_import_path_of_a_job_is_that_of_the_test_and_takes_precedence(
+    synapse_executor, monkeypatch, modules, tmp_path_factory
+):
+    others = [str(tmp_path_factory.mktemp(name)) for name in ("two", "one", "three")]
+    monkeypatch.setattr(sys, "path", [str(modules), *others[:2], *sys.path, others[2]])
+    found, path = synapse_executor.execute(look_for_modules)
+    assert found == ["of the test", "of the test"]
+    assert [entry for entry in path if entry in (*others, str(modules))] == [str(modules), *others]
+
+
 def test_27_import_path_of_one_call_is_not_that_of_the_next(synapse_executor, monkeypatch, modules):
     monkeypatch.syspath_prepend(modules)
     assert str(modules) in synapse_executor.execute("lab.surroundings:import_path")

@@ -369,13 +369,19 @@ NOT_AS_JOBS = (
     "test_notes",
     "test_syntax_error",
     "test_silent",
+    "test_work[group]",
+    "test_work[async_action]",
+    "test_deep",
+    "test_compare_dicts",
+    "test_of_a_function",
+    "test_cause",
 )
 # The runtime itself detects these problems; its own frames are hidden.
 OF_THE_RUNTIME = ("test_bad_params", "test_syntax_error", "test_import_error", "test_work[unpicklable]")
 # In every other style, which pytest applies to the transferred report, all tests run in local and task mode.
 ONE_TEST = "test_work[chained_from]"
 STYLES = ("--tb=long", "--tb=short", "--tb=native")
-# With these options only `ONE_TEST` runs, in all modes.
+# With these options only `ONE_TEST` runs. A report is made here, from the same error whether a job or a worker sent it.
 ONE_TEST_OPTIONS = ("--tb=line", "--showlocals", "--full-trace")
 
 # Lines that a report must contain in every mode.
@@ -462,11 +468,8 @@ class Sessions:
         self._sessions: dict[tuple[str, ...], Future[Session]] = {}
         for mode in reversed(MODES):
             self._start(*self._usual(mode))
-        for option in STYLES:
+        for option in (*STYLES, *ONE_TEST_OPTIONS):
             for mode in MODES[:-1]:
-                self._start(*self._with(mode, option))
-        for option in ONE_TEST_OPTIONS:
-            for mode in MODES:
                 self._start(*self._with(mode, option))
 
     def close(self) -> None:
@@ -525,6 +528,7 @@ def everywhere(*tests: str) -> pytest.MarkDecorator:
 
 
 in_each_mode = pytest.mark.parametrize("mode", MODES)
+not_as_jobs = pytest.mark.parametrize("mode", MODES[:-1])
 
 
 def _short(test: str) -> str:
@@ -622,7 +626,7 @@ def test_14_report_of_an_async_action_is_the_same(sessions, test, mode):
     check(sessions, test, mode)
 
 
-@in_each_mode
+@not_as_jobs
 def test_14_report_of_an_async_action_contains_no_internal_exception(sessions, mode):
     report = sessions.usual(mode).reports()["test_work[async_action]"]
     assert "During handling of the above exception" not in report
@@ -636,13 +640,13 @@ def test_17_report_of_a_result_that_cannot_be_pickled_is_the_same(sessions, test
 @pytest.mark.parametrize(
     "test", ["test_bad_params", "test_syntax_error", "test_import_error", "test_work[unpicklable]"]
 )
-@pytest.mark.parametrize("mode", ["local", "task"])
+@not_as_jobs
 def test_04_report_contains_no_frame_of_the_runtime(sessions, test, mode):
     lines = sessions.usual(mode).reports()[test].splitlines()
     assert [line for line in lines if "synapse_runtime/" in line] == []
 
 
-@in_each_mode
+@not_as_jobs
 def test_04_exceptions_chain_for_pytest_raises(sessions, mode):
     assert sessions.usual(mode).summary()["test_cause"].startswith("PASSED")
 
@@ -655,7 +659,7 @@ def test_04_short_summary_is_the_same(sessions, mode):
     assert_same("\n".join(local[test] for test in there), "\n".join(there.values()))
 
 
-@pytest.mark.parametrize("mode", MODES[:-1])
+@not_as_jobs
 @pytest.mark.parametrize("style", STYLES)
 def test_04_report_is_the_same_in_each_style(sessions, style, mode):
     local = sessions.with_option("local", style).reports()
@@ -664,7 +668,7 @@ def test_04_report_is_the_same_in_each_style(sessions, style, mode):
     assert_same("\n".join(local[test] for test in there), "\n".join(there.values()))
 
 
-@in_each_mode
+@not_as_jobs
 def test_04_one_line_report_is_the_same(sessions, mode):
     local = sessions.with_option("local", "--tb=line").section("FAILURES")
     there = sessions.with_option(mode, "--tb=line").section("FAILURES")
@@ -672,7 +676,7 @@ def test_04_one_line_report_is_the_same(sessions, mode):
     assert_same("\n".join(local), "\n".join(there))
 
 
-@in_each_mode
+@not_as_jobs
 def test_04_report_with_showlocals_contains_the_action_and_nothing_made_up(sessions, mode):
     local = comparable(sessions.with_option("local", "--showlocals").reports()[ONE_TEST])
     there = comparable(sessions.with_option(mode, "--showlocals").reports()[ONE_TEST])
@@ -680,12 +684,12 @@ def test_04_report_with_showlocals_contains_the_action_and_nothing_made_up(sessi
     assert missing(there.splitlines(), local) == []
 
 
-@in_each_mode
+@not_as_jobs
 def test_04_report_with_full_trace_contains_the_action(sessions, mode):
     assert missing(SHOWN[ONE_TEST], sessions.with_option(mode, "--full-trace").reports()[ONE_TEST]) == []
 
 
-@in_each_mode
+@not_as_jobs
 def test_04_only_the_first_of_the_last_failed_runs_with_x_and_lf(sessions, mode):
     failed = [test for test, line in sessions.usual(mode).summary().items() if line.startswith("FAILED")]
     again = sessions.last_failed(mode)

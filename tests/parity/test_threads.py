@@ -1,7 +1,7 @@
 """Row 28: what threads of an action emit, and what callbacks of the caller raise."""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 from lab.threads import THREADS
@@ -42,22 +42,36 @@ def test_28_events_of_threads_arrive_whole_in_the_order_of_each_thread(synapse_e
 
 
 @as_a_job
-def test_28_events_of_threads_arrive_whole_from_a_job(synapse_executor):
-    for count, size in LOADS[1:3]:
-        live: list[Event] = []
-        run = synapse_executor.run("lab.threads:FromThreads", {"count": count, "size": size}, on_event=live.append)
-        check_run(run, live, count, size)
+def test_28_events_output_and_records_of_threads_arrive_whole_from_a_job(synapse_executor, capfd, caplog):
+    live: list[Event] = []
+    loads = [(50, 100), *LOADS[1:3]]
+    params = {"loads": loads}
+    run = synapse_executor.run("lab.threads:FromThreadsInTurn", params, on_event=live.append)
+    assert run.error is None
+    for events in (run.events, live):
+        first = 0
+        for count, size in loads:
+            check(events[first : first + THREADS * count], count, size)
+            first += THREADS * count
+        assert len(events) == first
+    # Python itself may interleave lines of several kilobytes that threads write.
+    check_output(capfd, caplog, [50, LOADS[1][0]])
 
 
-@everywhere
 def test_28_output_and_records_of_threads_arrive_whole(synapse_executor, capfd, caplog):
     run = synapse_executor.run("lab.threads:FromThreads", {"count": 50, "size": 100})
     check_run(run, None, 50, 100)
-    lines = capfd.readouterr().out.splitlines()
-    assert sorted(line for line in lines if line.endswith("A" * 100)) == sorted(f"0 {n} {'A' * 100}" for n in range(50))
+    check_output(capfd, caplog, [50])
+
+
+def check_output(capfd, caplog, counts: list[int]) -> None:
+    """Check the lines of the first load, (50, 100), and the records of all."""
+    lines = Counter(capfd.readouterr().out.splitlines())
     for thread in range(THREADS):
+        expected = [f"{thread} {number} {chr(65 + thread) * 100}" for number in range(50)]
+        assert [lines[line] for line in expected] == [1] * 50
         records = [record.getMessage() for record in caplog.records if record.name == f"lab.thread{thread}"]
-        assert records == [f"record {number}" for number in range(50)]
+        assert records == [f"record {number}" for count in counts for number in range(count)]
 
 
 @everywhere

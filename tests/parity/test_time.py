@@ -28,7 +28,12 @@ def test_15_stuck_action_is_stopped_at_its_timeout_with_its_stacks_and_the_next_
     assert "synapse_runtime" not in run.error.details
     assert [event.name for event in run.events] == ["waiting"]
     assert "before it got stuck" in capfd.readouterr().out
-    assert synapse_executor.execute("echo", {"value": 1}) == 1
+    assert_next_call_works(synapse_executor)
+
+
+def assert_next_call_works(executor):
+    if executor.mode != "job":  # each job has its own process
+        assert executor.execute("echo", {"value": 1}) == 1
 
 
 @not_as_jobs
@@ -57,7 +62,7 @@ def test_15_action_that_cannot_be_interrupted_is_killed_with_its_worker(synapse_
     assert run.duration < patience(4)
     assert "in block_in_c" in run.error.details
     assert "synapse_runtime" not in run.error.details
-    assert synapse_executor.execute("echo", {"value": 1}) == 1
+    assert_next_call_works(synapse_executor)
 
 
 @on_workers
@@ -68,7 +73,7 @@ def test_15_suspended_process_is_killed_from_outside(synapse_executor, monkeypat
     assert type(run.error) is ExecutionTimeout
     assert "exceeded its timeout of 0.5 s and could not be interrupted" in str(run.error)
     assert run.duration < patience(4)
-    assert synapse_executor.execute("echo", {"value": 1}) == 1
+    assert_next_call_works(synapse_executor)
 
 
 @pytest.mark.synapse(mode="task", timeout=1)

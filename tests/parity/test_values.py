@@ -37,8 +37,41 @@ pytestmark = everywhere
 ALL_NAMES = [(kind, name) for kind, make in values.KINDS.items() for name in make()]
 
 
+class Medley(BaseAction[values.EchoParams]):
+    """Returns results of every kind, and what it sees of its params. The result does not match its model."""
+
+    result_model = values.Score
+
+    def execute(self):
+        return {
+            **MISMATCHING,
+            "all": values.MakeAll.execute(self),
+            "much": values.random_bytes(16),
+            "arrays": values.MakeArrays.execute(self),
+            "own": Summarize.execute(self),
+            "seen": values.See.execute(self),
+        }
+
+
+@pytest.fixture(scope="module")
+def medley(job_executor):
+    """The run of `Medley` as a job, and the warnings of the run here."""
+    with pytest.warns(ResultMismatchWarning) as caught:
+        run = job_executor().run(Medley, awkward_params())
+    assert run.error is None
+    return run, list(caught)
+
+
+@not_as_jobs
 def test_01_results_of_every_kind_are_returned_equal_and_of_the_same_types(synapse_executor):
-    result = synapse_executor.execute(values.MakeAll)
+    check_all(synapse_executor.execute(values.MakeAll))
+
+
+def test_01_job_returns_results_of_every_kind_equal_and_of_the_same_types(medley):
+    check_all(medley[0].result["all"])
+
+
+def check_all(result):
     expected = {kind: make() for kind, make in values.KINDS.items()}
     assert [list(part) for part in result.values()] == [list(part) for part in expected.values()]
     different = [(k, n) for k, n in ALL_NAMES if portrait(result[k][n]) != portrait(expected[k][n])]
@@ -59,9 +92,16 @@ def test_01_missing_result_is_returned_as_none(synapse_executor):
     assert run.error is None
 
 
-def test_01_result_of_many_megabytes_is_returned_intact(synapse_executor, synapse_mode):
-    megabytes = 16 if synapse_mode == "job" else 50
-    result = synapse_executor.execute(values.MakeMuch, {"megabytes": megabytes})
+@not_as_jobs
+def test_01_result_of_many_megabytes_is_returned_intact(synapse_executor):
+    check_many(synapse_executor.execute(values.MakeMuch, {"megabytes": 50}), 50)
+
+
+def test_01_job_returns_many_megabytes_intact(medley):
+    check_many(medley[0].result["much"], 16)
+
+
+def check_many(result, megabytes):
     assert type(result) is bytes
     assert len(result) == megabytes * 1_000_000
     assert hashlib.sha256(result).digest() == hashlib.sha256(values.random_bytes(megabytes)).digest()
@@ -75,8 +115,16 @@ def test_01_many_megabytes_in_an_array_and_in_text_are_returned_intact(synapse_e
     assert portrait(result["text"]) == portrait(data[25_000_000:].hex()[:25_000_000])
 
 
+@not_as_jobs
 def test_01_large_arrays_in_a_result_are_read_only_and_small_ones_are_copies(synapse_executor):
-    result = synapse_executor.execute(values.MakeArrays)
+    check_arrays(synapse_executor.execute(values.MakeArrays))
+
+
+def test_01_large_arrays_in_the_result_of_a_job_are_read_only_and_small_ones_are_copies(medley):
+    check_arrays(medley[0].result["arrays"])
+
+
+def check_arrays(result):
     expected = numpy.arange(100_000.0).reshape(100, 1000)
     assert result["again"][0] is result["large"]
     for large in (result["large"], result["columns"]):
@@ -138,12 +186,22 @@ class Summarize(BaseAction):
         return Summary(pair=Pair(Tile(Shade.DARK), Tile(Shade.DARK)), shades={Shade.DARK: 1})
 
 
+METHODS = Tile.__init__, Tile.__eq__, Summary.__init__, Summarize.execute
+
+
+@not_as_jobs
 def test_01_result_with_classes_of_the_test_module_keeps_these_classes(synapse_executor):
-    methods = Tile.__init__, Tile.__eq__, Summary.__init__, Summarize.execute
-    result = synapse_executor.execute(Summarize)
+    check_own_classes(synapse_executor.execute(Summarize))
+
+
+def test_01_result_of_a_job_with_classes_of_the_test_module_keeps_these_classes(medley):
+    check_own_classes(medley[0].result["own"])
+
+
+def check_own_classes(result):
     assert portrait(result) == portrait(Summarize.execute(None))
     assert result.pair.left.shade is Shade.DARK
-    assert (Tile.__init__, Tile.__eq__, Summary.__init__, Summarize.execute) == methods
+    assert (Tile.__init__, Tile.__eq__, Summary.__init__, Summarize.execute) == METHODS
 
 
 @not_as_jobs
@@ -192,9 +250,16 @@ def awkward_params() -> dict:
     return {"value": {**AWKWARD_PARAMS, "arrays": values.array_values()}}
 
 
+SEEN = repr(portrait(awkward_params()["value"], named))
+
+
+@not_as_jobs
 def test_02_params_arrive_intact(synapse_executor):
-    seen = synapse_executor.execute(values.See, awkward_params())
-    assert seen == repr(portrait(awkward_params()["value"], named))
+    assert synapse_executor.execute(values.See, awkward_params()) == SEEN
+
+
+def test_02_params_of_a_job_arrive_intact(medley):
+    assert medley[0].result["seen"] == SEEN
 
 
 @not_as_jobs
@@ -203,6 +268,7 @@ def test_02_params_without_a_model_arrive_intact(synapse_executor):
     assert seen == repr(portrait(awkward_params(), named))
 
 
+@not_as_jobs
 def test_02_params_are_validated_once_and_by_the_model_that_the_test_sees(synapse_executor, tmp_path):
     params = synapse_executor.execute(values.Counted, {"tally": str(tmp_path / "tally"), "number": "5"})
     assert (tmp_path / "tally").read_text() == "number\nwhole\n"
@@ -339,6 +405,7 @@ class TestBadParams:
             "  epoch: Extra inputs are not permitted; did you mean 'epochs'?"
         )
 
+    @not_as_jobs
     def test_03_action_starts_with_valid_params_only(self, synapse_executor, started):
         with pytest.raises(ValidationError):
             synapse_executor.execute(values.Train, {"epochs": 0})
@@ -445,6 +512,7 @@ def test_17_result_that_cannot_be_unpickled_is_named_too(synapse_executor):
     assert str(error) == one_way_text('result["model"].part')
 
 
+@not_as_jobs
 def test_17_large_result_that_cannot_be_unpickled_is_named_too(synapse_executor):
     error = rejected(synapse_executor, values.ReturnOneWay, {"size": 2_000_000})
     assert str(error) == one_way_text('result["model"].part')
@@ -484,6 +552,7 @@ def test_17_params_that_cannot_be_unpickled_are_named_too(synapse_executor):
 
 # Row 18: results that do not match their model
 
+MISMATCHING = {"accuracy": "high", "name": 3}
 MISMATCH = (
     "scored: the result does not match Score: accuracy: Input should be a valid number, "
     "unable to parse string as a number; name: Input should be a valid string"
@@ -491,18 +560,26 @@ MISMATCH = (
 
 
 def reports_mismatch(executor, action):
-    result = {"accuracy": "high", "name": 3}
     with pytest.warns(ResultMismatchWarning) as caught:
-        run = executor.run(action, {"value": result})
-    assert run.result == result
-    assert [(item.category, str(item.message)) for item in caught] == [(ResultMismatchWarning, MISMATCH)]
+        run = executor.run(action, {"value": MISMATCHING})
+    assert run.result == MISMATCHING
+    check_mismatch(run, caught, MISMATCH)
+
+
+def check_mismatch(run, caught, text):
+    assert [(item.category, str(item.message)) for item in caught] == [(ResultMismatchWarning, text)]
     assert [(event.kind, event.name, event.data, event.level) for event in run.events] == [
-        ("log", "result_mismatch", {"problem": MISMATCH}, "warning")
+        ("log", "result_mismatch", {"problem": text}, "warning")
     ]
 
 
+@not_as_jobs
 def test_18_result_that_does_not_match_its_model_is_reported_by_warning_and_event(synapse_executor):
     reports_mismatch(synapse_executor, values.Scored)
+
+
+def test_18_result_of_a_job_that_does_not_match_its_model_is_reported_by_warning_and_event(medley):
+    check_mismatch(*medley, MISMATCH.replace("scored", "medley"))
 
 
 @not_as_jobs

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from synapse_runtime.errors import ClusterError, WorkerCrashed
-from tests.parity.modes import on_workers
+from tests.parity.modes import as_a_job, on_workers
 from tests.patience import patience
 
 pytestmark = on_workers
@@ -24,7 +24,20 @@ pytestmark = on_workers
         ("SIGTERM", "was killed by SIGTERM"),
     ],
 )
-def test_30_crashed_worker_is_reported_with_its_exit_and_replaced(synapse_executor, synapse_mode, capfd, how, words):
+@pytest.mark.synapse(mode="task")
+def test_30_crashed_worker_is_reported_with_its_exit_and_replaced(synapse_executor, capfd, how, words):
+    check_crash(synapse_executor, capfd, how, words)
+    assert synapse_executor.execute("echo", {"value": 1}) == 1
+
+
+# The supervisor of a job reports how its process has ended, whichever status or signal it is.
+@pytest.mark.parametrize(("how", "words"), [("exit", "exited with status 7"), ("segfault", "was killed by SIGSEGV")])
+@as_a_job
+def test_30_crashed_process_of_a_job_is_reported_with_its_exit(synapse_executor, capfd, how, words):
+    check_crash(synapse_executor, capfd, how, words)
+
+
+def check_crash(synapse_executor, capfd, how, words):
     with pytest.warns(UserWarning, match="warned"):
         run = synapse_executor.run("lab.workers:Crash", {"how": how})
     assert [event.name for event in run.logs] == ["about to die"]
@@ -43,8 +56,6 @@ def test_30_crashed_worker_is_reported_with_its_exit_and_replaced(synapse_execut
         assert "in die" in note
         assert "synapse_runtime" not in note
         assert "site-packages" not in note
-    if synapse_mode == "task" or how == "exit":  # each job has its own process
-        assert synapse_executor.execute("echo", {"value": 1}) == 1
 
 
 SCRIPT = """
@@ -71,25 +82,38 @@ def eat(params, context):
     return len(eaten)
 
 eat._is_action = True
-executor = {"task": RayActorExecutor, "job": RayJobsApiExecutor}[sys.argv[1]]()
-with executor:
-    run = executor.run(eat)
-print()
-print(type(run.error).__name__, "|", str(run.error).splitlines()[0], "|", "low on memory" in str(run.error.__cause__))
+for mode, executor_class in {"job": RayJobsApiExecutor, "task": RayActorExecutor}.items():
+    with executor_class() as executor:
+        error = executor.run(eat).error
+    text = str(error).splitlines()[0]
+    print("\\n>>>", mode, "|", type(error).__name__, "|", text, "|", "low on memory" in str(error.__cause__))
 """
 
 
-def test_30_worker_killed_for_lack_of_memory_is_reported_as_such(synapse_mode, tmp_path):
-    script = tmp_path / "eat.py"
-    script.write_text(SCRIPT)
+def run_script(directory, text, *arguments):
+    """Run a script with its own cluster; return the lines that it marks with `>>>`, by mode, and its output."""
+    script = directory / "script.py"
+    script.write_text(text)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, str(script), synapse_mode]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(90), env=environment)
-    last = done.stdout.splitlines()[-1] if done.stdout else done.stderr
-    assert last.startswith("WorkerCrashed | "), done.stdout + done.stderr
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(180), env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reports = [line.removeprefix(">>> ").partition(" | ") for line in done.stdout.splitlines() if line[:4] == ">>> "]
+    return {mode: report for mode, _, report in reports}, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def eaten(tmp_path_factory):
+    return run_script(tmp_path_factory.mktemp("eaten"), SCRIPT)
+
+
+def test_30_worker_killed_for_lack_of_memory_is_reported_as_such(eaten, synapse_mode):
+    reports, output = eaten
+    last = reports[synapse_mode]
+    assert last.startswith("WorkerCrashed | "), output
     assert "ran out of memory" in last
     assert last.endswith("| True")
-    assert "Memory on the node" not in done.stdout
+    assert "Memory on the node" not in output
 
 
 HEADLESS = """
@@ -106,16 +130,13 @@ def answer(params, context):
     return 42
 
 nap._is_action = answer._is_action = True
-executor = {"task": RayActorExecutor, "job": RayJobsApiExecutor}[sys.argv[1]]()
-assert executor.execute(answer) == 42
-
-def kill_head():
+def kill_head(part, started):
     global killed
-    while not os.path.exists(sys.argv[3]):
+    while not os.path.exists(started):
         time.sleep(0.05)
     mine = family(os.getpid())
     for pid, parent, args in processes():
-        if sys.argv[2] in args and parent in mine:
+        if part in args and parent in mine:
             os.kill(pid, signal.SIGKILL)
             killed = time.monotonic()
 
@@ -134,28 +155,32 @@ def family(root):
             return found
         found |= more
 
-threading.Thread(target=kill_head, daemon=True).start()
-try:
-    print("no error:", executor.run(nap, {"path": sys.argv[3]}))
-except ClusterError as error:
-    print("ClusterError after", time.monotonic() - killed, "|", error)
-print(executor.execute(answer))
-executor.close()
+# Each mode kills a different part; the cluster's daemon watches both in every mode.
+parts = {"job": (RayJobsApiExecutor, "raylet/raylet"), "task": (RayActorExecutor, "gcs_server")}
+for mode, (executor_class, part) in parts.items():
+    started = os.path.join(sys.argv[1], mode)
+    with executor_class() as executor:
+        assert executor.execute(answer) == 42
+        threading.Thread(target=kill_head, args=(part, started), daemon=True).start()
+        try:
+            report = f"no error: {executor.run(nap, {'path': started})}"
+        except ClusterError as error:
+            report = f"ClusterError after {time.monotonic() - killed}: {error}"
+        print("\\n>>>", mode, "|", report, "|", executor.execute(answer))
 """
 
 
-def test_31_calls_fail_at_once_if_the_cluster_crashes_and_a_new_one_is_started(synapse_mode, tmp_path):
-    # Each mode kills a different part; the cluster's daemon watches both in every mode.
-    part = {"task": "gcs_server", "job": "raylet/raylet"}[synapse_mode]
-    script = tmp_path / "kill_head.py"
-    script.write_text(HEADLESS)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, str(script), synapse_mode, part, str(tmp_path / "started")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(110), env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    error, answer = done.stdout.splitlines()[-2:]
-    assert error.startswith("ClusterError after "), done.stdout
-    assert float(error.split()[2]) < patience(10)
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("headless")
+    return run_script(directory, HEADLESS, str(directory))
+
+
+def test_31_calls_fail_at_once_if_the_cluster_crashes_and_a_new_one_is_started(headless, synapse_mode):
+    reports, output = headless
+    error, _, answer = reports[synapse_mode].rpartition(" | ")
+    assert error.startswith("ClusterError after "), output
+    assert float(error.split()[2].rstrip(":")) < patience(10)
     assert answer == "42"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.processes import MARK, command_of, processes_with
+from tests.forks import fork_server
 from tests.patience import patience, within
 from tests.pytest_synapse.conftest import Project
 
@@ -134,11 +135,15 @@ def pytest_in(shared: Project, temp: Path, tmp_path: Path) -> Iterator[Callable[
         if run.process.poll() is None:
             run.process.kill()
             run.process.wait()
-    down = [sys.executable, "-m", "synapse_runtime", "cluster", "down"]
-    subprocess.run(down, env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}, capture_output=True, check=True)
+    if (tmp_path / "state").exists():  # a run has kept its cluster
+        env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+        down = ["-m", "synapse_runtime", "cluster", "down"]
+        assert fork_server(env).run(down, cwd=tmp_path, env=env, timeout=patience(60)).returncode == 0
 
 
-def test_all_workers_share_one_cluster_with_the_requested_resources_and_get_their_own_results(shared, pytest_in):
+def test_all_workers_share_one_cluster_with_the_requested_resources_and_a_killed_one_loses_only_its_test(
+    shared, pytest_in
+):
     shared.test(
         """
         import os
@@ -157,18 +162,36 @@ def test_all_workers_share_one_cluster_with_the_requested_resources_and_get_thei
             assert (found["CPU"], found["GPU"]) == (3, 2)
         """
     )
+    shared.test(
+        """
+        import os, signal
+        from pathlib import Path
+
+        def test_killed(synapse_executor):
+            # Once the other tests have started, so that each worker has run some.
+            assert synapse_executor.execute("double", {"number": 1}) == 2
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_after(synapse_executor, number):
+            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+        """,
+        name="demo/tests/test_last.py",
+    )
     run = pytest_in("--synapse-mode=task", "--synapse-num-cpus=3", "--synapse-num-gpus=2", "-n3")
     servers: set[int] = set()
     while run.process.poll() is None:
         servers |= {pid for pid in processes_with(run.mark) if "gcs_server" in command_of(pid)}
         time.sleep(0.05)
 
-    assert run.wait() == 0, run.output
+    assert run.wait() == 1, run.output
+    assert "test_killed" in run.output
+    assert "1 failed, 18 passed" in run.output
     assert len(servers) == 1
     seen = [line.split() for line in (shared.path / "seen.txt").read_text().splitlines()]
     assert len({node for _, _, node in seen}) == 1
     workers = {worker for worker, _, _ in seen}
-    assert workers == {"gw0", "gw1", "gw2"}
+    assert {"gw0", "gw1", "gw2"} <= workers
     # A Ray worker belongs to one xdist process, which may have got a new one after a test with GPUs.
     assert len({(worker, pid) for worker, pid, _ in seen}) == len({pid for _, pid, _ in seen}) >= 3
     assert run.leftovers() == []
@@ -196,8 +219,8 @@ def test_no_cluster_is_started_if_no_test_needs_one(shared, pytest_in):
     assert run.leftovers() == []
 
 
-def test_cluster_starts_during_collection(shared, pytest_in):
-    """Not before a test is found that needs it, and not if that test may be deselected."""
+def test_cluster_starts_during_collection_and_ends_with_a_session_whose_collection_fails(shared, pytest_in):
+    """It does not start before a test is found that needs it, and not if that test may be deselected."""
     shared.test("def test_double(synapse_executor): synapse_executor.execute('double', {'number': 1})\n")
     shared.test(
         """
@@ -218,9 +241,13 @@ def test_cluster_starts_during_collection(shared, pytest_in):
         """,
         name="demo/tests/test_later.py",
     )
+    broken = shared.test("import nowhere\n", name="demo/tests/test_very_last.py")
     run = pytest_in("--synapse-mode=task", "-s")
-    assert run.wait() == 0, run.output
+    assert run.wait() == pytest.ExitCode.INTERRUPTED, run.output
     assert "seen 1\n" in run.output
+    assert "No module named 'nowhere'" in run.output
+    assert run.leftovers() == []
+    broken.unlink()
     for arguments in (
         ["--synapse-mode=local"],
         ["--synapse-mode=task", "-k", "double"],
@@ -270,32 +297,6 @@ def test_executors_created_by_a_test_use_the_cluster_of_the_run_in_every_xdist_w
     assert run.wait() == 0
     assert len({path.read_text() for path in shared.path.glob("spec-*")}) == 1
     assert len([*shared.path.glob("spec-*")]) == 8
-
-
-def test_killed_worker_loses_only_its_own_test(shared, pytest_in):
-    shared.test(
-        """
-        import os, signal, time
-        from pathlib import Path
-
-        @pytest.mark.parametrize("number", range(8))
-        def test_double(synapse_executor, number):
-            assert synapse_executor.execute("double", {"number": number}) == 2 * number
-            if number == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-        """
-    )
-    run = pytest_in("--synapse-mode=task", "-n2")
-    most = 0
-    while run.process.poll() is None:
-        most = max(most, len(run.processes("gcs_server")))
-        time.sleep(0.05)
-
-    assert run.wait() == 1
-    assert "test_double[3]" in run.output
-    assert "1 failed, 7 passed" in run.output
-    assert most == 1
-    assert run.leftovers() == []
 
 
 def test_crashed_cluster_is_replaced_for_all_workers(shared, pytest_in):
@@ -411,15 +412,6 @@ def test_options_for_our_own_cluster_conflict_with_an_address(shared, option, mo
     )
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert "but RAY_ADDRESS names another" in shared.usage_error(option)
-
-
-def test_failed_collection_leaves_no_process_and_no_file(shared, pytest_in):
-    shared.test("def test_double(synapse_executor): synapse_executor.execute('double', {'number': 1})\n")
-    shared.test("import nowhere\n", name="demo/tests/test_broken.py")
-    run = pytest_in("--synapse-mode=task")
-    assert run.wait() != 0
-    assert "nowhere" in run.output
-    assert run.leftovers() == []
 
 
 @pytest.mark.thorough

@@ -124,10 +124,12 @@ class Machines:
             on: The node; the main machine by default.
             **options: As for `subprocess.run`.
         """
-        pid = self.pids[on] if on else self._process.pid
-        enter_command = [sys.executable, __file__, "--enter", str(pid), "--"]
         options = {"capture_output": True, "text": True, "timeout": 300, "stdin": subprocess.DEVNULL, **options}
-        return subprocess.run([*enter_command, *command], **options)
+        return subprocess.run([*self.entering(on), *command], **options)
+
+    def entering(self, on: str = "") -> list[str]:
+        """Return the beginning of a command that runs on the main machine, or on a node."""
+        return [sys.executable, __file__, "--enter", str(self.pids[on] if on else self._process.pid), "--"]
 
     def close(self) -> None:
         """Stop all machines, and wait until they have ended."""

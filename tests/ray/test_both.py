@@ -16,13 +16,21 @@ from synapse_runtime.loggers import NullLogger
 from tests.ray.conftest import PLUGIN
 
 
-def test_on_event_is_called_while_the_action_runs(executor):
-    times: list[float] = []
-    started = time.monotonic()
-    executor.run("narrate", {"steps": 4, "pause": 0.5}, on_event=lambda _: times.append(time.monotonic() - started))
-    took = time.monotonic() - started
-    assert len(times) == 20
-    assert times[0] < took - 1.0
+@action
+def emit_and_wait(params, context):
+    context.log("here")
+    deadline = time.monotonic() + 60
+    while not Path(params["until"]).exists():
+        if time.monotonic() > deadline:
+            return "not heard"
+        time.sleep(0.02)
+    return "heard"
+
+
+def test_on_event_is_called_while_the_action_runs(executor, tmp_path):
+    heard = tmp_path / "heard"
+    params = {"until": str(heard)}
+    assert executor.run(emit_and_wait, params, on_event=lambda _: heard.touch()).result == "heard"
 
 
 def test_binary_output_is_captured(executor, capfd):
@@ -76,7 +84,10 @@ def test_calls_from_several_threads_wait_for_each_other(task):
     assert sorted(results) == list(range(8))
 
 
-def test_run_has_its_node_even_if_its_worker_died(executor, task):
+def test_run_has_its_node_even_if_its_worker_died_and_writes_nothing_into_the_plugins_directory(executor, task):
+    def tree() -> set[str]:
+        return {str(path) for path in Path(PLUGIN).rglob("*") if "__pycache__" not in str(path)}
+
     @action
     def die(params, context):
         os._exit(3)
@@ -85,14 +96,7 @@ def test_run_has_its_node_even_if_its_worker_died(executor, task):
     import ray
 
     assert node_id in {node["NodeID"] for node in ray.nodes()}
-    assert executor.run("echo").node == node_id
-    assert executor.run(die).node == node_id
-
-
-def test_nothing_is_written_into_the_plugins_directory(executor):
-    def tree() -> set[str]:
-        return {str(path) for path in Path(PLUGIN).rglob("*") if "__pycache__" not in str(path)}
-
     before = tree()
-    executor.execute("echo", {"value": "x" * 100_000})
+    assert executor.run("echo", {"value": "x" * 100_000}).node == node_id
     assert tree() == before
+    assert executor.run(die).node == node_id

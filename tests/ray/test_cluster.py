@@ -109,15 +109,12 @@ def short_temp_dir() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def test_nothing_is_left_when_the_process_ends_and_ray_may_be_imported_before(short_temp_dir):
-    process = Process("    import ray\n" + USE_A_CLUSTER, short_temp_dir)
-    output, _ = process.process.communicate(timeout=patience(60))
-    assert process.process.returncode == 0, output
-    assert output == ""
-    assert process.leaves_nothing_within(5)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+# Ctrl-C is tested with the command: tests/cli/test_run_ray.py.
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)],
+    ids=lambda number: number.name,
+)
 def test_nothing_is_left_when_the_process_is_killed(short_temp_dir, number):
     process = Process(USE_A_CLUSTER + "    print('ready', flush=True)\n    time.sleep(60)\n", short_temp_dir)
     assert process.process.stdout is not None
@@ -269,6 +266,7 @@ def test_dashboard_that_does_not_start_raises_an_error_and_ends_the_cluster(tmp_
 
 
 FROM_TWO_THREADS = """
+    import ray  # which need not be imported by the executors first
     import sys, threading, time
     from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
     from synapse_runtime.loggers import NullLogger
@@ -289,7 +287,7 @@ FROM_TWO_THREADS = """
 """
 
 
-def test_threads_share_the_start_of_a_cluster(short_temp_dir):
+def test_threads_share_the_start_of_a_cluster_and_nothing_is_left_when_their_process_ends(short_temp_dir):
     process = Process(FROM_TWO_THREADS, short_temp_dir)
     output, _ = process.process.communicate(timeout=patience(90))
     assert output == "[1, 2, 3, 4]\n"

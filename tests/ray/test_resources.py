@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from tests.cli.processes import synapse_in
 from tests.patience import patience
-from tests.ray.clusters import ROOT, Running, attempt, holding, outer_environment, ray_cluster
+from tests.ray.clusters import Running, attempt, holding, ray_cluster, run_python
 from tests.ray.conftest import PLUGIN
 
 MODES = pytest.mark.parametrize("mode", ["task", "job"])
@@ -104,14 +102,7 @@ def test_marker_requests_resources_for_the_workers_of_its_tests(two_nodes, mode,
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_marked.py").write_text(TESTS)
     options = [f"--synapse-mode={mode}", f"--synapse-ray-address={address_of(two_nodes, mode)}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"--synapse-plugin={PLUGIN}", str(tmp_path)],
-        env=outer_environment(PYTHONPATH=str(ROOT), **two_nodes.variables),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=patience(120),
-    )
+    done = run_python(["-m", "pytest", *options, f"--synapse-plugin={PLUGIN}", str(tmp_path)], **two_nodes.variables)
     assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 

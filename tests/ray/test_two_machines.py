@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.forks import ForkServer, new_server
 from tests.patience import patience
 from tests.pytest_synapse.conftest import session_environment
 from tests.ray.machines import NETWORK, Machines, unsupported_reason
@@ -33,14 +34,15 @@ BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef0123456789abcdef"
 OBJECT_STORE = "--object-store-memory=80000000"  # the minimum that Ray accepts
 
+MISSING_RUNTIME = "the cluster's nodes do not have this runtime: install pytest-synapse-harness in their image"
 MESSAGE = '"nothing found"'
 
-# Joins a cluster once its head has started.
+# Joins a cluster once its head has started. Starting both at once may take longer than Ray waits, on a busy machine.
 JOIN = """\
 import os, socket, sys, time
 while True:
     try:
-        socket.create_connection((sys.argv[1], 6379), timeout=1).close()
+        socket.create_connection((sys.argv[1], 10001), timeout=1).close()
         break
     except OSError:
         time.sleep(0.2)
@@ -63,11 +65,15 @@ def report(value):
 """
 
 
+CREDENTIALS = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+
+
 class Environment(NamedTuple):
-    """The machines, and the base directory of their files."""
+    """The machines, the base directory of their files, and a server for Python programs on the main machine."""
 
     machines: Machines
     base: Path
+    programs: ForkServer
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -75,23 +81,24 @@ class Environment(NamedTuple):
         head = self.machines.addresses["head"]
         return {"task": f"ray://{head}:10001", "job": f"http://{head}:8265"}
 
-    def run(self, *command: str, plugin: Path, on: str = "", **env: str) -> tuple[int, str]:
-        """Run a command in a plugin's directory; return its exit status and its whole output."""
-        environment = session_environment()
-        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "TMPDIR": str(self.base / "shared"), **env}
-        done = self.machines.run(command, on=on, cwd=plugin, env=environment, timeout=patience(500))
+    def run(self, *arguments: str, plugin: Path, on: str = "", **env: str) -> tuple[int, str]:
+        """Run a Python program in a plugin's directory; return its exit status and its whole output."""
+        environment = session_environment() | CREDENTIALS | {"TMPDIR": str(self.base / "shared"), **env}
+        if on:
+            command = [sys.executable, *arguments]
+            done = self.machines.run(command, on=on, cwd=plugin, env=environment, timeout=patience(500))
+        else:
+            done = self.programs.run(arguments, cwd=plugin, env=environment, timeout=patience(500))
         return done.returncode, done.stdout + done.stderr
 
     def pytest(self, plugin: Path, *arguments: str, on: str = "", **env: str) -> tuple[int, str]:
         """Run a plugin's tests."""
-        return self.run(
-            sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, plugin=plugin, on=on, **env
-        )
+        return self.run("-m", "pytest", "-p", "no:cacheprovider", *arguments, plugin=plugin, on=on, **env)
 
     def call(self, mode: str, plugin: Path, code: str) -> Any:
         """Run code that uses `executor` and calls `report`; return the reported value."""
         program = CALL + textwrap.dedent(code)
-        _, output = self.run(sys.executable, "-c", program, self.addresses[mode], plugin=plugin)
+        _, output = self.run("-c", program, self.addresses[mode], plugin=plugin)
         reports = [line for line in output.splitlines() if line.startswith(">>>")]
         assert reports, output
         return json.loads(reports[-1].removeprefix(">>>"))
@@ -131,8 +138,7 @@ def environment() -> Iterator[Environment]:
         "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(base / "tmp"),
         "TMPDIR": str(base / "tmp"),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
+        **CREDENTIALS,
         "RAY_USAGE_STATS_ENABLED": "0",
         # How long Ray Client's server waits for the process that it starts for each client; 30 s by default.
         "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": f"{patience(60):.0f}",
@@ -165,11 +171,14 @@ def environment() -> Iterator[Environment]:
     machines = Machines(
         {name: {**node, "disks": [str(disk) for disk in node["disks"]]} for name, node in nodes.items()}, base / "log"
     )
+    programs = new_server(CREDENTIALS, ray=True, prefix=machines.entering())
     try:
-        _wait_for_three_nodes(Environment(machines, base))
-        _wait_for_ray_client(Environment(machines, base))
-        yield Environment(machines, base)
+        environment = Environment(machines, base, programs)
+        _wait_for_three_nodes(environment)
+        _wait_for_ray_client(environment)
+        yield environment
     finally:
+        programs.close()
         machines.close()
         shutil.rmtree(base)
 
@@ -232,27 +241,41 @@ def calls(environment: Environment, mode: str, plugin: Path) -> dict[str, Any]:
     results: dict[str, Any] = environment.call(
         mode,
         plugin,
-        """
-        import traceback
-        events, printed, found = [], {"stdout": "", "stderr": ""}, []
+        f"""
+        import traceback, urllib.request
+        from ray.util.state import list_actors, list_jobs, list_runtime_envs
+        from synapse_runtime.errors import ClusterError
+        events, printed = [], {{"stdout": "", "stderr": ""}}
         def show(stream, text):
             printed[stream] += text
         with executor() as it:
-            run = it.run("look")
-            look = {**run.unwrap(), "where": run.host, "records": [r.pathname for r in run.records],
-                    "warnings": [w.filename for w in run.warnings]}
-            it.run("look", on_event=lambda event: events.append(event.name), on_output=show)
+            hear = {{"on_event": lambda event: events.append(event.name), "on_output": show}}
+            run = it.run("look", {{"leave": "trace.txt"}}, **hear)
+            look = {{**run.unwrap(), "where": run.host, "records": [r.pathname for r in run.records],
+                    "warnings": [w.filename for w in run.warnings]}}
             failed, missing, hung = it.run("fail").error, it.run("missing").error, it.run("hang", timeout=0.5).error
             crashed = it.run("crash")
             last = traceback.extract_tb(failed.__cause__.__traceback__)[-1]
-        for _ in range(2):
-            with executor() as it:
-                found.append(it.execute("look", {"leave": "trace.txt"})["found"])
-        report({"look": look, "events": events, "printed": printed["stdout"], "found": found,
+        with executor() as it:
+            found = it.execute("look")["found"]
+        without_runtime = listed = None
+        if sys.argv[1].startswith("http"):
+            request = urllib.request.Request(sys.argv[1] + "/api/jobs/", headers={{"Authorization": "Bearer {TOKEN}"}})
+            with urllib.request.urlopen(request) as response:
+                jobs = response.read().decode()
+            others = [function(sys.argv[1], detail=True) for function in (list_actors, list_jobs, list_runtime_envs)]
+            listed = [jobs, str(others)]
+        else:
+            try:
+                executor(num_cpus=0, num_gpus=1).execute("look")
+            except ClusterError as error:
+                without_runtime = str(error)
+        report({{"look": look, "events": events, "printed": printed["stdout"], "found": found,
+                "without_runtime": without_runtime, "listed": listed,
                 "crashed": [type(crashed.error).__name__, [event.name for event in crashed.logs], crashed.metrics,
                             [record.msg for record in crashed.records], [str(w.message) for w in crashed.warnings],
                             [r.pathname for r in crashed.records] + [w.filename for w in crashed.warnings]],
-                "failed": f"{last.filename}:{last.lineno}", "missing": str(missing), "hung": hung.details})
+                "failed": f"{{last.filename}}:{{last.lineno}}", "missing": str(missing), "hung": hung.details}})
         """,
     )
     return results
@@ -307,21 +330,9 @@ def test_action_runs_in_a_copy_of_its_plugin_with_its_environment(environment, c
     assert result["records"] == result["warnings"] == [str(plugin / "lab" / "actions.py")]
 
 
-def test_no_listing_shows_values_of_the_environment(environment, plugin):
-    listed = environment.call(
-        "job",
-        plugin,
-        f"""
-        import os, urllib.request
-        from ray.util.state import list_actors, list_jobs, list_runtime_envs
-        executor().get_result(executor().submit("look"))
-        request = urllib.request.Request(sys.argv[1] + "/api/jobs/", headers={{"Authorization": "Bearer {TOKEN}"}})
-        with urllib.request.urlopen(request) as response:
-            jobs = response.read().decode()
-        others = [function(sys.argv[1], detail=True) for function in (list_actors, list_jobs, list_runtime_envs)]
-        report([jobs, str(others)])
-        """,
-    )
+@pytest.mark.parametrize("mode", ["job"], indirect=True, scope="module")
+def test_no_listing_shows_values_of_the_environment(calls):
+    listed = calls["listed"]
     assert all("_ray_pkg_" in text for text in listed)
     assert not [text for text in listed if "canary" in text]
 
@@ -332,8 +343,8 @@ def test_live_events_and_output_are_received(calls):
 
 
 def test_files_of_a_worker_are_not_visible_to_others_and_are_deleted_with_it(environment, calls, plugin):
-    assert len(calls["found"]) == 2
-    assert not [name for found in calls["found"] for name in found if "trace" in name]
+    assert "lab/actions.py" in calls["found"]
+    assert not [name for name in calls["found"] if "trace" in name]
     assert not (plugin / "trace.txt").exists()
     deadline = time.monotonic() + patience(20)
     while left := environment.left_on("worker"):
@@ -374,7 +385,7 @@ def test_actions_of_tests_and_conftests_run_remotely_and_failures_show_their_sou
 
 
 def test_unchanged_plugin_is_uploaded_once(environment):
-    plugin = environment.plugin("uploaded_once", fresh__txt="new content")
+    plugin = environment.plugin("uploaded_once")
     code = """
     import re
     uploads = []
@@ -382,19 +393,20 @@ def test_unchanged_plugin_is_uploaded_once(environment):
         if event == "http.client.send" and isinstance(arguments[1], bytes):
             uploads.extend(re.findall(rb"^PUT /api/packages/gcs/_ray_pkg_([0-9a-f]+)", arguments[1]))
     sys.addaudithook(record_uploads)
-    with executor() as it:
-        for _ in range(CALLS):
+    counts = []
+    for text in TEXTS:
+        open("fresh.txt", "w").write(text)
+        with executor() as it:
             it.execute("look")
-    report(len(uploads))
+        counts.append(len(uploads))
+    report(counts)
     """
     the_plugin = 1
-    assert environment.call("job", plugin, code.replace("CALLS", "2")) == 2 + the_plugin
-    assert environment.call("job", plugin, code.replace("CALLS", "1")) == 1
-    (plugin / "fresh.txt").write_text("changed")
-    assert environment.call("job", plugin, code.replace("CALLS", "1")) == 1 + the_plugin
+    assert environment.call("job", plugin, code.replace("TEXTS", "['new content']")) == [1 + the_plugin]
+    assert environment.call("job", plugin, code.replace("TEXTS", "['new content', 'changed']")) == [1, 2 + the_plugin]
 
 
-def test_connection_uploads_a_package_once(environment, plugin):
+def test_connection_uploads_a_package_once_and_the_runtime_itself_can_be_uploaded(environment, plugin):
     code = """
     import logging, ray
     from synapse_runtime.executors.ray.runtime_env import upload_with_ray
@@ -409,9 +421,14 @@ def test_connection_uploads_a_package_once(environment, plugin):
     logger.addHandler(Recorder()); logger.setLevel("INFO")
     package = PackageBuilder(".", prefix="another/").package()
     uris = [upload_with_ray(package) for _ in range(3)]
-    report([len(set(uris)), sum("Pushing file package" in message for message in messages)])
+    counts = [len(set(uris)), sum("Pushing file package" in message for message in messages)]
+    with executor(num_cpus=0, num_gpus=1, debug_sdk=True) as it:
+        report([counts, it.execute("look")])
     """
-    assert environment.call("task", plugin, code) == [1, 1]
+    counts, result = environment.call("task", plugin, code)
+    assert counts == [1, 1]
+    assert result["host"] == "bare"
+    assert "py_modules_files" in result["runtime"]
 
 
 def _wheel(directory: Path, value: str) -> None:
@@ -485,35 +502,30 @@ def test_failed_installation_raises_an_error_with_the_installers_last_lines(envi
     assert took < patience(120)
 
 
-@in_task
-def test_error_for_nodes_without_this_runtime_names_the_fix(environment, mode, plugin):
-    error = environment.call(
-        mode,
+@pytest.mark.parametrize("mode", ["task"], indirect=True, scope="module")
+def test_error_for_nodes_without_this_runtime_names_the_fix(calls):
+    error = calls["without_runtime"]
+    assert error.startswith(MISSING_RUNTIME)
+    assert "--debug-sdk" in error
+
+
+@pytest.mark.thorough
+def test_nodes_without_this_runtime_reject_jobs_unless_it_is_uploaded(environment, plugin):
+    error, result = environment.call(
+        "job",
         plugin,
         """
         from synapse_runtime.errors import ClusterError
         try:
             executor(num_cpus=0, num_gpus=1).execute("look")
-        except ClusterError as error:
-            report(str(error))
-        """,
-    )
-    assert error.startswith(
-        "the cluster's nodes do not have this runtime: install pytest-synapse-harness in their image"
-    )
-    assert "--debug-sdk" in error
-
-
-@in_task
-def test_runtime_itself_can_be_uploaded(environment, mode, plugin):
-    result = environment.call(
-        mode,
-        plugin,
-        """
+        except ClusterError as problem:
+            error = str(problem)
         with executor(num_cpus=0, num_gpus=1, debug_sdk=True) as it:
-            report(it.execute("look"))
+            report([error, it.execute("look")])
         """,
     )
+    assert error.startswith(MISSING_RUNTIME)
+    assert "--debug-sdk" in error
     assert result["host"] == "bare"
     assert "py_modules_files" in result["runtime"]
 
@@ -556,10 +568,10 @@ def test_coverage_measures_the_callers_files_with_contexts_of_their_tests(enviro
     for each, address in (("local", ""), (mode, environment.addresses[mode])):
         arguments = ["-m", "pytest", "-p", "no:cacheprovider", f"--synapse-mode={each}"]
         arguments += [f"--synapse-ray-address={address}"] if address else []
-        status, output = environment.run(sys.executable, "-m", "coverage", "run", *arguments, plugin=plugin)
+        status, output = environment.run("-m", "coverage", "run", *arguments, plugin=plugin)
         assert status == 0, output
         status, output = environment.run(
-            sys.executable, "-m", "coverage", "json", "--show-contexts", "-o", "report.json", plugin=plugin
+            "-m", "coverage", "json", "--show-contexts", "-o", "report.json", plugin=plugin
         )
         assert status == 0, output
         reports[each] = {

@@ -106,6 +106,14 @@ class SpeakMuch(BaseAction):
         return 1000
 
 
+class SpeakMedley(BaseAction):
+    """Emits the events of three other actions."""
+
+    def execute(self) -> None:
+        for other in (Speak, SpeakOddly, SpeakMuch):
+            other.execute(self)
+
+
 class SpeakWrongly(BaseAction):
     """Makes the named invalid call."""
 

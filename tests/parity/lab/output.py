@@ -65,10 +65,18 @@ class LogAndPrint(BaseAction):
             own.removeHandler(handler)
 
 
-class LogBadly(BaseAction):
-    """Logs a message that does not fit its arguments."""
+class Medley(BaseAction):
+    """Does what the actions above do."""
 
     def execute(self):
-        logger = self.ctx.logger if self.params["logger"] == "ctx" else logging.getLogger("lib")
-        logger.log(logging.INFO if self.params["logger"] == "ctx" else logging.WARNING, "%d items", "three")
+        return [other.execute(self) for other in (Speak, Log, LogAndPrint, Warn)]
+
+
+class LogBadly(BaseAction):
+    """Logs messages that do not fit their arguments."""
+
+    def execute(self):
+        for name in self.params["loggers"]:
+            logger = self.ctx.logger if name == "ctx" else logging.getLogger("lib")
+            logger.log(logging.INFO if name == "ctx" else logging.WARNING, "%d items", "three")
         return "done"

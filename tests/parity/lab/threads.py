@@ -13,8 +13,9 @@ class FromThreads(BaseAction):
     """Emits, from each of 8 threads, `count` events with `size` characters, and as many lines and records."""
 
     def execute(self):
-        count, size = self.params["count"], self.params["size"]
+        self.emit(self.params["count"], self.params["size"])
 
+    def emit(self, count, size):
         def work(thread):
             for number in range(count):
                 self.log("said", {"thread": thread, "number": number, "text": chr(65 + thread) * size})
@@ -27,6 +28,14 @@ class FromThreads(BaseAction):
             thread.start()
         for thread in threads:
             thread.join()
+
+
+class FromThreadsInTurn(FromThreads):
+    """Does the same for each count and size."""
+
+    def execute(self):
+        for count, size in self.params["loads"]:
+            self.emit(count, size)
 
 
 class LeavesThreads(BaseAction):

@@ -25,7 +25,7 @@ from tests import forks
 # Inherited by every process that a test starts, to assign its CPU time and kind to the test's file: the id of the run,
 # and the file.
 VARIABLE = "TEST_FILE_RUNNING"
-_RUN = "TEST_RUN"  # the id of the run, for the processes of pytest-xdist
+RUN = "TEST_RUN"  # the id of the run, for the processes of pytest-xdist
 KINDS = ("cluster", "session", "command", "job", "worker", "python", "fork")
 _INTERVAL = 0.1  # seconds between two samples; no Python process is shorter
 # Long-lived processes, such as those of clusters, are sampled once a second, as sampling takes time too.
@@ -43,13 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--suite-profile")
     if path and not hasattr(config, "workerinput"):
-        os.environ[_RUN] = uuid.uuid4().hex
+        os.environ[RUN] = uuid.uuid4().hex
         config.pluginmanager.register(SuiteProfile(Path(path)), "suite-profile")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
-    os.environ[VARIABLE] = f"{os.environ.get(_RUN, '')} {item.nodeid.partition('::')[0]}"
+    os.environ[VARIABLE] = f"{os.environ.get(RUN, '')} {item.nodeid.partition('::')[0]}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -165,7 +165,7 @@ class ProcessWatch:
             process = psutil.Process(pid)
             parent = alive.get(process.ppid())
             run, _, file = process.environ().get(VARIABLE, "").partition(" ")
-            if run != os.environ[_RUN]:
+            if run != os.environ[RUN]:
                 file = parent.file if parent else ""
             if not file and pid != os.getpid() and parent is None:
                 self._ignored.add(pid)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,6 +48,26 @@ def test_time_and_processes_are_assigned_to_their_file(pytester: pytest.Pytester
         assert idle["cpu"] < 0.5
         assert idle["python"] == 0
         result.stdout.fnmatch_lines(["*where the time went*", "*wall*cpu*cluster*", "* all", "*  test_busy.py"])
+
+
+def test_processes_of_other_runs_on_the_machine_are_not_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(suite_profile.RUN, "mine")
+    pids = []
+    for run in ("mine", "another"):
+        # The shell exits, so that they have no relation to this process.
+        env = {**os.environ, suite_profile.VARIABLE: f"{run} test_{run}.py"}
+        done = subprocess.run(
+            ["sh", "-c", "sleep 60 > /dev/null 2>&1 & echo $!"], env=env, capture_output=True, check=True
+        )
+        pids.append(int(done.stdout))
+    watch = suite_profile.ProcessWatch()
+    try:
+        watch._sample()
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    assert "test_mine.py" in watch.files
+    assert "test_another.py" not in watch.files
 
 
 @pytest.mark.parametrize(

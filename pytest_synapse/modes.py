@@ -145,10 +145,14 @@ def _check(mark: pytest.Mark, source: str) -> None:
                     raise pytest.UsageError(f"{source}: {shown!r} in env is not a valid variable name")
         elif name in ("memory", "resources"):
             _check_resources({name: value}, source)
+        elif name == "timeout":
+            from synapse_runtime.core.timeouts import expected_seconds
+
+            expected = expected_seconds(value)
+            if expected is not None:
+                raise pytest.UsageError(f"{source}: timeout must be {expected}, not {value!r}")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise pytest.UsageError(f"{source}: {name} must be a positive number, not {value!r}")
-        elif name == "timeout" and value == 0:
-            raise pytest.UsageError(f"{source}: timeout must be a positive number of seconds, not 0")
 
 
 def _check_resources(asked: dict[str, Any], source: str) -> None:

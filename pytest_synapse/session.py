@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -229,12 +228,15 @@ class SynapseSession:
 
 def seconds(text: str, source: str = "--synapse-timeout") -> float:
     """Return a positive number of seconds, or raise `pytest.UsageError`."""
+    from synapse_runtime.core.timeouts import expected_seconds
+
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < math.inf:
-        raise pytest.UsageError(f"{source}: expected a positive number of seconds, got {text!r}")
+    expected = expected_seconds(value)
+    if expected is not None:
+        raise pytest.UsageError(f"{source}: expected {expected}, got {text!r}")
     return value
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synapse_runtime.cli.console import exit_on_errors, print_line, print_note, printable, to_json
+from synapse_runtime.cli.usage_error import require_seconds
 
 if TYPE_CHECKING:
     from synapse_runtime.errors import Problem
@@ -36,6 +37,7 @@ def check(
     """
     from synapse_runtime.plugins.lint import check_plugin
 
+    require_seconds(timeout, "--timeout")
     with exit_on_errors():
         checked = check_plugin(_plugin(path, same_path), seconds=timeout)
         if as_json:
@@ -65,6 +67,7 @@ def update_config(
     """
     from synapse_runtime.plugins.config_sync import plan_update
 
+    require_seconds(timeout, "--timeout")
     with exit_on_errors():
         update = plan_update(_plugin(path, same_path), prune=prune, seconds=timeout)
         if not check:

@@ -13,6 +13,7 @@ import typer
 
 from synapse_runtime.cli.console import exit_on_errors, print_line, print_note, to_json
 from synapse_runtime.cli.options import AsJson
+from synapse_runtime.cli.usage_error import require_seconds
 
 app = typer.Typer(
     help="Start, inspect and stop the warm cluster of this machine, which `pytest --synapse-mode=task` and "
@@ -203,7 +204,9 @@ def _seconds(text: str) -> float:
         raise typer.BadParameter(
             f"expected a time such as 90s, 30m, 2h, or 'never', got {text!r}", param_hint="--idle-timeout"
         )
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]]
+    require_seconds(seconds, "--idle-timeout")
+    return seconds
 
 
 def _bytes(text: str) -> int:

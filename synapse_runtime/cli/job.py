@@ -22,7 +22,7 @@ from synapse_runtime.cli.console import (
     write_record,
 )
 from synapse_runtime.cli.options import AsJson
-from synapse_runtime.cli.usage_error import require_json
+from synapse_runtime.cli.usage_error import require_json, require_seconds
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.ray import RayJobsApiExecutor
@@ -126,6 +126,7 @@ def result(
 ) -> None:
     """Wait until the job has ended and print its result."""
     require_json(full=full, as_json=as_json)
+    require_seconds(timeout, "--timeout", or_zero=True)
     with (
         exit_on_errors(),
         only_results_on_stdout() if as_json else contextlib.nullcontext(sys.stdout) as results,

@@ -21,7 +21,7 @@ from synapse_runtime.cli.console import (
 from synapse_runtime.cli.modes import checked_mode, describe_modes
 from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
-from synapse_runtime.cli.usage_error import require_json, usage_error
+from synapse_runtime.cli.usage_error import require_json, require_seconds, usage_error
 from synapse_runtime.errors import ConfigError, ExecutionError
 from synapse_runtime.modes import MODES, modes_requiring
 
@@ -71,8 +71,7 @@ def run_action(
         input=[] if input_ is None else [read_json(input_, "--input")],
         infer_path=infer_path,
     )
-    if timeout is not None and not timeout > 0:
-        raise usage_error(f"expected a positive number of seconds, got {timeout:g}", "--timeout")
+    require_seconds(timeout, "--timeout")
     requested = _resources(cpus, gpus, memory, resource or [])
     if detach and (mode is None or not MODES[checked_mode(mode)].detached):
         raise usage_error("only jobs can be detached: add --mode job", "--detach")

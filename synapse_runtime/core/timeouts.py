@@ -38,6 +38,30 @@ _ENTRY_FRAMES = {
 _WAITING_FRAME = (os.path.join(_CORE, "threads.py"), "start_and_wait")
 
 
+# Timers and waits accept no more than that on every platform.
+MAX_SECONDS = 365 * 24 * 60 * 60
+
+
+def expected_seconds(value: object, *, or_zero: bool = False) -> str | None:
+    """Return what was expected in place of a timeout that a user has given; None if it is valid.
+
+    Args:
+        value: The timeout.
+        or_zero: Whether 0, which means not to wait, is valid.
+
+    Example:
+        >>> expected_seconds(1.5)
+        >>> expected_seconds(float("inf"))
+        'a positive number of seconds, at most 31,536,000'
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if (0 < value <= MAX_SECONDS) or (or_zero and value == 0):
+            return None
+        if value > MAX_SECONDS:
+            return f"a positive number of seconds, at most {MAX_SECONDS:,}"
+    return "a number of seconds, 0 or more" if or_zero else "a positive number of seconds"
+
+
 class time_limit:
     """Interrupt the block after this many seconds, and leave it.
 

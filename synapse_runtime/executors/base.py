@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 from synapse_runtime import action as actions
 from synapse_runtime.core.async_bridge import EventLoop
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, new_job_id
+from synapse_runtime.core.timeouts import expected_seconds
 from synapse_runtime.environment import PluginEnvironment, as_environment
 from synapse_runtime.errors import ActionNotFoundError
 from synapse_runtime.events import Event
@@ -287,10 +287,17 @@ class Executor(ABC):
         return standard_entrypoint(action), action
 
 
-def checked_timeout(timeout: float | None) -> float | None:
-    """Return the timeout, or raise `ValueError` if it is not a positive number of seconds."""
-    if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
-        raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+def checked_timeout(timeout: float | None, name: str = "timeout", *, or_zero: bool = False) -> float | None:
+    """Return the timeout, or raise `ValueError` if it is not a positive number of seconds, at most a year.
+
+    Args:
+        timeout: The timeout; None for none.
+        name: The name of the argument, for the error.
+        or_zero: Whether it may be 0.
+    """
+    expected = None if timeout is None else expected_seconds(timeout, or_zero=or_zero)
+    if expected is not None:
+        raise ValueError(f"{name} must be {expected}, not {timeout!r}")
     return timeout
 
 

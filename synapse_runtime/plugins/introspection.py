@@ -20,6 +20,7 @@ from synapse_runtime.plugins.introspection_worker import ImportProblem, ModuleIn
 
 IMPORT_SECONDS = 60.0
 _START_SECONDS = 60.0
+_MAX_WAIT = 1_000_000.0  # the system accepts no more than 24 days
 _GRACE = 5.0  # the process exits at its time limit; after this, one that cannot is killed
 _NO_PACKAGES = frozenset({"tests", "__pycache__", "build", "dist", "node_modules", "wheels", "venv"})
 _NO_MODULES = frozenset({"conftest", "noxfile", "setup"})
@@ -106,7 +107,7 @@ def _lines(descriptor: int, seconds: float) -> Iterator[bytes]:
     limit = _START_SECONDS
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
-        while selector.select(limit):
+        while selector.select(min(limit, _MAX_WAIT)):
             content = os.read(descriptor, 1 << 16)
             if not content:
                 return

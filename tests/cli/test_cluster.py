@@ -291,6 +291,7 @@ def test_commands_without_a_warm_cluster_say_so(synapse):
     [
         (("--idle-timeout", "soon"), "expected a time such as 90s, 30m, 2h, or 'never', got 'soon'"),
         (("--idle-timeout", "0"), "expected a time such as 90s, 30m, 2h, or 'never', got '0'"),
+        (("--idle-timeout", "9" * 400), "expected a positive number of seconds, at most 31,536,000, got inf"),
         (("--memory", "much"), "memory must be a number of bytes, or text such as '2GB' or '512MiB', not 'much'"),
         (("--cpus", "0"), "greater than or equal to 1"),
     ],

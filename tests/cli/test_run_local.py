@@ -268,10 +268,20 @@ class TestWrongInput:
         assert done.status == 2
         assert "unknown mode 'lcoal', did you mean 'local'?" in done.stderr
 
-    @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
-    def test_timeout_must_be_a_positive_number(self, synapse: Synapse, seconds: str) -> None:
-        done = synapse.run("train", *LOCAL, "--timeout", seconds)
-        assert done.status == 2
+    @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "-inf", "1e400", "1e12", "soon"])
+    @pytest.mark.parametrize(
+        "command", [("plugin", "run", "train", *LOCAL), ("plugin", "check"), ("plugin", "update-config")]
+    )
+    def test_timeout_must_be_a_positive_number(self, synapse: Synapse, command: tuple[str, ...], seconds: str) -> None:
+        done = synapse(*command, "--timeout", seconds)
+        assert (done.status, done.stdout) == (2, "")
+        assert "--timeout" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "1e12"])
+    def test_timeout_for_a_job_must_be_a_number_of_seconds(self, synapse: Synapse, seconds: str) -> None:
+        done = synapse("job", "result", "some-job", "--timeout", seconds)
+        assert (done.status, done.stdout) == (2, "")
         assert "--timeout" in done.stderr
 
     def test_unknown_option_is_an_error(self, synapse: Synapse) -> None:

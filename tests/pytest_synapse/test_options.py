@@ -145,17 +145,21 @@ def test_unreachable_cluster_fails_the_test_with_its_address(demo):
     result.stdout.fnmatch_lines([f"E *ClusterError: no cluster answers at {NOWHERE}: *"])
 
 
-@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", "1e12"])
 def test_invalid_timeout_is_a_usage_error(where, text):
     error = where.usage_error(f"--synapse-timeout={text}")
 
-    assert f"--synapse-timeout: expected a positive number of seconds, got {text!r}" in error
+    assert "--synapse-timeout: expected a positive number of seconds" in error
+    assert f", got {text!r}" in error
 
 
-def test_invalid_timeout_in_an_ini_file_is_a_usage_error(where):
-    where.ini("synapse_timeout = soon\n")
+@pytest.mark.parametrize("text", ["soon", "inf", "1e12"])
+def test_invalid_timeout_in_an_ini_file_is_a_usage_error(where, text):
+    where.ini(f"synapse_timeout = {text}\n")
 
-    assert "synapse_timeout: expected a positive number of seconds, got 'soon'" in where.usage_error()
+    error = where.usage_error()
+    assert "synapse_timeout: expected a positive number of seconds" in error
+    assert f", got {text!r}" in error
 
 
 def test_help_describes_each_option_and_its_default(project):

@@ -184,3 +184,11 @@ def test_unavailable_resources_raise_an_error_immediately():
     executor = RayJobsApiExecutor(plugin=PLUGIN, num_gpus=7, logger=NullLogger())
     with pytest.raises(ClusterError, match=r"requested num_gpus=7, but the cluster has 2 GPUs in total"):
         executor.submit("echo")
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), 1e12])
+def test_timeout_of_a_wait_must_be_a_number_of_seconds(timeout):
+    executor = RayJobsApiExecutor(ray_address="127.0.0.1:9", start_cluster=False)
+    for wait in (executor.wait, executor.get_run, executor.get_result):
+        with pytest.raises(ValueError, match="timeout must be a "):
+            wait("some-job", timeout)

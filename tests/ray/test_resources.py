@@ -134,6 +134,9 @@ def test_command_line_requests_resources(two_nodes, mode):
         ({"resources": {"": 1}}, "the name of a resource must be a non-empty string, not ''"),
         ({"resources": {"tpu": "1"}}, "resources['tpu'] must be a non-negative number, not '1'"),
         ({"resources": [("tpu", 1)]}, "resources must be a dict of names and numbers, not [('tpu', 1)]"),
+        ({"timeout": float("inf")}, "timeout must be a positive number of seconds, at most 31,536,000, not inf"),
+        ({"resource_timeout": float("nan")}, "resource_timeout must be a number of seconds, 0 or more, not nan"),
+        ({"resource_timeout": -1}, "resource_timeout must be a number of seconds, 0 or more, not -1"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )

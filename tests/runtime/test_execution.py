@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from synapse_runtime.action import BaseAction
+from synapse_runtime.core.timeouts import MAX_SECONDS
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import (
     ConfigError,
@@ -331,10 +332,24 @@ def test_outer_timeout_ends_an_action_that_retries_another():
     assert time.monotonic() - started < patience(2)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, "soon"])
-def test_timeout_must_be_positive(timeout):
+@pytest.mark.parametrize("timeout", [0, -1, "soon", True, float("nan"), float("inf"), 1e12, 10**400])
+def test_timeout_must_be_positive_and_at_most_a_year(timeout):
+    class Idle(BaseAction):
+        def execute(self):
+            pass
+
     with pytest.raises(ValueError, match="timeout must be a positive number"):
         local(timeout=timeout)
+    with pytest.raises(ValueError, match="timeout must be a positive number"):
+        local().run(Idle, timeout=timeout)
+
+
+def test_longest_timeout_works():
+    class Idle(BaseAction):
+        def execute(self):
+            return "done"
+
+    assert local(timeout=MAX_SECONDS).execute(Idle) == "done"
 
 
 def test_action_may_run_another():

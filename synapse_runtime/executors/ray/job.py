@@ -35,7 +35,7 @@ from synapse_runtime.errors import (
     WorkerCrashed,
 )
 from synapse_runtime.events import Event
-from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput
+from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput, checked_timeout
 from synapse_runtime.executors.journal import decode_entries
 from synapse_runtime.executors.process_exit import ProcessExit
 from synapse_runtime.executors.protocol import (
@@ -185,6 +185,7 @@ class RayJobsApiExecutor(Executor):
         super().__init__(env, job_id, plugin=plugin, timeout=timeout, logger=logger, language=language)
         self._address = dashboard_address or ray_address
         self._resources = checked_resources(num_cpus, num_gpus, memory, resources)
+        checked_timeout(resource_timeout, "resource_timeout", or_zero=True)
         self._resource_timeout = resource_timeout
         self._start_cluster = start_cluster
         self._leave_running = leave_running
@@ -265,7 +266,9 @@ class RayJobsApiExecutor(Executor):
 
         Raises:
             TimeoutError: The job has not ended in time; it keeps running.
+            ValueError: The timeout is negative, not a number, or longer than a year.
         """
+        checked_timeout(timeout, or_zero=True)
         deadline = None if timeout is None else time.monotonic() + timeout
         while (status := self.get_status(job_id)) not in _ENDED:
             if deadline is not None and time.monotonic() >= deadline:
@@ -275,6 +278,7 @@ class RayJobsApiExecutor(Executor):
 
     def get_run(self, job_id: str, timeout: float | None = None) -> ActionRun:
         """Wait until the job has ended and return its `ActionRun`. Arguments and errors as for `get_result`."""
+        checked_timeout(timeout, or_zero=True)
         self._require_action(job_id)
         run = self._collect(job_id, None, None, timeout)
         run.add_location_note()

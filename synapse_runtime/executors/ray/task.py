@@ -31,7 +31,7 @@ from synapse_runtime.errors import (
     WorkerCrashed,
 )
 from synapse_runtime.events import Event
-from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput
+from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput, checked_timeout
 from synapse_runtime.executors.journal import Journals, decode_entries, read_journal
 from synapse_runtime.executors.path_mapping import create_worker_copy
 from synapse_runtime.executors.process_exit import (
@@ -270,6 +270,7 @@ class WarmWorker:
         jobs: bool = True,
     ) -> None:
         self._address = address
+        checked_timeout(resource_timeout, "resource_timeout", or_zero=True)
         self._resource_timeout = resource_timeout
         self._resources = checked_resources(num_cpus, num_gpus, memory, resources)
         self._jobs = jobs

@@ -67,6 +67,12 @@ def find_config_above(
     return None
 
 
+def repository_of(directory: Path) -> Path:
+    """Return the top of the repository that contains a directory; the directory itself if it is in none."""
+    directory = Path(os.path.abspath(directory))
+    return next(filter(_is_repository, (directory, *directory.parents)), directory)
+
+
 def _directories(start: Path, top: Path | None) -> Iterator[Path]:
     """Yield `start` and the directories above it, up to where the search ends."""
     above = [start, *start.parents]

@@ -224,10 +224,10 @@ def _files(manifest: Manifest, config: Path, document: Document) -> Iterator[Pro
         directory = Path(os.path.normpath(root / manifest.wheels_dir))
         if root not in directory.parents:
             yield Problem(f"wheels_dir: {manifest.wheels_dir!r} is outside the plugin's directory", config, line)
-        elif not directory.is_dir():
+        elif not os.path.isdir(directory):
             text = f"wheels_dir: directory {manifest.wheels_dir!r} does not exist; create it"
             yield Problem(text, config, line, "warning")
-    if "readme" in manifest.model_fields_set and not (root / manifest.readme).is_file():
+    if "readme" in manifest.model_fields_set and not os.path.isfile(root / manifest.readme):
         text = f"readme: file {manifest.readme!r} does not exist; create it"
         yield Problem(text, config, document.line(("readme",)), "warning")
 

@@ -1,8 +1,13 @@
-"""Read a plugin's requirements files; check them and its wheels against what is installed here."""
+"""Read a plugin's requirements files; check them and its wheels against what is installed here.
+
+A requirements file may come from anywhere, so it must not be a way to read other files: only files below the plugin's
+directory or its repository are read, and no line is shown of those that it includes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -14,9 +19,11 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from synapse_runtime.errors import Problem
+from synapse_runtime.errors import ConfigError, Problem
+from synapse_runtime.plugins.discovery import repository_of
 
 FILE = "requirements.txt"
+_MAX_BYTES = 1_000_000
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _OPTIONS = re.compile(r"\s--?[a-z][a-z-]*.*$")  # of a single requirement, such as --hash
 _DIRECT_REFERENCE = re.compile(r"[\w.-]+(?:\[[^\]]*\])?\s*@")  # such as `name @ https://…`
@@ -46,7 +53,7 @@ class Line(NamedTuple):
     @property
     def is_local_file(self) -> bool:
         """Whether it includes a file; the installer fetches URLs itself."""
-        return self.file is not None and "://" not in self.file
+        return self.file is not None and ("://" not in self.file or self.file.lower().startswith("file:"))
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -55,10 +62,15 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         OSError: The file cannot be read.
         UnicodeDecodeError: It is not UTF-8.
+        ConfigError: It is larger than 1 MB.
     """
     found = []
     joined, first = "", 0
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"the file is larger than {_MAX_BYTES:,} bytes; split or shorten it", path=path)
+    for number, line in enumerate(content.decode("utf-8-sig").splitlines(), 1):
         first = first if joined else number
         joined += line
         if joined.endswith("\\"):
@@ -89,57 +101,75 @@ def specifiers(paths: Iterable[Path]) -> dict[str, SpecifierSet]:
 
 
 def check_file(path: Path) -> tuple[int, list[Problem]]:
-    """Check a requirements file and those that it includes.
+    """Check a plugin's requirements file and those that it includes.
+
+    Files outside the plugin's directory and its repository are not read.
+
+    Args:
+        path: The file, in the plugin's directory.
 
     Returns:
         The number of requirements, and the problems found.
     """
+    top = repository_of(path.parent)
+    if not _is_below(path, top):
+        return 0, [Problem(_outside("the file is a link to one", top), path)]
     problems: list[Problem] = []
     count = 0
-    waiting, known = [path], {path}
+    waiting, known = [path], {os.path.realpath(path)}
     while waiting:
         current = waiting.pop(0)
         for line in _checked_lines(current, problems):
             if line.is_local_file:
-                file = current.parent / str(line.file)
-                if not file.is_file():
-                    text = f"file {line.file!r} does not exist; add it or remove this line"
+                name = str(line.file)
+                file = current.parent / name
+                if "://" in name or not _is_below(file, top):
+                    problems.append(Problem(_outside(f"file {name!r} is", top), current, line.number))
+                elif not os.path.isfile(file):  # unlike `Path.is_file`, also if the name is too long
+                    text = f"file {name!r} does not exist; add it or remove this line"
                     problems.append(Problem(text, current, line.number))
-                elif not line.is_constraint and file not in known:
-                    known.add(file)
+                elif not line.is_constraint and os.path.realpath(file) not in known:
+                    known.add(os.path.realpath(file))
                     waiting.append(file)
             elif line.is_requirement:
                 count += 1
-                problems.extend(check_line(line.text, current, line.number))
+                problems.extend(check_line(line.text, current, line.number, is_included=current != path))
     return count, problems
 
 
-def check_line(text: str, path: Path, line: int | None) -> Iterator[Problem]:
+def check_line(text: str, path: Path, line: int | None, *, is_included: bool = False) -> Iterator[Problem]:
     """Yield the problems of one requirement.
 
     Args:
         text: The requirement.
         path: The file that contains it.
         line: Its line in that file.
+        is_included: Whether another requirements file includes that file, which may be one of another kind. The
+            problems do not show its lines.
     """
     text = _OPTIONS.sub("", text)
     if _is_url_or_path(text):
-        if "://" not in text and not (path.parent / text.partition("[")[0]).exists():
-            yield Problem(f"file {text!r} does not exist; add it or remove this line", path, line)
+        if "://" not in text and not os.path.exists(path.parent / text.partition("[")[0]):
+            shown = "the file" if is_included else f"file {text!r}"
+            yield Problem(f"{shown} does not exist; add it or remove this line", path, line)
         return
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
         reason = str(error).partition("\n")[0]
         shown = f"{text!r} is" if "://" not in text else "this is"  # a URL may contain a password
-        yield Problem(f"{shown} not a valid requirement: {reason}", path, line)
+        if is_included:
+            yield Problem("this is not a valid requirement; expected one such as 'numpy>=2'", path, line)
+        else:
+            yield Problem(f"{shown} not a valid requirement: {reason}", path, line)
         return
     if requirement.marker is not None and not requirement.marker.evaluate():
         return
     try:
         installed = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        yield Problem(f"{requirement.name} is not installed; install it", path, line, "warning")
+        shown = "this requirement" if is_included else requirement.name
+        yield Problem(f"{shown} is not installed; install it", path, line, "warning")
         return
     if not requirement.specifier.contains(installed, prereleases=True):
         what = f"{requirement.name} {installed} is installed, but {requirement.specifier} is required"
@@ -182,11 +212,25 @@ def specifier(text: str) -> SpecifierSet | None:
 def _checked_lines(path: Path, problems: list[Problem]) -> list[Line]:
     try:
         return read_lines(path)
+    except ConfigError as error:
+        problems.extend(error.problems)
     except UnicodeDecodeError as error:
         problems.append(Problem(f"not UTF-8: {error.reason} at byte {error.start}; save the file as UTF-8", path))
     except OSError as error:
         problems.append(Problem(f"cannot be read: {error.strerror}; change its permissions or remove it", path))
     return []
+
+
+def _is_below(path: Path, top: Path) -> bool:
+    """Return whether a file is below a directory, whatever links lead to it."""
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(top))
+    except ValueError:  # a null character
+        return False
+
+
+def _outside(what: str, top: Path) -> str:
+    return f"{what} outside {top} and is not read; move it there or remove this line"
 
 
 def _is_url_or_path(text: str) -> bool:

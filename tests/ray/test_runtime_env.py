@@ -77,6 +77,16 @@ def test_requirements_are_read_on_the_node_and_not_listed(plugin):
     assert "token" not in str(lines)
 
 
+def test_files_that_requirements_include_from_elsewhere_are_not_uploaded(plugin, tmp_path_factory):
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret.txt"
+    secret.write_text("canary\n")
+    uploads = Uploads()
+    root = plugin(requirements_txt=f"-r {secret}\n-r ../{secret.parent.name}/secret.txt\n")
+    RuntimeEnvBuilder(Plugin.load(root)).build(uploads)
+    with zipfile.ZipFile(io.BytesIO(uploads.packages[0].data)) as archive:
+        assert sorted(archive.namelist()) == ["config.yaml", "requirements.txt"]
+
+
 def test_change_of_a_requirements_file_causes_a_new_installation(plugin):
     root = plugin(requirements_txt="-r more.txt\n", more_txt="-c constraints.txt\n", constraints_txt="")
     first = environment(root)["pip"]

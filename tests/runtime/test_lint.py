@@ -312,6 +312,69 @@ def test_urls_of_included_files_are_up_to_the_installer(write_plugin):
     assert requirements.check_file(root / "requirements.txt") == (1, [])
 
 
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A file outside the plugin; without quotes, a line of it looks like the name of a package."""
+    path = tmp_path / "secret.txt"
+    path.write_text("root:canary-1:0\ncanary-two\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "line", ["-r {}", "-r{}", "--requirement={}", "-c {}", "-r ../secret.txt", "-r file://{}", "-r more/link.txt"]
+)
+def test_requirements_outside_the_plugin_and_its_repository_are_not_read(write_plugin, secret, line):
+    root = write_plugin(
+        config="code: x\nname: x\nactions: {}\n", files={"requirements.txt": line.format(secret) + "\n", "more/a": ""}
+    )
+    (root / "more" / "link.txt").symlink_to(secret)
+    count, (problem,) = requirements.check_file(root / "requirements.txt")
+    assert count == 0
+    assert problem.text.endswith(f"is outside {root} and is not read; move it there or remove this line")
+    assert problem.line == 1
+    assert "canary" not in problem.text
+
+
+def test_requirements_file_that_links_to_a_file_elsewhere_is_not_read(write_plugin, secret):
+    root = write_plugin(config="code: x\n")
+    (root / "requirements.txt").symlink_to(secret)
+    _, (problem,) = requirements.check_file(root / "requirements.txt")
+    assert problem.text.startswith("the file is a link to one outside ")
+    assert "canary" not in problem.text
+
+
+def test_files_of_the_repository_may_be_included_but_their_lines_are_not_shown(write_plugin, tmp_path, secret):
+    (tmp_path / ".git").mkdir()
+    root = write_plugin(config="code: x\n", files={"requirements.txt": "-r ../secret.txt\npydantic\n"})
+    count, problems = requirements.check_file(root / "requirements.txt")
+    assert count == 3
+    assert [(one.path.name, one.line) for one in problems] == [("secret.txt", 1), ("secret.txt", 2)]
+    assert problems[0].text == "this is not a valid requirement; expected one such as 'numpy>=2'"
+    assert problems[1].text == "this requirement is not installed; install it"
+
+
+def test_requirements_files_that_include_each_other_are_read_once(write_plugin):
+    root = write_plugin(
+        config="code: x\n", files={"requirements.txt": "-r a/../requirements.txt\npydantic\n", "a/b": ""}
+    )
+    assert requirements.check_file(root / "requirements.txt") == (1, [])
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_names_that_no_file_can_have_are_problems(write_plugin, name):
+    lines = f"-r {name}\n./{name}\n"
+    root = write_plugin(config="code: x\n", files={"requirements.txt": lines})
+    assert [one.line for one in requirements.check_file(root / "requirements.txt")[1]] == [1, 2]
+
+
+def test_large_requirements_file_is_not_read_into_memory(write_plugin):
+    root = write_plugin(config="code: x\n")
+    with (root / "requirements.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    _, (problem,) = requirements.check_file(root / "requirements.txt")
+    assert problem.text == "the file is larger than 1,000,000 bytes; split or shorten it"
+
+
 def test_requirements_file_that_cannot_be_read_is_a_problem(unreadable_file):
     _, (problem,) = requirements.check_file(unreadable_file("requirements.txt"))
     assert problem.text == "cannot be read: Permission denied; change its permissions or remove it"

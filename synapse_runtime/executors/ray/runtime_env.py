@@ -260,7 +260,7 @@ def _requirement_files(root: Path) -> list[str]:
     while waiting:
         name = os.path.normpath(waiting.pop())
         path = root / name
-        if name in found or name.startswith("..") or os.path.isabs(name) or not path.is_file():
+        if name in found or name.startswith("..") or os.path.isabs(name) or not os.path.isfile(path):
             continue
         found.append(name)
         try:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 __all__ = [
     "ActionNotFoundError",
     "ClusterError",
+    "ClusterWarning",
     "ConfigError",
     "ConfigWarning",
     "CoverageLostWarning",
@@ -168,6 +169,10 @@ class ResultNotSerializable(ExecutionError):
 
 class ClusterError(PluginError):
     """There is no cluster to run on, or it does not have the requested resources."""
+
+
+class ClusterWarning(UserWarning):
+    """The warm cluster of this machine is unknown, because its state file cannot be used. Another cluster is used."""
 
 
 class RemoteError(PluginError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from synapse_runtime.cli.console import (
 )
 from synapse_runtime.cli.options import AsJson
 from synapse_runtime.cli.usage_error import require_json, require_seconds
+from synapse_runtime.errors import ClusterWarning
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.ray import RayJobsApiExecutor
@@ -166,6 +168,7 @@ def _jobs_at(ray_address: str | None, plugin: Plugin | None = None) -> Iterator[
     """Yield an executor for the jobs of a running cluster; exit on errors."""
     from synapse_runtime.executors.ray import RayJobsApiExecutor
 
+    warnings.simplefilter("ignore", ClusterWarning)  # the error says it
     with exit_on_errors():
         yield RayJobsApiExecutor(ray_address=ray_address, start_cluster=False, plugin=plugin)
 

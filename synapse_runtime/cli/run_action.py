@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from synapse_runtime.cli.modes import checked_mode, describe_modes
 from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
 from synapse_runtime.cli.usage_error import require_json, require_seconds, usage_error
-from synapse_runtime.errors import ConfigError, ExecutionError
+from synapse_runtime.errors import ClusterWarning, ConfigError, ExecutionError
 from synapse_runtime.modes import MODES, modes_requiring
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def run_action(
             from synapse_runtime.executors.ray.cluster.resolve import describe
 
             print_note(f"cluster: {describe(ray_address)}")
+            warnings.simplefilter("ignore", ClusterWarning)  # the note says it
         if MODES[mode].detached and sys.stdin.isatty() and sys.stderr.isatty():
             options["leave_running"] = partial(_confirm_leave_running, fetch=_result_command(ray_address, path))
         _run(action, given, mode, options, as_json=as_json, full=full, debug=debug)

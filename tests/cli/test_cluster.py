@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from synapse_runtime.executors.ray.cluster.control_socket import ControlClient
-from synapse_runtime.executors.ray.cluster.persistent import state_file
+from synapse_runtime.executors.ray.cluster.persistent import state_file, status_or_problem
 from tests.cli.processes import COMMAND, Synapse, command_of, interrupt, processes_with, synapse_in
 from tests.patience import patience, within
 
@@ -380,6 +381,44 @@ def test_state_file_writable_by_others_is_rejected(synapse, state):
         assert done.status == 3
         assert f"{state} must belong to this user and be inaccessible to others" in done.stderr
     state.unlink()
+
+
+@pytest.mark.parametrize(
+    "command", [("cluster", "status"), ("cluster", "up"), ("cluster", "down"), ("cluster", "logs"), ("job", "list")]
+)
+def test_state_directory_that_cannot_be_used_is_an_error(synapse, tmp_path, command):
+    (tmp_path / "state").touch()
+
+    done = synapse(*command)
+
+    assert (done.status, done.stdout) == (3, "")
+    assert "the state of the warm cluster, cannot be used: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_state_directory_of_another_user_counts_as_no_warm_cluster(monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:
+        monkeypatch.setenv("XDG_STATE_HOME", home)
+        state_file().parent.mkdir(0o700)
+        os.chmod(home, 0o755)
+        os.seteuid(65534)
+        try:
+            found, problem = status_or_problem()
+        finally:
+            os.seteuid(0)
+        assert found is None
+        assert problem is not None
+        assert "cannot be used: Permission denied; make it accessible to this user, or set XDG_STATE_HOME" in problem
+
+
+def test_doctor_warns_about_a_state_directory_that_cannot_be_used(synapse, tmp_path):
+    (tmp_path / "state").touch()
+    (found,) = (one for one in findings(synapse) if one["what"] == "warm cluster")
+    assert found["state"] == "warning"
+    assert "not used: " in found["text"]
 
 
 def test_down_works_if_the_daemon_hangs(synapse):

@@ -66,3 +66,28 @@ def test_config_file_above_the_root_directory_is_not_found(project):
     result = project.pytest("-c", "inner/pytest.ini", "--rootdir=inner", "inner")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*no plugin found*"])
+
+
+@pytest.fixture
+def no_state(demo: Project, monkeypatch) -> Project:
+    """A plugin with a test, in an environment whose state directory cannot be used, not even by root."""
+    (demo.path / "state").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(demo.path / "state"))
+    demo.test("def test_it(synapse_executor):\n    assert synapse_executor.execute('double') == 2\n")
+    return demo
+
+
+def test_state_directory_that_cannot_be_used_counts_as_no_warm_cluster_with_a_warning(no_state):
+    result = no_state.pytest("--synapse-mode=task")
+
+    result.assert_outcomes(passed=1, warnings=1)
+    problem = (
+        f"{no_state.path}/state/synapse-clusters/*.json, the state of the warm cluster, cannot be used: Not a dir*"
+    )
+    result.stdout.fnmatch_lines([f"synapse: mode task; cluster: ephemeral, started when first needed ({problem})"])
+    result.stdout.fnmatch_lines([f"*ClusterWarning: no warm cluster is used: {problem}"])
+
+
+def test_cluster_cannot_be_kept_without_a_state_directory(no_state):
+    error = no_state.usage_error("--synapse-mode=task", "--synapse-keep-cluster")
+    assert error.startswith(f"ERROR: --synapse-keep-cluster: {no_state.path}/state/synapse-clusters, the state of the ")

@@ -40,11 +40,13 @@ def cluster() -> Iterator[Finding]:
     """Check which cluster would be used, whether it is reachable, its versions and its resources."""
     if importlib.util.find_spec("ray") is None:
         return
-    from synapse_runtime.executors.ray.cluster.persistent import status
+    from synapse_runtime.executors.ray.cluster.persistent import status_or_problem
     from synapse_runtime.executors.ray.cluster.resolve import describe, find_cluster
 
-    warm = status()
+    warm, unknown = status_or_problem()
     yield ok("cluster", describe())
+    if unknown is not None:
+        yield warning("warm cluster", f"not used: {unknown}", "make its state file usable, as above")
     yield from _token()
     address = os.environ.get("RAY_ADDRESS")
     if address == "auto":

@@ -131,12 +131,16 @@ class RaySession:
         from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
         from synapse_runtime.executors.ray.cluster.persistent import persist, persistent
 
-        if spec.keep and not self._is_distributed:
-            persist()
-        persistent.release()
-        ephemeral.release()
+        try:
+            if spec.keep and not self._is_distributed:
+                persist()
+        finally:
+            persistent.release()
+            ephemeral.release()
 
     def _check(self, options: Mapping[str, Any]) -> None:
+        if options["keep_cluster"] and not self._is_distributed:
+            self._check_state_file()
         if self._address is None and not os.environ.get("RAY_ADDRESS"):
             return
         named = "--synapse-ray-address" if self._address is not None else "RAY_ADDRESS"
@@ -146,6 +150,16 @@ class RaySession:
                     f"--synapse-{name.replace('_', '-')} applies to a cluster that this run starts, but {named} names "
                     "another: give only one"
                 )
+
+    @staticmethod
+    def _check_state_file() -> None:
+        from synapse_runtime.errors import ClusterError
+        from synapse_runtime.executors.ray.cluster.persistent import require_state_file
+
+        try:
+            require_state_file()
+        except ClusterError as error:
+            raise ValueError(f"--synapse-keep-cluster: {error}") from error
 
     def _worker(self, resources: Mapping[str, Any]) -> WarmWorker:
         key = (*sorted((name, repr(requested)) for name, requested in resources.items()),)

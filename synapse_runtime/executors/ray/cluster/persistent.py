@@ -7,6 +7,7 @@ and machine, because workers run in the environment that started the cluster.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,12 +15,13 @@ import secrets
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synapse_runtime.errors import ClusterError
+from synapse_runtime.errors import ClusterError, ClusterWarning
 from synapse_runtime.executors.ray.cluster.control_socket import (
     ClusterOptions,
     ControlClient,
@@ -53,6 +55,9 @@ def status() -> dict[str, Any] | None:
     Returns:
         `pid` of the daemon, `address`, `dashboard`, `resources` by Ray's names, `users` (pids), `began` (seconds since
         the epoch), `idle` and `idle_seconds` (seconds; None for no limit), `python`, `ray` (version), `logs` (path).
+
+    Raises:
+        ClusterError: The state file cannot be read, belongs to another user, or others can access it.
     """
     directory = _directory()
     if directory is None:
@@ -65,6 +70,14 @@ def status() -> dict[str, Any] | None:
     except ControlClosed:
         _delete_state(directory)
         return None
+
+
+def status_or_problem() -> tuple[dict[str, Any] | None, str | None]:
+    """Return the status of the warm cluster, and why it is unknown; a run can go on without one."""
+    try:
+        return status(), None
+    except ClusterError as error:
+        return None, str(error)
 
 
 def up(options: ClusterOptions) -> tuple[dict[str, Any], bool]:
@@ -99,7 +112,11 @@ def up(options: ClusterOptions) -> tuple[dict[str, Any], bool]:
 
 
 def down() -> bool:
-    """Shut down the warm cluster and wait until it has ended. Returns whether there was one."""
+    """Shut down the warm cluster and wait until it has ended. Returns whether there was one.
+
+    Raises:
+        ClusterError: As for `status`.
+    """
     directory = _directory()
     if directory is None:
         return False
@@ -113,9 +130,21 @@ def down() -> bool:
 
 
 def persist(idle_seconds: float | None = IDLE_SECONDS) -> bool:
-    """Turn this run's cluster into the warm cluster, unless there is one already. Returns whether it is kept."""
+    """Turn this run's cluster into the warm cluster, unless there is one already. Returns whether it is kept.
+
+    Raises:
+        ClusterError: The state file cannot be used.
+    """
     with _state_file_lock() as state:
         return status() is None and ephemeral.persist(state, idle_seconds)
+
+
+def require_state_file() -> None:
+    """Raise `ClusterError` if no cluster can be registered in the state file."""
+    with _state_file_lock() as state:
+        _directory()
+        if not os.access(state.parent, os.W_OK):
+            raise _unusable(state.parent, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def unmet_requirement(
@@ -153,6 +182,7 @@ class PersistentCluster:
     """This process's connection to the warm cluster."""
 
     def __init__(self) -> None:
+        self._has_warned = False
         self.reset()
 
     def reset(self) -> None:
@@ -161,12 +191,19 @@ class PersistentCluster:
         self._lock = threading.Lock()
 
     def cluster(self, spec: ClusterSpec) -> Cluster | None:
-        """Connect to the warm cluster and return it; None if there is none that meets the run's requirements."""
+        """Connect to the warm cluster and return it; None if there is none that meets the run's requirements.
+
+        Warns:
+            ClusterWarning: Whether there is one is unknown. Issued once per process.
+        """
         with self._lock:
             if self._cluster is not None and self._cluster.is_alive:
                 return self._cluster.wait_until_ready()
             self._release()
-            facts = status()
+            facts, problem = status_or_problem()
+            if problem is not None and not self._has_warned:
+                self._has_warned = True
+                warnings.warn(f"no warm cluster is used: {problem}", ClusterWarning, stacklevel=2)
             if facts is None or unmet_requirement_of_run(spec, facts) is not None:
                 return None
             try:
@@ -195,13 +232,20 @@ os.register_at_fork(after_in_child=persistent.reset)
 def _state_file_lock() -> Iterator[Path]:
     """Lock the state file, so that no other process of this user starts or keeps a warm cluster at the same time."""
     state = state_file()
-    state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(state.parent, error) from error
     with directory_lock(state.parent):
         yield state
 
 
 def _directory() -> Path | None:
-    """Return the directory that the state file names."""
+    """Return the directory that the state file names; None if there is no state file.
+
+    Raises:
+        ClusterError: The state file cannot be read, belongs to another user, or others can access it.
+    """
     state = state_file()
     try:
         found = os.stat(state, follow_symlinks=False)
@@ -213,9 +257,23 @@ def _directory() -> Path | None:
         return Path(json.loads(state.read_text(encoding="utf-8"))["directory"])
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unusable(state, error) from error
     except (ValueError, KeyError, TypeError):
-        state.unlink(missing_ok=True)
+        _delete_state_file()
         return None
+
+
+def _unusable(path: Path, error: OSError) -> ClusterError:
+    return ClusterError(
+        f"{path}, the state of the warm cluster, cannot be used: {error.strerror}; make it accessible to this user, or "
+        "set XDG_STATE_HOME to another directory"
+    )
+
+
+def _delete_state_file() -> None:
+    with contextlib.suppress(OSError):  # its directory is read-only: the file remains, and counts as none again
+        state_file().unlink()
 
 
 def _delete_state(directory: Path) -> None:
@@ -223,4 +281,4 @@ def _delete_state(directory: Path) -> None:
     with contextlib.suppress(OSError):
         if directory.stat().st_uid == os.getuid() and directory.name.startswith("synapse-"):
             stop_cluster(directory)
-    state_file().unlink(missing_ok=True)
+    _delete_state_file()

@@ -35,7 +35,7 @@ from synapse_runtime.executors.ray.cluster.driver import (
 )
 from synapse_runtime.executors.ray.cluster.ephemeral import ephemeral
 from synapse_runtime.executors.ray.cluster.handle import dashboard_at, has_ended, is_managed
-from synapse_runtime.executors.ray.cluster.persistent import persistent, status, unmet_requirement_of_run
+from synapse_runtime.executors.ray.cluster.persistent import persistent, status_or_problem, unmet_requirement_of_run
 from synapse_runtime.executors.ray.cluster.preflight import (
     Versions,
     require_cluster,
@@ -98,7 +98,8 @@ def find_cluster(address: str | None = None, *, jobs: bool = True, start: bool =
         if kept is not None:
             return kept
     if not start:
-        raise ClusterError(_NO_PERSISTENT_CLUSTER)
+        _, problem = status_or_problem()
+        raise ClusterError(_NO_PERSISTENT_CLUSTER if problem is None else f"{_NO_PERSISTENT_CLUSTER} ({problem})")
     ephemeral.start(jobs=jobs)
     _import_ray_early(current_spec.get().token)
     return ephemeral.acquire(jobs=jobs)
@@ -119,7 +120,9 @@ def describe(address: str | None = None) -> str:
         return f"{address} (given)"
     if importlib.util.find_spec("ray") is None:
         return "none: Ray is not installed"
-    warm = status()
+    warm, problem = status_or_problem()
+    if problem is not None:
+        return f"ephemeral, started when first needed ({problem})"
     if warm is None:
         return "ephemeral, started when first needed"
     reason = unmet_requirement_of_run(current_spec.get(), warm)
@@ -139,7 +142,7 @@ def max_test_processes() -> int:
 
 
 def _usable_warm_cluster() -> Mapping[str, Any] | None:
-    warm = status()
+    warm, _ = status_or_problem()
     fits = warm is not None and warm["ready"] and unmet_requirement_of_run(current_spec.get(), warm) is None
     return warm if fits else None
 

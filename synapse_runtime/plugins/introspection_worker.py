@@ -6,17 +6,19 @@ starts, then a `ModuleInfo` for each module, as one line of JSON.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import enum
 import faulthandler
+import functools
 import importlib
 import inspect
+import linecache
 import os
-import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
@@ -29,6 +31,8 @@ from synapse_runtime.plugins.module_scopes import activate_modules
 from synapse_runtime.redaction import HiddenValues
 
 _MAX_TEXT_LENGTH = 500
+# How many names of a module that do not exist get the most similar one suggested: each search takes long.
+_MAX_SUGGESTIONS = 20
 
 
 class ModuleRequest(BaseModel):
@@ -152,8 +156,10 @@ def _introspect_module(target: ModuleRequest, request: Request) -> ModuleInfo:
         seen.fault = _import_fault(error, request)
         return seen
     seen.file = getattr(module, "__file__", None)
+    missing = 0
     for name in target.names:
-        seen.names[name], seen.similar[name] = _named(module, name)
+        seen.names[name], seen.similar[name] = _named(module, name, suggest=missing < _MAX_SUGGESTIONS)
+        missing += seen.names[name] is None
     if target.actions:
         seen.actions = list(_actions_in(module))
     return seen
@@ -175,11 +181,13 @@ def _import_fault(error: BaseException, request: Request) -> ImportProblem:
     )
 
 
-def _named(module: ModuleType, name: str) -> tuple[ActionInfo | None, str | None]:
-    """Return the object that a name refers to; if it does not exist, the most similar name."""
+def _named(module: ModuleType, name: str, *, suggest: bool) -> tuple[ActionInfo | None, str | None]:
+    """Return the object that a name refers to; if it does not exist, the most similar name, if one is requested."""
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
+            if not suggest:
+                return None, None
             return None, nearest(part, [known for known in dir(value) if not known.startswith("_")])
         value = getattr(value, part)
     return _found(value), None
@@ -233,9 +241,35 @@ def _found(value: Any) -> ActionInfo:
 
 def _place(value: Any) -> tuple[str | None, int | None]:
     try:
-        return inspect.getsourcefile(inspect.unwrap(value)), inspect.getsourcelines(value)[1]
+        file = inspect.getsourcefile(inspect.unwrap(value))
+        if file is None:
+            return None, None
+        if not isinstance(value, type):
+            return file, inspect.getsourcelines(value)[1]
     except (OSError, TypeError):
         return None, None
+    node = _classes_in(file).get(value.__qualname__)
+    return file, None if node is None else min([node.lineno, *(part.lineno for part in node.decorator_list)])
+
+
+@functools.cache
+def _classes_in(file: str) -> Mapping[str, ast.ClassDef]:
+    """Return the classes that a file defines, by qualified name; `inspect` would parse the file for each of them."""
+    found: dict[str, ast.ClassDef] = {}
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                found.setdefault(prefix + child.name, child)
+                visit(child, f"{prefix}{child.name}.")
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(child, f"{prefix}{child.name}.<locals>.")
+            else:
+                visit(child, prefix)
+
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError):  # changed since it was imported, or generated
+        visit(ast.parse("".join(linecache.getlines(file))), "")
+    return found
 
 
 def _description(value: Any) -> str:
@@ -293,11 +327,12 @@ def _other_params(value: Any) -> Iterator[Any]:
 
 
 def _line_of_param(model: type, param: str) -> int | None:
-    with contextlib.suppress(OSError, TypeError):
-        lines, first = inspect.getsourcelines(model)
-        for number, text in enumerate(lines, first):
-            if re.match(rf"\s+{re.escape(param)}\s*[:=]", text):
-                return number
+    file, _ = _place(model)
+    node = None if file is None else _classes_in(file).get(model.__qualname__)
+    for statement in () if node is None else node.body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == param for target in targets):
+            return statement.lineno
     return None
 
 

@@ -19,6 +19,9 @@ from synapse_runtime.plugins.manifest import SERVED, Manifest, config_file, pars
 from synapse_runtime.plugins.plugin import standard_entrypoint
 from synapse_runtime.plugins.yaml_reader import Document
 
+# How many modules that do not exist get the most similar one suggested.
+_MAX_SUGGESTIONS = 20
+
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -67,6 +70,8 @@ class _Check:
         self._config = config
         self._root = config.parent
         self._seconds = seconds
+        self._suggestions = _MAX_SUGGESTIONS
+        self._module_names: list[str] | None = None
 
     def manifest(self, manifest: Manifest, document: Document) -> None:
         """Check everything that the config file refers to."""
@@ -112,31 +117,31 @@ class _Check:
         self._count(sum(one.params_model is not None for one in found.values()), "params model")
 
     def _entrypoints(self, manifest: Manifest, document: Document, seen: dict[str, ModuleInfo]) -> Iterator[Problem]:
+        reported = {one.line for one in manifest.problems if one.level == "error"}
         for key, action in manifest.actions.items():
             line = document.line(("actions", key, "entrypoint"))
             if not action.entrypoint:
-                if not any(one.line == line and one.level == "error" for one in manifest.problems):  # reported already
+                if line not in reported:
                     text = f"action {key!r} has no entrypoint; add `entrypoint: module:Name`"
                     yield Problem(text, self._config, line)
                 continue
             module, _, name = standard_entrypoint(action.entrypoint).partition(":")
-            text = _entrypoint_problem(seen[module], name, self._root, served=action.method in SERVED)
+            text = self._entrypoint_problem(seen[module], name, served=action.method in SERVED)
             if text:
                 yield Problem(f"action {key!r}: {text}", self._config, line)
 
     def _imports(self, manifest: Manifest, document: Document, seen: Iterable[ModuleInfo]) -> Iterator[Problem]:
         """Yield why modules cannot be imported; a reason that several modules share is reported once."""
+        actions: dict[str, list[str]] = {}  # by module
+        for key, action in manifest.actions.items():
+            actions.setdefault(standard_entrypoint(action.entrypoint).partition(":")[0], []).append(key)
         by_fault: dict[tuple[str, str | None, int | None], list[str]] = {}
         for module in seen:
             if module.fault is not None and not module.missing:
                 fault = module.fault
                 by_fault.setdefault((fault.text, fault.file, fault.line), []).append(module.module)
         for (text, file, line), modules in by_fault.items():
-            users = [
-                key
-                for key, action in manifest.actions.items()
-                if standard_entrypoint(action.entrypoint).partition(":")[0] in modules
-            ]
+            users = [key for module in modules for key in actions[module]]
             text += (
                 "; install it and add it to requirements.txt"
                 if text.startswith("ModuleNotFoundError: No module named")
@@ -149,6 +154,35 @@ class _Check:
             else:
                 yield Problem(message, Path(file), line)
 
+    def _entrypoint_problem(self, module: ModuleInfo, name: str, *, served: bool) -> str:
+        """Return what is wrong with an entrypoint; empty if its module cannot be imported, which is reported apart."""
+        if module.missing:
+            guess = self._similar_module(module.module)
+            hint = f"; did you mean {guess!r}?" if guess else f"; add {module.module.replace('.', os.sep)}.py"
+            return f"module {module.module!r} does not exist{hint}"
+        if module.fault is not None:
+            return ""
+        found: ActionInfo | None = module.names[name]
+        if found is None:
+            guess = module.similar[name]
+            hint = f"; did you mean {guess!r}?" if guess else f"; define it in {module.file}"
+            return f"module {module.module!r} has no {name!r}{hint}"
+        if found.is_action or (served and found.what == "a class"):
+            return ""
+        return (
+            f"{module.module}:{name} is {found.what}, not an action; derive the class from BaseAction or decorate the "
+            "function with @action"
+        )
+
+    def _similar_module(self, name: str) -> str | None:
+        """Return the most similar module of the plugin, for the first ones only: each search takes long."""
+        self._suggestions -= 1
+        if self._suggestions < 0:
+            return None
+        if self._module_names is None:
+            self._module_names = module_names(self._root)
+        return nearest(name, self._module_names)
+
     def _params_problems(self, action: ActionInfo) -> Iterator[Problem]:
         """Yield the problems of an action's params model; if it belongs to another package, only the errors."""
         for fault in action.faults:
@@ -157,27 +191,6 @@ class _Check:
             elif fault.level == "error":
                 file = self._config if action.file is None else Path(action.file)
                 yield Problem(fault.text, file, action.line)
-
-
-def _entrypoint_problem(module: ModuleInfo, name: str, root: Path, *, served: bool) -> str:
-    """Return what is wrong with an entrypoint; empty if its module cannot be imported, which is reported separately."""
-    if module.missing:
-        guess = nearest(module.module, module_names(root))
-        hint = f"; did you mean {guess!r}?" if guess else f"; add {module.module.replace('.', os.sep)}.py"
-        return f"module {module.module!r} does not exist{hint}"
-    if module.fault is not None:
-        return ""
-    found: ActionInfo | None = module.names[name]
-    if found is None:
-        guess = module.similar[name]
-        hint = f"; did you mean {guess!r}?" if guess else f"; define it in {module.file}"
-        return f"module {module.module!r} has no {name!r}{hint}"
-    if found.is_action or (served and found.what == "a class"):
-        return ""
-    return (
-        f"{module.module}:{name} is {found.what}, not an action; derive the class from BaseAction or decorate the "
-        "function with @action"
-    )
 
 
 def _incomplete(manifest: Manifest, config: Path, document: Document) -> Iterator[Problem]:

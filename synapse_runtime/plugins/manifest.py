@@ -381,27 +381,37 @@ def _what_fits(data: dict[str, Any], faults: _Faults) -> Manifest:
             return manifest
         except PydanticValidationError as error:
             problems = error.errors(include_input=False, include_url=False)
-        rest = data
         for problem in problems:
             where = ".".join(str(part) for part in problem["loc"])
             what = problem["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
             faults.add(problem["loc"], f"{where}: {what}")
-            rest = _without(rest, problem["loc"])
-        if rest == data:
+        rest = _without(data, [problem["loc"] for problem in problems])
+        if rest is data:
             return Manifest()
         data = rest
 
 
-def _without(data: Any, keys: Sequence[str | int]) -> Any:
-    """Return a copy of nested mappings without the value at these keys, or at the deepest of them that exists."""
-    if not keys or not isinstance(data, Mapping) or keys[0] not in data:
+def _without(data: Any, paths: Sequence[Sequence[str | int]]) -> Any:
+    """Return a copy of nested mappings without the values at these paths, or at the deepest keys of them that exist.
+
+    Returns:
+        The copy; the data itself if none of the keys exists.
+    """
+    if not isinstance(data, Mapping):
         return data
-    rest = _without(data[keys[0]], keys[1:])
+    deeper: dict[str | int, list[Sequence[str | int]]] = {}
+    for path in paths:
+        if path and path[0] in data:
+            deeper.setdefault(path[0], []).append(path[1:])
+    if not deeper:
+        return data
     copy = dict(data)
-    if len(keys) == 1 or rest is data[keys[0]]:
-        del copy[keys[0]]
-    else:
-        copy[keys[0]] = rest
+    for key, rests in deeper.items():
+        rest = _without(data[key], rests) if all(rests) else data[key]
+        if rest is data[key]:
+            del copy[key]
+        else:
+            copy[key] = rest
     return copy
 
 

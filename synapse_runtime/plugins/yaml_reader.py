@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -28,6 +28,9 @@ _READ_AS_TEXT = frozenset({_TAG + "timestamp", _TAG + "value", _MERGE})
 _LISTS_ON_ONE_LINE = re.compile(r"(?:\A|[\r\n\x85\u2028\u2029])[ ]*(?:[-?][ \t]+){50}")
 
 
+_Entry: TypeAlias = tuple[int, yaml.Node]  # a line, from 1, and the node of a value
+
+
 class Document:
     """The values of a YAML text, and their lines.
 
@@ -39,6 +42,7 @@ class Document:
 
     def __init__(self, root: yaml.Node | None, data: Any) -> None:
         self._root = root
+        self._entries: dict[int, dict[str | int, _Entry]] = {}  # of nodes whose keys were looked up, by their ids
         self.data = data
 
     def line(self, keys: Sequence[str | int]) -> int | None:
@@ -49,11 +53,18 @@ class Document:
         """
         node, line = self._root, None
         for key in keys:
-            found = _child(node, key)
+            found = None if node is None else self._child(node, key)
             if found is None:
                 break
             line, node = found
         return line
+
+    def _child(self, node: yaml.Node, key: str | int) -> _Entry | None:
+        """Return the line and the value of a key; in a list, of an index or name."""
+        entries = self._entries.get(id(node))
+        if entries is None:
+            entries = self._entries[id(node)] = _entries(node)
+        return entries.get(key if isinstance(node, yaml.SequenceNode) else str(key))
 
 
 def read_text(path: Path) -> str:
@@ -208,21 +219,25 @@ def _keep_text(node: yaml.Node, keys: tuple[str, ...]) -> None:
             node.value[index] = _text_of(value) if key is None else (key, _text_of(value))
 
 
-def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
-    """Return the line and the value of a key; in a list, of an index or name."""
+def _entries(node: yaml.Node) -> dict[str | int, _Entry]:
+    """Return the entries of a node by key; those of a list by index and by name."""
+    found: dict[str | int, _Entry] = {}
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            if key == index or (isinstance(item, yaml.MappingNode) and _name_of(item) == key):
-                return item.start_mark.line + 1, item
+            entry = item.start_mark.line + 1, item
+            found[index] = entry
+            name = _name_of(item) if isinstance(item, yaml.MappingNode) else None
+            if name is not None:
+                found.setdefault(name, entry)
     elif isinstance(node, yaml.MappingNode):
         merged: list[yaml.Node] = []
-        for key_node, value in reversed(node.value):  # merge keys come before the mapping's own keys
-            if key_node.value == str(key):
-                return key_node.start_mark.line + 1, value
-            if key_node.tag == _MERGE:
+        for key, value in reversed(node.value):  # merge keys come before the mapping's own keys
+            if key.tag == _MERGE:
                 merged.extend(value.value if isinstance(value, yaml.SequenceNode) else [value])
-        return next(filter(None, (_child(part, key) for part in merged)), None)
-    return None
+            found.setdefault(key.value, (key.start_mark.line + 1, value))
+        for part in merged:
+            found = _entries(part) | found
+    return found
 
 
 def _name_of(node: yaml.MappingNode) -> str | None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import platform
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from synapse_runtime.errors import ConfigError
 from synapse_runtime.plugins import requirements
+from synapse_runtime.plugins.introspection_worker import ModuleRequest, Request, _introspect_module
 from synapse_runtime.plugins.lint import check_plugin
 
 GOOD = {
@@ -310,6 +315,68 @@ def test_urls_of_included_files_are_up_to_the_installer(write_plugin):
     lines = "-c https://example.org/constraints-3.11.txt\n-r https://example.org/more.txt\npydantic\n"
     root = write_plugin(config="code: x\nname: x\nactions: {}\n", files={"requirements.txt": lines})
     assert requirements.check_file(root / "requirements.txt") == (1, [])
+
+
+def lines_executed(call: Callable[[], object]) -> int:
+    """Return how many lines of Python a call executes: unlike its time, this is the same on each machine."""
+    count = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+PLUGINS_OF_ANY_SIZE = {
+    "functions": ("{name}: {{entrypoint: 'm:{name}'}}", "@action\ndef {name}(params, context):\n    pass\n"),
+    "classes": (
+        "{name}: {{entrypoint: 'm:{name}'}}",
+        "class P{name}(BaseModel):\n    json: str = ''\n\nclass {name}(BaseAction[P{name}]):\n    pass\n",
+    ),
+    "names that do not exist": ("{name}: {{entrypoint: 'm:{name}'}}", "def other_{name}():\n    pass\n"),
+    "modules that do not exist": ("{name}: {{entrypoint: '{name}:f'}}", ""),
+    "invalid fields": ("{name}: {{entrypoint: [3], methd: job}}", ""),
+    "no entrypoints": ("{name}: {{method: job}}", ""),
+    "a list of actions": ("- {{name: {name}, entrypoint: 'm:{name}'}}", "def {name}():\n    pass\n"),
+}
+
+
+@pytest.mark.parametrize("kind", PLUGINS_OF_ANY_SIZE)
+def test_work_grows_linearly_with_the_number_of_actions(write_plugin, monkeypatch, kind):
+    spec, code = PLUGINS_OF_ANY_SIZE[kind]
+
+    def work(count: int) -> tuple[int, int]:
+        names = [f"action{number}" for number in range(count)]
+        actions = "".join(f"  {spec.format(name=name)}\n" for name in names)
+        imports = ("pydantic import BaseModel", "synapse_runtime.action import BaseAction")
+        start = "".join(f"from {one}\n" for one in (*imports, "synapse_runtime.decorators import action")) + "\n"
+        root = write_plugin(
+            f"plugin{count}",
+            config="code: x\nname: x\nactions:\n" + actions,
+            files={"m.py": start + "".join(code.format(name=name) for name in names)},
+        )
+        here = lines_executed(lambda: check_plugin(root))
+        monkeypatch.syspath_prepend(str(root))
+        monkeypatch.delitem(sys.modules, "m", raising=False)
+        with warnings.catch_warnings(action="ignore"):  # pydantic's, about the name of the param
+            __import__("m")
+        target = ModuleRequest(module="m", names=names)
+        worker = lines_executed(
+            lambda: _introspect_module(target, Request(root=str(root), seconds=60, modules=[target]))
+        )
+        return here, worker
+
+    (here, worker), (here_4, worker_4) = work(100), work(400)
+    assert here_4 < 5 * here
+    assert worker_4 < 5 * worker
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ CONFIG_NAMES = ("config.yaml", "config.yml", "synapse.yaml", "synapse.yml")
 SAFE_DIRECTORIES = "SYNAPSE_SAFE_DIRECTORIES"
 # Many programs have a `config.yaml`; only a file with one of these keys belongs to a plugin.
 _PLUGIN_KEY = re.compile(r"""^(?:\{ *)?(["']?)(?:actions|code)\1\s*:""", re.MULTILINE)
-_READ_AT_MOST = 1_000_000
+MAX_CONFIG_BYTES = 1_000_000  # larger config files are refused
 _REPOSITORIES = (".git", ".hg", ".svn")
 
 
@@ -143,6 +143,6 @@ def _is_private_group(gid: int, uid: int) -> bool:
 def _looks_like_a_plugin(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return _PLUGIN_KEY.search(file.read(_READ_AT_MOST)) is not None
+            return _PLUGIN_KEY.search(file.read(MAX_CONFIG_BYTES)) is not None
     except OSError:
         return False

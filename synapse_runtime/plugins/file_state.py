@@ -35,15 +35,19 @@ class FileSnapshot(NamedTuple):
     is_recent: bool
 
     @classmethod
-    def read(cls, path: str) -> FileSnapshot:
+    def read(cls, path: str, limit: int = -1) -> FileSnapshot:
         """Take a snapshot of a file.
+
+        Args:
+            path: Its path.
+            limit: How many bytes of its content count; by default all.
 
         Raises:
             OSError: The file cannot be read.
         """
         status = os.stat(path)
         with open(path, "rb") as file:
-            content = hash(file.read())
+            content = hash(file.read(limit))
         return cls(path, _identity(status), content, is_recent(status))
 
     @property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import action as actions
 from synapse_runtime.errors import ActionNotFoundError, ConfigError, nearest
-from synapse_runtime.plugins.discovery import CONFIG_NAMES, config_file_in
+from synapse_runtime.plugins.discovery import CONFIG_NAMES, MAX_CONFIG_BYTES, config_file_in
 from synapse_runtime.plugins.file_state import DirectorySnapshot, FileSnapshot
 from synapse_runtime.plugins.module_scopes import activate_modules
 
@@ -92,7 +92,7 @@ class Plugin:
         if config is not None:
             config = config.absolute()
             with contextlib.suppress(OSError):  # reading it below raises the error
-                seen = FileSnapshot.read(str(config))
+                seen = FileSnapshot.read(str(config), MAX_CONFIG_BYTES + 1)
         manifest = read_manifest(path)
         assert config is not None
         plugin = cls(config.parent, manifest, config)
@@ -130,7 +130,7 @@ class Plugin:
         """
         if self._read is not None and not self._read.is_surely_current():
             with contextlib.suppress(OSError):  # deleted: errors show when an action runs
-                now = FileSnapshot.read(self._read.path)
+                now = FileSnapshot.read(self._read.path, MAX_CONFIG_BYTES + 1)
                 if now.content != self._read.content:
                     from synapse_runtime.plugins.manifest import read_manifest
 
@@ -208,7 +208,7 @@ class _CachedPlugin:
         others = configs if len(configs) > 1 else []
         self._seen: list[FileSnapshot | DirectorySnapshot] = [
             directory,
-            *(FileSnapshot.read(str(path)) for path in others),
+            *(FileSnapshot.read(str(path), MAX_CONFIG_BYTES + 1) for path in others),
         ]
 
     def is_current(self) -> bool:

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import yaml
 
 from synapse_runtime.errors import ConfigError, Problem
+from synapse_runtime.plugins.discovery import MAX_CONFIG_BYTES
 
-MAX_BYTES = 1_000_000
 MAX_DEPTH = 100
 # Aliases are expanded when values are used, so a few lines of them can stand for billions of values.
 MAX_ALIASED = 100_000
@@ -75,11 +75,13 @@ def read_text(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read the file: {error.strerror}", path=path) from error
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"the file is larger than {MAX_BYTES:,} bytes; move data into separate files", path=path)
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"the file is larger than {MAX_CONFIG_BYTES:,} bytes; move data into separate files", path=path
+        )
     try:
         return content.decode()
     except UnicodeDecodeError as error:

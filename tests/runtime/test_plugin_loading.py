@@ -285,3 +285,15 @@ def test_entrypoint_is_recognized_by_its_form():
     assert not is_entrypoint("my action.x")
     assert standard_entrypoint("a.b.C") == "a.b:C"
     assert standard_entrypoint("a:B.c") == "a:B.c"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "synapse.yaml"])
+def test_huge_config_file_is_not_read_into_memory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.yaml").write_text("code: x\nactions: {}\n")
+    with (tmp_path / name).open("a") as file:
+        file.truncate(1 << 40)
+    if name == "config.yaml":
+        with pytest.raises(ConfigError, match="larger than 1,000,000 bytes; move data into separate files"):
+            Plugin.load_cached(tmp_path)
+    else:
+        assert Plugin.load_cached(tmp_path).manifest.code == "x"

@@ -11,7 +11,8 @@ import yaml
 
 from synapse_runtime.errors import ConfigError
 from synapse_runtime.plugins import yaml_reader
-from synapse_runtime.plugins.yaml_reader import MAX_ALIASED, MAX_BYTES, parse, read_text
+from synapse_runtime.plugins.discovery import MAX_CONFIG_BYTES
+from synapse_runtime.plugins.yaml_reader import MAX_ALIASED, parse, read_text
 from tests.patience import patience
 
 PATH = Path("config.yaml")
@@ -132,7 +133,7 @@ def test_too_large_file_is_rejected_before_it_is_read(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("code: x\n" + "# filled up\n" * 900_000)
     started = time.process_time()
-    with pytest.raises(ConfigError, match=f"the file is larger than {MAX_BYTES:,} bytes"):
+    with pytest.raises(ConfigError, match=f"the file is larger than {MAX_CONFIG_BYTES:,} bytes"):
         read_text(path)
     assert time.process_time() - started < patience(0.2)
 

@@ -153,10 +153,11 @@ def stop(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None)
 def delete(job_id: JobId, as_json: AsJson = False, ray_address: RayAddress = None) -> None:
     """Delete the cluster's records of a job that has ended."""
     with _jobs_at(ray_address) as cluster:
-        cluster.delete(job_id)
-        print_note(f"deleted job {job_id}")
+        log_deleted = cluster.delete(job_id)
+        rest = "" if log_deleted else ", except for its log file on the node, which Ray keeps until its session ends"
+        print_note(f"deleted job {job_id}{rest}")
         if as_json:
-            print_line(to_json({"id": job_id, "deleted": True}))
+            print_line(to_json({"id": job_id, "deleted": True, "log_deleted": log_deleted}))
 
 
 def _show_status(job_id: str, status: str, *, as_json: bool) -> None:

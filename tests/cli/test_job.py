@@ -165,7 +165,7 @@ class TestOneJob:
         assert result.stderr.endswith(f"error: nap: job {job_id} was stopped\n")
         deleted = joined.job("delete", job_id, "--json")
         assert (deleted.status, deleted.stderr) == (0, f"deleted job {job_id}\n")
-        assert deleted.result == {"id": job_id, "deleted": True}
+        assert deleted.result == {"id": job_id, "deleted": True, "log_deleted": True}
         done = joined.job("logs", job_id)
         assert (done.status, done.stdout) == (3, "")
         where = joined.env["RAY_ADDRESS"]

@@ -15,6 +15,7 @@ import pytest
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import ClusterError, ExecutionError, ValidationError
 from synapse_runtime.executors.ray import RayJobsApiExecutor
+from synapse_runtime.executors.ray.cluster.preflight import session_directory
 from synapse_runtime.executors.ray.job_log import EVENT, RUN, LogWriter
 from synapse_runtime.loggers import NullLogger
 from tests.cli.processes import cluster
@@ -124,7 +125,12 @@ def test_waiting_has_a_timeout_and_stopping_a_job_stops_its_action_and_a_deleted
     with pytest.raises(ExecutionError, match="was stopped"):
         job.get_result(job_id, timeout=patience(5))
     last = heartbeat.read_text()
+    cluster, client = job._connect()
+    directory = session_directory(client.get_address(), cluster.headers)
+    logs = [path for path in (directory / "logs").rglob("*") if job_id in path.name]
+    assert logs
     assert job.delete(job_id)
+    assert not any(path.exists() for path in logs)
     until = time.monotonic() + 2  # for a while, Ray may create it again
     while time.monotonic() < until:
         with pytest.raises(ClusterError, match=f"has no job '{job_id}'"):

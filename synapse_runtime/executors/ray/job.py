@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import queue
 import secrets
 import shlex
@@ -58,6 +59,7 @@ from synapse_runtime.executors.ray.cluster.preflight import (
     node_addresses,
     nodes_of,
     require_dashboard,
+    session_directory,
     to_camel_case,
 )
 from synapse_runtime.executors.ray.cluster.resolve import (
@@ -194,6 +196,7 @@ class RayJobsApiExecutor(Executor):
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
         self._connection_lock = InterruptibleLock()
         self._calls: dict[str, ActionCall] = {}
+        self._session_directory: tuple[JobSubmissionClient, Path | None] | None = None  # of the cluster of a client
 
     def submit(self, action: Any, params: Any = None, *, job_id: str | None = None) -> str:
         """Submit a job and return its id immediately.
@@ -311,12 +314,18 @@ class RayJobsApiExecutor(Executor):
     def delete(self, job_id: str) -> bool:
         """Delete the status, log and result of a job that has ended from the cluster.
 
+        Ray itself keeps the log, which contains the result, in a file on the node until its session ends, and has no
+        way to delete it. It is deleted here if the node is this machine.
+
+        Returns:
+            Whether the log's file was deleted, too.
+
         Raises:
             ClusterError: The cluster has no such job, or the job has not ended.
         """
         with self._request(job_id) as client:
             ended = (client.get_job_info(job_id).end_time or 0) / 1000
-            deleted = bool(client.delete_job(job_id))
+            client.delete_job(job_id)
             until = time.monotonic() + min(ended + _MONITORED_SECONDS - time.time(), _MONITORED_SECONDS)
             while time.monotonic() < until:
                 time.sleep(_POLL_SECONDS)
@@ -327,7 +336,23 @@ class RayJobsApiExecutor(Executor):
                         raise
                 else:  # Ray had recreated it, which happens once
                     break
-        return deleted
+        return self._delete_logs(job_id)
+
+    def _delete_logs(self, job_id: str) -> bool:
+        cluster, client = self._connect()
+        if not self._shares_filesystem or os.sep in job_id:
+            return False
+        if self._session_directory is None or self._session_directory[0] is not client:
+            self._session_directory = client, session_directory(client.get_address(), cluster.headers)
+        directory = self._session_directory[1]
+        if directory is None:
+            return False
+        try:
+            for name in (f"job-driver-{job_id}.log", f"jobs/supervisor-{job_id}.log"):
+                Path(directory, "logs", name).unlink(missing_ok=True)
+        except OSError:  # another user's cluster
+            return False
+        return True
 
     def close(self) -> None:
         """Delete the jobs that `run` has submitted, and stop those that are still running.

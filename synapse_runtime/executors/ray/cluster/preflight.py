@@ -6,6 +6,7 @@ A process whose connection has failed may stay half connected.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -133,6 +134,30 @@ def nodes_of(url: str, headers: Mapping[str, str] | None = None) -> list[dict[st
 def node_addresses(url: str, headers: Mapping[str, str] | None = None) -> list[str]:
     """Return the IP addresses of the cluster's nodes. Arguments and errors as above."""
     return [str(node["node_ip"]) for node in _living_nodes(url, headers)]
+
+
+def session_directory(url: str, headers: Mapping[str, str] | None = None) -> Path | None:
+    """Return the directory of a cluster's files on this machine; None if none of its processes is found here.
+
+    No API of Ray returns it. The dashboard knows its name, and the command lines of Ray's processes contain its path.
+    Arguments and errors as above.
+    """
+    import psutil
+
+    version = _get(url, "/api/version", headers)
+    name = str(version.get("session_name", "")) if isinstance(version, dict) else ""
+    if re.fullmatch(r"session_[\w.-]+", name) is None:
+        return None
+    path = re.compile(rf"(/\S+/{re.escape(name)})(?:/|$)")
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if process.uids().real != os.getuid():  # anybody may start a process with such a command line
+                continue
+            for word in process.cmdline():
+                found = path.search(word)
+                if found:
+                    return Path(found[1])
+    return None
 
 
 def _living_nodes(url: str, headers: Mapping[str, str] | None) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from synapse_runtime.executors.ray.cluster.control_socket import ControlClient
+from synapse_runtime.executors.ray.cluster.control_socket import ControlClient, processes_of
 from synapse_runtime.executors.ray.cluster.persistent import state_file, status_or_problem
 from tests.cli.processes import COMMAND, Synapse, command_of, interrupt, processes_with, synapse_in
 from tests.patience import patience, within
@@ -419,6 +419,17 @@ def test_doctor_warns_about_a_state_directory_that_cannot_be_used(synapse, tmp_p
     (found,) = (one for one in findings(synapse) if one["what"] == "warm cluster")
     assert found["state"] == "warning"
     assert "not used: " in found["text"]
+
+
+def test_down_returns_when_all_processes_have_exited(synapse):
+    assert synapse("cluster", "up").status == 0
+    directory = Path(json.loads(state_of(synapse).read_text())["directory"])
+    assert any(processes_of(directory))
+
+    down = synapse("cluster", "down")
+
+    assert [command_of(process.pid) for process in processes_of(directory)] == []
+    assert (down.status, down.stderr) == (0, "the warm cluster was shut down\n")
 
 
 def test_down_works_if_the_daemon_hangs(synapse):

@@ -22,10 +22,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from synapse_runtime.core.tempdirs import CALLERS_TMPDIR
 from synapse_runtime.errors import ClusterError
+
+if TYPE_CHECKING:
+    import psutil
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
@@ -55,6 +58,8 @@ _NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "COVERAGE_PROCESS_", "RAY_ADDRESS")
 _NAME = re.compile(r"synapse-[0-9a-f]{8}")
 _RESPONSE_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 15.0
+# How long its last processes may take to exit after the daemon.
+_EXIT_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -263,8 +268,9 @@ def stop_cluster(directory: Path) -> None:
     with contextlib.suppress(ControlClosed, TimeoutError), ControlClient(directory) as control:
         control.request("shutdown")
         ended = control.wait_until_closed(_SHUTDOWN_SECONDS)
-    if not ended:  # the daemon was killed, or hangs
-        kill_processes(directory)
+    if ended:  # children of the dashboard exit only after it
+        _wait_for_processes(directory)
+    kill_processes(directory)  # if the daemon was killed or hangs, or some do not exit
     remove_directory(directory)
     _reap_children()
 
@@ -316,7 +322,25 @@ def log_tail(directory: Path, count: int = 12) -> str:
 
 
 def kill_processes(directory: Path) -> None:
-    """Kill the remaining processes of a directory's cluster, except this process.
+    """Kill the remaining processes of a directory's cluster, except this process."""
+    import psutil
+
+    for process in processes_of(directory):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            process.kill()
+
+
+def _wait_for_processes(directory: Path) -> None:
+    """Wait until the remaining processes of a directory's cluster have exited, a few seconds at most."""
+    import psutil
+
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while (remaining := list(processes_of(directory))) and time.monotonic() < deadline:
+        psutil.wait_procs(remaining, timeout=max(deadline - time.monotonic(), 0))
+
+
+def processes_of(directory: Path) -> Iterator[psutil.Process]:
+    """Yield the processes of a directory's cluster, except this process.
 
     They are identified by the directory: it is their working directory, or, for processes that run jobs, TMPDIR in
     their environment, which other Ray processes overwrite with their titles. A process with a terminal is skipped: it
@@ -330,7 +354,7 @@ def kill_processes(directory: Path) -> None:
                 continue
             works_there = Path(process.cwd()).is_relative_to(directory)
             if process.terminal() is None and (works_there or process.environ().get("TMPDIR") == str(directory)):
-                process.kill()
+                yield process
 
 
 # Daemons that this process has started, reaped so that they do not remain as zombies.

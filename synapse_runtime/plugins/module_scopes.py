@@ -17,8 +17,7 @@ import stat
 import sys
 import sysconfig
 import threading
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -155,6 +154,7 @@ class PluginModules:
             own; only if the two are mixed.
         shared_modules: Modules of other plugins that are visible here: their owners by top-level name.
         files: The files that its modules were imported from, by module.
+        before_import: Files just before they were imported, by path, until their modules are recorded.
         kept: Modules that are never imported again.
         names: The names that can be imported from the directory itself; set by `refresh`.
         blocks: The number of blocks that are using it.
@@ -167,6 +167,7 @@ class PluginModules:
     path_when_left: tuple[list[str], list[str]] | None = None
     shared_modules: dict[str, PluginModules] = field(default_factory=dict)
     files: dict[str, FileSnapshot] = field(default_factory=dict)
+    before_import: dict[str, FileSnapshot] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     names: frozenset[str] = frozenset()
     blocks: int = 0
@@ -187,15 +188,19 @@ class PluginModules:
             if directory != self.root:
                 self._refresh_directory(directory)
 
-    def record_file(self, name: str, module: ModuleType, since: int) -> None:
-        """Record the file of a module that was imported some time after `since`."""
+    def record_file(self, name: str, module: ModuleType) -> None:
+        """Record the file of a module that has been imported."""
         path = _attribute(module, "__file__")
-        if name in self.kept or not isinstance(path, str) or not path.endswith(".py"):
+        if not isinstance(path, str):
+            return
+        before = self.before_import.pop(path, None)
+        if name in self.kept or not path.endswith(".py"):
             return
         with contextlib.suppress(OSError):
             file = FileSnapshot.read(path)
-            # If it was written since then, it may not be what was imported.
-            self.files[name] = file._replace(content=None, is_recent=True) if file.changed_at > since else file
+            # If it has been written since the import, it may not be what was imported.
+            is_imported = before is None or before.content == file.content
+            self.files[name] = file if is_imported else file._replace(content=None, is_recent=True)
             if _attribute(module, "__path__") is not None:
                 self._directories.setdefault(os.path.dirname(path), (0, True))
 
@@ -261,7 +266,7 @@ class ModuleRegistry:
         self._path: list[str] = []  # sys.path just after the current plugin was activated
         self._rest: list[str] = []  # sys.path just before
         self._fingerprint: tuple[int, str | None] = (0, None)  # of sys.modules at the last scan
-        self._scanned_at = 0
+        self._observed: dict[str, PluginModules | None] = {}  # the plugins of directories, for `before_import`
 
     def modules_of(self, root: str) -> PluginModules:
         """Return the modules of a plugin."""
@@ -272,6 +277,8 @@ class ModuleRegistry:
             self._scan_new_modules()
             self._drop_deleted_plugins()
             plugin = self._plugins[root] = PluginModules(root, path=[root])
+            self._observed.clear()
+            _observer.install()
             self._fingerprint = (0, None)  # loaded modules may belong to that plugin
             return plugin
 
@@ -281,6 +288,28 @@ class ModuleRegistry:
         for root, plugin in [*self._plugins.items()]:
             if plugin not in used and not os.path.isdir(root):
                 del self._plugins[root]
+                self._observed.clear()
+
+    def before_import(self, name: str, directories: Sequence[str]) -> None:
+        """Note the file of a module that is about to be imported, if it belongs to a plugin.
+
+        Args:
+            name: The last part of the module's name.
+            directories: Where Python looks for it.
+        """
+        for directory in directories:
+            try:
+                plugin = self._observed[directory]
+            except KeyError:
+                plugin = self._observed[directory] = self._plugin_at(directory)
+            except TypeError:  # `sys.path` may contain anything
+                continue
+            if plugin is None:
+                continue
+            for path in (os.path.join(directory, name, "__init__.py"), os.path.join(directory, name + ".py")):
+                with contextlib.suppress(OSError):
+                    plugin.before_import[path] = FileSnapshot.read(path)
+                    return
 
     def activate(self, root: str) -> _Activation:
         """Activate a plugin for a block."""
@@ -344,7 +373,6 @@ class ModuleRegistry:
 
     def _scan_new_modules(self) -> None:
         """Record the modules that were imported since the last scan."""
-        before, self._scanned_at = self._scanned_at, time.time_ns()
         if self._fingerprint == (fingerprint := _fingerprint()):
             return
         names = list(sys.modules)
@@ -363,7 +391,7 @@ class ModuleRegistry:
             elif owner is not self._owners.get(name) or owner.modules.get(name) is not module:
                 self._owners[name] = owner
                 owner.modules[name] = module
-                owner.record_file(name, module, before)
+                owner.record_file(name, module)
 
     def _owner(self, module: ModuleType) -> PluginModules | None:
         """Return the owner of a top-level module: the innermost plugin around the directory it was imported from."""
@@ -377,7 +405,7 @@ class ModuleRegistry:
 
     def _plugin_at(self, directory: str) -> PluginModules | None:
         inside = os.path.join(directory, "")
-        roots = [root for root in self._plugins if inside.startswith(os.path.join(root, ""))]
+        roots = [root for root in [*self._plugins] if inside.startswith(os.path.join(root, ""))]
         return self._plugins[max(roots, key=len)] if roots else None
 
     def _store_current(self) -> None:
@@ -473,6 +501,23 @@ class ModuleRegistry:
         self._fingerprint = _fingerprint()
 
 
+class _ImportObserver:
+    """The first finder on `sys.meta_path`: finds nothing, but notes the files of plugins just before their import.
+
+    Only so is it known whether a file was written after its import: the clocks of Python and of a file system differ.
+    """
+
+    def install(self) -> None:
+        """Insert it, unless it is there."""
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        """Note the module's file."""
+        _registry.before_import(name.rpartition(".")[2], sys.path if path is None else path)
+
+
+_observer = _ImportObserver()
 _registry = ModuleRegistry()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -129,6 +131,17 @@ def test_21_edit_between_runs_takes_effect(executor_of, plugin):
         edited.write_text(text)
         os.utime(edited, ns=(second, second))
     assert executor.execute("whose").names == ["new", "late new", "helper of red", *MODULES]
+
+
+def test_21_files_newer_than_the_clock_are_imported_once(executor_of, plugin):
+    path, tomorrow = plugin("red"), time.time() + 86400
+    for file in path.rglob("*.py"):
+        os.utime(file, (tomorrow, tomorrow))
+    executor = executor_of(path)
+    with Plugin.load(path).importable():
+        whose = importlib.import_module("plugin.train").Whose
+    for _ in range(2):
+        assert type(executor.execute("whose")) is whose
 
 
 @not_as_jobs

@@ -70,6 +70,20 @@ def test_deleted_file_is_not_current(file):
         FileSnapshot.read(str(file))
 
 
+def test_file_newer_than_the_clock_is_compared_by_content(file):
+    later = file.stat().st_mtime_ns + 10**13
+    os.utime(file, ns=(later, later))
+    seen = FileSnapshot.read(str(file))
+    file.write_text("two")
+    os.utime(file, ns=(later, later))
+    assert not seen.is_current()
+
+
+def test_recent_file_is_recent_whatever_a_test_has_set_the_clock_to(file, monkeypatch):
+    monkeypatch.setattr("time.time_ns", lambda: 2 * 10**18)  # in 2033
+    assert FileSnapshot.read(str(file)).is_recent
+
+
 ACTIONS = """\
 from synapse_runtime.decorators import action
 
@@ -192,3 +206,34 @@ def test_plugin_cache_is_bounded(tmp_path):
         write(tmp_path / str(number), "one", number)
         Plugin.load_cached(tmp_path / str(number))
     assert len(plugins._cached_plugins) <= 100
+
+
+COUNTER = """\
+from synapse_runtime.decorators import action
+
+calls = []
+
+@action
+def one(params, context):
+    calls.append(1)
+    return len(calls)
+"""
+
+
+@pytest.mark.parametrize("now", [10**18, 2 * 10**18], ids=["in 2001", "in 2033"])
+def test_module_is_imported_once_whatever_a_test_has_set_the_clock_to(plugin, monkeypatch, now):
+    (plugin / "plugin" / "actions.py").write_text(COUNTER)
+    executor = LocalExecutor(plugin=plugin, logger=NullLogger())
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time_ns", lambda: now)
+        assert [executor.execute("one") for _ in range(2)] == [1, 2]
+    assert executor.execute("one") == 3
+    (plugin / "plugin" / "actions.py").write_text(COUNTER.replace("calls = []", "calls = [9]"))
+    assert executor.execute("one") == 2
+
+
+def test_module_that_its_own_action_edits_is_imported_again(plugin):
+    edit = "    with open(__file__, 'a') as file:\n        file.write('  # edited')\n    calls.append(1)"
+    (plugin / "plugin" / "actions.py").write_text(COUNTER.replace("    calls.append(1)", edit))
+    executor = LocalExecutor(plugin=plugin, logger=NullLogger())
+    assert [executor.execute("one") for _ in range(2)] == [1, 1]

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import pytest
 
-from pytest_synapse.modes import is_parametrized_by_user, marker_kwargs, modes_of
+from pytest_synapse.modes import is_own_fixture, is_parametrized_by_user, marker_kwargs, modes_of
 from synapse_runtime.errors import ExecutionError, ExecutionTimeout, PluginError, WorkerCrashed
 from synapse_runtime.modes import MODES
 
@@ -76,7 +76,7 @@ def _decided_by(item: pytest.Item, mode: str) -> str | None:
     """Return what sets a test's mode and overrides the command line; None if nothing does."""
     if is_parametrized_by_user(item):
         return "parametrize"
-    if mode not in modes_of(item, item.config):
+    if is_own_fixture(item) or mode not in modes_of(item, item.config):
         return "fixture synapse_mode"
     return None if marker_kwargs(item).get("mode") is None else "marker"
 

@@ -106,6 +106,17 @@ def selected_modes(node: Any, config: pytest.Config) -> tuple[str, ...]:
     return parse_modes(mode, f"{node.nodeid}: @pytest.mark.synapse(mode=...)")
 
 
+def is_own_fixture(node: Any) -> bool:
+    """Return whether `synapse_mode` of a test, or of a test that is being collected, is a fixture of the user's.
+
+    pytest has no public API for this.
+    """
+    if not hasattr(node, "_fixtureinfo"):
+        return False
+    fixtures = node._fixtureinfo.name2fixturedefs.get("synapse_mode", ())
+    return bool(fixtures) and fixtures[-1].func.__module__ != "pytest_synapse.fixtures"
+
+
 def is_parametrized_by_user(node: Any) -> bool:
     """Return whether a test parametrizes `synapse_mode` itself."""
     for mark in node.iter_markers("parametrize"):

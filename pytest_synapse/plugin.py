@@ -18,6 +18,7 @@ from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, 
 from pytest_synapse.modes import (
     CLASS_MODE_KEY,
     MARKER_HELP,
+    is_own_fixture,
     is_parametrized_by_user,
     known_mode,
     marker_kwargs,
@@ -179,7 +180,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             modes_of(metafunc.definition, metafunc.config)
         except pytest.UsageError as error:
             raise pytest.Collector.CollectError(str(error)) from None
-    if "synapse_mode" not in metafunc.fixturenames or is_parametrized_by_user(metafunc.definition):
+    test = metafunc.definition
+    if "synapse_mode" not in metafunc.fixturenames or is_parametrized_by_user(test) or is_own_fixture(test):
         return
     try:
         modes = modes_of(metafunc.definition, metafunc.config)
@@ -296,8 +298,11 @@ def _modes_to_run(item: pytest.Item) -> tuple[str, ...]:
     if "synapse_mode" not in getattr(item, "fixturenames", ()):
         return ()
     callspec = getattr(item, "callspec", None)
-    if callspec is not None and "synapse_mode" in callspec.params:
-        return (known_mode(str(callspec.params["synapse_mode"]), f"{item.nodeid}: synapse_mode"),)
+    param = None if callspec is None else callspec.params.get("synapse_mode")
+    if is_own_fixture(item):  # its params may be anything
+        return (param,) if isinstance(param, str) and param in MODES else ()
+    if param is not None:
+        return (known_mode(str(param), f"{item.nodeid}: synapse_mode"),)
     return modes_of(item, item.config)[:1]
 
 
@@ -306,7 +311,8 @@ def _require_one_mode(item: pytest.Item) -> None:
     cls = getattr(item, "cls", None)
     if unittest is None or cls is None or not issubclass(cls, unittest.TestCase):
         return
-    if "synapse_mode" in getattr(item, "fixturenames", ()) and len(modes := modes_of(item, item.config)) > 1:
+    has_mode = "synapse_mode" in getattr(item, "fixturenames", ()) and not is_own_fixture(item)
+    if has_mode and len(modes := modes_of(item, item.config)) > 1:
         raise pytest.UsageError(
             f"{item.nodeid}: pytest runs each test of a unittest.TestCase once, but several modes are selected "
             f"({', '.join(modes)}): derive the class from pytest_synapse.SynapseTestCase, which runs in each of them, "

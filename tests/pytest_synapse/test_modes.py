@@ -511,3 +511,25 @@ def test_nothing_is_left_if_the_session_is_stopped_during_an_action(tmp_path, mo
         assert left_after_5_seconds(mark) == []
         assert list(Path(temp).glob("synapse-*")) == []
     assert not (tmp_path / "has_continued").exists()
+
+
+@pytest.mark.parametrize("params", ["", "params=['local', 'task']", "params=[('local', 1), ('task', 2)]"])
+def test_fixture_synapse_mode_of_the_user_takes_precedence(demo, reached, monkeypatch, params):
+    for name, value in reached.items():
+        monkeypatch.setenv(name, value)
+    demo.test(
+        f"""
+        @pytest.fixture({params})
+        def synapse_mode(request):
+            mode = getattr(request, "param", "task")
+            return mode if isinstance(mode, str) else mode[0]
+
+        def test_it(synapse_executor, synapse_mode):
+            assert synapse_executor.run("double", {{"number": 2}}).mode == synapse_mode
+
+        @pytest.mark.synapse(mode=("local", "job"))
+        def test_with_marker(synapse_executor, synapse_mode):
+            assert synapse_executor.mode == synapse_mode != "job"
+        """
+    )
+    demo.pytest("--synapse-mode=all").assert_outcomes(passed=4 if params else 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, overload
@@ -14,6 +16,8 @@ __all__ = ["PluginEnvironment"]
 __tracebackhide__ = True  # in every function here: a report shows function arguments, and values may be secrets
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
+# Names that a line of a file may set; some programs use names with dots and dashes.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 class PluginEnvironment(Mapping[str, Any]):
@@ -88,8 +92,8 @@ class PluginEnvironment(Mapping[str, Any]):
         """Read a TOML file, or, if the name does not end in `.toml`, lines of `NAME=value`.
 
         Args:
-            path: The file. In the line format, empty lines and `#` comments are ignored; an `export` before the name
-                and quotes around the value are removed.
+            path: The file. The rules for lines are those of python-dotenv: comments, `export`, values in quotes,
+                also of several lines, and `${NAME}` for another variable.
 
         Raises:
             FileNotFoundError: The file does not exist.
@@ -99,7 +103,7 @@ class PluginEnvironment(Mapping[str, Any]):
         if not path.is_file():
             raise FileNotFoundError(f"environment file {path} does not exist")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}; change its permissions", path=path) from error
         except UnicodeDecodeError as error:
@@ -313,16 +317,18 @@ def _read_toml(text: str, path: Path) -> dict[str, Any]:
 
 
 def _read_lines(text: str, path: Path) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.strip()
-        if not line or line.startswith("#"):
-            continue
-        name, equals, value = line.removeprefix("export ").partition("=")
-        name, value = name.strip(), value.strip()
-        if not equals or not name:
-            raise ConfigError("expected NAME=value", path=path, line=number)  # the line may contain a secret
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        values[name] = value
-    return values
+    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
+
+    for binding in parse_stream(io.StringIO(text)):
+        start = binding.original.string
+        line = binding.original.line + start.count("\n", 0, len(start) - len(start.lstrip()))
+        # The errors do not show the line, which may contain a secret.
+        if binding.error or (binding.key is not None and binding.value is None):
+            hint = "; a value that starts with a quote must end with it" if re.search("=\\s*['\"]", start) else ""
+            raise ConfigError(f"expected NAME=value{hint}", path=path, line=line)
+        if binding.key is not None and not _NAME.fullmatch(binding.key):
+            raise ConfigError(
+                "expected NAME=value, where the name consists of letters, digits and underscores", path=path, line=line
+            )
+    return {name: value or "" for name, value in dotenv_values(stream=io.StringIO(text)).items()}

@@ -98,7 +98,7 @@ def read_json(text: str, option: str) -> Any:
         typer.BadParameter: It cannot be read; shows where the JSON is invalid.
     """
     if text == "-":
-        return _parsed(sys.stdin.read(), option, "standard input: ")
+        return _parsed(sys.stdin.read().removeprefix("\ufeff"), option, "standard input: ")
     if not text.startswith("@"):
         return _parsed(text, option, "")
     path = Path(text[1:])

@@ -242,6 +242,8 @@ class TestWhole:
             ("p.yaml", "epochs: 5\nname: ä\n"),
             ("p.yml", "{epochs: 5, name: ä}"),
             ("p.toml", 'epochs = 5\nname = "ä"\n'),
+            ("p.yaml", "\ufeffepochs: 5\nname: ä\n"),
+            ("p.toml", '\ufeffepochs = 5\nname = "ä"\n'),
         ],
     )
     def test_is_read_from_a_file(self, tmp_path: Path, name: str, text: str) -> None:
@@ -249,8 +251,9 @@ class TestWhole:
         assert read_params(f"@{tmp_path / name}") == {"epochs": 5, "name": "ä"}
 
     def test_is_read_from_standard_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("sys.stdin", io.StringIO('{"epochs": 5}'))
-        assert read_params("-") == {"epochs": 5}
+        for text in ('{"epochs": 5}', '\ufeff{"epochs": 5}'):
+            monkeypatch.setattr("sys.stdin", io.StringIO(text))
+            assert read_params("-") == {"epochs": 5}
 
     @pytest.mark.parametrize(
         ("name", "text", "shown"),

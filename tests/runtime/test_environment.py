@@ -126,3 +126,52 @@ def test_file_that_cannot_be_read_is_a_config_error(unreadable_file, name):
     with pytest.raises(ConfigError, match="cannot be read: Permission denied; change its permissions") as raised:
         PluginEnvironment.from_file(path)
     assert raised.value.path == path
+
+
+ENV_FILE = """\
+\ufeffAPI_KEY=abc
+PORT=8080 # the port
+NAME="two words" # quoted
+EMPTY=   # none yet
+export\tEXPORTED=3
+LINES="first
+second"
+SINGLE='a
+b # not a comment'
+URL=http://host:${PORT}/#top
+PRICE=a$b
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_file_is_read_by_the_rules_of_python_dotenv(tmp_path, newline):
+    path = tmp_path / ".env"
+    path.write_text(ENV_FILE, encoding="utf-8", newline=newline)
+    assert PluginEnvironment.from_file(path).to_dict() == {
+        "API_KEY": "abc",
+        "PORT": "8080",
+        "NAME": "two words",
+        "EMPTY": "",
+        "EXPORTED": "3",
+        "LINES": "first\nsecond",
+        "SINGLE": "a\nb # not a comment",
+        "URL": "http://host:8080/#top",
+        "PRICE": "a$b",
+    }
+
+
+@pytest.mark.parametrize(
+    "line", ["s3cret", "=s3cret", "s3 cret=1", "'s3 cret'=1", "s3+cret=", "\ufeffs3cret=1", 'A="s3cret', "3=s3cret"]
+)
+def test_line_of_a_file_that_sets_no_variable_is_an_error_that_does_not_show_it(tmp_path, line):
+    path = tmp_path / ".env"
+    path.write_text(f"A=1\n\n# comment\n  \n{line}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"\.env:5: expected NAME=value") as caught:
+        PluginEnvironment.from_file(path)
+    assert "cret" not in str(caught.value)
+
+
+def test_toml_file_may_start_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text("\ufeffPORT = 8080\n", encoding="utf-8")
+    assert PluginEnvironment.from_file(path).to_dict() == {"PORT": 8080}

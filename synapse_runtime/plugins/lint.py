@@ -16,6 +16,7 @@ from synapse_runtime.plugins import requirements, yaml_reader
 from synapse_runtime.plugins.introspection import IMPORT_SECONDS, introspect, module_names
 from synapse_runtime.plugins.introspection_worker import ActionInfo, ModuleInfo, ModuleRequest
 from synapse_runtime.plugins.manifest import SERVED, Manifest, config_file, parse_manifest_leniently
+from synapse_runtime.plugins.module_scopes import names_of_python
 from synapse_runtime.plugins.plugin import standard_entrypoint
 from synapse_runtime.plugins.yaml_reader import Document
 
@@ -72,6 +73,7 @@ class _Check:
         self._seconds = seconds
         self._suggestions = _MAX_SUGGESTIONS
         self._module_names: list[str] | None = None
+        self._names_of_python = names_of_python(self._root)
 
     def manifest(self, manifest: Manifest, document: Document) -> None:
         """Check everything that the config file refers to."""
@@ -80,6 +82,7 @@ class _Check:
         self.problems.extend(_files(manifest, self._config, document))
         self.problems.extend(_runtime_env(manifest, self._config, document))
         self._actions(manifest, document)
+        self.problems.extend(_same_names(self._root, self._names_of_python))
         wheels, problems = requirements.check_wheels(self._root / manifest.wheels_dir)
         self._count(wheels, "wheel")
         self.problems.extend(problems)
@@ -156,6 +159,8 @@ class _Check:
 
     def _entrypoint_problem(self, module: ModuleInfo, name: str, *, served: bool) -> str:
         """Return what is wrong with an entrypoint; empty if its module cannot be imported, which is reported apart."""
+        if module.module.partition(".")[0] in self._names_of_python:
+            return f"module {module.module!r} is imported from Python's standard library; rename the plugin's"
         if module.missing:
             guess = self._similar_module(module.module)
             hint = f"; did you mean {guess!r}?" if guess else f"; add {module.module.replace('.', os.sep)}.py"
@@ -191,6 +196,14 @@ class _Check:
             elif fault.level == "error":
                 file = self._config if action.file is None else Path(action.file)
                 yield Problem(fault.text, file, action.line)
+
+
+def _same_names(root: Path, names: Iterable[str]) -> Iterator[Problem]:
+    """Yield which modules cannot be imported, as Python has others of the same names."""
+    for name in names:
+        path = root / f"{name}.py"
+        text = f"module {name!r} of Python's standard library is imported in its place; rename it"
+        yield Problem(text, path if path.is_file() else root / name, None, "warning")
 
 
 def _incomplete(manifest: Manifest, config: Path, document: Document) -> Iterator[Problem]:

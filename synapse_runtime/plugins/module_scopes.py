@@ -19,6 +19,7 @@ import sysconfig
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -33,6 +34,10 @@ _INSTALLED: Final = tuple(
     os.path.join(path, "")
     for path in {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
+_EXTENSIONS: Final = sysconfig.get_config_var("DESTSHARED")
+# Where Python's own modules are. A directory `test` commonly has a plugin's tests, and nobody imports Python's.
+_STDLIB_PATH: Final = [*filter(None, {*map(sysconfig.get_path, ("stdlib", "platstdlib")), _EXTENSIONS})]
+_STDLIB_NAMES: Final = sys.stdlib_module_names - {"test"}
 
 
 @contextlib.contextmanager
@@ -122,6 +127,19 @@ def top_level_names(root: str | Path) -> frozenset[str]:
     plugin = _registry.modules_of(os.fspath(root))
     plugin.refresh()
     return plugin.names
+
+
+def names_of_python(root: str | Path) -> list[str]:
+    """Return the names of modules directly in a directory that Python's own modules have, which are imported instead.
+
+    Which one is imported would otherwise depend on whether the process has imported Python's before.
+    """
+    found = []
+    for name in top_level_names(root) & _STDLIB_NAMES:
+        path = os.path.join(root, name)
+        if os.path.isfile(f"{path}.py") or (os.path.isdir(path) and any(Path(path).glob("*.py"))):
+            found.append(name)
+    return sorted(found)
 
 
 def is_within(module: ModuleType, root: str | Path) -> bool:
@@ -289,6 +307,10 @@ class ModuleRegistry:
             if plugin not in used and not os.path.isdir(root):
                 del self._plugins[root]
                 self._observed.clear()
+
+    def is_in_plugin(self, name: str) -> bool:
+        """Return whether the active plugin's directory has a module of this name."""
+        return name in self._current.names
 
     def before_import(self, name: str, directories: Sequence[str]) -> None:
         """Note the file of a module that is about to be imported, if it belongs to a plugin.
@@ -502,9 +524,10 @@ class ModuleRegistry:
 
 
 class _ImportObserver:
-    """The first finder on `sys.meta_path`: finds nothing, but notes the files of plugins just before their import.
+    """The first finder on `sys.meta_path`. It notes the files of plugins just before their import.
 
     Only so is it known whether a file was written after its import: the clocks of Python and of a file system differ.
+    The only modules that it finds are those of Python whose names modules of a plugin have too.
     """
 
     def install(self) -> None:
@@ -512,9 +535,14 @@ class _ImportObserver:
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Note the module's file."""
+        if path is None and name in _STDLIB_NAMES and _registry.is_in_plugin(name):
+            return PathFinder.find_spec(name, _STDLIB_PATH)
         _registry.before_import(name.rpartition(".")[2], sys.path if path is None else path)
+        return None
 
 
 _observer = _ImportObserver()

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -284,6 +285,8 @@ def import_entrypoint(entrypoint: str) -> Any:
         if not hasattr(value, part):
             guess = nearest(part, [known for known in dir(value) if not known.startswith("_")])
             hint = f"; did you mean {guess!r}?" if guess else ""
+            if module_name.partition(".")[0] in sys.stdlib_module_names:
+                hint = "; it is a module of Python: rename that of the plugin"
             raise ConfigError(f"module {module_name!r} has no {name!r}{hint}", path=module.__file__)
         value = getattr(value, part)
     return value

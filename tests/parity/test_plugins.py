@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from synapse_runtime.errors import ActionNotFoundError, ExecutionError
+from synapse_runtime.errors import ActionNotFoundError, ConfigError, ExecutionError
 from synapse_runtime.executors.base import Executor
 from synapse_runtime.loggers import NullLogger
 from synapse_runtime.plugins.plugin import Plugin
@@ -49,6 +49,14 @@ def whose(params, context):
 
     context.log("seen", {"whose": Whose([NAME])})
     return Whose([NAME, LATE, HELPER, *sorted(name for name in sys.modules if name.startswith("plugin."))])
+"""
+WHICH = """
+
+@action
+def which(params, context):
+    import importlib
+
+    return {name: getattr(importlib.import_module(name), "WHOSE", None) for name in params["names"]}
 """
 MODULES = ["plugin.late", "plugin.train", "plugin.utils"]
 
@@ -142,6 +150,23 @@ def test_21_files_newer_than_the_clock_are_imported_once(executor_of, plugin):
         whose = importlib.import_module("plugin.train").Whose
     for _ in range(2):
         assert type(executor.execute("whose")) is whose
+
+
+def test_21_module_of_python_is_imported_in_place_of_one_of_the_plugin_with_its_name(executor_of, plugin, monkeypatch):
+    path = plugin("red")
+    names = ("tabnanny", "logging", "test_data")
+    for name in names:
+        (path / f"{name}.py").write_text("WHOSE = 'red'\n")
+    with (path / "plugin" / "train.py").open("a") as file:
+        file.write(WHICH)
+    monkeypatch.delitem(sys.modules, "tabnanny", raising=False)  # imported by few
+    for _ in range(2):
+        found = executor_of(path).execute("plugin.train:which", {"names": names})
+        assert found == {"tabnanny": None, "logging": None, "test_data": "red"}
+    with pytest.raises(
+        ConfigError, match="'tabnanny' has no 'WHOSE'; it is a module of Python: rename that of the plugin"
+    ):
+        Plugin.load(path).load_action("tabnanny:WHOSE")
 
 
 @not_as_jobs

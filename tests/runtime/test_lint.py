@@ -445,3 +445,31 @@ def test_large_requirements_file_is_not_read_into_memory(write_plugin):
 def test_requirements_file_that_cannot_be_read_is_a_problem(unreadable_file):
     _, (problem,) = requirements.check_file(unreadable_file("requirements.txt"))
     assert problem.text == "cannot be read: Permission denied; change its permissions or remove it"
+
+
+def test_modules_with_names_of_pythons_own_are_reported(write_plugin):
+    config = "code: lab\nname: Lab\nactions:\n  day: {entrypoint: 'calendar:day'}\n  run: {entrypoint: 'work:run'}\n"
+    action = "from synapse_runtime.decorators import action\n@action\ndef {}(params, context): ...\n"
+    root = write_plugin(
+        config=config,
+        files={
+            "calendar.py": action.format("day"),
+            "work.py": action.format("run"),
+            "logging.py": "",
+            "json/helpers.py": "",
+            "email/template.html": "",  # no modules
+            "test/test_work.py": "",  # Python has a package `test`, which nobody imports
+        },
+    )
+    instead = "of Python's standard library is imported in its place; rename it"
+    assert problems_of(root) == [
+        (
+            "config.yaml",
+            4,
+            "error",
+            "action 'day': module 'calendar' is imported from Python's standard library; rename the plugin's",
+        ),
+        ("calendar.py", None, "warning", f"module 'calendar' {instead}"),
+        ("json", None, "warning", f"module 'json' {instead}"),
+        ("logging.py", None, "warning", f"module 'logging' {instead}"),
+    ]

@@ -637,3 +637,18 @@ def test_startup_monitor_that_fails_only_ends_itself(tmp_path):
     done = subprocess.run([*command, "during"], capture_output=True, text=True, timeout=patience(30), cwd=tmp_path)
     assert done.stdout == "False\nthe daemon keeps running\ncleaned up\n"
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_cluster_whose_raylet_has_ended_is_not_waited_for(tmp_path):
+    shutil.copy(shutil.which("true"), tmp_path / "raylet")
+    code = (
+        "import subprocess, sys\n"
+        "from synapse_runtime.executors.ray.cluster.head_node import _get_node\n"
+        "def get_node(address, node_id): raise RuntimeError('no node yet')\n"
+        "process = subprocess.Popen([sys.argv[1]])\n"
+        "_get_node(get_node, '127.0.0.1:1', 'node')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "raylet")], capture_output=True, text=True, timeout=patience(30)
+    )
+    assert done.stderr.splitlines()[-1] == "RuntimeError: no node yet"

@@ -28,11 +28,9 @@ from typing import Any
 import psutil
 
 from synapse_runtime.executors.ray.cluster.control_socket import RAY_DIRECTORY, ClusterOptions, kill_processes
-from synapse_runtime.executors.ray.cluster.head_node import HeadNode
+from synapse_runtime.executors.ray.cluster.head_node import HeadNode, is_zombie, required_process_exited
 
 _CHECK_SECONDS = 0.25
-# The Ray processes that a driver depends on.
-_REQUIRED_PROCESSES = ("gcs_server", "raylet")
 # How long Ray may take to shut down before all its processes are killed.
 _SHUTDOWN_SECONDS = 5.0
 # How long waiting clients have to read the error if the cluster does not start.
@@ -319,14 +317,7 @@ def _child_exited() -> bool:
     """Return whether one of the cluster's own processes has ended: the others then respond late or never."""
     if hasattr(os, "waitid"):
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    return any(map(_is_zombie, psutil.Process().children()))  # macOS before Python 3.13
-
-
-def _is_zombie(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return any(map(is_zombie, psutil.Process().children()))  # macOS before Python 3.13
 
 
 class StartupMonitor:
@@ -359,7 +350,7 @@ class StartupMonitor:
     @staticmethod
     def _run(daemon: int, kill: Callable[[], object]) -> None:
         while os.getppid() == daemon:
-            if _required_process_exited(daemon):
+            if required_process_exited(daemon):
                 kill()
             time.sleep(_CHECK_SECONDS)
 
@@ -374,16 +365,6 @@ class StartupMonitor:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             os.close(self._write)
-
-
-def _required_process_exited(daemon: int) -> bool:
-    """Return whether a process that drivers depend on is a zombie: the daemon, busy starting, has not reaped it."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(daemon).children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if _is_zombie(child) and child.name() in _REQUIRED_PROCESSES:
-                    return True
-    return False
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import random
 import socket
 import threading
@@ -15,9 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from synapse_runtime.executors.ray.cluster.control_socket import RAY_DIRECTORY, ClusterOptions, start_seconds
 
 _POLL_SECONDS = 0.05
+# The Ray processes that a driver depends on.
+_REQUIRED_PROCESSES = ("gcs_server", "raylet")
 _NO_PORT = "65536"  # Ray 2.52 takes a negative number for no number
 # The modules of Ray's dashboard that serve our requests.
 _DASHBOARD_PARTS = ("JobHead", "NodeHead", "ReportHead", "StateHead")
@@ -179,15 +184,33 @@ def _start_without_metrics(start: Any, command: list[str], process_type: str, **
 
 
 def _get_node(get_node: Any, address: str, node_id: str) -> Any:
-    """Wait for a node that is starting; Ray itself gives up after 30 s."""
+    """Wait for a node that is starting, unless its processes have ended; Ray itself gives up after 30 s."""
     until = time.monotonic() + start_seconds()
     while True:
         try:
             return get_node(address, node_id)
         except RuntimeError:
-            if time.monotonic() > until:
+            if time.monotonic() > until or required_process_exited(os.getpid()):
                 raise
             time.sleep(_POLL_SECONDS)
+
+
+def required_process_exited(daemon: int) -> bool:
+    """Return whether a process that drivers depend on is a zombie: the daemon, busy starting, has not reaped it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(daemon).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if is_zombie(child) and child.name() in _REQUIRED_PROCESSES:
+                    return True
+    return False
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    """Return whether a process has ended, and its parent has not noticed yet."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _free_port() -> int:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from typing import Final
-
-# Passes the TMPDIR of the process that started our cluster to its workers; empty if it was not set.
-CALLERS_TMPDIR: Final = "SYNAPSE_CALLERS_TMPDIR"
 
 # Deletes a directory when its stdin closes: when the last process that holds the other end exits. A shell because it is
 # small; in the background of a shell that has exited, so that it does not count as a child of the worker.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,6 @@ from synapse_runtime.core.execution import ActionCall, ActionRun, failure, run_c
 from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.output_capture import Captured, LogEntry, OutputFiles, OutputPosition, capture_logging
 from synapse_runtime.core.process_state import process_state
-from synapse_runtime.core.tempdirs import CALLERS_TMPDIR
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import ActionInterrupted, ExecutionError, described, is_from_code
 from synapse_runtime.events import Event
@@ -49,14 +48,19 @@ _failure_recorder = assertions.FailureRecorder()
 _coverage_collector = coverage_support.CoverageCollector()
 
 
-def restore_temp_dir() -> None:
-    """Use the caller's TMPDIR for temporary files of this worker, not the cluster's."""
-    value = os.environ.pop(CALLERS_TMPDIR, None)
-    if value:
-        os.environ["TMPDIR"] = value
-    elif value is not None:
-        os.environ.pop("TMPDIR", None)
-    tempfile.tempdir = None
+def accept_interrupts() -> None:
+    """Let SIGINT interrupt this process, and those that its actions start, as in a program that a user has started.
+
+    Ray blocks it in its processes, and what starts a cluster ignores it; child processes inherit both.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def print_all_text() -> None:
+    """Encode what is printed as pytest does, so that all text can be printed, whatever the locale is."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
 
 
 def serve(

@@ -380,6 +380,24 @@ class TestToken:
         assert finding(cluster_checks._token, "token") == ok("token", "from RAY_AUTH_TOKEN_PATH")
 
 
+class TestProxy:
+    @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "http://localhost:8265", "ray.example.com:6379"])
+    def test_without_use_is_not_shown(self, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        assert [*cluster_checks._proxy(address)] == []
+
+    def test_for_a_dashboard_must_be_reachable(self, monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+        def check() -> Iterator[Finding]:
+            return cluster_checks._proxy("http://ray.example.com:8265")
+
+        monkeypatch.setenv("http_proxy", f"http://user:word@{silent}")
+        assert finding(check, "proxy") == ok("proxy", f"requests to the cluster are sent through {silent} (http_proxy)")
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        found = finding(check, "proxy", "problem")
+        assert found.text.startswith("nothing answers at 127.0.0.1:9 (http_proxy)")
+        assert found.fix == "unset http_proxy, or add the cluster's host name to no_proxy"
+
+
 class TestMachine:
     def test_resources_are_listed(self) -> None:
         listed = [one.what for one in local_checks.machine()]

@@ -52,12 +52,28 @@ def cluster() -> Iterator[Finding]:
     if address == "auto":
         yield from _auto()
     elif address:
+        yield from _proxy(address)
         try:
             yield from _external(find_cluster())
         except ClusterError as error:
             yield problem("cluster", str(error), "set RAY_ADDRESS to a reachable cluster, or unset it")
     elif warm is not None:
         yield from _warm(warm)
+
+
+def _proxy(address: str) -> Iterator[Finding]:
+    """Check that the proxy for a dashboard, if there is one, can be reached."""
+    from synapse_runtime.executors.ray.cluster.preflight import proxy_of, require_listener
+
+    proxy = proxy_of(address) if address.startswith(("http://", "https://")) else None
+    if proxy is None:
+        return
+    try:
+        require_listener(str(proxy), proxy.host, proxy.port)
+        yield ok("proxy", f"requests to the cluster are sent through {proxy}")
+    except ClusterError:
+        fix = f"unset {proxy.variable}, or add the cluster's host name to no_proxy"
+        yield problem("proxy", f"nothing answers at {proxy}, through which requests to the cluster are sent", fix)
 
 
 def _auto() -> Iterator[Finding]:

@@ -454,7 +454,7 @@ class RayJobsApiExecutor(Executor):
                 f"Ray cannot start jobs if the path of Python contains a space: {sys.executable!r}. Create the virtual "
                 "environment in a directory without spaces"
             )
-        from ray.job_submission import JobSubmissionClient
+        from synapse_runtime.executors.ray.job_client import JobClient
 
         url = dashboard_of(cluster)
         if cluster.is_managed:
@@ -469,7 +469,7 @@ class RayJobsApiExecutor(Executor):
             with suppress_ray_output(), without_dashboard_variable(url):
                 # Without TLS there is nothing to verify, and Ray's default makes aiohttp warn for each followed log.
                 verify = certificates() if url.startswith("https://") else False
-                client = JobSubmissionClient(url, headers=cluster.headers, verify=verify)
+                client = JobClient(url, headers=cluster.headers, verify=verify)
         except Exception as error:
             raise ClusterError(f"the Jobs API at {url} does not respond: {error}") from error
         return cluster, client

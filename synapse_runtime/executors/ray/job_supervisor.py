@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import selectors
 import signal
@@ -29,13 +30,15 @@ from synapse_runtime import serialization
 from synapse_runtime.core.execution import ActionRun
 from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.remote_exceptions import redact_values
+from synapse_runtime.core.withheld_variables import restore_withheld
 from synapse_runtime.events import Event
 from synapse_runtime.executors.journal import Journals, read_journal
 from synapse_runtime.executors.path_mapping import PathMap, create_worker_copy, remove_import_path
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
 from synapse_runtime.executors.protocol import VERSION_LINE, CallRequest, VersionMismatch, decode_request, encode_run
 from synapse_runtime.executors.ray import job_log
-from synapse_runtime.executors.worker import restore_temp_dir, serve
+from synapse_runtime.executors.ray.cluster.control_socket import JOB_CONFIG
+from synapse_runtime.executors.worker import accept_interrupts, print_all_text, serve
 from synapse_runtime.json_values import encode_value
 from synapse_runtime.redaction import HiddenValues
 from synapse_runtime.run_record import RunRecord, encode_event, to_json
@@ -64,9 +67,10 @@ def main() -> None:
         sys.stdout.buffer.write(job_log.LogWriter().frame(job_log.VERSION, {"line": VERSION_LINE.decode()}))
         return
     remove_import_path(root)
+    _remove_request_package(shares_filesystem=request.shares_filesystem)
     path_map = None
     if not request.shares_filesystem:
-        restore_temp_dir()
+        restore_withheld()
         path_map = create_worker_copy(request.import_root, None if request.import_root is None else os.getcwd())
     receive, send = Pipe(duplex=False)
     stdout, stderr = os.pipe(), os.pipe()
@@ -78,6 +82,7 @@ def main() -> None:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         receive.close()
+        print_all_text()
         os.dup2(stdout[1], 1)
         os.dup2(stderr[1], 2)
         for descriptor in (*stdout, *stderr):
@@ -116,11 +121,27 @@ def _hide_process() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def _remove_request_package(*, shares_filesystem: bool) -> None:
+    """Keep workers that an action starts through its own `ray.init()` from getting the package with the request.
+
+    Ray gives them the runtime environment of the job, in which it is the working directory, or the first module.
+    """
+    job = json.loads(os.environ.get(JOB_CONFIG, "{}"))
+    environment = job.get("runtime_env") or {}
+    if shares_filesystem:
+        environment.pop("working_dir", None)
+    elif environment.get("py_modules"):
+        del environment["py_modules"][0]
+    if job:
+        os.environ[JOB_CONFIG] = json.dumps(job)
+
+
 def _run_child(
     request: CallRequest, send: Connection, crash_log: CrashLog, journals: Journals, path_map: PathMap | None
 ) -> NoReturn:
     """Run the call and send its run to the supervisor; then exit like any Python program."""
-    restore_temp_dir()
+    restore_withheld()
+    accept_interrupts()
     crash_log.install()
     journals.adopt()
     for stream in (sys.stdout, sys.stderr):  # now pipes, which are fully buffered by default

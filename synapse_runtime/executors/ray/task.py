@@ -23,6 +23,7 @@ from synapse_runtime.core.execution import ActionCall, ActionRun
 from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.output_capture import Captured, LogEntry, OutputFiles, last_lines
 from synapse_runtime.core.threads import InterruptibleLock
+from synapse_runtime.core.withheld_variables import restore_withheld
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ClusterError,
@@ -71,7 +72,7 @@ from synapse_runtime.executors.ray.resources import (
 )
 from synapse_runtime.executors.ray.runtime_env import RuntimeEnvBuilder, setup_error, setup_seconds, upload_with_ray
 from synapse_runtime.executors.streaming import Forwarder, decode_batch
-from synapse_runtime.executors.worker import restore_temp_dir, serve
+from synapse_runtime.executors.worker import accept_interrupts, print_all_text, serve
 from synapse_runtime.loggers import Logger
 
 if TYPE_CHECKING:
@@ -162,7 +163,9 @@ class TaskWorker:
 
         self._in_band = in_band
         self.channel: Any = None
-        restore_temp_dir()
+        restore_withheld()
+        accept_interrupts()
+        print_all_text()
         self._path_map = None
         if not shares_filesystem:
             self._path_map = create_worker_copy(root, None if root is None else os.getcwd())

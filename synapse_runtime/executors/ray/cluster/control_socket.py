@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from synapse_runtime.core.tempdirs import CALLERS_TMPDIR
+from synapse_runtime.core.withheld_variables import withhold
 from synapse_runtime.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ _PATIENT_ENV = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
     "RAY_gcs_server_port_wait_time_s": "300",
 }
+# What Ray would derive a runtime environment from: `uv run` among the ancestors of a driver, whose working directory it
+# would then upload; a function of the user; and the job that this process belongs to, if it is a job's.
+NO_UV_ENV = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+RUNTIME_ENV_HOOK = "RAY_RUNTIME_ENV_HOOK"
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # An agent's server for metrics would answer anybody, without a token.
 _NO_METRICS_ENV = {"RAY_enable_metrics_collection": "0"}
 # How long a cluster may take to start on an idle machine, and at most on a busy one.
@@ -53,7 +58,7 @@ _START_SECONDS = 90.0
 _MAX_START_SECONDS = 450.0
 # Variables of the current test, while workers serve many tests; and those that make every Python process write its own
 # coverage data, while workers return theirs with each run.
-_NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "COVERAGE_PROCESS_", "RAY_ADDRESS")
+_NOT_FOR_WORKERS = ("PYTEST_", "COV_CORE_", "COVERAGE_PROCESS_", "RAY_ADDRESS", RUNTIME_ENV_HOOK, JOB_CONFIG)
 # The names that `session_scope.new_directory` creates.
 _NAME = re.compile(r"synapse-[0-9a-f]{8}")
 _RESPONSE_SECONDS = 5.0
@@ -381,7 +386,6 @@ def _environment(token: str, directory: Path) -> Mapping[str, str]:
     if "PYTHONPATH" in kept:  # workers have other working directories
         paths = kept["PYTHONPATH"].split(os.pathsep)
         kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
-    # Ray's own processes leave temporary files behind when they are killed; workers get the caller's TMPDIR back.
-    kept[CALLERS_TMPDIR] = kept.get("TMPDIR", "")
-    kept["TMPDIR"] = str(directory)
-    return _PATIENT_ENV | _NO_METRICS_ENV | kept | LOOPBACK_ENV | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    required = {"TMPDIR": str(directory)} | access | LOOPBACK_ENV | NO_UV_ENV
+    return _PATIENT_ENV | _NO_METRICS_ENV | withhold(kept) | required

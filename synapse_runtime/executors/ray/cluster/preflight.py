@@ -7,6 +7,7 @@ A process whose connection has failed may stay half connected.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import platform
@@ -17,7 +18,6 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from synapse_runtime.errors import ClusterError
 from synapse_runtime.executors.ray.log_suppression import suppress_log_records
@@ -65,10 +65,63 @@ def require_listener(address: str, host: str | None, port: int) -> None:
 def require_http_listener(url: str) -> None:
     """Raise `ClusterError` if nothing accepts connections at a URL, unless a proxy is configured for it."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if getproxies().get(parts.scheme) and not proxy_bypass(host):
-        return
-    require_listener(url, host, parts.port or (443 if parts.scheme == "https" else 80))
+    if proxy_of(url) is None:
+        require_listener(url, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+
+
+class Proxy(NamedTuple):
+    """A proxy that HTTP requests are sent through.
+
+    Attributes:
+        variable: The environment variable that names it.
+        host: Its host.
+        port: Its port.
+    """
+
+    variable: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port} ({self.variable})"
+
+
+def request_proxies(url: str) -> dict[str, str]:
+    """Return the argument `proxies` for requests to a URL: none for the loopback address, which a proxy cannot reach.
+
+    A cluster that synapse starts listens on that address alone, and so does a forwarded port.
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        is_loopback = False
+    return {"no_proxy": host} if is_loopback else {}
+
+
+def proxy_of(url: str) -> Proxy | None:
+    """Return the proxy through which requests to a URL are sent, if the environment names one."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(url, get_environ_proxies(url, no_proxy=request_proxies(url).get("no_proxy")))
+    if proxy is None:
+        return None
+    names = (f"{urlsplit(url).scheme}_proxy", "all_proxy")
+    variables = [variable for name in names for variable in (name, name.upper()) if os.environ.get(variable)]
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    default_port = 443 if parts.scheme == "https" else 80
+    return Proxy(variables[0] if variables else "system settings", parts.hostname or "", parts.port or default_port)
+
+
+def _through_proxy(url: str) -> str:
+    """Return what to add to an error about a URL whose requests are sent through a proxy."""
+    proxy = proxy_of(url)
+    if proxy is None:
+        return ""
+    return (
+        f". The request was sent through the proxy {proxy}: if that does not serve {urlsplit(url).hostname}, add this "
+        "name to no_proxy"
+    )
 
 
 def require_cluster(address: str) -> None:
@@ -120,7 +173,9 @@ def require_dashboard(url: str, headers: Mapping[str, str] | None = None) -> Ver
     """
     version = _get(url, "/api/version", headers)
     if not isinstance(version, dict) or "ray_version" not in version:
-        raise ClusterError(f"the server at {url} is not a Ray dashboard: it does not report a version of Ray")
+        raise ClusterError(
+            f"the server at {url} is not a Ray dashboard: it does not report a version of Ray{_through_proxy(url)}"
+        )
     metadata = _get(url, "/api/v0/cluster_metadata", headers)
     data = metadata.get("data") if isinstance(metadata, dict) else None
     return Versions(str(version["ray_version"]), str((data or {}).get("pythonVersion", "")))
@@ -348,7 +403,11 @@ def _get(url: str, path: str, headers: Mapping[str, str] | None) -> Any:
         sent = authorization(headers)
         with suppress_log_records():
             response = requests.get(
-                url + path, headers=sent, timeout=(_CONNECT_SECONDS, _RESPONSE_SECONDS), verify=certificates()
+                url + path,
+                headers=sent,
+                timeout=(_CONNECT_SECONDS, _RESPONSE_SECONDS),
+                verify=certificates(),
+                proxies=request_proxies(url),
             )
     except AuthenticationError:
         raise token_problem(url, sent=False) from None
@@ -357,20 +416,24 @@ def _get(url: str, path: str, headers: Mapping[str, str] | None) -> Any:
         fix = "set SSL_CERT_FILE to its file" if name is None else f"add it to {os.environ[name]} (from {name})"
         raise ClusterError(
             f"the certificate of {url} is not trusted: {_innermost(error)}. If it is self-signed or signed by a "
-            f"private CA, {fix}"
+            f"private CA, {fix}{_through_proxy(url)}"
         ) from None
     except requests.exceptions.Timeout:
         raise ClusterError(
             f"no cluster answers at {url}: the server accepts connections but does not respond within "
-            f"{_RESPONSE_SECONDS:g} s"
+            f"{_RESPONSE_SECONDS:g} s{_through_proxy(url)}"
         ) from None
     except requests.exceptions.RequestException as error:
         reason = _innermost(error)
         if isinstance(reason, HTTPException):
-            raise ClusterError(f"the server at {url} is not a Ray dashboard: it does not speak HTTP") from None
-        raise ClusterError(f"no cluster answers at {url}: {getattr(reason, 'strerror', None) or reason}") from None
+            raise ClusterError(
+                f"the server at {url} is not a Ray dashboard: it does not speak HTTP{_through_proxy(url)}"
+            ) from None
+        text = f"{getattr(reason, 'strerror', None) or reason}{_through_proxy(url)}"
+        raise ClusterError(f"no cluster answers at {url}: {text}") from None
     if response.status_code in (401, 403):
-        raise token_problem(url, sent="authorization" in {name.lower() for name in sent})
+        problem = token_problem(url, sent="authorization" in {name.lower() for name in sent})
+        raise ClusterError(f"{problem}{_through_proxy(url)}")
     try:
         return response.json() if response.ok else None
     except requests.exceptions.JSONDecodeError:

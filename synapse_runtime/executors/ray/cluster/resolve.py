@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import InterruptibleLock
 from synapse_runtime.errors import ClusterError
-from synapse_runtime.executors.ray.cluster.control_socket import LOOPBACK_ENV
+from synapse_runtime.executors.ray.cluster.control_socket import JOB_CONFIG, LOOPBACK_ENV, RUNTIME_ENV_HOOK
 from synapse_runtime.executors.ray.cluster.driver import (
     Cluster,
     background_shutdown,
@@ -190,7 +190,7 @@ def _connect(cluster: Cluster) -> str:
             with suppress_ray_output():  # again: importing Ray resets the levels of its loggers
                 if not is_managed(cluster.address):
                     require_cluster(cluster.address)
-                with _no_error_printer(), _reachable(cluster):
+                with _no_error_printer(), _reachable(cluster), _no_derived_runtime_env(cluster):
                     _init_ray(cluster.address)
     except ClusterError:
         raise
@@ -303,6 +303,26 @@ def _reachable(cluster: Cluster) -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+@contextlib.contextmanager
+def _no_derived_runtime_env(cluster: Cluster) -> Iterator[None]:
+    """Keep Ray from deriving a runtime environment for all workers of this connection, and uploading what it names.
+
+    Ray looks for `uv run` among the ancestors of this process, and then uploads the working directory and starts each
+    worker with `uv run`. It reads the variable that turns this off on import. If this process belongs to a job, the
+    runtime environment that its user gave it applies on the cluster of the job, whose address Ray sets too.
+    """
+    from ray._private import ray_constants
+
+    removed = (RUNTIME_ENV_HOOK,) if cluster.origin == "RAY_ADDRESS" else (RUNTIME_ENV_HOOK, JOB_CONFIG)
+    before = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    try:
+        with _variables(dict.fromkeys(removed)):
+            yield
+    finally:
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = before
+
+
 def _is_on_loopback_alone(address: str) -> bool:
     host, _, port = address.rpartition(":")
     if host not in ("127.0.0.1", "localhost"):
@@ -369,19 +389,23 @@ def _authentication(token: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _variables(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables temporarily, while no action of another thread can start, and keep them, or end."""
+def _variables(settings: Mapping[str, str | None]) -> Iterator[None]:
+    """Set, or remove, variables temporarily, while no action of another thread can start, and keep them, or end."""
     with process_state.locked():
         before = {name: os.environ.get(name) for name in settings}
-        os.environ.update(settings)
+        _set_variables(settings)
         try:
             yield
         finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            _set_variables(before)
+
+
+def _set_variables(settings: Mapping[str, str | None]) -> None:
+    for name, value in settings.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _given(address: str, origin: str) -> Cluster:

@@ -64,7 +64,7 @@ def servers(synapse: Synapse) -> list[int]:
 
 
 def state_of(synapse: Synapse) -> Path:
-    (file,) = Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").iterdir()
+    (file,) = Path(synapse.env["XDG_STATE_HOME"], "synapse-clusters").glob("*.json")
     return file
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import socketserver
@@ -27,7 +26,12 @@ from typing import Any
 
 import psutil
 
-from synapse_runtime.executors.ray.cluster.control_socket import RAY_DIRECTORY, ClusterOptions, kill_processes
+from synapse_runtime.executors.ray.cluster.control_socket import (
+    RAY_DIRECTORY,
+    ClusterOptions,
+    kill_processes,
+    remove_directory,
+)
 from synapse_runtime.executors.ray.cluster.head_node import HeadNode, is_zombie, required_process_exited
 
 _CHECK_SECONDS = 0.25
@@ -93,8 +97,9 @@ class ClusterDaemon:
             import ray
 
             ray.shutdown()
-            if not self._is_complete.is_set():  # Ray may not have registered all processes that it started
-                self._kill_everything()
+            # Ray may not have registered all processes that it started, and children of the dashboard exit only after
+            # this process. They would write files again.
+            self._kill_everything()
 
     def handle(self, connection: int, request: dict[str, Any]) -> dict[str, Any]:
         """Return the response to a client's request."""
@@ -138,7 +143,7 @@ class ClusterDaemon:
             with contextlib.suppress(OSError, ValueError):
                 if json.loads(self._state.read_text(encoding="utf-8"))["pid"] == os.getpid():
                     self._state.unlink()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_directory(self._directory)
 
     def _start(self) -> None:
         resources = self._head.start(self._accept_drivers)

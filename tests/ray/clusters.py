@@ -26,8 +26,54 @@ _NOT_INHERITED = (
 )
 # Of TLS, by Ray and aiohttp.
 _READ_AT_IMPORT = ("RAY_USE_TLS", "RAY_TLS_", "SSL_CERT_", "REQUESTS_CA_BUNDLE")
-_START_SECONDS = patience(60)
+_START_SECONDS = patience(120)
 ROOT = Path(__file__).parents[2]
+
+
+# `ray start` that waits as long as a busy machine needs, as the clusters do that synapse starts. Ray itself gives up if
+# a node takes 30 s to start, or if its agent takes 15 s to announce a port that was not given. Its first arguments are
+# the seconds and that port.
+RAY_START = """\
+import sys, time
+from ray._private import services
+
+seconds, port = float(sys.argv.pop(1)), sys.argv.pop(1)
+get_node, start_ray_process = services.get_node, services.start_ray_process
+
+def wait_for_node(*args, **options):
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return get_node(*args, **options)
+        except RuntimeError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+def start_with_port(command, process_type, *args, **options):
+    if process_type == "raylet":
+        option = "dashboard_agent_listen_port"
+        command = [*command, f"--{option}={port}", f"--undefok={option}"]
+    return start_ray_process(command, process_type, *args, **options)
+
+services.get_node, services.start_ray_process = wait_for_node, start_with_port
+from ray.scripts.scripts import main
+main()
+"""
+PATIENT = {
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_gcs_server_port_wait_time_s": "300",
+}
+
+
+def ray_start(python: str, *arguments: str, ports: Sequence[int]) -> list[str]:
+    """Return a command that runs `ray start --block` with these arguments, and four ports for the node's agents."""
+    names = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+    given = [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
+    return [python, "-c", RAY_START, f"{patience(120):g}", str(ports[0]), "start", "--block", *given, *arguments]
 
 
 @dataclass
@@ -112,17 +158,17 @@ def _started_head(python: str, options: dict[str, Any], temp: Path, variables: d
 
 def _start(running: Running, python: str, options: dict[str, Any]) -> None:
     """Start a node and wait until it has started."""
-    options = {"disable-usage-stats": None, "dashboard-agent-listen-port": free_port()} | options
+    options = {"disable-usage-stats": None} | options
     arguments = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
     log = running.temp / f"node-{len(running.nodes)}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(Path(python).with_name("ray")), "start", "--block", *arguments],
+            ray_start(python, *arguments, ports=[free_port() for _ in range(4)]),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=running.temp,
-            env=outer_environment(TMPDIR=str(running.temp), **running.variables),
+            env=outer_environment(TMPDIR=str(running.temp), **PATIENT, **running.variables),
             start_new_session=True,
         )
     running.nodes.append(process)

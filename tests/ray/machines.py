@@ -28,9 +28,6 @@ NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
 
-# How often a node's command is started at most.
-_MOST_STARTS = 3
-
 NETWORK = "10.213.77"
 MAIN_ADDRESS = f"{NETWORK}.1"
 
@@ -190,27 +187,15 @@ def _run_node(node: dict[str, Any], pipe: Connection) -> None:
 
 
 def _run_init(node: dict[str, Any]) -> None:
-    """Run as a node's init process: keep its command running, and reap orphans until this process is killed.
-
-    `ray start` exits if its own node takes more than 30 s to start, as on a busy machine, and has no option for that
-    limit. So a command that exits is started again, as an init system would.
-    """
+    """Run as a node's init process: start its command, and reap orphans until this process is killed."""
     mount("proc", "/proc")
-    command, starts = 0, 0
+    with open(node["log"], "ab") as log:
+        subprocess.Popen(node["command"], env=node["env"], cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     while True:
-        if not command and starts < _MOST_STARTS:
-            starts += 1
-            with open(node["log"], "ab") as log:
-                command = subprocess.Popen(
-                    node["command"], env=node["env"], cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                ).pid
         try:
-            pid, _ = os.wait()
+            os.wait()
         except ChildProcessError:
             time.sleep(1)
-            continue
-        if pid == command:
-            command = 0
 
 
 def enter(pid: int, command: list[str]) -> int:

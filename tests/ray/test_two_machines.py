@@ -25,6 +25,7 @@ import pytest
 from tests.forks import ForkServer, new_server
 from tests.patience import patience
 from tests.pytest_synapse.conftest import session_environment
+from tests.ray.clusters import PATIENT, ray_start
 from tests.ray.machines import NETWORK, Machines, unsupported_reason
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +140,7 @@ def environment() -> Iterator[Environment]:
         "HOME": str(base / "tmp"),
         "TMPDIR": str(base / "tmp"),
         **CREDENTIALS,
+        **PATIENT,
         "RAY_USAGE_STATS_ENABLED": "0",
         # How long Ray Client's server waits for the process that it starts for each client; 30 s by default.
         "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": f"{patience(60):.0f}",
@@ -148,7 +150,7 @@ def environment() -> Iterator[Environment]:
     }
     image = {**bare, "PYTHONPATH": str(base / "image")}
     head, worker, third = (f"{NETWORK}.{number}" for number in (2, 3, 4))
-    start = [str(BIN / "ray"), "start", "--block", OBJECT_STORE]
+    start = ray_start(sys.executable, OBJECT_STORE, ports=range(52365, 52369))
     join = [sys.executable, "-c", JOIN, head, *start, f"--address={head}:6379"]
     serve = ["--head", "--port=6379", "--dashboard-host=0.0.0.0", "--ray-client-server-port=10001"]
     nodes = {
@@ -256,8 +258,8 @@ def calls(environment: Environment, mode: str, plugin: Path) -> dict[str, Any]:
             failed, missing, hung = it.run("fail").error, it.run("missing").error, it.run("hang", timeout=0.5).error
             crashed = it.run("crash")
             last = traceback.extract_tb(failed.__cause__.__traceback__)[-1]
-        with executor() as it:
-            found = it.execute("look")["found"]
+        last_one = executor()
+        found = last_one.execute("look")["found"]
         without_runtime = listed = None
         if sys.argv[1].startswith("http"):
             request = urllib.request.Request(sys.argv[1] + "/api/jobs/", headers={{"Authorization": "Bearer {TOKEN}"}})
@@ -270,6 +272,7 @@ def calls(environment: Environment, mode: str, plugin: Path) -> dict[str, Any]:
                 executor(num_cpus=0, num_gpus=1).execute("look")
             except ClusterError as error:
                 without_runtime = str(error)
+        last_one.close()  # which deletes its job
         report({{"look": look, "events": events, "printed": printed["stdout"], "found": found,
                 "without_runtime": without_runtime, "listed": listed,
                 "crashed": [type(crashed.error).__name__, [event.name for event in crashed.logs], crashed.metrics,

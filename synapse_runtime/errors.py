@@ -23,6 +23,7 @@ __all__ = [
     "ExecutionTimeout",
     "PluginError",
     "Problem",
+    "ProcessesLeftWarning",
     "RemoteError",
     "RemoteException",
     "ResultMismatchWarning",
@@ -185,6 +186,10 @@ class RemoteException(Exception):
 
 class ConfigWarning(UserWarning):
     """A config file contains an unknown field or value. The plugin works nevertheless."""
+
+
+class ProcessesLeftWarning(UserWarning):
+    """An action has left processes running. A job has stopped them; those of a warm worker are killed when it ends."""
 
 
 class ResultMismatchWarning(UserWarning):

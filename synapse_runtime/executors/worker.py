@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,8 +20,16 @@ from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.output_capture import Captured, LogEntry, OutputFiles, OutputPosition, capture_logging
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.environment import PluginEnvironment
-from synapse_runtime.errors import ActionInterrupted, ExecutionError, described, is_from_code
+from synapse_runtime.errors import (
+    ActionInterrupted,
+    ExecutionError,
+    ProcessesLeftWarning,
+    described,
+    is_from_code,
+)
 from synapse_runtime.events import Event
+from synapse_runtime.executors import child_processes
+from synapse_runtime.executors.child_processes import ChildProcesses
 from synapse_runtime.executors.journal import Journals
 from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.executors.process_exit import CrashLog
@@ -108,6 +117,7 @@ def serve(
     captured = Captured()
     crash_log.reset()
     journals.reset()
+    processes = ChildProcesses()
     assertions.enable_rewriting(settings.rewritten_modules)
     if output is not None:
         output.start()
@@ -138,6 +148,7 @@ def serve(
         finally:
             if request.timeout is not None:
                 faulthandler.cancel_dump_traceback_later()
+        _report_left_processes(processes, run, stop_now=mode == "job")
     if on_end is not None:
         captured.output_positions.extend(on_end())
     if output is not None:
@@ -217,6 +228,27 @@ def hidden_values(call: ActionCall | None, masked: Sequence[str]) -> HiddenValue
     secrets = [*secret_variables(inherited).items(), *secret_params(params)]
     variables = [(name, values[name]) for values in (inherited, env) for name in masked if name in values]
     return HiddenValues(env, secrets=secrets, masked=[*variables, *named_params(params, masked)])
+
+
+def _report_left_processes(processes: ChildProcesses, run: ActionRun, *, stop_now: bool) -> None:
+    """Warn about processes that a call has left running, and stop them: now, or when this worker ends.
+
+    A warm worker keeps them, as local mode does: a later call may use them.
+    """
+    left = processes.left()
+    if not left:
+        return
+    if stop_now:
+        child_processes.stop(left)
+    else:
+        child_processes.stop_with_this_process(left)
+    end = "have been stopped" if stop_now else "will be killed when its worker ends"
+    text = f"{run.name} has left processes running, which {end}: {child_processes.describe(left)}"
+    try:
+        warnings.warn(text, ProcessesLeftWarning, stacklevel=2)
+    except ProcessesLeftWarning as warning:  # a filter turns warnings into errors
+        if run.error is None:
+            run.result, run.error = None, failure(run.name, warning)
 
 
 def _prepare_start(

@@ -74,6 +74,8 @@ def read_text(path: Path) -> str:
         ConfigError: The file cannot be read, is larger than 1 MB, or is not UTF-8.
     """
     try:
+        if not path.is_dir() and not path.is_file() and path.exists():  # reading a pipe might never end
+            raise ConfigError("not a regular file", path=path)
         with path.open("rb") as file:
             content = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from pathlib import Path
@@ -209,3 +210,9 @@ def test_large_file_within_the_limit_is_read(loader):
     started = time.process_time()
     assert len(parse("".join(f"key{number}: value\n" for number in range(many))).data) == many
     assert time.process_time() - started < patience(5)
+
+
+def test_named_pipe_is_an_error_instead_of_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"config\.yaml: not a regular file"):
+        read_text(tmp_path / "config.yaml")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from synapse_runtime import action as actions
 from synapse_runtime import serialization
 from synapse_runtime.context import RuntimeContext
+from synapse_runtime.core.event_loop import event_loop_restored, run_coroutine
 from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import CallThread, InterruptibleThread
@@ -85,6 +86,7 @@ class ActionRun:
         captured: Output, log records and warnings of a worker: `stdout`, `stderr`, `records`, `warnings`. None in
             local mode, in which all of them go to this process's own output, loggers and filters.
         duration: Seconds that the action took.
+        is_started: Whether the action was started: its params are valid.
         mode: `local`, `task`, `job` or `remote`.
         job_id: The id of this run.
         pid: Id of the process that it ran in.
@@ -98,6 +100,7 @@ class ActionRun:
     events: list[Event] = field(default_factory=list)
     captured: Captured | None = None
     duration: float = 0.0
+    is_started: bool = False
     mode: str = "local"
     job_id: str = ""
     pid: int = field(default_factory=os.getpid)
@@ -117,7 +120,7 @@ class ActionRun:
         """
         if self.error is not None:
             self.error.__traceback__ = None
-        if isinstance(self.error, ExecutionError) and self.duration:
+        if isinstance(self.error, ExecutionError) and self.is_started:
             self.error.add_note(
                 f"{self.name} ran in {self.mode} mode, job {self.job_id}, on {self.host}, pid {self.pid}"
             )
@@ -197,7 +200,7 @@ def run_call(
     if on_event is not None:
         send = _in_order(append, on_event) if mode != "local" else _both(append, on_event)
     try:
-        with shielded() as interrupts, process_state_for(call):
+        with shielded() as interrupts, event_loop_restored(), process_state_for(call):
             interrupts.call_interruptibly(lambda: _run_inside(run, call, send, on_start, strict=strict))
     except PluginError as error:
         run.error = error
@@ -251,6 +254,7 @@ def _run_inside(
     )
     if on_start is not None:
         on_start()
+    run.is_started = True
     started = time.perf_counter()
     try:
         with time_limit(call.timeout) as limit:
@@ -364,11 +368,9 @@ def _invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
 
 def _await(coroutine: Any) -> Any:
     """Run a coroutine to completion on a new event loop: in a new thread if this thread already runs a loop."""
-    import asyncio
-
     if not _has_running_loop():  # not inside an `except RuntimeError`: it would become the context of action errors
-        return asyncio.run(coroutine)
-    return _run_in_thread(lambda: asyncio.run(coroutine))
+        return run_coroutine(coroutine)
+    return _run_in_thread(lambda: run_coroutine(coroutine))
 
 
 def _run_in_thread(function: Callable[[], Any]) -> Any:

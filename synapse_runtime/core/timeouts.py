@@ -30,7 +30,7 @@ _EVENT_LOOP = tuple(os.path.join(sysconfig.get_path("stdlib"), name) for name in
 _CORE = os.path.dirname(os.path.abspath(__file__))
 _ENTRY_FRAMES = {
     (os.path.join(os.path.dirname(_CORE), "action.py"), "invoke"),
-    (os.path.join(_CORE, "execution.py"), "_await"),
+    (os.path.join(_CORE, "event_loop.py"), "run_coroutine"),
     (os.path.join(_CORE, "threads.py"), "_run"),
     (threading.__file__, "run"),
 }

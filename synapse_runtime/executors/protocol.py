@@ -215,6 +215,7 @@ class RunResponse:
     Attributes:
         name: The action's name.
         duration: Seconds that the action took.
+        is_started: Whether the action was started.
         mode: The mode that it ran in.
         job_id: The id of the run.
         pid: The worker's process.
@@ -226,6 +227,7 @@ class RunResponse:
 
     name: str
     duration: float
+    is_started: bool
     mode: str
     job_id: str
     pid: int
@@ -286,6 +288,7 @@ def encode_run(
     header = {
         "name": run.name,
         "duration": run.duration,
+        "is_started": run.is_started,
         "mode": run.mode,
         "job_id": run.job_id,
         "pid": run.pid,
@@ -331,6 +334,7 @@ def decode_run(
     run = ActionRun(
         response.name,
         duration=response.duration,
+        is_started=response.is_started,
         mode=response.mode,
         job_id=response.job_id,
         pid=response.pid,
@@ -354,7 +358,7 @@ def decode_run(
                     f"the result of {run.name} cannot be unpickled here: {type(problem).__name__}: {safe_str(problem)}"
                 )
                 run.error.__cause__ = problem
-    if call is not None and run.error is not None and not run.duration:
+    if call is not None and run.error is not None and not run.is_started:
         run.error = _call_problem(call, run.error)
     return run
 

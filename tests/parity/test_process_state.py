@@ -1,12 +1,15 @@
 """Row 27: the state of the process is that of the caller during a call, and as before after it."""
 
+import asyncio
 import importlib
 import sys
+import time
 
 import pytest
 from lab.surroundings import import_path, where
 
 from synapse_runtime.decorators import action
+from synapse_runtime.errors import ExecutionError
 from tests.parity.modes import as_a_job, not_as_jobs
 
 pytestmark = not_as_jobs
@@ -63,3 +66,50 @@ def test_27_order_of_the_import_path_is_that_of_the_test(synapse_executor, monke
         path for path in synapse_executor.execute("lab.surroundings:import_path") if path.startswith(str(tmp_path))
     ]
     assert found == [str(tmp_path / name) for name in ("two", "one", "three")]
+
+
+@pytest.mark.parametrize("name", ["awaits", "runs"])
+@not_as_jobs
+def test_27_event_loop_of_a_thread_is_as_before(synapse_executor, name):
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        for _ in range(2):
+            synapse_executor.execute(f"lab.loops:{name}")
+            # In the process of the actions, and in that of the test:
+            assert synapse_executor.execute("lab.loops:gets_loop") == "got the loop"
+            assert asyncio.get_event_loop() is loop
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+@action
+def fails_in_no_time(params, context):
+    raise ValueError("on purpose")
+
+
+@action
+def stops_clock(params, context):
+    if time.perf_counter is not _stopped:
+        time._running, time.perf_counter = time.perf_counter, _stopped
+    elif params.get("start"):
+        time.perf_counter = time._running
+
+
+def _stopped():
+    return 1.0
+
+
+@not_as_jobs
+def test_27_clock_that_stands_still_hides_not_where_an_action_ran(synapse_executor, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", time.perf_counter)
+    synapse_executor.execute(stops_clock)
+    try:
+        run = synapse_executor.run(fails_in_no_time)
+        assert (run.duration, run.is_started) == (0, True)
+        assert run.error.__notes__[-1].startswith(f"fails_in_no_time ran in {run.mode} mode, job {run.job_id}")
+        with pytest.raises(ExecutionError):
+            run.unwrap()
+    finally:
+        synapse_executor.execute(stops_clock, {"start": True})

@@ -533,3 +533,22 @@ def test_fixture_synapse_mode_of_the_user_takes_precedence(demo, reached, monkey
         """
     )
     demo.pytest("--synapse-mode=all").assert_outcomes(passed=4 if params else 2)
+
+
+def test_freezegun_may_stop_the_clock_before_the_first_call(demo, reached, monkeypatch):
+    for name, value in reached.items():
+        monkeypatch.setenv(name, value)
+    demo.starts_python = True  # in the forks of other tests Ray is imported already
+    demo.test(
+        """
+        import freezegun
+
+        @freezegun.freeze_time("2020-01-01")
+        def test_it(synapse_executor):
+            assert synapse_executor.execute("double", {"number": 2}) == 4
+            with pytest.raises(Exception, match="cannot be sent") as caught:
+                synapse_executor.execute("lock")
+            assert any("lock ran in" in note for note in caught.value.__notes__)
+        """
+    )
+    demo.pytest("--synapse-mode=local,task").assert_outcomes(passed=2)

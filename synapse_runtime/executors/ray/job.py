@@ -609,6 +609,7 @@ class RayJobsApiExecutor(Executor):
             mode=self.mode,
             job_id=job_id,
             duration=time.monotonic() - started if took is None else took,
+            is_started=True,
             **where,
         )
         run.captured = Captured()

@@ -97,6 +97,9 @@ class RaySession:
             strict: Ignored: only local mode has a choice.
             **options: Further arguments of the executor.
         """
+        from synapse_runtime.executors.ray.cluster.resolve import import_ray
+
+        import_ray()
         if mode == "task":
             from synapse_runtime.executors.ray.task import RayActorExecutor
 

@@ -402,6 +402,7 @@ class WarmWorker:
             mode="task",
             job_id=call.job_id,
             duration=took,
+            is_started=True,
             host=host,
             pid=pid,
             node=node,

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import socket
+import threading
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -358,9 +359,18 @@ def _call(address: str, target: str, method: Any, request: Any) -> Any:
         channel = init_grpc_channel(target)
     except (OSError, RuntimeError) as error:  # about the certificates
         raise ClusterError(f"RAY_USE_TLS is set, which requires {_TLS_VARIABLES}: {error}") from None
+    finished = threading.Event()
     with channel:
         try:
-            return method(channel)(request, timeout=_RESPONSE_SECONDS)
+            # Without a timeout of gRPC, which is a time of day, and has passed if a test has stopped the clock.
+            call = method(channel).future(request)
+            call.add_done_callback(lambda _: finished.set())
+            if not finished.wait(_RESPONSE_SECONDS):
+                raise ClusterError(
+                    f"no cluster answers at {address}: the server accepts connections but does not respond within "
+                    f"{_RESPONSE_SECONDS:g} s"
+                )
+            return call.result()
         except AuthenticationError:
             raise token_problem(address, sent=False) from None
         except grpc.RpcError as error:
@@ -375,11 +385,6 @@ def _grpc_problem(address: str, error: Any) -> ClusterError:
     details = str(error.details())
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return token_problem(address, sent=bool(authorization()))
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return ClusterError(
-            f"no cluster answers at {address}: the server accepts connections but does not respond within "
-            f"{_RESPONSE_SECONDS:g} s"
-        )
     if "Failed parsing HTTP/2" in details:
         return ClusterError(
             f"the server at {address} is not a Ray cluster: it does not speak gRPC. A dashboard's address, for job "

@@ -264,6 +264,18 @@ def _import_ray_with(token: str | None) -> None:
     _loaded_token = token
 
 
+def import_ray() -> None:
+    """Import Ray, if it is installed, and what it imports later, before a test may stop the clock.
+
+    freezegun replaces `date` and `datetime`, from which some modules of pydantic that Ray uses cannot derive classes.
+    """
+    if "pydantic.v1" in sys.modules or importlib.util.find_spec("ray") is None:
+        return
+    with _preserve_process_state(), suppress_ray_output(), contextlib.suppress(ImportError):
+        import pydantic.v1  # noqa: F401
+        import ray  # noqa: F401
+
+
 def _import_ray_early(token: str) -> None:
     """Import Ray, unless it is imported already, while a managed cluster is starting; `connect` needs it next."""
     if "ray" in sys.modules:

@@ -20,6 +20,7 @@ from synapse_runtime import serialization
 from synapse_runtime.context import RuntimeContext
 from synapse_runtime.core.event_loop import event_loop_restored, run_coroutine
 from synapse_runtime.core.interrupts import shielded
+from synapse_runtime.core.process_settings import settings_restored
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import CallThread, InterruptibleThread
 from synapse_runtime.core.timeouts import time_limit
@@ -257,7 +258,7 @@ def _run_inside(
     run.is_started = True
     started = time.perf_counter()
     try:
-        with time_limit(call.timeout) as limit:
+        with settings_restored, time_limit(call.timeout) as limit:
             if isinstance(threading.current_thread(), CallThread):  # which must end even if the action is stuck
                 result = _run_in_thread(lambda: _invoke(target, params, ctx))
             else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import logging
 import sys
 import time
 
@@ -113,3 +114,17 @@ def test_27_clock_that_stands_still_hides_not_where_an_action_ran(synapse_execut
             run.unwrap()
     finally:
         synapse_executor.execute(stops_clock, {"start": True})
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@not_as_jobs
+def test_27_settings_that_an_action_changes_are_as_before_after_it(synapse_executor, caplog, recwarn, fail):
+    before = synapse_executor.execute("lab.settings:report")
+    run = synapse_executor.run("lab.settings:disturb", {"fail": fail})
+    assert (run.error is not None) is fail
+    assert synapse_executor.execute("lab.settings:report") == before
+    caplog.clear()
+    logging.getLogger("lab.audit").warning("from the test")
+    synapse_executor.execute("lab.settings:says")
+    assert caplog.messages == ["from the test", "from the action"]
+    assert [str(warning.message) for warning in recwarn] == ["from the action"]

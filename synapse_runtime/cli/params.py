@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
@@ -25,12 +26,14 @@ class GivenParams:
 
     Attributes:
         whole: The value of `--params`.
+        texts: Its numbers, booleans and nulls as they are written in a YAML file, by their paths.
         pairs: Each `--param`, as key and text.
         input: The value of `--input`, in a list of one; empty if it was not given.
         infer_path: The value of `--infer-path`; None if it was not given.
     """
 
     whole: dict[str, Any] = field(default_factory=dict)
+    texts: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
     pairs: Sequence[tuple[str, str]] = ()
     input: Sequence[Any] = ()
     infer_path: str | None = None
@@ -38,7 +41,7 @@ class GivenParams:
     @property
     def needs_model(self) -> bool:
         """Whether the action's params model is needed to read them."""
-        return bool(self.pairs or self.input or self.infer_path is not None)
+        return bool(self.texts or self.pairs or self.input or self.infer_path is not None)
 
     def for_action(self, name: str, model: type[BaseModel] | None) -> dict[str, Any]:
         """Return the action's params; `--param` overrides `--params`.
@@ -56,7 +59,7 @@ class GivenParams:
         from pydantic import RootModel
 
         kind: Any = Any if model is None or issubclass(model, RootModel) else model
-        params = dict(self.whole)
+        params: dict[str, Any] = _typed(self.whole, kind, self.texts, ())
         if self.input:
             _put(params, _Target.of("input", kind, name, "--input"), self.input[0])
         infer_path = self.infer_path
@@ -82,13 +85,22 @@ def read_params(text: str) -> dict[str, Any]:
         >>> read_params('{"epochs": 5}')
         {'epochs': 5}
     """
-    value = read_json(text, "--params")
+    return read_params_and_texts(text)[0]
+
+
+def read_params_and_texts(text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]]:
+    """Return the object given by `--params`, and the texts of a YAML file for `GivenParams`.
+
+    Raises:
+        typer.BadParameter: As `read_params`.
+    """
+    value, texts = _read(text, "--params")
     if not isinstance(value, dict):
         raise usage_error(
             f"expected a JSON object such as '{{\"epochs\": 5}}', got {type(value).__name__}",
             "--params",
         )
-    return value
+    return value, texts
 
 
 def read_json(text: str, option: str) -> Any:
@@ -97,10 +109,14 @@ def read_json(text: str, option: str) -> Any:
     Raises:
         typer.BadParameter: It cannot be read; shows where the JSON is invalid.
     """
+    return _read(text, option)[0]
+
+
+def _read(text: str, option: str) -> tuple[Any, dict[tuple[str | int, ...], str]]:
     if text == "-":
-        return _parsed(sys.stdin.read().removeprefix("\ufeff"), option, "standard input: ")
+        return _parsed(sys.stdin.read().removeprefix("\ufeff"), option, "standard input: "), {}
     if not text.startswith("@"):
-        return _parsed(text, option, "")
+        return _parsed(text, option, ""), {}
     path = Path(text[1:])
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -111,8 +127,8 @@ def read_json(text: str, option: str) -> Any:
     if path.suffix in (".yaml", ".yml"):
         return _parsed_yaml(content, option, path)
     if path.suffix == ".toml":
-        return _parsed_toml(content, option, path)
-    return _parsed(content, option, f"{path}: ")
+        return _parsed_toml(content, option, path), {}
+    return _parsed(content, option, f"{path}: "), {}
 
 
 def read_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
@@ -261,17 +277,65 @@ def _value(text: str, kind: Any) -> Any:
     return text if isinstance(value, str) or not _is_valid(value, kind) else value
 
 
+def _typed(value: Any, kind: Any, texts: Mapping[tuple[str | int, ...], str], path: tuple[str | int, ...]) -> Any:
+    """Return a value of a YAML file, in which `NO` and `1.10` are text where the type is text."""
+    if path in texts:
+        is_text = kind is not Any and not _is_valid(value, kind) and _is_valid(texts[path], kind)
+        return texts[path] if is_text else value
+    if isinstance(value, dict):
+        return {key: _typed(part, _kind_of(kind, key), texts, (*path, key)) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_typed(part, _kind_at(kind, index), texts, (*path, index)) for index, part in enumerate(value)]
+    return value
+
+
+def _kind_of(kind: Any, key: str) -> Any:
+    """Return the type of a key of a model or mapping, or `Any`."""
+    info = _field(kind, key)
+    if info is not None:
+        return info.annotation
+    mapping = next(filter(_is_mapping, _alternatives(kind)), None)
+    return (*get_args(mapping), Any, Any)[1] if get_args(mapping) else Any
+
+
+def _kind_at(kind: Any, index: int) -> Any:
+    """Return the type of an item of a list, set or tuple, or `Any`."""
+    for part in _alternatives(kind):
+        origin, kinds = get_origin(part), get_args(part)
+        if isinstance(origin, type) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
+            is_fixed = origin is tuple and kinds[-1:] != (Ellipsis,)
+            return (kinds[index] if index < len(kinds) else Any) if is_fixed else kinds[0]
+    return Any
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """Return the types in a union; otherwise the type itself."""
+    if get_origin(kind) is Annotated:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [each for part in get_args(kind) for each in _alternatives(part)]
+    return [kind]
+
+
 def _is_valid(value: Any, kind: Any) -> bool:
     """Return whether pydantic accepts a value for a type."""
-    from pydantic import ConfigDict, create_model
-
     try:
-        # Unlike a TypeAdapter, a model accepts any type that a field may have.
-        model = create_model("_Model", __config__=ConfigDict(arbitrary_types_allowed=True), value=(kind, ...))
+        try:
+            model = _model_with(kind)
+        except TypeError:  # the type cannot be hashed
+            model = _model_with.__wrapped__(kind)
         model.model_validate({"value": value})
     except Exception:  # noqa: BLE001 - custom validators may raise anything
         return False
     return True
+
+
+@functools.lru_cache(maxsize=64)
+def _model_with(kind: Any) -> type[BaseModel]:
+    """Return a model with one field: unlike a TypeAdapter, it accepts any type that a field may have."""
+    from pydantic import ConfigDict, create_model
+
+    return create_model("_Model", __config__=ConfigDict(arbitrary_types_allowed=True), value=(kind, ...))
 
 
 def _parsed(text: str, option: str, where: str) -> Any:
@@ -294,22 +358,30 @@ def _parsed(text: str, option: str, where: str) -> Any:
         raise usage_error(f"{where}JSON exceeds a limit: {error}", option) from None
 
 
-def _parsed_yaml(text: str, option: str, path: Path) -> Any:
-    import yaml
+def _parsed_yaml(text: str, option: str, path: Path) -> tuple[Any, dict[tuple[str | int, ...], str]]:
+    from synapse_runtime.errors import ConfigError
+    from synapse_runtime.plugins import yaml_reader
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f":{mark.line + 1}"
-        problem = getattr(error, "problem", None) or str(error)
-        raise usage_error(f"{path}{line}: invalid YAML: {problem}", option) from None
+        document = yaml_reader.parse(text, path)
+    except ConfigError as error:
+        raise usage_error(str(error), option) from None
+    return document.data, document.texts()
 
 
 def _parsed_toml(text: str, option: str, path: Path) -> Any:
     import tomllib
 
     try:
-        return tomllib.loads(text)
+        return _without_dates(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise usage_error(f"{path}: invalid TOML: {error}", option) from None
+
+
+def _without_dates(value: Any) -> Any:
+    """Return a value of a TOML file with dates and times as text, which JSON would have, and which models accept."""
+    if isinstance(value, dict):
+        return {key: _without_dates(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_dates(part) for part in value]
+    return value if isinstance(value, str | int | float) else value.isoformat()

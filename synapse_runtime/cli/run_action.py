@@ -20,7 +20,7 @@ from synapse_runtime.cli.console import (
     write_record,
 )
 from synapse_runtime.cli.modes import checked_mode, describe_modes
-from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
+from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params_and_texts
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
 from synapse_runtime.cli.usage_error import require_json, require_seconds, usage_error
 from synapse_runtime.errors import ClusterWarning, ConfigError, ExecutionError
@@ -66,8 +66,10 @@ def run_action(
         typer.BadParameter: An option is invalid.
         SystemExit: There is no result; has the exit status for the error.
     """
+    whole, texts = read_params_and_texts(params)
     given = GivenParams(
-        whole=read_params(params),
+        whole=whole,
+        texts=texts,
         pairs=read_pairs(param or []),
         input=[] if input_ is None else [read_json(input_, "--input")],
         infer_path=infer_path,

@@ -59,12 +59,34 @@ class Document:
             line, node = found
         return line
 
+    def texts(self) -> dict[tuple[str | int, ...], str]:
+        r"""Return numbers, booleans and nulls as they are written, by their paths; without those of merge keys (`<<`).
+
+        Example:
+            >>> parse("country: NO\nversions: [1.10, x]\n").texts()
+            {('country',): 'NO', ('versions', 0): '1.10'}
+        """
+        return {} if self._root is None else dict(_texts(self._root, ()))
+
     def _child(self, node: yaml.Node, key: str | int) -> _Entry | None:
         """Return the line and the value of a key; in a list, of an index or name."""
         entries = self._entries.get(id(node))
         if entries is None:
             entries = self._entries[id(node)] = _entries(node)
         return entries.get(key if isinstance(node, yaml.SequenceNode) else str(key))
+
+
+def _texts(node: yaml.Node, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag != _STR:
+            yield path, node.value
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag != _MERGE:
+                yield from _texts(value, (*path, key.value))
+    else:
+        for index, value in enumerate(node.value):
+            yield from _texts(value, (*path, index))
 
 
 def read_text(path: Path) -> str:
@@ -270,7 +292,7 @@ def _first_invalid_value(root: yaml.Node) -> tuple[int, str]:
 
 def _syntax_error(text: str, path: Path | None, error: yaml.YAMLError) -> ConfigError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    line = None if mark is None else mark.line + 1
+    line = None if mark is None else min(mark.line, text.count("\n")) + 1
     if isinstance(error, yaml.reader.ReaderError):
         character = chr(error.character) if isinstance(error.character, int) else str(error.character)
         line = text.count("\n", 0, max(text.find(character), 0)) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import typer
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, field_validator
 
-from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
+from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params, read_params_and_texts
 from tests.cli.processes import COMMAND, Synapse, synapse_in
 from tests.patience import patience
 
@@ -378,3 +379,83 @@ class TestCommand:
         assert done.status == 2
         assert text in done.stderr
         assert "Traceback" not in done.stderr
+
+
+class TestYamlFile:
+    """A YAML file with `--params`: typed by the params model, as `--param` is."""
+
+    class Params(BaseModel):
+        class Region(BaseModel):
+            country: str
+
+        day: str
+        date: datetime.date
+        country: str
+        version: str | None
+        build: int
+        ratio: float
+        is_on: bool
+        missing: str | None
+        tags: list[str]
+        pair: tuple[int, str]
+        labels: dict[str, str]
+        regions: Annotated[list[Region], Field(min_length=1)]
+        anything: Any
+
+    TEXT = """\
+day: 2024-01-15
+date: 2024-01-15
+country: NO
+version: 1.10
+build: 010
+ratio: 1
+is_on: on
+missing: ~
+tags: [1.0, yes, x]
+pair: [7, 7]
+labels: {a: 1, no: off}
+regions: [{country: NO}]
+anything: [2024-01-15, 1.10, NO]
+"""
+
+    def read(self, path: Path, text: str) -> dict[str, Any]:
+        path.write_text(text, encoding="utf-8")
+        whole, texts = read_params_and_texts(f"@{path}")
+        return GivenParams(whole=whole, texts=texts).for_action("train", self.Params)
+
+    def test_is_typed_by_the_model(self, tmp_path: Path) -> None:
+        read = self.Params.model_validate(self.read(tmp_path / "p.yaml", self.TEXT)).model_dump(mode="json")
+        assert read == {
+            "day": "2024-01-15",
+            "date": "2024-01-15",
+            "country": "NO",
+            "version": "1.10",
+            "build": 8,
+            "ratio": 1.0,
+            "is_on": True,
+            "missing": None,
+            "tags": ["1.0", "yes", "x"],
+            "pair": [7, "7"],
+            "labels": {"a": "1", "no": "off"},
+            "regions": [{"country": "NO"}],
+            "anything": ["2024-01-15", 1.1, False],
+        }
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("a: 1\nb: 2\na: 3\n", "p.yaml:3: duplicate key 'a', first defined in line 1; remove one"),
+            ("a: !!python/name:os.system\n", "p.yaml:1: tag '!!python/"),
+            ("a: 1\n---\nb: 2\n", "p.yaml:2: invalid YAML: a second document starts here"),
+        ],
+    )
+    def test_mistakes_that_yaml_forgives_are_errors_with_their_line(
+        self, tmp_path: Path, text: str, shown: str
+    ) -> None:
+        with pytest.raises(typer.BadParameter) as caught:
+            self.read(tmp_path / "p.yaml", text)
+        assert shown in str(caught.value)
+
+    def test_dates_of_a_toml_file_are_text(self, tmp_path: Path) -> None:
+        (tmp_path / "p.toml").write_text("day = 2024-01-15\nat = [{time = 07:30:00}]\n")
+        assert read_params(f"@{tmp_path / 'p.toml'}") == {"day": "2024-01-15", "at": [{"time": "07:30:00"}]}

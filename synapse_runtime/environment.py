@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, overload
 
-from synapse_runtime.errors import ConfigError, EnvironmentValueError
+from synapse_runtime.errors import ConfigError, EnvironmentValueError, LateVariableWarning
 
 __all__ = ["PluginEnvironment"]
 
@@ -227,6 +228,34 @@ class PluginEnvironment(Mapping[str, Any]):
         raise _bad_value(key, value, "a list or comma-separated text")
 
 
+# Python, the dynamic linker and numerical libraries read these once.
+_READ_AT_START = frozenset(
+    (
+        *("PYTHONHASHSEED", "PYTHONPATH", "PYTHONOPTIMIZE", "PYTHONUTF8", "PYTHONMALLOC", "PYTHONDEVMODE"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "MALLOC_ARENA_MAX"),
+        *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
+    )
+)
+_warned: set[str] = set()
+
+
+def warn_about_late_variables(env: Mapping[str, Any]) -> None:
+    """Warn of variables that cannot take effect in a running process; of each once in a process."""
+    late = sorted(
+        name
+        for name in _READ_AT_START.intersection(env) - _warned
+        if env[name] is not None and os.environ.get(name) != _as_text(name, env[name])
+    )
+    if late:
+        _warned.update(late)
+        warnings.warn(
+            f"{', '.join(late)}: read when a process or library starts, so the action itself may run without it. Set it "
+            "where pytest or the cluster is started; processes that the action starts get it",
+            LateVariableWarning,
+            stacklevel=2,
+        )
+
+
 def as_environment(env: PluginEnvironment | Mapping[str, Any] | None) -> PluginEnvironment:
     """Return `env` as a `PluginEnvironment`; `None` as an empty one."""
     return env if isinstance(env, PluginEnvironment) else PluginEnvironment(env)
@@ -280,16 +309,20 @@ class Variables:
         """Return names and values."""
         return {_decoded(name): _decoded(value) for name, value in self._raw.items()}
 
-    def restore(self) -> None:
-        """Restore exactly these variables in the process."""
+    def restore(self) -> set[str]:
+        """Restore exactly these variables in the process; return the names of those that were different."""
         now, before = _raw_environ(), self._raw
+        changed: set[str] = set()
         if now == before:
-            return
+            return changed
         for name in now.keys() - before.keys():
+            changed.add(_decoded(name))
             os.environ.pop(_decoded(name), None)
         for name, value in before.items():
             if now.get(name) != value:
+                changed.add(_decoded(name))
                 os.environ[_decoded(name)] = _decoded(value)
+        return changed
 
 
 def _raw_environ() -> dict[Any, Any]:

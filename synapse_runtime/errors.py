@@ -21,6 +21,7 @@ __all__ = [
     "EnvironmentValueError",
     "ExecutionError",
     "ExecutionTimeout",
+    "LateVariableWarning",
     "PluginError",
     "Problem",
     "ProcessesLeftWarning",
@@ -198,6 +199,10 @@ class ResultMismatchWarning(UserWarning):
 
 class CoverageLostWarning(UserWarning):
     """Coverage of workers could not be measured or merged, and is missing from the coverage of this process."""
+
+
+class LateVariableWarning(UserWarning):
+    """Variables of an action have no effect on it, as they are read when a process or library starts."""
 
 
 class VersionMismatchWarning(UserWarning):

@@ -9,9 +9,10 @@ import logging
 import math
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ __tracebackhide__ = True  # in every function here: a test's report should show 
 _log = logging.getLogger("synapse")
 # How long a thread waits for an action of another thread before it says so.
 _SILENT_SECONDS = 3.0
+_TEMP_DIR_NAMES = frozenset({"TMPDIR", "TEMP", "TMP"})
 
 
 class ProcessState:
@@ -191,7 +193,7 @@ class _Activation:
 class _CallState:
     """The state of one call, and the process state before it was applied."""
 
-    __slots__ = ("_before", "_cwd", "_directory", "_env", "_modules", "_root")
+    __slots__ = ("_before", "_cwd", "_directory", "_env", "_modules", "_root", "_temp_dir")
 
     def __init__(self, root: str | None, cwd: str | None, env: Mapping[str, Any]) -> None:
         self._root = root
@@ -200,6 +202,7 @@ class _CallState:
         self._modules: contextlib.AbstractContextManager[None] | None = None
         self._directory: str | None = None
         self._before: Variables | None = None
+        self._temp_dir: str | None = None
 
     def is_included_in(self, other: _CallState) -> bool:
         """Return whether nothing would have to be done to apply this state on top of another one."""
@@ -220,8 +223,11 @@ class _CallState:
         if self._cwd is not None:
             self._chdir(self._cwd)
         self._before = Variables()
+        self._temp_dir = getattr(sys.modules.get("tempfile"), "tempdir", None)
         if self._env:
-            os.environ.update(PluginEnvironment(self._env).as_strings())
+            variables = PluginEnvironment(self._env).as_strings()
+            os.environ.update(variables)
+            _take_effect(variables, None)
 
     def restore(self) -> None:
         before, self._before = self._before, None
@@ -229,7 +235,7 @@ class _CallState:
         modules, self._modules = self._modules, None
         try:
             if before is not None:
-                before.restore()
+                _take_effect(before.restore(), self._temp_dir)
         finally:
             try:
                 if directory is not None:
@@ -251,6 +257,20 @@ class _CallState:
                 text = f"the working directory {path} does not exist on {socket.gethostname()}"
                 raise ExecutionError(text) from None
         self._directory = before
+
+
+def _take_effect(changed: Collection[str], temp_dir: str | None) -> None:
+    """Make changes of variables take effect that Python or the C library reads only once.
+
+    Args:
+        changed: The names of the variables.
+        temp_dir: The directory for temporary files, if it has been determined.
+    """
+    if "TZ" in changed and hasattr(time, "tzset"):
+        time.tzset()
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None and not _TEMP_DIR_NAMES.isdisjoint(changed):
+        tempfile.tempdir = temp_dir  # type: ignore[attr-defined]
 
 
 # The activation in which an action runs, and the attribute of a thread for the one in which it was started.

@@ -14,7 +14,7 @@ from synapse_runtime import action as actions
 from synapse_runtime.core.async_bridge import EventLoop
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, new_job_id
 from synapse_runtime.core.timeouts import expected_seconds
-from synapse_runtime.environment import PluginEnvironment, as_environment
+from synapse_runtime.environment import PluginEnvironment, as_environment, warn_about_late_variables
 from synapse_runtime.errors import ActionNotFoundError
 from synapse_runtime.events import Event
 from synapse_runtime.loggers import ConsoleLogger, Logger
@@ -210,6 +210,7 @@ class Executor(ABC):
         manifest = None if plugin is None else plugin.manifest
         target, name = self._resolve(action, manifest)
         env = self._env if manifest is None else PluginEnvironment.merge(manifest.env, self._env)
+        warn_about_late_variables(env)
         return ActionCall(
             action=target,
             name=name,

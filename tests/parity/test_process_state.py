@@ -3,8 +3,11 @@
 import asyncio
 import importlib
 import logging
+import os
 import sys
+import tempfile
 import time
+from datetime import datetime
 
 import pytest
 from lab.surroundings import import_path, where
@@ -128,3 +131,26 @@ def test_27_settings_that_an_action_changes_are_as_before_after_it(synapse_execu
     synapse_executor.execute("lab.settings:says")
     assert caplog.messages == ["from the test", "from the action"]
     assert [str(warning.message) for warning in recwarn] == ["from the action"]
+
+
+@action
+def uses_variables(params, context):
+    if params:
+        os.environ.update(params)
+        time.tzset()
+        tempfile.tempdir = None
+    return datetime.fromtimestamp(1704067200).hour, tempfile.gettempdir()
+
+
+@pytest.mark.synapse(env={"TZ": "Asia/Seoul", "TMPDIR": "/var/tmp"})
+def test_27_variables_that_are_read_once_take_effect(synapse_executor):
+    before = uses_variables({}, None)
+    assert synapse_executor.execute(uses_variables) == (9, "/var/tmp")
+    assert uses_variables({}, None) == before
+
+
+@not_as_jobs
+def test_27_effect_of_variables_that_are_read_once_is_as_before_after_an_action(synapse_executor):
+    before = synapse_executor.execute(uses_variables)
+    assert synapse_executor.execute(uses_variables, {"TZ": "Asia/Seoul", "TMPDIR": "/var/tmp"}) == (9, "/var/tmp")
+    assert synapse_executor.execute(uses_variables) == before

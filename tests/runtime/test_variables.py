@@ -13,7 +13,9 @@ from synapse_runtime.context import PluginEnvironment
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.decorators import action
 from synapse_runtime.environment import Variables
+from synapse_runtime.errors import LateVariableWarning
 from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.loggers import NullLogger
 from tests.patience import patience
 
 
@@ -102,3 +104,21 @@ def test_temporary_variables_are_neither_removed_nor_restored(monkeypatch, ends)
     assert over.is_set()
     assert "FOR_A_MOMENT" not in os.environ
     assert seen == [False] or ends
+
+
+@pytest.mark.filterwarnings("always::synapse_runtime.errors.LateVariableWarning")
+def test_variables_that_cannot_take_effect_are_warned_of_once(monkeypatch, recwarn):
+    monkeypatch.setattr("synapse_runtime.environment._warned", set())
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    env = {"PYTHONHASHSEED": 0, "LD_LIBRARY_PATH": "/lib", "OMP_NUM_THREADS": 2, "MKL_NUM_THREADS": None, "TZ": "UTC"}
+    executor = LocalExecutor(env=env, logger=NullLogger())
+    for _ in range(2):
+        assert executor.execute(hash_seed) == "0"
+    (warning,) = recwarn
+    assert warning.category is LateVariableWarning
+    assert str(warning.message).startswith("LD_LIBRARY_PATH, PYTHONHASHSEED: read when a process or library starts")
+
+
+@action
+def hash_seed(params, context):
+    return os.environ["PYTHONHASHSEED"]

@@ -249,7 +249,7 @@ def warn_about_late_variables(env: Mapping[str, Any]) -> None:
     if late:
         _warned.update(late)
         warnings.warn(
-            f"{', '.join(late)}: read when a process or library starts, so the action itself may run without it. Set "
+            f"{', '.join(late)}: read when a process or library starts, so the action may run without it. Set "
             "it where pytest or the cluster is started; processes that the action starts get it",
             LateVariableWarning,
             stacklevel=2,

@@ -161,6 +161,7 @@ class RunRecord(_Record):
         error: The error, first, and the exceptions that it refers to.
         mode: The mode that it ran in.
         job_id: The id of the run.
+        is_started: Whether the action was started: its params are valid.
         duration: Seconds that the action took.
         pid: The process that it ran in.
         host: The machine.
@@ -187,6 +188,7 @@ class RunRecord(_Record):
     error: list[ExceptionRecord] | None = Field(default=None, min_length=1)
     mode: str = "local"
     job_id: str = ""
+    is_started: bool = False
     duration: float = 0.0
     pid: int = 0
     host: str = ""
@@ -213,6 +215,7 @@ class RunRecord(_Record):
             error=None if run.error is None else _encode_error(run.error, to_caller),
             mode=run.mode,
             job_id=_text(run.job_id),
+            is_started=run.is_started,
             duration=run.duration,
             pid=run.pid,
             host=_text(run.host),
@@ -234,6 +237,7 @@ class RunRecord(_Record):
         run = ActionRun(
             self.action,
             events=[_decode_event(event, decoder) for event in self.events],
+            is_started=self.is_started,
             duration=self.duration,
             mode=self.mode,
             job_id=self.job_id,

@@ -67,6 +67,7 @@ def test_successful_run_comes_back():
         "train",
         result={"shape": (1, 2)},
         events=events,
+        is_started=True,
         duration=1.25,
         mode="job",
         job_id="run-1",
@@ -78,7 +79,19 @@ def test_successful_run_comes_back():
     found = sent(run)
     assert found.result == run.result
     assert repr(found.events) == repr(events)
-    for name in ("name", "duration", "mode", "job_id", "pid", "host", "node", "error", "stdout", "stderr"):
+    for name in (
+        "name",
+        "is_started",
+        "duration",
+        "mode",
+        "job_id",
+        "pid",
+        "host",
+        "node",
+        "error",
+        "stdout",
+        "stderr",
+    ):
         assert getattr(found, name) == getattr(run, name), name
     assert sent(ActionRun("train")).captured is None
 

@@ -161,7 +161,7 @@ class Hostile:
     def config(self) -> bytes:
         """Return the content of a config file."""
         valid = "code: x\nname: x\nactions:\n  go: {entrypoint: 'm:go'}\n  Go: {entrypoint: 'm:Go'}\n"
-        kind = self.random.randrange(8)
+        kind = min(self.random.randrange(16), 7)
         if kind == 0:
             return valid.encode() + bytes(self.random.randrange(256) for _ in range(40))
         if kind == 1:
@@ -201,7 +201,7 @@ class Hostile:
 
     def write_plugin(self, root: Path) -> None:
         """Write a plugin's directory."""
-        kind = self.random.randrange(12)
+        kind = self.random.randrange(20)
         config = root / self.random.choice(["config.yaml"] * 4 + ["synapse.yml"])
         if kind == 0:
             config.mkdir()
@@ -224,7 +224,7 @@ class Hostile:
         command = choose(
             ["list", "list", "actions", "schema", "run", "run", "run", "check"] if choose(range(3)) else ["run"]
         )
-        path = str(choose([root] * 6 + [root / "config.yaml", root / "m.py", root / "nowhere", Path("/dev/null")]))
+        path = str(choose([root] * 20 + [root / "config.yaml", root / "m.py", root / "nowhere", Path("/dev/null")]))
         if command == "list":
             return ["plugin", "list", path, *choose([[], ["--json"]])]
         if command == "check":

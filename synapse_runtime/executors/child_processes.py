@@ -62,7 +62,10 @@ class Process(NamedTuple):
 
 
 class ChildProcesses:
-    """The processes that one call leaves running: those that exist when it ends, but did not when it began."""
+    """The processes that one call leaves running: those that exist when it ends, but did not when it began.
+
+    Those that were started by one that existed belong to an earlier call, or to this package.
+    """
 
     def __init__(self) -> None:
         _adopt_orphans()
@@ -83,8 +86,12 @@ class ChildProcesses:
         _reap(found)
         children, ending = _multiprocessing_children(), set[int]()
         kept: list[Process] = []
+        earlier: set[int] = set()
         for one in found:  # parents come first
-            if one.has_ended or (one.pid, one.started) in self._before:
+            if (one.pid, one.started) in self._before or one.parent in earlier:
+                earlier.add(one.pid)
+                continue
+            if one.has_ended:
                 continue
             if one.parent in ending or _ends_with_its_parent(one, children):
                 ending.add(one.pid)

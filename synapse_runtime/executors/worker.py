@@ -117,7 +117,6 @@ def serve(
     captured = Captured()
     crash_log.reset()
     journals.reset()
-    processes = ChildProcesses()
     assertions.enable_rewriting(settings.rewritten_modules)
     if output is not None:
         output.start()
@@ -139,6 +138,7 @@ def serve(
         capture_logging(captured, settings.logging, on_add=record_log),
     ):
         _coverage_collector.start(settings.coverage, shares_filesystem=path_map is None)
+        processes = ChildProcesses()
         on_start = _prepare_start(request.timeout, crash_log, on_start)
         try:
             run, call = _run(request, mode, record_event, on_start, path_map=path_map)

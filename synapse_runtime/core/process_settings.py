@@ -6,6 +6,7 @@ What a module of the plugin changes when it is imported stays, as the module sta
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import contextlib
 import logging
 import operator
 import os
@@ -103,8 +104,7 @@ class _Settings:
         self._of_sys, self._argv = _of_sys(sys), list(sys.argv)
         self._recursion_limit, self._thread_hook = sys.getrecursionlimit(), threading.excepthook
         self._handlers = list(map(_handler_of, _SIGNALS)) if _is_main_thread() else []
-        self._umask = os.umask(0o077)
-        os.umask(self._umask)
+        self._umask = _umask()
         self._others = _other_settings()
 
     def restore(self) -> None:
@@ -133,6 +133,18 @@ class _Settings:
                     signal.signal(number, handler)
         for restore in self._others:
             restore()
+
+
+def _umask() -> int:
+    """Return the umask. Python can only set it, which would apply to files that other threads create meanwhile."""
+    if threading.active_count() > 1:
+        with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8", errors="replace") as status:
+            for line in status:
+                if line.startswith("Umask:"):
+                    return int(line.split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def _is_main_thread() -> bool:

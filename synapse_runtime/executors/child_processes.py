@@ -68,7 +68,7 @@ class ChildProcesses:
     """
 
     def __init__(self) -> None:
-        _adopt_orphans()
+        adopt_orphans()
         self._before = {(one.pid, one.started) for one in descendants()}
 
     def left(self) -> list[Process]:
@@ -148,12 +148,12 @@ def describe(processes: Iterable[Process]) -> str:
 
 
 @functools.cache
-def _adopt_orphans() -> None:
+def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent exits."""
     _set_subreaper(True)
 
 
-os.register_at_fork(after_in_child=_adopt_orphans.cache_clear)  # a child is none
+os.register_at_fork(after_in_child=adopt_orphans.cache_clear)  # a child is none
 
 
 def _set_subreaper(value: bool) -> None:

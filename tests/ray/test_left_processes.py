@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from synapse_runtime.decorators import action
-from synapse_runtime.errors import ExecutionError, ProcessesLeftWarning
+from synapse_runtime.errors import ExecutionError, ProcessesLeftWarning, WorkerCrashed
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from synapse_runtime.executors.ray.task import WarmWorker
 from synapse_runtime.loggers import NullLogger
@@ -27,6 +29,12 @@ def leave_daemons(params, context):
     script = "import os, subprocess; os.setsid(); print(subprocess.Popen(['sleep', '600'], stdout=2).pid)"
     forked_twice = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE).stdout
     return [in_new_session.pid, int(forked_twice)]
+
+
+@action
+def leave_daemons_and_crash(params, context):
+    Path(params["file"]).write_text(repr(leave_daemons(params, context)))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @action
@@ -48,6 +56,13 @@ def test_job_stops_the_daemons_of_its_action_and_warns(job: RayJobsApiExecutor) 
     (text,) = (str(one.message) for one in caught)
     assert text.startswith("leave_daemons has left processes running, which have been stopped: ")
     assert all(f"sleep (pid {pid})" in text for pid in pids)
+
+
+def test_job_stops_the_daemons_of_an_action_that_crashed(job: RayJobsApiExecutor, tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    with pytest.raises(WorkerCrashed, match="was killed by SIGKILL"):
+        job.execute(leave_daemons_and_crash, {"file": str(file)})
+    assert not any(map(is_running, json.loads(file.read_text())))
 
 
 def test_warm_worker_keeps_the_daemons_of_its_actions_until_it_ends_and_warns_once() -> None:

@@ -32,6 +32,7 @@ from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.remote_exceptions import redact_values
 from synapse_runtime.core.withheld_variables import restore_withheld
 from synapse_runtime.events import Event
+from synapse_runtime.executors.child_processes import adopt_orphans, descendants, stop
 from synapse_runtime.executors.journal import Journals, read_journal
 from synapse_runtime.executors.path_mapping import PathMap, create_worker_copy, remove_import_path
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
@@ -76,6 +77,7 @@ def main() -> None:
     stdout, stderr = os.pipe(), os.pipe()
     crash_log, journals, oom_kills = CrashLog(), Journals.create(), kernel_oom_kills()
     gc.freeze()  # keeps the child's garbage collector from touching, and so copying, the memory of imported modules
+    adopt_orphans()
     # SIGTERM is blocked until the supervisor can forward it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
@@ -94,6 +96,7 @@ def main() -> None:
     os.close(stderr[1])
     supervisor = _Supervisor(request, child, receive, stdout[0], stderr[0])
     status = supervisor.run()
+    stop(descendants())  # of an action that crashed before its process could
     if status is None:
         sys.exit(0)
     process_exit = parse_crash_log(crash_log.read(), status, out_of_memory=kernel_oom_kills() > oom_kills)

@@ -39,7 +39,7 @@ def processes():
     call = ChildProcesses()
     yield call
     child_processes._set_subreaper(False)
-    child_processes._adopt_orphans.cache_clear()
+    child_processes.adopt_orphans.cache_clear()
     stop(call.left())
 
 

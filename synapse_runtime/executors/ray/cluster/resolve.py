@@ -265,11 +265,11 @@ def _import_ray_with(token: str | None) -> None:
 
 
 def import_ray() -> None:
-    """Import Ray, if it is installed, and what it imports later, before a test may stop the clock.
+    """Import Ray, if it is installed, and what it imports later, before a test may stop the clock with freezegun.
 
-    freezegun replaces `date` and `datetime`, from which some modules of pydantic that Ray uses cannot derive classes.
+    That replaces `date` and `datetime`, from which some modules of pydantic that Ray uses cannot derive classes.
     """
-    if "pydantic.v1" in sys.modules or importlib.util.find_spec("ray") is None:
+    if "freezegun" not in sys.modules or "pydantic.v1" in sys.modules or importlib.util.find_spec("ray") is None:
         return
     with _preserve_process_state(), suppress_ray_output(), contextlib.suppress(ImportError):
         import pydantic.v1  # noqa: F401

@@ -40,7 +40,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-_R = TypeVar("_R", bound=_Record)
+_R = TypeVar("_R", bound=BaseModel)
 
 
 class FrameRecord(_Record):
@@ -296,7 +296,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def read_record(cls: type[_R], data: Any) -> _R:
-    """Validate data as a record of this class.
+    """Validate data as an instance of this model.
 
     Raises:
         InvalidRecord: It is not one.
@@ -488,7 +488,7 @@ def _decode_error(records: list[ExceptionRecord], decoder: Decoder, action: str)
 
 
 def _decode_one(record: ExceptionRecord, decoder: Decoder, later: Mapping[int, BaseException]) -> BaseException:
-    """Rebuild an exception. It can refer only to those that are already made: there are no cycles."""
+    """Rebuild an exception. It can refer only to later ones, which have been rebuilt before, so there are no cycles."""
     members = None if record.exceptions is None else [later[each] for each in record.exceptions if each in later]
     error = _new_exception(record, decoder, members)
     for name, data in record.attributes.items():
@@ -563,6 +563,6 @@ def _add_source(file: str, line: int, text: str) -> bool:
     lines = _sources.setdefault(file, {})
     lines[line] = text + "\n"
     listed = [lines.get(number, "\n") for number in range(1, max(lines) + 1)]
-    # Without a time of modification `linecache` keeps the entry although there is no file.
+    # `linecache` drops entries of missing files, unless the entry has no modification time.
     linecache.cache[file] = (sum(map(len, listed)), None, listed, file)
     return True

@@ -20,7 +20,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pydantic
 from pydantic import BaseModel
 
 from synapse_runtime.core.execution import ActionCall, ActionRun
@@ -593,9 +592,9 @@ class RayJobsApiExecutor(Executor):
                 data = job_log.decode_bytes(item.data.get("pickle"))
                 logs += decode_entries(data, partial(loads_in_plugin, import_root=self._import_root))
             elif item.kind == job_log.START:
-                where = {**vars(_Place.model_validate(item.data)), "node": self._node_of(job_id)}
+                where = {**vars(read_record(_Place, item.data)), "node": self._node_of(job_id)}
             elif item.kind == job_log.EXIT:
-                report = _ExitReport.model_validate(item.data)
+                report = read_record(_ExitReport, item.data)
                 process_exit, took = report.process_exit, report.duration
             elif item.kind == job_log.VERSION:
                 raise version_error(VersionMismatch(str(item.data.get("line")).encode()))
@@ -789,7 +788,7 @@ def _readable_log(job_id: str) -> Iterator[None]:
     """Raise `ClusterError` for a log that no supervisor of ours has written."""
     try:
         yield
-    except (job_log.MalformedFrame, InvalidRecord, pydantic.ValidationError) as error:
+    except (job_log.MalformedFrame, InvalidRecord) as error:
         problem = str(error).partition("\n")[0]
         raise ClusterError(f"the log of job {job_id!r} is malformed: {problem}") from error
 

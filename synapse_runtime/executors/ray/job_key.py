@@ -36,7 +36,7 @@ def _user_key() -> bytes:
 
 def _read(file: Path) -> bytes | None:
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(file, os.O_RDONLY)
     except FileNotFoundError:
         return None
     with open(descriptor, "rb") as opened:

@@ -241,6 +241,8 @@ _warned: set[str] = set()
 
 def warn_about_late_variables(env: Mapping[str, Any]) -> None:
     """Warn of variables that cannot take effect in a running process; of each once in a process."""
+    if _READ_AT_START.isdisjoint(env):
+        return
     late = sorted(
         name
         for name in _READ_AT_START.intersection(env) - _warned

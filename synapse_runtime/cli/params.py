@@ -75,24 +75,15 @@ class GivenParams:
         return params
 
 
-def read_params(text: str) -> dict[str, Any]:
-    """Return the object given by `--params`: as JSON, in a file (`@params.json`), or on standard input (`-`).
+def read_params(text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]]:
+    """Return the object given by `--params`, and the texts of a YAML file, as in `GivenParams`.
 
     Raises:
-        typer.BadParameter: It cannot be read; shows where the JSON is invalid.
+        typer.BadParameter: It cannot be read; shows where it is invalid.
 
     Example:
         >>> read_params('{"epochs": 5}')
-        {'epochs': 5}
-    """
-    return read_params_and_texts(text)[0]
-
-
-def read_params_and_texts(text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]]:
-    """Return the object given by `--params`, and the texts of a YAML file for `GivenParams`.
-
-    Raises:
-        typer.BadParameter: As `read_params`.
+        ({'epochs': 5}, {})
     """
     value, texts = _read(text, "--params")
     if not isinstance(value, dict):

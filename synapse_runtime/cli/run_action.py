@@ -20,7 +20,7 @@ from synapse_runtime.cli.console import (
     write_record,
 )
 from synapse_runtime.cli.modes import checked_mode, describe_modes
-from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params_and_texts
+from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
 from synapse_runtime.cli.usage_error import require_json, require_seconds, usage_error
 from synapse_runtime.errors import ClusterWarning, ConfigError, ExecutionError
@@ -66,7 +66,7 @@ def run_action(
         typer.BadParameter: An option is invalid.
         SystemExit: There is no result; has the exit status for the error.
     """
-    whole, texts = read_params_and_texts(params)
+    whole, texts = read_params(params)
     given = GivenParams(
         whole=whole,
         texts=texts,

@@ -136,7 +136,10 @@ class _Settings:
 
 
 def _umask() -> int:
-    """Return the umask. Python can only set it, which would apply to files that other threads create meanwhile."""
+    """Return the umask.
+
+    Python can only set it. If there are other threads, that might apply to the files that they create, so it is read.
+    """
     if threading.active_count() > 1:
         with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8", errors="replace") as status:
             for line in status:
@@ -195,8 +198,8 @@ class _SettingsRestored:
     def __exit__(self, *_: object) -> None:
         with shielded(), self._lock:
             self._users -= 1
-            before, self._before = self._before, None if not self._users else self._before
-            if before is not None and not self._users:
+            if not self._users and self._before is not None:
+                before, self._before = self._before, None
                 before.restore()
 
 

@@ -1,4 +1,4 @@
-"""Processes that an action leaves running in a worker: daemons would outlive the worker, and nobody would know.
+"""Processes that an action leaves running in a worker: daemons would outlive the worker unnoticed.
 
 On Linux a worker is the subreaper of its descendants: a process whose parent has exited becomes its child, even if it
 has a session of its own. So all of them are found when a call ends. Elsewhere none is found.
@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.02
 _SHOWN = 5
 _HELPERS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 # Kills the processes that it has read, each a pid and its start time, once the worker has closed the pipe by exiting.
-# In the background of a shell that has exited, so that it is no child of the worker.
+# In the background of a shell that has exited, so that it is not a child of the worker.
 _WATCHER = r"""
 trap '' HUP INT TERM
 exec 3<&0
@@ -157,10 +157,15 @@ os.register_at_fork(after_in_child=adopt_orphans.cache_clear)  # a child is none
 
 
 def _set_subreaper(value: bool) -> None:
+    prctl(_PR_SET_CHILD_SUBREAPER, int(value))
+
+
+def prctl(option: int, value: int) -> None:
+    """Change an attribute of this process, on Linux; see the manual page of `prctl`."""
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(value), 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _has_children() -> bool:

@@ -15,7 +15,7 @@ import pytest
 import typer
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, field_validator
 
-from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params, read_params_and_texts
+from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
 from tests.cli.processes import COMMAND, Synapse, synapse_in
 from tests.patience import patience
 
@@ -249,12 +249,12 @@ class TestWhole:
     )
     def test_is_read_from_a_file(self, tmp_path: Path, name: str, text: str) -> None:
         (tmp_path / name).write_text(text, encoding="utf-8")
-        assert read_params(f"@{tmp_path / name}") == {"epochs": 5, "name": "ä"}
+        assert read_params(f"@{tmp_path / name}")[0] == {"epochs": 5, "name": "ä"}
 
     def test_is_read_from_standard_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for text in ('{"epochs": 5}', '\ufeff{"epochs": 5}'):
             monkeypatch.setattr("sys.stdin", io.StringIO(text))
-            assert read_params("-") == {"epochs": 5}
+            assert read_params("-")[0] == {"epochs": 5}
 
     @pytest.mark.parametrize(
         ("name", "text", "shown"),
@@ -420,7 +420,7 @@ anything: [2024-01-15, 1.10, NO]
 
     def read(self, path: Path, text: str) -> dict[str, Any]:
         path.write_text(text, encoding="utf-8")
-        whole, texts = read_params_and_texts(f"@{path}")
+        whole, texts = read_params(f"@{path}")
         return GivenParams(whole=whole, texts=texts).for_action("train", self.Params)
 
     def test_is_typed_by_the_model(self, tmp_path: Path) -> None:
@@ -458,4 +458,4 @@ anything: [2024-01-15, 1.10, NO]
 
     def test_dates_of_a_toml_file_are_text(self, tmp_path: Path) -> None:
         (tmp_path / "p.toml").write_text("day = 2024-01-15\nat = [{time = 07:30:00}]\n")
-        assert read_params(f"@{tmp_path / 'p.toml'}") == {"day": "2024-01-15", "at": [{"time": "07:30:00"}]}
+        assert read_params(f"@{tmp_path / 'p.toml'}")[0] == {"day": "2024-01-15", "at": [{"time": "07:30:00"}]}

@@ -32,7 +32,7 @@ from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.remote_exceptions import redact_values
 from synapse_runtime.core.withheld_variables import restore_withheld
 from synapse_runtime.events import Event
-from synapse_runtime.executors.child_processes import adopt_orphans, descendants, stop
+from synapse_runtime.executors.child_processes import adopt_orphans, descendants, prctl, stop
 from synapse_runtime.executors.journal import Journals, read_journal
 from synapse_runtime.executors.path_mapping import PathMap, create_worker_copy, remove_import_path
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
@@ -118,10 +118,7 @@ def _read_request(file: Path) -> CallRequest:
 
 def _hide_process() -> None:
     """Keep other processes of this user, the action above all, from opening this process's log or memory (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    prctl(_PR_SET_DUMPABLE, 0)
 
 
 def _remove_request_package(*, shares_filesystem: bool) -> None:

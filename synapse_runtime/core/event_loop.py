@@ -26,7 +26,7 @@ def event_loop_restored() -> Iterator[None]:
     """Restore the event loop of the current thread, which `asyncio.run` in an action removes.
 
     asyncio returns the loop only together with a warning or an error, or creates one, so its own state is copied. If
-    there was none, an open loop that the action leaves stays, as nobody else could close it.
+    there was none, an open loop that the action leaves stays, so that the next action or the test can close it.
     """
     before = dict(_loop_state())
     try:

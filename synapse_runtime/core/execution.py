@@ -269,7 +269,7 @@ def _run_inside(
         run.error = ctx.params_error if error is ctx.params_error else failure(call.name, error)
         return
     finally:
-        run.duration = max(time.perf_counter() - started, 0.0)  # a test may have stopped the clock meanwhile
+        run.duration = max(time.perf_counter() - started, 0.0)  # a test may have stopped the clock
     if limit.stack is not None:
         text = f"{call.name} exceeded its timeout of {call.timeout:g} s"
         raise ExecutionTimeout(text, details=limit.stack, title="Stack of the action:")

@@ -35,7 +35,7 @@ _INSTALLED: Final = tuple(
     for path in {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 _EXTENSIONS: Final = sysconfig.get_config_var("DESTSHARED")
-# Where Python's own modules are. A directory `test` commonly has a plugin's tests, and nobody imports Python's.
+# Where Python's own modules are. Python's `test` is excepted: plugins often have their tests in a directory `test`.
 _STDLIB_PATH: Final = [*filter(None, {*map(sysconfig.get_path, ("stdlib", "platstdlib")), _EXTENSIONS})]
 _STDLIB_NAMES: Final = sys.stdlib_module_names - {"test"}
 

@@ -96,7 +96,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
+def closed_address() -> Iterator[str]:
     """The address of a proxy that is not there."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # without `listen`
@@ -136,8 +136,8 @@ def uv_run_pytest(project: Path, *arguments: str, **env: str) -> str:
     return output  # the exit status is not that of pytest, because of PYTHONINSPECT
 
 
-def test_ephemeral_cluster_starts_and_works_whatever_the_session_inherits(project, nobody):
-    proxy = f"http://{nobody}"
+def test_ephemeral_cluster_starts_and_works_whatever_the_session_inherits(project, closed_address):
+    proxy = f"http://{closed_address}"
     output = uv_run_pytest(project, "--synapse-mode=task,job", "-n2", "--synapse-num-cpus=3", http_proxy=proxy)
     assert "2 passed" in output, output
 
@@ -148,8 +148,8 @@ def test_workers_of_a_running_cluster_get_no_runtime_environment_of_uv_run_and_h
     assert "1 passed" in output, output
 
 
-def test_job_is_not_submitted_to_the_loopback_address_through_a_proxy(reached, nobody, monkeypatch):
-    monkeypatch.setenv("http_proxy", f"http://{nobody}")
+def test_job_is_not_submitted_to_the_loopback_address_through_a_proxy(reached, closed_address, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://{closed_address}")
     with RayJobsApiExecutor(plugin=PLUGIN, logger=NullLogger()) as executor:
         assert executor.execute("echo", {"value": 1}) == 1
 
@@ -166,9 +166,9 @@ class Refusing(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_error_of_a_dashboard_behind_a_proxy_names_the_proxy(nobody, monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", f"http://user:word@{nobody}")
-    named = rf"the proxy {nobody} \(HTTP_PROXY\): if that does not serve ray\.example\.com, add this name to no_proxy"
+def test_error_of_a_dashboard_behind_a_proxy_names_the_proxy(closed_address, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", f"http://user:word@{closed_address}")
+    named = rf"the proxy {closed_address} \(HTTP_PROXY\): if that does not serve ray\.example\.com, add this name to "
     with pytest.raises(ClusterError, match=rf"no cluster answers at http://ray\.example\.com:8265: .* {named}"):
         require_dashboard("http://ray.example.com:8265", {})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def require_json(*, full: bool, as_json: bool) -> None:
     """Raise `typer.BadParameter` for `--full` without `--json`."""
     if full and not as_json:
-        raise usage_error("it is for JSON: add --json", "--full")
+        raise usage_error("requires --json", "--full")
 
 
 def require_seconds(value: float | None, option: str, *, or_zero: bool = False) -> None:

@@ -109,7 +109,7 @@ class TestRecord:
     def test_is_for_json(self, synapse: Synapse) -> None:
         done = synapse.run("train", *LOCAL, "--full")
         assert (done.status, done.stdout) == (2, "")
-        assert "add --json" in done.stderr
+        assert "requires --json" in done.stderr
 
 
 class TestFailingAction:

@@ -131,14 +131,14 @@ def test_failing_callback_of_arun_stops_the_action_and_keeps_the_worker(task):
 
 
 def test_worker_whose_action_cannot_be_stopped_is_replaced(task, monkeypatch):
-    monkeypatch.setattr("synapse_runtime.executors.ray.task._STOP_SECONDS", 0.0)
+    monkeypatch.setattr("synapse_runtime.executors.ray.task._STOP_SECONDS", 0.1)
 
     def fail(event: Event) -> None:
         raise KeyError(event.name)
 
     before = task.run("echo").pid
     with pytest.raises(KeyError, match="said"):
-        task.run("talk", {"rounds": 10, "pause": 0.1}, on_event=fail)
+        task.run("stubborn", on_event=fail)
     assert task.run("echo").pid != before
 
 

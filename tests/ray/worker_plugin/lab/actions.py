@@ -1,5 +1,6 @@
 """Actions that test a worker."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -128,6 +129,17 @@ class TalkAction(BaseAction[TalkParams]):
         if self.params.ending == "kill":
             os.kill(os.getpid(), 9)
         return type(sys.stdout).__name__
+
+
+class StubbornAction(BaseAction):
+    """Logs an event, and then goes on for a minute, whatever interrupts it."""
+
+    def execute(self):
+        self.ctx.log("said", {})
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(BaseException):
+                time.sleep(until - time.monotonic())
 
 
 class HeldAction(BaseAction):

@@ -90,7 +90,18 @@ class ItemRuns:
             self._began[call.job_id] = time.perf_counter()
 
     def finished(self, run: ActionRun) -> None:
-        """Record a run, unless it is of a job whose result was requested before."""
+        """Record a run, unless it is of a job whose result was requested before.
+
+        Raises:
+            BaseException: The outcome of the test, such as that of `pytest.skip`, if the action has raised one.
+        """
+        self._finish(run)
+        outcome = None if run.error is None else run.error.__cause__
+        if is_test_outcome(outcome):
+            assert outcome is not None
+            raise outcome
+
+    def _finish(self, run: ActionRun) -> None:
         now = time.perf_counter()
         with self._lock:
             began = self._began.pop(run.job_id, None)
@@ -149,7 +160,7 @@ class ItemRuns:
         self._count += 1
         self._action_seconds += run.duration
         self._call_seconds += call_seconds
-        if run.error is not None:
+        if run.error is not None and not is_test_outcome(run.error.__cause__):
             self._error_count += 1
         if self._count <= _NAMED:
             self._job_ids.append(run.job_id)
@@ -170,6 +181,13 @@ class ItemRuns:
             self._nodes.append(node)
         if backend is not None and (shown := (*backend,)) not in self._backends:
             self._backends.append(shown)
+
+
+def is_test_outcome(error: BaseException | None) -> bool:
+    """Return whether an exception says how the test ends: it was raised by `pytest.skip`, `xfail`, `fail` or `exit`."""
+    outcomes = pytest.skip.Exception, pytest.fail.Exception, pytest.xfail.Exception, pytest.exit.Exception
+    unittest = sys.modules.get("unittest")  # if nothing has imported it, its `SkipTest` was not raised
+    return isinstance(error, outcomes if unittest is None else (*outcomes, unittest.SkipTest))
 
 
 @contextlib.contextmanager

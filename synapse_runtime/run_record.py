@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from synapse_runtime import __version__
 from synapse_runtime.core import remote_exceptions
 from synapse_runtime.core.execution import ActionRun
-from synapse_runtime.core.output_capture import Captured, CapturedWarning
+from synapse_runtime.core.log_capture import CapturedWarning
+from synapse_runtime.core.output_capture import Captured
 from synapse_runtime.core.remote_exceptions import FrameSummary, ReprText
 from synapse_runtime.errors import ExecutionError, PluginError, safe_str
 from synapse_runtime.events import Event
@@ -123,6 +124,7 @@ class LogRecord(_Record):
         function: The function.
         time: Seconds since the epoch.
         exception: The text of the traceback that it was logged with.
+        stack: The text of the stack that it was logged with.
         extra: Its other attributes, as encoded values.
         printed: Whether a handler in the worker has printed it.
     """
@@ -135,6 +137,7 @@ class LogRecord(_Record):
     function: str | None = None
     time: float = 0.0
     exception: str | None = None
+    stack: str | None = None
     extra: dict[str, Any] = {}
     printed: bool = False
 
@@ -368,10 +371,17 @@ def _encode_records(captured: Captured) -> Iterator[LogRecord]:
             line=record.lineno,
             function=_text(record.funcName),
             time=record.created,
-            exception=None if record.exc_text is None else _text(record.exc_text),
+            exception=_exception_text(record),
+            stack=None if record.stack_info is None else _text(record.stack_info),
             extra=extra,
             printed=index in captured.already_printed,
         )
+
+
+def _exception_text(record: logging.LogRecord) -> str | None:
+    if record.exc_text is None and record.exc_info and record.exc_info[1] is not None:
+        return _text(logging.Formatter().formatException(record.exc_info))
+    return None if record.exc_text is None else _text(record.exc_text)
 
 
 def _decode_record(record: LogRecord, decoder: Decoder) -> logging.LogRecord:
@@ -380,7 +390,7 @@ def _decode_record(record: LogRecord, decoder: Decoder) -> logging.LogRecord:
     )
     found.created = record.time
     found.msecs = record.time % 1 * 1000
-    found.exc_text = record.exception
+    found.exc_text, found.stack_info = record.exception, record.stack
     extra = {name: decoder.decode(value) for name, value in record.extra.items() if name not in vars(found)}
     vars(found).update(extra)
     return found

@@ -503,6 +503,8 @@ def _pickler_class() -> type[Any]:
                     self._registered.append(module)
 
         def _reduce_class(self, cls: type) -> Any:
+            if cls.__module__ == "builtins" and (function := _pytest_function_of(cls)) is not None:
+                return getattr, (function, "Exception")
             # A parametrized generic model such as `Box[int]` is pickled as the subscription: pydantic caches the class,
             # so it is the same one in each process. Not while its origin or arguments are still being pickled: then
             # there is no model to subscribe yet when unpickling.
@@ -522,6 +524,16 @@ def _pickler_class() -> type[Any]:
             return make, arguments, (attributes, {**slots, "": _EndOfClass(cls)}), *rest
 
     return ProcessPickler
+
+
+def _pytest_function_of(cls: type) -> Any:
+    """Return the function of pytest that raises this class, such as `pytest.skip`, whose class is in no module."""
+    pytest = sys.modules.get("pytest")
+    for name in ("skip", "fail"):
+        function = getattr(pytest, name, None)
+        if getattr(function, "Exception", None) is cls:
+            return function
+    return None
 
 
 def _contains_any(args: tuple[Any, ...], classes: set[type]) -> bool:

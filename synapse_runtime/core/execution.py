@@ -40,7 +40,8 @@ from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
 from synapse_runtime.plugins.plugin import import_entrypoint, with_config_line
 
 if TYPE_CHECKING:
-    from synapse_runtime.core.output_capture import Captured, CapturedWarning
+    from synapse_runtime.core.log_capture import CapturedWarning
+    from synapse_runtime.core.output_capture import Captured
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 

@@ -35,6 +35,11 @@ class LoggingConfig:
         """Return the current configuration of this process: the same object until it changes."""
         return _cache.current()
 
+    @property
+    def decoded_filters(self) -> list[Any]:
+        """The warning filters as `warnings.filters` has them: the same objects each time."""
+        return _decode_filters(self.filters)
+
     @contextlib.contextmanager
     def apply(self, show_warning: Callable[..., object]) -> Iterator[None]:
         """Apply the configuration in the block.
@@ -52,7 +57,7 @@ class LoggingConfig:
             with warnings.catch_warnings():
                 warnings.showwarning = show_warning  # type: ignore[assignment]
                 warnings.resetwarnings()
-                warnings.filters.extend(_decode_filters(self.filters))  # type: ignore[attr-defined]
+                warnings.filters.extend(self.decoded_filters)  # type: ignore[attr-defined]
                 yield
         finally:
             if logging.root.manager.disable != disabled:

@@ -1,44 +1,26 @@
-"""Output, log records and warnings of an action in a worker: captured there, and replayed in the caller's process."""
+"""What an action in a worker has printed, logged and warned of: replayed in its caller's process."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
-import io
 import logging
 import os
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO
 
-from synapse_runtime import serialization
-from synapse_runtime.core.log_config import LoggingConfig
-from synapse_runtime.errors import safe_str
+from synapse_runtime.core.log_capture import (
+    CapturedWarning,
+    LogEntry,
+    UnhandledError,
+    handlers_of,
+    writes_to_terminal,
+)
 
 # A piece of output: the number of events before it, its stream, its number of characters.
 OutputPosition = tuple[int, str, int]
-
-
-class CapturedWarning(NamedTuple):
-    """A Python warning with its file and line."""
-
-    message: Warning
-    category: type[Warning]
-    filename: str
-    line: int
-
-
-class LoggedRecord(NamedTuple):
-    """A log record, and whether a handler in the worker has printed it."""
-
-    record: logging.LogRecord
-    printed: bool
-
-
-LogEntry: TypeAlias = CapturedWarning | LoggedRecord
 
 
 @dataclass
@@ -50,6 +32,7 @@ class Captured:
         stderr: Everything written to file descriptor 2.
         records: The `logging` records of all loggers.
         warnings: Python warnings.
+        unhandled: Errors that ended a thread, or that a finalizer has raised, if the caller has a hook for them.
         already_printed: Indexes of the records that a handler in the worker has printed; they are in its output.
         output_positions: The positions of output between the events, if the run was streamed.
     """
@@ -58,27 +41,30 @@ class Captured:
     stderr: str = ""
     records: list[logging.LogRecord] = field(default_factory=list)
     warnings: list[CapturedWarning] = field(default_factory=list)
+    unhandled: list[UnhandledError] = field(default_factory=list)
     already_printed: set[int] = field(default_factory=set)
     output_positions: list[OutputPosition] = field(default_factory=list, repr=False)
 
     def add(self, entry: LogEntry) -> None:
-        """Add a log record or a warning."""
+        """Add a log record, a warning or an unhandled error."""
         if isinstance(entry, CapturedWarning):
             self.warnings.append(entry)
-            return
-        if entry.printed:
-            self.already_printed.add(len(self.records))
-        self.records.append(entry.record)
+        elif isinstance(entry, UnhandledError):
+            self.unhandled.append(entry)
+        else:
+            if entry.printed:
+                self.already_printed.add(len(self.records))
+            self.records.append(entry.record)
 
     def replay(self, *, output: bool = True) -> Exception | None:
-        """Print, log and warn in this process, as the action would have done here.
+        """Print, log, warn and report errors in this process, as the action would have done here.
 
         Args:
             output: Whether to print as well; False if the output was already streamed.
 
         Returns:
-            The first exception of a log handler, which would have been raised in the action, such as by pytest's for a
-            message that does not fit its arguments. Handlers of `logging` itself report it instead.
+            The first exception of a handler or hook, which would have been raised in the action, such as by pytest's
+            for a message that does not fit its arguments. Handlers of `logging` itself report it instead.
         """
         __tracebackhide__ = True
         if output and self.stdout:
@@ -93,9 +79,12 @@ class Captured:
                 _dispatch(record, printed=index in self.already_printed)
             except Exception as error:  # noqa: BLE001 - handlers may raise anything
                 problem = problem or error
-        for warning in self.warnings:
-            # Not `warnings.warn`: the worker has already applied the filters.
-            warnings.showwarning(warning.message, warning.category, warning.filename, warning.line)
+        replays = [entry.replay for entry in self.warnings] + [entry.replay for entry in self.unhandled]
+        for replay in replays:
+            try:
+                replay()
+            except Exception as error:  # noqa: BLE001 - as above
+                problem = problem or error
         return problem
 
 
@@ -107,37 +96,6 @@ def last_lines(text: str, count: int = 50) -> str:
         'two\nthree'
     """
     return "\n".join(text.splitlines()[-count:])
-
-
-@contextlib.contextmanager
-def capture_logging(
-    into: Captured, config: LoggingConfig | None = None, *, on_add: Callable[[LogEntry], object] | None = None
-) -> Iterator[None]:
-    """Capture log records and warnings of this process while the block runs.
-
-    Args:
-        into: Where they are added.
-        config: Levels and filters to apply; the current ones of this process by default.
-        on_add: Called with each as it is added.
-    """
-
-    def add_warning(message: Warning, category: type[Warning], filename: str, line: int, *_: object) -> None:
-        warning = CapturedWarning(_picklable_warning(message), category, filename, line)
-        into.warnings.append(warning)
-        if on_add is not None:
-            on_add(warning)
-
-    handler = _idle_recorders.pop() if _idle_recorders else _Recorder()
-    handler.into, handler.on_add = into, on_add
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        with (config or LoggingConfig.current()).apply(add_warning):
-            yield
-    finally:
-        root.removeHandler(handler)
-        handler.into = handler.on_add = None
-        _idle_recorders.append(handler)
 
 
 class OutputFiles:
@@ -243,66 +201,12 @@ class _RedirectedStream:
         self._parts.append(self._decoder.decode(data))
 
 
-class _Recorder(logging.Handler):
-    """Captures records in a form that can be pickled: text instead of arguments and tracebacks."""
-
-    into: Captured | None = None
-    on_add: Callable[[LogEntry], object] | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        into = self.into
-        if into is None:
-            return
-        handlers = _handlers_of(record)
-        printed = any(_writes_to_terminal(handler) and record.levelno >= handler.level for handler in handlers)
-        if printed:
-            into.already_printed.add(len(into.records))
-        copy = logging.makeLogRecord(dict(record.__dict__))
-        # A message that does not fit its arguments is reported where handlers format it, here and in the caller.
-        with contextlib.suppress(Exception):
-            copy.msg, copy.args = record.getMessage(), None
-        if record.exc_info:
-            copy.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
-            copy.exc_info = None
-        copy = _picklable_record(copy)
-        into.records.append(copy)
-        if self.on_add is not None:
-            self.on_add(LoggedRecord(copy, printed))
-
-
-# Recorders for reuse: creating one takes longer than everything else here.
-_idle_recorders: list[_Recorder] = []
-
-
 def _dispatch(record: logging.LogRecord, *, printed: bool) -> None:
     """Pass a worker's record to the handlers of this process, except those that would print it a second time."""
-    handlers = list(_handlers_of(record))
-    if not printed or not any(map(_writes_to_terminal, handlers)):
+    handlers = list(handlers_of(record))
+    if not printed or not any(map(writes_to_terminal, handlers)):
         logging.getLogger(record.name).handle(record)
         return
     for handler in handlers:
-        if record.levelno >= handler.level and not _writes_to_terminal(handler):
+        if record.levelno >= handler.level and not writes_to_terminal(handler):
             handler.handle(record)
-
-
-def _handlers_of(record: logging.LogRecord) -> Iterator[logging.Handler]:
-    logger: logging.Logger | None = logging.getLogger(record.name)
-    while logger is not None:
-        yield from logger.handlers
-        logger = logger.parent if logger.propagate else None
-
-
-def _writes_to_terminal(handler: logging.Handler) -> bool:
-    """Return whether this is a plain `StreamHandler` as `basicConfig` adds it, which writes to the terminal."""
-    return type(handler) is logging.StreamHandler and not isinstance(handler.stream, io.StringIO)
-
-
-def _picklable_record(record: logging.LogRecord) -> logging.LogRecord:
-    """Replace values of `extra` that cannot be pickled by their text."""
-    values: dict[str, Any] = {name: serialization.snapshot(value) for name, value in record.__dict__.items()}
-    return logging.makeLogRecord(values)
-
-
-def _picklable_warning(warning: Warning) -> Warning:
-    message = serialization.snapshot(warning)
-    return message if isinstance(message, Warning) else UserWarning(safe_str(warning))

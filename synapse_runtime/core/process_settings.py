@@ -25,7 +25,7 @@ _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 _handler_of: Callable[[int], Any] = _signal.getsignal
-_SYS_NAMES = ("excepthook", "argv", "stdin", "stdout", "stderr")
+_SYS_NAMES = ("excepthook", "unraisablehook", "argv", "stdin", "stdout", "stderr")
 _of_logger: Callable[[logging.Logger], tuple[Any, ...]] = operator.attrgetter(
     "level", "propagate", "disabled", "handlers", "filters"
 )

@@ -91,14 +91,17 @@ class EncodedException:
     group: tuple[EncodedException, ...] | None
 
 
-def encode_exception(error: BaseException, to_caller: Callable[[str], str] = str) -> EncodedException:
+def encode_exception(
+    error: BaseException, to_caller: Callable[[str], str] = str, *, with_arguments: bool = True
+) -> EncodedException:
     """Encode an exception and its chain.
 
     Args:
         error: The exception.
         to_caller: Converts a file name to the file's name in the process that decodes the exception.
+        with_arguments: Whether to include the arguments of the functions in its traceback.
     """
-    return _pack(error, {}, 0, to_caller)
+    return _pack(error, {}, 0, functools.partial(frames_of, to_caller=to_caller, with_arguments=with_arguments))
 
 
 def decode_exception(packed: EncodedException) -> BaseException:
@@ -106,8 +109,10 @@ def decode_exception(packed: EncodedException) -> BaseException:
     return _unpack(packed, {})
 
 
-def frames_of(tb: types.TracebackType | None, to_caller: Callable[[str], str] = str) -> tuple[FrameSummary, ...]:
-    """Return the frames of a traceback, outermost first; `to_caller` as for `encode_exception`."""
+def frames_of(
+    tb: types.TracebackType | None, to_caller: Callable[[str], str] = str, *, with_arguments: bool = True
+) -> tuple[FrameSummary, ...]:
+    """Return the frames of a traceback, outermost first; the other arguments are those of `encode_exception`."""
     frames = []
     entries = list(_entries(tb))
     until = time.monotonic() + _SHOW_SECONDS
@@ -126,7 +131,7 @@ def frames_of(tb: types.TracebackType | None, to_caller: Callable[[str], str] = 
                 frame.f_globals.get("__name__", "?"),
                 hidden,
                 _span(tb),
-                _arguments(frame) if near and not hidden and time.monotonic() < until else (),
+                _arguments(frame) if with_arguments and near and not hidden and time.monotonic() < until else (),
             )
         )
     return tuple(frames)
@@ -198,7 +203,10 @@ def _span(tb: types.TracebackType) -> tuple[int, int, int] | None:
 
 
 def _pack(
-    error: BaseException, seen: dict[int, EncodedException | None], depth: int, to_caller: Callable[[str], str]
+    error: BaseException,
+    seen: dict[int, EncodedException | None],
+    depth: int,
+    frames: Callable[[types.TracebackType | None], tuple[FrameSummary, ...]],
 ) -> EncodedException:
     """Encode an exception. `seen` maps ids to the encoded ones; to None for ancestors, which are not finished yet."""
     seen[id(error)] = None
@@ -210,7 +218,7 @@ def _pack(
             return None
         if id(other) in seen:
             return seen[id(other)]
-        return _pack(other, seen, depth + 1, to_caller) if depth < _MAX_CHAIN else None
+        return _pack(other, seen, depth + 1, frames) if depth < _MAX_CHAIN else None
 
     packed = EncodedException(
         type_name=cls.__qualname__,
@@ -221,13 +229,13 @@ def _pack(
         args=tuple(_pack_argument(value, group or (), linked) for value in error.args),
         state={name: _pack_part(value) for name, value in getattr(error, "__dict__", {}).items()},
         members={name: _pack_part(value) for name, value in member_values(error).items()},
-        frames=frames_of(error.__traceback__, to_caller),
+        frames=frames(error.__traceback__),
         cause=linked(error.__cause__),
         context=linked(error.__context__),
         suppress_context=error.__suppress_context__,
         message=error.message if isinstance(error, BaseExceptionGroup) else "",
         # A member that is also an ancestor is encoded again.
-        group=None if group is None else tuple(seen.get(id(m)) or _pack(m, seen, depth + 1, to_caller) for m in group),
+        group=None if group is None else tuple(seen.get(id(m)) or _pack(m, seen, depth + 1, frames) for m in group),
     )
     seen[id(error)] = packed
     return packed

@@ -104,7 +104,7 @@ class Journal:
 
 
 class Journals(NamedTuple):
-    """The journals of a worker: of events, as tuples; and of log records and warnings, as `LogEntry`."""
+    """The journals of a worker: of events, as tuples; and of what is logged, as `LogEntry`."""
 
     events: Journal
     logs: Journal

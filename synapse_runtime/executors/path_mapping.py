@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from synapse_runtime.core.execution import ActionCall
-from synapse_runtime.core.output_capture import Captured, CapturedWarning, LogEntry
 from synapse_runtime.core.tempdirs import temporary_directory
 from synapse_runtime.errors import ConfigError, ExecutionError, PluginError
 
@@ -84,19 +83,6 @@ class PathMap:
             error.args = tuple(self.to_caller(arg) if isinstance(arg, str) else arg for arg in error.args)
             if error.path is not None:
                 error.path = type(error.path)(self.to_caller(os.fspath(error.path)))
-
-    def rewrite_captured(self, captured: Captured) -> None:
-        """Replace this worker's paths in log records and warnings by the caller's."""
-        for record in captured.records:
-            record.pathname = self.to_caller(record.pathname)
-        captured.warnings[:] = [item._replace(filename=self.to_caller(item.filename)) for item in captured.warnings]
-
-    def rewrite_log_entry(self, entry: LogEntry) -> LogEntry:
-        """Return a log record or a warning with the caller's paths in place of this worker's."""
-        if isinstance(entry, CapturedWarning):
-            return entry._replace(filename=self.to_caller(entry.filename))
-        entry.record.pathname = self.to_caller(entry.record.pathname)
-        return entry
 
 
 def create_worker_copy(caller_root: str | None, package_dir: str | None) -> PathMap:

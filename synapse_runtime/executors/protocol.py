@@ -27,6 +27,7 @@ from synapse_runtime import __version__, serialization
 from synapse_runtime.core import assertions, coverage_support, remote_exceptions
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
 from synapse_runtime.core.interrupts import shielded
+from synapse_runtime.core.log_capture import UnhandledHooks
 from synapse_runtime.core.log_config import LoggingConfig
 from synapse_runtime.core.output_capture import Captured
 from synapse_runtime.core.process_state import process_state
@@ -80,6 +81,7 @@ class CallerSettings:
     Attributes:
         import_path: The caller's own entries of `sys.path`.
         logging: Levels of loggers and filters of warnings.
+        hooks: Which unhandled errors the caller has a hook for.
         rewritten_modules: The plugin's modules whose assertions pytest rewrites in the caller.
         coverage: How the caller measures coverage, if it does.
         sdk_names: Whether `synapse_sdk` is provided by `sdk_compat` in the caller.
@@ -88,6 +90,7 @@ class CallerSettings:
 
     import_path: ImportPath
     logging: LoggingConfig
+    hooks: UnhandledHooks = field(default_factory=UnhandledHooks)
     rewritten_modules: tuple[str, ...] = ()
     coverage: coverage_support.CoverageSettings | None = None
     sdk_names: bool = True
@@ -279,6 +282,7 @@ def encode_run(
         "events": encode_entries(map(event_to_tuple, run.events)) if events is None else events,
         "records": captured.records,
         "warnings": captured.warnings,
+        "unhandled": captured.unhandled,
         "already_printed": captured.already_printed,
         "output_positions": captured.output_positions,
         "error": encoded_error,
@@ -422,6 +426,7 @@ def _read_details(run: ActionRun, captured: Captured, details: dict[str, Any]) -
     run.events = [Event(*fields) for fields in decode_entries(details["events"], serialization.loads_in_caller)]
     captured.records = details["records"]
     captured.warnings = details["warnings"]
+    captured.unhandled = details["unhandled"]
     captured.already_printed = details["already_printed"]
     captured.output_positions = details["output_positions"]
     coverage_support.merge(details["coverage"])
@@ -467,6 +472,7 @@ class _SettingsCache:
         settings = (
             self._own_import_path(),
             LoggingConfig.current(),
+            UnhandledHooks.current(),
             rewritten,
             coverage_support.current_settings(),
             import_hook.is_installed(),

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from synapse_runtime import serialization
-from synapse_runtime.core.output_capture import CapturedWarning, LogEntry, LoggedRecord, OutputFiles, OutputPosition
+from synapse_runtime.core.log_capture import CapturedWarning, LogEntry, LoggedRecord, UnhandledError
+from synapse_runtime.core.output_capture import OutputFiles, OutputPosition
 from synapse_runtime.events import Event
 from synapse_runtime.executors.protocol import event_to_tuple, is_builtin_data, loads_in_plugin
 
@@ -62,7 +63,7 @@ class Forwarder:
         self._queue.append(event)
 
     def log(self, entry: LogEntry) -> None:
-        """Queue a log record or a warning, to be sent soon."""
+        """Queue a log record, a warning or an unhandled error, to be sent soon."""
         self._queue.append(entry)
 
     def close(self) -> list[OutputPosition]:
@@ -88,7 +89,7 @@ class Forwarder:
         for item in batch:
             if isinstance(item, Event):
                 self._events += 1
-            elif not isinstance(item, LoggedRecord | CapturedWarning):
+            elif not isinstance(item, LoggedRecord | CapturedWarning | UnhandledError):
                 stream, text = item
                 self._output_positions.append((self._events, stream, len(text)))
         return batch
@@ -104,7 +105,7 @@ class Forwarder:
 def _to_tuple(item: Event | LogEntry | tuple[str, str]) -> tuple[Any, ...]:
     if isinstance(item, Event):
         return event_to_tuple(item)
-    return (LOG, item) if isinstance(item, LoggedRecord | CapturedWarning) else item
+    return (LOG, item) if isinstance(item, LoggedRecord | CapturedWarning | UnhandledError) else item
 
 
 class _Ticker:

@@ -17,7 +17,8 @@ from synapse_runtime import serialization
 from synapse_runtime.core import assertions, coverage_support
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, run_call
 from synapse_runtime.core.interrupts import shielded
-from synapse_runtime.core.output_capture import Captured, LogEntry, OutputFiles, OutputPosition, capture_logging
+from synapse_runtime.core.log_capture import LogEntry, capture_logging
+from synapse_runtime.core.output_capture import Captured, OutputFiles, OutputPosition
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -100,7 +101,7 @@ def serve(
         path_map: Maps the caller's paths to this worker's, if this worker does not share the caller's file system.
         on_event: Called with each event as it happens.
         on_start: Called after imports and validation, just before the action starts.
-        on_log: Called with each log record and warning as it is issued.
+        on_log: Called with each log record, warning and unhandled error at once.
         on_end: Called when the action has ended; returns the positions of its output between its events.
         encode: Encodes the run, with the arguments of `encode_run`.
         out_of_band: If given, large buffers of the result are added to it and are not in the encoded run.
@@ -127,15 +128,16 @@ def serve(
         journals.events.add(event_to_tuple(event))
 
     def record_log(entry: LogEntry) -> None:
-        if path_map is not None:
-            entry = path_map.rewrite_log_entry(entry)
+        captured.add(entry)
         if on_log is not None:
             on_log(entry)
         journals.logs.add(entry)
 
     with (
         import_path.applied(request.import_root),
-        capture_logging(captured, settings.logging, on_add=record_log),
+        capture_logging(
+            record_log, settings.logging, settings.hooks, to_caller=str if path_map is None else path_map.to_caller
+        ),
     ):
         _coverage_collector.start(settings.coverage, shares_filesystem=path_map is None)
         processes = ChildProcesses()
@@ -155,8 +157,6 @@ def serve(
         captured.stdout, captured.stderr = output.read_all()
     run.captured = captured
     run.node = node
-    if path_map is not None:
-        path_map.rewrite_captured(captured)
     return encode(
         run,
         events=journals.events.since(0) if journals.events.count == len(run.events) else None,

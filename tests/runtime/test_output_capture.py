@@ -12,13 +12,17 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
+import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from synapse_runtime.core.log_capture import CapturedWarning, UnhandledHooks, capture_logging
 from synapse_runtime.core.log_config import LoggingConfig
-from synapse_runtime.core.output_capture import Captured, CapturedWarning, capture_logging, last_lines
+from synapse_runtime.core.output_capture import Captured, last_lines
 from tests.patience import patience
 
 PRELUDE = """\
@@ -170,7 +174,7 @@ def test_worker_captures_output_even_if_its_own_descriptors_are_closed(tmp_path)
 def test_log_records_of_all_loggers_are_captured_and_can_be_pickled():
     captured = Captured()
     root_level = logging.getLogger().level
-    with capture_logging(captured, LoggingConfig(levels=(("", logging.INFO),))):
+    with capture_logging(captured.add, LoggingConfig(levels=(("", logging.INFO),))):
         logging.getLogger("some.where").info("n=%d", 3, extra={"lock": threading.Lock(), "epoch": 2})
         logging.getLogger("some.where").debug("too low")
     logging.getLogger("some.where").warning("after the block")
@@ -185,28 +189,200 @@ def test_logger_set_to_debug_is_captured_down_to_debug():
     captured = Captured()
     logger = logging.getLogger("chatty.for.test_capture")
     logger.setLevel(logging.DEBUG)
-    with capture_logging(captured):
+    with capture_logging(captured.add):
         logger.debug("detail")
     assert [record.getMessage() for record in captured.records] == ["detail"]
 
 
-def test_traceback_of_a_record_is_pickled_as_text():
+def sent(records):
+    """The records as they are in their caller's process."""
+    return pickle.loads(pickle.dumps(records))
+
+
+def test_record_keeps_its_message_arguments_exception_and_stack(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's would format them first
     captured = Captured()
-    with capture_logging(captured):
+    log = logging.getLogger("some.where")
+
+    def fail():
         try:
             raise KeyError("epochs")
         except KeyError:
-            logging.getLogger("some.where").exception("it broke")
-    (record,) = pickle.loads(pickle.dumps(captured.records))
-    assert record.exc_info is None
-    assert record.exc_text.startswith("Traceback (most recent call last):\n")
-    assert record.exc_text.endswith("KeyError: 'epochs'")
+            log.exception("no %s in %d files", Path("weights"), 2)
+
+    with capture_logging(captured.add):
+        fail()
+        log.warning("here", stack_info=True, stacklevel=1)
+        log.warning("%(a)s", {"a": [1]})
+    failed, stacked, named = sent(captured.records)
+    assert all(type(record) is logging.LogRecord for record in (failed, stacked, named))
+    assert (failed.msg, failed.args) == ("no %s in %d files", (Path("weights"), 2))
+    kind, error, tb = failed.exc_info
+    assert kind is KeyError
+    assert error.args == ("epochs",)
+    assert tb is error.__traceback__
+    assert [frame.name for frame in traceback.extract_tb(tb)] == ["fail"]
+    assert failed.exc_text is None  # so that a handler here formats it, in its own way
+    assert stacked.stack_info.startswith("Stack (most recent call last):")
+    assert (named.msg, named.args, named.getMessage()) == ("%(a)s", {"a": [1]}, "[1]")
+
+
+def test_arguments_of_a_record_are_as_they_were_when_it_was_logged():
+    captured = Captured()
+    items = [1]
+    with capture_logging(captured.add):
+        logging.getLogger("some.where").warning("%s", items)
+        items.append(2)
+    (record,) = sent(captured.records)
+    assert (record.args, record.getMessage()) == (([1],), "[1]")
+
+
+class Grams:
+    """A number that cannot be pickled."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __index__(self):
+        return 7
+
+    def __str__(self):
+        return "seven"
+
+
+def test_argument_that_cannot_be_sent_is_replaced_by_its_text():
+    captured = Captured()
+    with capture_logging(captured.add):
+        logging.getLogger("some.where").warning("%s of %s", Grams(), 9)
+        logging.getLogger("some.where").warning("%d of %s", Grams(), 9)
+    text, number = sent(captured.records)
+    assert (text.msg, text.args[1], text.getMessage()) == ("%s of %s", 9, "seven of 9")
+    assert (number.msg, number.args, number.getMessage()) == ("7 of 9", None, "7 of 9")
+
+
+def test_argument_whose_class_the_caller_does_not_have_is_text_there():
+    captured = Captured()
+    module = types.ModuleType("only_in_the_worker")
+    sys.modules["only_in_the_worker"] = module
+    exec("class Weight:\n    def __str__(self): return 'heavy'", vars(module))
+    try:
+        with capture_logging(captured.add):
+            logging.getLogger("some.where").warning("%s", module.Weight(), extra={"weight": module.Weight()})
+        data = pickle.dumps(captured.records)
+    finally:
+        del sys.modules["only_in_the_worker"]
+    (record,) = pickle.loads(data)
+    assert record.getMessage() == "heavy"
+    assert str(record.weight) == "heavy"
+
+
+class Coded(DeprecationWarning):
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+def test_warning_whose_constructor_needs_keywords_is_sent():
+    captured = Captured()
+    with capture_logging(captured.add, LoggingConfig()):
+        warnings.warn(Coded(code=7), stacklevel=1)
+    (warning,) = sent(captured.warnings)
+    assert (type(warning.message), warning.category) == (Coded, Coded)
+    assert (warning.message.code, str(warning.message)) == (7, "code 7")
+
+
+def test_warning_whose_class_the_caller_does_not_have_keeps_its_name_and_kind():
+    captured = Captured()
+    module = types.ModuleType("only_in_the_worker")
+    sys.modules["only_in_the_worker"] = module
+    exec("class Old(DeprecationWarning): pass", vars(module))
+    try:
+        with capture_logging(captured.add, LoggingConfig()):
+            warnings.warn(module.Old("gone"), stacklevel=1)
+        data = pickle.dumps(captured.warnings)
+    finally:
+        del sys.modules["only_in_the_worker"]
+    (warning,) = pickle.loads(data)
+    assert issubclass(warning.category, DeprecationWarning)
+    assert (warning.category.__module__, warning.category.__name__) == ("only_in_the_worker", "Old")
+    assert str(warning.message) == "gone"
+
+
+@pytest.mark.parametrize(("action", "shown"), [("default", 1), ("module", 1), ("once", 1), ("always", 2)])
+def test_warning_of_two_calls_is_shown_as_often_as_its_filter_says(action, shown):
+    def call():
+        captured = Captured()
+        with capture_logging(captured.add):
+            warnings.warn(f"old {action}", DeprecationWarning, stacklevel=1)
+        return sent(captured.warnings)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter(action)
+        for warning in [*call(), *call()]:
+            warning.replay()
+    assert [str(item.message) for item in seen] == [f"old {action}"] * shown
+
+
+def test_filter_of_the_action_decides_alone():
+    captured = Captured()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("ignore")
+        with capture_logging(captured.add):
+            warnings.simplefilter("default")
+            warnings.warn("from the action", UserWarning, stacklevel=1)
+        for warning in sent(captured.warnings):
+            warning.replay()
+    assert [str(item.message) for item in seen] == ["from the action"]
+
+
+class Failing:
+    def __del__(self):
+        raise ValueError("in a finalizer")
+
+
+def fail_in_the_background():
+    thread = threading.Thread(target=lambda: 1 / 0, name="divider")
+    thread.start()
+    thread.join()
+    Failing()
+
+
+def test_unhandled_errors_are_captured_for_the_hooks_that_the_caller_has(monkeypatch):
+    captured = Captured()
+    ours = UnhandledHooks(of_threads=True, of_finalizers=True)
+    before = threading.excepthook, sys.unraisablehook
+    with capture_logging(captured.add, None, ours):
+        fail_in_the_background()
+    assert (threading.excepthook, sys.unraisablehook) == before
+    received = []
+    monkeypatch.setattr(threading, "excepthook", received.append)
+    monkeypatch.setattr(sys, "unraisablehook", received.append)
+    assert Captured(unhandled=sent(captured.unhandled)).replay() is None
+    of_thread, of_finalizer = received
+    assert (of_thread.exc_type, str(of_thread.exc_value)) == (ZeroDivisionError, "division by zero")
+    assert of_thread.thread.name == "divider"
+    assert traceback.extract_tb(of_thread.exc_traceback)[-1].filename == __file__
+    assert (of_finalizer.exc_type, str(of_finalizer.exc_value)) == (ValueError, "in a finalizer")
+    assert "Failing.__del__" in repr(of_finalizer.object)
+
+
+def test_unhandled_errors_are_printed_as_python_does_if_the_caller_has_no_hooks(monkeypatch, capsys):
+    captured = Captured()
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    assert UnhandledHooks.current() == UnhandledHooks(of_threads=False, of_finalizers=False)
+    with capture_logging(captured.add):
+        fail_in_the_background()
+    assert captured.unhandled == []
+    printed = capsys.readouterr().err
+    assert "Exception in thread divider" in printed
+    assert "in a finalizer" in printed
 
 
 def test_handlers_and_level_are_restored_after_a_failure():
     root = logging.getLogger()
     before = list(root.handlers), root.level
-    with pytest.raises(KeyError), capture_logging(Captured()):
+    with pytest.raises(KeyError), capture_logging(Captured().add):
         raise KeyError
     assert (list(root.handlers), root.level) == before
 
@@ -216,7 +392,7 @@ def test_warnings_are_captured_with_file_and_line_and_can_be_pickled():
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         config = LoggingConfig.current()
-    with capture_logging(captured, config):
+    with capture_logging(captured.add, config):
         for _ in range(2):
             warnings.warn("old", DeprecationWarning, stacklevel=1)
     first, second = pickle.loads(pickle.dumps(captured.warnings))
@@ -234,14 +410,15 @@ class Awkward(UserWarning):
         self.lock = lock
 
 
-def test_warning_is_kept_as_an_object_or_replaced_by_its_text():
+def test_warning_is_kept_as_an_object_with_what_can_be_sent():
     captured = Captured()
-    with capture_logging(captured, LoggingConfig()):
+    with capture_logging(captured.add, LoggingConfig()):
         warnings.warn(Plain("kept"), stacklevel=1)
         warnings.warn(Awkward(7, lock=threading.Lock()), stacklevel=1)
-    kept, replaced = captured.warnings
+    kept, replaced = sent(captured.warnings)
     assert (type(kept.message), kept.message.extra) == (Plain, "extra of kept")
-    assert (type(replaced.message), str(replaced.message), replaced.category) == (UserWarning, "code 7", Awkward)
+    assert (type(replaced.message), str(replaced.message), replaced.category) == (Awkward, "code 7", Awkward)
+    assert replaced.message.lock.startswith("<unlocked _thread.lock")
 
 
 class Plain(UserWarning):
@@ -263,7 +440,7 @@ def test_warning_filters_and_logger_levels_are_the_callers():
         finally:
             logging.getLogger("loud.for.test_capture").setLevel(logging.NOTSET)
     filters, captured = list(warnings.filters), Captured()
-    with capture_logging(captured, config):
+    with capture_logging(captured.add, config):
         warnings.warn("not this one", UserWarning, stacklevel=1)
         warnings.warn("but this", UserWarning, stacklevel=1)
         with pytest.raises(RuntimeWarning, match="an error here"):
@@ -283,7 +460,7 @@ def test_logging_disabled_in_the_caller_is_disabled_in_the_worker():
     finally:
         logging.disable(logging.NOTSET)
     captured = Captured()
-    with capture_logging(captured, config):
+    with capture_logging(captured.add, config):
         logging.getLogger("some.where").warning("silenced")
         logging.getLogger("some.where").error("captured")
     assert [record.getMessage() for record in captured.records] == ["captured"]
@@ -301,7 +478,7 @@ def test_filter_for_a_category_that_cannot_be_imported_is_harmless(tmp_path):
         [sys.executable, "-c", program], capture_output=True, cwd=tmp_path, check=True, timeout=patience(30)
     )
     captured = Captured()
-    with capture_logging(captured, pickle.loads(done.stdout)):
+    with capture_logging(captured.add, pickle.loads(done.stdout)):
         warnings.warn("captured", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in captured.warnings] == ["captured"]
 
@@ -310,7 +487,7 @@ def test_filter_applies_to_a_category_that_is_imported_later(tmp_path, monkeypat
     (tmp_path / "imported_later.py").write_text("class Odd(Warning): pass\nclass Odder(Odd): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = LoggingConfig(filters=(("error", "", "imported_later", "Odd", "", 0),))
-    with capture_logging(Captured(), config):
+    with capture_logging(Captured().add, config):
         module = importlib.import_module("imported_later")
         for category in (module.Odd, module.Odder):
             with pytest.raises(category, match="an error here"):
@@ -370,7 +547,7 @@ def test_record_printed_by_a_handler_in_the_worker_is_not_printed_again():
     logger.addHandler(other)
     captured = Captured()
     try:
-        with capture_logging(captured, LoggingConfig()):
+        with capture_logging(captured.add, LoggingConfig()):
             logger.warning("once")
         assert captured.already_printed == {0}
         seen.clear()
@@ -384,7 +561,7 @@ def test_record_printed_by_a_handler_in_the_worker_is_not_printed_again():
 def test_record_not_printed_in_the_worker_is_printed_in_the_caller():
     logger = logging.getLogger("printing.captured.for.test_capture")
     captured = Captured()
-    with capture_logging(captured, LoggingConfig()):
+    with capture_logging(captured.add, LoggingConfig()):
         logger.warning("once")
     stream = io.TextIOWrapper(io.BytesIO(), write_through=True)
     printer = logging.StreamHandler(stream)

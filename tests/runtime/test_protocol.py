@@ -13,7 +13,9 @@ from synapse_runtime import __version__
 from synapse_runtime.core.assertions import FailureRecorder
 from synapse_runtime.core.coverage_support import CoverageCollector
 from synapse_runtime.core.execution import ActionCall, ActionRun
-from synapse_runtime.core.output_capture import Captured, CapturedWarning
+from synapse_runtime.core.log_capture import CapturedWarning, UnhandledError
+from synapse_runtime.core.output_capture import Captured
+from synapse_runtime.core.remote_exceptions import encode_exception
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import ClusterError, ExecutionError
 from synapse_runtime.events import Event
@@ -56,7 +58,8 @@ def test_run_arrives_with_every_field():
         stdout="out",
         stderr="err",
         records=[record],
-        warnings=[CapturedWarning(UserWarning("careful"), UserWarning, "file.py", 3)],
+        warnings=[CapturedWarning(UserWarning("careful"), UserWarning, "file.py", 3, "careful_module")],
+        unhandled=[UnhandledError(encode_exception(ValueError("unseen")), "Thread-1", "in it", in_thread=True)],
         already_printed={0},
         output_positions=[(1, "stdout", 3)],
     )
@@ -71,7 +74,9 @@ def test_run_arrives_with_every_field():
         if field.name not in ("records", "warnings"):
             assert getattr(copy.captured, field.name) == getattr(captured, field.name), field.name
     assert [item.getMessage() for item in copy.records] == ["logged"]
-    assert [(str(item.message), *item[1:]) for item in copy.warnings] == [("careful", UserWarning, "file.py", 3)]
+    assert [(str(item.message), *item[1:]) for item in copy.warnings] == [
+        ("careful", UserWarning, "file.py", 3, "careful_module")
+    ]
 
 
 def test_run_without_captured_output_has_none():

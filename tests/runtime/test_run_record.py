@@ -18,7 +18,8 @@ import pytest
 from _pytest._code import ExceptionInfo
 
 from synapse_runtime.core.execution import ActionRun
-from synapse_runtime.core.output_capture import Captured, capture_logging
+from synapse_runtime.core.log_capture import capture_logging
+from synapse_runtime.core.output_capture import Captured
 from synapse_runtime.errors import (
     ExecutionError,
     ExecutionTimeout,
@@ -99,7 +100,7 @@ def test_successful_run_comes_back():
 @pytest.mark.filterwarnings("always")
 def test_log_records_and_warnings_come_back():
     captured = Captured()
-    with capture_logging(captured):
+    with capture_logging(captured.add):
         logging.getLogger("lib").warning("%d%% done", 50, extra={"epoch": (1, 2)})
         try:
             raise LookupError("no weights")
@@ -367,7 +368,7 @@ def test_hostile_records_are_refused_or_read_without_running_code(seed, monkeypa
     for module, name in ((os, "system"), (subprocess, "Popen"), (os, "fork")):
         monkeypatch.setattr(module, name, refuse)
     captured = Captured()
-    with capture_logging(captured):
+    with capture_logging(captured.add):
         logging.getLogger("lib").warning("half", extra={"epoch": (1, 2)})
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     run = ActionRun("train", error=ExecutionError("train failed", "details"), captured=captured)

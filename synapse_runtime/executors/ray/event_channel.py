@@ -18,7 +18,7 @@ from synapse_runtime.executors.streaming import LOG
 
 if TYPE_CHECKING:
     from synapse_runtime.core.execution import ActionRun
-    from synapse_runtime.core.output_capture import LogEntry
+    from synapse_runtime.core.log_capture import LogEntry
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 # How long a caller whose worker has crashed waits for batches that it sent before.

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from synapse_runtime.core.execution import ActionCall, ActionRun
-from synapse_runtime.core.output_capture import Captured, LogEntry, last_lines
+from synapse_runtime.core.log_capture import LogEntry
+from synapse_runtime.core.output_capture import Captured, last_lines
 from synapse_runtime.core.threads import InterruptibleLock, reraise_dropped_interrupts
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synapse_runtime.core.execution import ActionCall, ActionRun
 from synapse_runtime.core.interrupts import shielded
-from synapse_runtime.core.output_capture import Captured, LogEntry, OutputFiles, last_lines
+from synapse_runtime.core.log_capture import LogEntry
+from synapse_runtime.core.output_capture import Captured, OutputFiles, last_lines
 from synapse_runtime.core.threads import InterruptibleLock
 from synapse_runtime.core.withheld_variables import restore_withheld
 from synapse_runtime.environment import PluginEnvironment

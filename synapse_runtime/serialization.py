@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, get_args
 
+from synapse_runtime import class_copies
 from synapse_runtime.errors import ResultNotSerializable, is_from_code, safe_str
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
@@ -45,7 +46,7 @@ OUT_OF_BAND_BYTES: Final = 100_000
 Buffers = list[pickle.PickleBuffer]
 # The maximum size of a pickle that is searched for by-value classes before it is loaded.
 _SHORT = 65_536
-_BY_VALUE_MARKER: Final = b"cloudpickle"
+_BY_VALUE_MARKER: Final = class_copies.__name__.encode()
 
 # Limits of the search for the part at fault: depth, parts in total, parts at fault in one container, seconds.
 _MAX_DEPTH = 100
@@ -224,7 +225,9 @@ def _require_picklable_code(code: list[Any]) -> None:
     """Raise pickling's exception if one of these functions and not yet known classes cannot be pickled."""
     unknown = [item for item in code if not (isinstance(item, type) and item in _known_picklable)]
     if unknown:
-        dumps(unknown)
+        data = dumps(unknown)
+        if _BY_VALUE_MARKER in data:
+            _guarded(_CheckUnpickler(io.BytesIO(data)).load)
         _known_picklable.update(item for item in unknown if isinstance(item, type))
 
 
@@ -487,7 +490,10 @@ def _pickler_class() -> type[Any]:
             if type(value) is _EndOfClass:
                 self._unfinished.discard(value.cls)
                 return types.NoneType, ()
-            return super().reducer_override(value)
+            reduced = super().reducer_override(value)
+            if isinstance(value, types.FunctionType) and isinstance(reduced, tuple):
+                return *reduced[:-1], class_copies.set_function_state
+            return reduced
 
         def _register(self, value: Any) -> None:
             """Register the value's module in cloudpickle, if it or a parent package is pickled by value."""
@@ -515,13 +521,13 @@ def _pickler_class() -> type[Any]:
             reduced = super().reducer_override(cls)
             if not (isinstance(reduced, tuple) and len(reduced) == 6):
                 return reduced  # by reference
-            make, arguments, (attributes, slots), *rest = reduced
+            attributes, slots = reduced[2]
             if "__pydantic_parent_namespace__" in attributes:
                 # The local variables of the enclosing function, which pydantic keeps to resolve forward references.
                 attributes["__pydantic_parent_namespace__"] = None
-            attributes["__qualname__"] = cls.__qualname__  # cloudpickle keeps only its last part
             self._unfinished.add(cls)
-            return make, arguments, (attributes, {**slots, "": _EndOfClass(cls)}), *rest
+            slots[""] = _EndOfClass(cls)
+            return class_copies.reduce_class(cls, reduced)
 
     return ProcessPickler
 
@@ -544,9 +550,9 @@ def _contains_any(args: tuple[Any, ...], classes: set[type]) -> bool:
 class _CallerUnpickler(pickle.Unpickler):
     """Does not modify classes that already exist in this process.
 
-    cloudpickle finds the class that a by-value copy was made from, but then sets the copy's attributes on it: every
+    The class that a by-value copy was made from is found, but then the copy's attributes would be set on it: every
     method would be replaced by a copy with its own globals. There is no public API to avoid that; a test checks the
-    private names.
+    private name.
     """
 
     def __init__(self, stream: io.BytesIO, buffers: Iterable[Any]) -> None:
@@ -555,25 +561,31 @@ class _CallerUnpickler(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         found = super().find_class(module_name, global_name)
-        if not module_name.startswith("cloudpickle."):
-            return found
-        if global_name in ("_make_skeleton_class", "_make_skeleton_enum"):
+        if found in (class_copies.make_class, class_copies.make_enum):
             return functools.partial(self._make, found)
-        if global_name == "_class_setstate":
+        if found is class_copies.set_enum_state or global_name == "_class_setstate":
             return functools.partial(self._set_state, found)
         return found
 
     def _make(self, make: Any, *arguments: Any) -> Any:
-        from cloudpickle import cloudpickle
-
-        known = set(map(id, cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.values()))
-        cls = make(*arguments)
-        if id(cls) in known:
-            self._known.add(id(cls))
-        return cls
+        known = class_copies.find_class(arguments[-1])
+        if known is not None:
+            self._known.add(id(known))
+            return known
+        return make(*arguments)
 
     def _set_state(self, set_state: Any, cls: Any, state: Any) -> Any:
         return cls if id(cls) in self._known else set_state(cls, state)
+
+
+class _CheckUnpickler(pickle.Unpickler):
+    """Creates classes that were pickled by value anew, as another process would."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        found = super().find_class(module_name, global_name)
+        if found in (class_copies.make_class, class_copies.make_enum):
+            return lambda *arguments: found(*arguments[:-1], None)
+        return found
 
 
 def _survives(value: Any) -> bool:

@@ -7,6 +7,7 @@ and text in place of a value that cannot be pickled.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import sys
@@ -361,7 +362,7 @@ def _matches(pattern: Any, text: str) -> bool:
 
 def _module_of(filename: str, line: int) -> str:
     """Return the name of the module that a warning is about, as `warnings.warn` finds it."""
-    frame: types.FrameType | None = sys._getframe(1)
+    frame = inspect.currentframe()
     for _ in range(_MAX_FRAMES):
         if frame is None:
             break

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from synapse_runtime import serialization
+from synapse_runtime.class_copies import stand_in_modules
 from synapse_runtime.core import assertions, coverage_support
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, run_call
 from synapse_runtime.core.interrupts import shielded
@@ -135,6 +136,7 @@ def serve(
 
     with (
         import_path.applied(request.import_root),
+        stand_in_modules(),
         capture_logging(
             record_log, settings.logging, settings.hooks, to_caller=str if path_map is None else path_map.to_caller
         ),

@@ -6,11 +6,12 @@ import base64
 import hashlib
 import importlib
 import json
+import pickle
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,25 @@ class TimesHere(BaseAction[Number]):
 @action
 def times_here(params, context):
     return FACTOR * params["number"]
+
+
+def cube(number):
+    return number**3
+
+
+class Crate:
+    def __init__(self, size):
+        self.size = size
+
+
+@action
+def pickle_what_is_here(params, context):
+    """Does by name what libraries do: a process pool sends `cube`, `pickle` writes an instance of `Crate`."""
+    with ProcessPoolExecutor(1) as pool:
+        cubes = list(pool.map(cube, [2, 3]))
+        crate = pool.submit(Crate, 4).result()
+    copy = pickle.loads(pickle.dumps(Crate(5)))
+    return cubes, type(crate) is Crate, copy.size, type(copy) is Crate, pickle.loads(pickle.dumps(cube)) is cube
 
 
 class Base(BaseAction[Number]):
@@ -139,6 +159,12 @@ def _digest(text: str) -> str:
 def _uv(action: str, *arguments: str) -> None:
     command = [sys.executable, "-m", "uv", "pip", action, "--quiet", "--python", sys.executable, *arguments]
     subprocess.run(command, check=True, timeout=patience(60), stdin=subprocess.DEVNULL)
+
+
+@everywhere
+def test_13_what_is_defined_in_a_test_can_be_pickled_by_its_action(synapse_executor):
+    for _ in range(2):  # a warm worker has it already
+        assert synapse_executor.execute(pickle_what_is_here) == ([8, 27], True, 5, True, True)
 
 
 @not_as_jobs

@@ -231,21 +231,41 @@ class PluginEnvironment(Mapping[str, Any]):
 # Python, the dynamic linker and numerical libraries read these once.
 _READ_AT_START = frozenset(
     (
-        *("PYTHONHASHSEED", "PYTHONPATH", "PYTHONOPTIMIZE", "PYTHONUTF8", "PYTHONMALLOC", "PYTHONDEVMODE"),
+        *("PYTHONHASHSEED", "PYTHONOPTIMIZE", "PYTHONUTF8", "PYTHONMALLOC", "PYTHONDEVMODE"),
         *("LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "MALLOC_ARENA_MAX"),
         *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
     )
 )
+# Workers import what their caller does, so this one takes effect only in processes that an action starts.
+_IMPORT_PATH = frozenset(("PYTHONPATH",))
 _warned: set[str] = set()
 
 
-def warn_about_late_variables(env: Mapping[str, Any]) -> None:
-    """Warn of variables that cannot take effect in a running process; of each once in a process."""
+def variables_at_start(env: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that take effect only in a process which is started with them.
+
+    Args:
+        env: All variables of an action.
+    """
     if _READ_AT_START.isdisjoint(env):
+        return {}
+    names = sorted(_READ_AT_START.intersection(env))
+    return {name: _as_text(name, env[name]) for name in names if env[name] is not None}
+
+
+def warn_about_late_variables(env: Mapping[str, Any], *, starts_process: bool) -> None:
+    """Warn of variables that cannot take effect in a running process; of each once in a process.
+
+    Args:
+        env: All variables of an action.
+        starts_process: Whether the action runs in a process that is started with `variables_at_start`.
+    """
+    names = _IMPORT_PATH if starts_process else _IMPORT_PATH | _READ_AT_START
+    if names.isdisjoint(env):
         return
     late = sorted(
         name
-        for name in _READ_AT_START.intersection(env) - _warned
+        for name in names.intersection(env) - _warned
         if env[name] is not None and os.environ.get(name) != _as_text(name, env[name])
     )
     if late:

@@ -69,10 +69,13 @@ class Executor(ABC):
         ValueError: The timeout is not positive.
 
     Attributes:
+        mode: The mode that it runs actions in.
+        starts_process: Whether an action runs in a process that is started with the variables that need it.
         observer: Called before each call and after each run; see `Observer`.
     """
 
     mode: ClassVar[str]
+    starts_process: ClassVar[bool] = False
     observer: Observer | None = None
 
     def __init__(
@@ -210,7 +213,7 @@ class Executor(ABC):
         manifest = None if plugin is None else plugin.manifest
         target, name = self._resolve(action, manifest)
         env = self._env if manifest is None else PluginEnvironment.merge(manifest.env, self._env)
-        warn_about_late_variables(env)
+        warn_about_late_variables(env, starts_process=self.starts_process)
         return ActionCall(
             action=target,
             name=name,

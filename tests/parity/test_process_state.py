@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -147,6 +148,24 @@ def test_27_variables_that_are_read_once_take_effect(synapse_executor):
     before = uses_variables({}, None)
     assert synapse_executor.execute(uses_variables) == (9, "/var/tmp")
     assert uses_variables({}, None) == before
+
+
+@action
+def hash_and_flags(params, context):
+    return hash("synapse"), sys.flags.optimize
+
+
+@pytest.mark.synapse(mode=("task", "job"), env={"PYTHONHASHSEED": 7, "PYTHONOPTIMIZE": 1})
+def test_27_variables_that_only_a_new_process_reads_take_effect_in_workers(synapse_executor):
+    program = "import sys; print((hash('synapse'), sys.flags.optimize))"
+    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONOPTIMIZE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert str(synapse_executor.execute(hash_and_flags)) == done.stdout.strip()
+
+
+@pytest.mark.synapse(mode="task")
+def test_27_worker_that_was_started_with_variables_is_not_used_without_them(synapse_executor):
+    assert synapse_executor.execute(hash_and_flags)[1] == 0
 
 
 @not_as_jobs

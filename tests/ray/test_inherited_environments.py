@@ -81,6 +81,8 @@ OF_PYTHON = {
     "PYTHONINSPECT": "1",
     "PYTHONSTARTUP": "/nowhere.py",
     "PYTHONSAFEPATH": "1",
+    "PYTHONOPTIMIZE": "1",
+    "PYTHONPROFILEIMPORTTIME": "1",
     "PYTHONUTF8": "0",
     "LC_ALL": "C",
 }

@@ -26,7 +26,7 @@ from synapse_runtime.core.execution import ActionCall, ActionRun
 from synapse_runtime.core.log_capture import LogEntry
 from synapse_runtime.core.output_capture import Captured, last_lines
 from synapse_runtime.core.threads import InterruptibleLock, reraise_dropped_interrupts
-from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.environment import PluginEnvironment, variables_at_start
 from synapse_runtime.errors import (
     ClusterError,
     ExecutionError,
@@ -94,6 +94,7 @@ __tracebackhide__ = True  # in every function here: a test's report should show 
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 # Metadata key that identifies a job that runs an action.
 _ACTION_KEY = "synapse_action"
+_SUPERVISOR = "synapse_runtime.executors.ray.job_supervisor"
 _POLL_SECONDS = 0.1
 # For so long after a job has started, its whole log is polled, which is faster; after that, the log is followed.
 _POLL_FOR_SECONDS = 3.0
@@ -163,6 +164,7 @@ class RayJobsApiExecutor(Executor):
     """
 
     mode = "job"
+    starts_process = True
 
     def __init__(
         self,
@@ -428,10 +430,12 @@ class RayJobsApiExecutor(Executor):
             if not self._shares_filesystem:
                 python, environment = "python", self._runtime_env.build(partial(upload_over_http, client))
                 environment["py_modules"] = [uri, *(environment.get("py_modules") or ())]
+            variables = [f"{name}={value}" for name, value in variables_at_start(call.env).items()]
+            command = [*(("env", *variables) if variables else ()), python, "-m", _SUPERVISOR, file]
             submission: dict[str, Any] = {
                 # `exec` replaces the shell that Ray starts: if a job is stopped as it starts, Ray kills only the shell,
                 # and the process that it has just started would keep running.
-                "entrypoint": f"exec {shlex.quote(python)} -m synapse_runtime.executors.ray.job_supervisor {file}",
+                "entrypoint": f"exec {shlex.join(command)}",
                 "submission_id": call.job_id,
                 "runtime_env": environment,
                 "metadata": {_ACTION_KEY: call.name},

@@ -25,7 +25,7 @@ from synapse_runtime.core.log_capture import LogEntry
 from synapse_runtime.core.output_capture import Captured, OutputFiles, last_lines
 from synapse_runtime.core.threads import InterruptibleLock
 from synapse_runtime.core.withheld_variables import restore_withheld
-from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.environment import PluginEnvironment, variables_at_start
 from synapse_runtime.errors import (
     ClusterError,
     ExecutionError,
@@ -282,6 +282,7 @@ class WarmWorker:
         self._info: WorkerInfo | None = None
         self._post_mortem: PostMortem | None = None
         self._runtime_env_key: tuple[str | None, bool] | None = None  # of the actor's runtime environment
+        self._variables: dict[str, str] = {}  # that the actor's process was started with
         self._shares_filesystem = True
         self._channel: EventChannel | None = None
         self._watched = itertools.count()
@@ -532,13 +533,15 @@ class WarmWorker:
 
     def _warm_actor(self, call: ActionCall, runtime_env: RuntimeEnvBuilder) -> Any:
         if self._actor is not None and connected_address() == self._cluster and not has_ended(self._cluster):
-            if self._shares_filesystem or self._runtime_env_key == runtime_env.key:
+            is_same_env = self._shares_filesystem or self._runtime_env_key == runtime_env.key
+            if is_same_env and self._variables == variables_at_start(call.env):
                 return self._actor
             self.close()
         cluster = self.cluster = find_cluster(self._address, jobs=self._jobs)
         self._cluster = connect(cluster)
         self._shares_filesystem = cluster.is_managed or shares_disk(cluster, _node_addresses())
         self._runtime_env_key = runtime_env.key
+        self._variables = variables_at_start(call.env)
         self._actor = self._new_actor(call, runtime_env)
         return self._actor
 
@@ -554,10 +557,14 @@ class WarmWorker:
         options: dict[str, Any] = {"num_cpus": 0} | self._resources if self._resources else {}
         within = self._resource_timeout
         with suppress_ray_output():
+            environment: dict[str, Any] = {}
             if not self._shares_filesystem:
                 environment = runtime_env.build(upload_with_ray)
-                options["runtime_env"] = environment
                 within += setup_seconds(environment)
+            if self._variables:
+                environment["env_vars"] = {**(environment.get("env_vars") or {}), **self._variables}
+            if environment:
+                options["runtime_env"] = environment
             actor_type = ray.remote(actor_class()).options(max_restarts=0, **options)
             through_client = connected_through_client()
             actor = actor_type.remote(VERSION_LINE, call.import_root, self._shares_filesystem, through_client)
@@ -675,6 +682,7 @@ class RayActorExecutor(Executor):
     """
 
     mode = "task"
+    starts_process = True
 
     def __init__(
         self,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from synapse_runtime.cli.usage_error import usage_error
-from synapse_runtime.errors import nearest
+from synapse_runtime.errors import ValidationError, nearest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -21,19 +21,34 @@ INFER_PATH = "/"
 
 
 @dataclass(frozen=True)
+class ParamsFile:
+    """A YAML file with params.
+
+    Attributes:
+        path: The file.
+        texts: Its numbers, booleans and nulls as they are written, by their paths.
+        line: Returns the line of a path's deepest key that exists.
+    """
+
+    path: Path
+    texts: Mapping[tuple[str | int, ...], str]
+    line: Callable[[Sequence[str | int]], int | None]
+
+
+@dataclass(frozen=True)
 class GivenParams:
     """The options of a command line that set an action's params.
 
     Attributes:
         whole: The value of `--params`.
-        texts: Its numbers, booleans and nulls as they are written in a YAML file, by their paths.
+        file: The YAML file that this value is from, if it is.
         pairs: Each `--param`, as key and text.
         input: The value of `--input`, in a list of one; empty if it was not given.
         infer_path: The value of `--infer-path`; None if it was not given.
     """
 
     whole: dict[str, Any] = field(default_factory=dict)
-    texts: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
+    file: ParamsFile | None = None
     pairs: Sequence[tuple[str, str]] = ()
     input: Sequence[Any] = ()
     infer_path: str | None = None
@@ -41,7 +56,7 @@ class GivenParams:
     @property
     def needs_model(self) -> bool:
         """Whether the action's params model is needed to read them."""
-        return bool(self.texts or self.pairs or self.input or self.infer_path is not None)
+        return bool((self.file and self.file.texts) or self.pairs or self.input or self.infer_path is not None)
 
     def for_action(self, name: str, model: type[BaseModel] | None) -> dict[str, Any]:
         """Return the action's params; `--param` overrides `--params`.
@@ -59,7 +74,7 @@ class GivenParams:
         from pydantic import RootModel
 
         kind: Any = Any if model is None or issubclass(model, RootModel) else model
-        params: dict[str, Any] = _typed(self.whole, kind, self.texts, ())
+        params: dict[str, Any] = _typed(self.whole, kind, {} if self.file is None else self.file.texts, ())
         if self.input:
             _put(params, _Target.of("input", kind, name, "--input"), self.input[0])
         infer_path = self.infer_path
@@ -74,24 +89,37 @@ class GivenParams:
             _put(params, target, _value(text, target.kind))
         return params
 
+    def lines(self, error: BaseException | None) -> list[str]:
+        """Return where the file has the params that an error of validation is about, as `param: file:line`."""
+        if self.file is None or not isinstance(error, ValidationError):
+            return []
+        changed = {key.split(".")[0] for key, _ in self.pairs}
+        found = []
+        for problem in error.errors():
+            keys = [key for key in problem["loc"] if isinstance(key, str | int)]
+            line = self.file.line(keys)
+            if line is not None and keys and keys[0] not in changed:
+                found.append(f"{'.'.join(map(str, keys))}: {self.file.path}:{line}")
+        return found
 
-def read_params(text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]]:
-    """Return the object given by `--params`, and the texts of a YAML file, as in `GivenParams`.
+
+def read_params(text: str) -> tuple[dict[str, Any], ParamsFile | None]:
+    """Return the object given by `--params`, and the YAML file that it is from, if it is.
 
     Raises:
         typer.BadParameter: It cannot be read; shows where it is invalid.
 
     Example:
         >>> read_params('{"epochs": 5}')
-        ({'epochs': 5}, {})
+        ({'epochs': 5}, None)
     """
-    value, texts = _read(text, "--params")
+    value, file = _read(text, "--params")
     if not isinstance(value, dict):
         raise usage_error(
             f"expected a JSON object such as '{{\"epochs\": 5}}', got {type(value).__name__}",
             "--params",
         )
-    return value, texts
+    return value, file
 
 
 def read_json(text: str, option: str) -> Any:
@@ -103,11 +131,11 @@ def read_json(text: str, option: str) -> Any:
     return _read(text, option)[0]
 
 
-def _read(text: str, option: str) -> tuple[Any, dict[tuple[str | int, ...], str]]:
+def _read(text: str, option: str) -> tuple[Any, ParamsFile | None]:
     if text == "-":
-        return _parsed(sys.stdin.read().removeprefix("\ufeff"), option, "standard input: "), {}
+        return _parsed(sys.stdin.read().removeprefix("\ufeff"), option, "standard input: "), None
     if not text.startswith("@"):
-        return _parsed(text, option, ""), {}
+        return _parsed(text, option, ""), None
     path = Path(text[1:])
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -118,8 +146,8 @@ def _read(text: str, option: str) -> tuple[Any, dict[tuple[str | int, ...], str]
     if path.suffix in (".yaml", ".yml"):
         return _parsed_yaml(content, option, path)
     if path.suffix == ".toml":
-        return _parsed_toml(content, option, path), {}
-    return _parsed(content, option, f"{path}: "), {}
+        return _parsed_toml(content, option, path), None
+    return _parsed(content, option, f"{path}: "), None
 
 
 def read_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
@@ -349,7 +377,7 @@ def _parsed(text: str, option: str, where: str) -> Any:
         raise usage_error(f"{where}JSON exceeds a limit: {error}", option) from None
 
 
-def _parsed_yaml(text: str, option: str, path: Path) -> tuple[Any, dict[tuple[str | int, ...], str]]:
+def _parsed_yaml(text: str, option: str, path: Path) -> tuple[Any, ParamsFile]:
     from synapse_runtime.errors import ConfigError
     from synapse_runtime.plugins import yaml_reader
 
@@ -357,7 +385,7 @@ def _parsed_yaml(text: str, option: str, path: Path) -> tuple[Any, dict[tuple[st
         document = yaml_reader.parse(text, path)
     except ConfigError as error:
         raise usage_error(str(error), option) from None
-    return document.data, document.texts()
+    return document.data, ParamsFile(path, document.texts(), document.line)
 
 
 def _parsed_toml(text: str, option: str, path: Path) -> Any:

@@ -66,10 +66,10 @@ def run_action(
         typer.BadParameter: An option is invalid.
         SystemExit: There is no result; has the exit status for the error.
     """
-    whole, texts = read_params(params)
+    whole, file = read_params(params)
     given = GivenParams(
         whole=whole,
-        texts=texts,
+        file=file,
         pairs=read_pairs(param or []),
         input=[] if input_ is None else [read_json(input_, "--input")],
         infer_path=infer_path,
@@ -153,6 +153,8 @@ def _run(
             from synapse_runtime.redaction import masked_names
 
             write_record(outcome, results, hidden_values(executor.call(action, values), masked_names()))
+        for place in given.lines(outcome.error):
+            print_note(place)
         show_run(outcome, None if full else results, as_json=as_json, debug=debug)
 
 

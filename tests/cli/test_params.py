@@ -16,6 +16,7 @@ import typer
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, field_validator
 
 from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
+from synapse_runtime.errors import ValidationError
 from tests.cli.processes import COMMAND, Synapse, synapse_in
 from tests.patience import patience
 
@@ -420,8 +421,8 @@ anything: [2024-01-15, 1.10, NO]
 
     def read(self, path: Path, text: str) -> dict[str, Any]:
         path.write_text(text, encoding="utf-8")
-        whole, texts = read_params(f"@{path}")
-        return GivenParams(whole=whole, texts=texts).for_action("train", self.Params)
+        whole, file = read_params(f"@{path}")
+        return GivenParams(whole=whole, file=file).for_action("train", self.Params)
 
     def test_is_typed_by_the_model(self, tmp_path: Path) -> None:
         read = self.Params.model_validate(self.read(tmp_path / "p.yaml", self.TEXT)).model_dump(mode="json")
@@ -455,6 +456,16 @@ anything: [2024-01-15, 1.10, NO]
         with pytest.raises(typer.BadParameter) as caught:
             self.read(tmp_path / "p.yaml", text)
         assert shown in str(caught.value)
+
+    def test_lines_of_invalid_params_are_told(self, tmp_path: Path) -> None:
+        path = tmp_path / "p.yaml"
+        path.write_text("country: NO\nregions:\n- country: x\n- country: [1]\nratio: much\ntags: 3\n")
+        whole, file = read_params(f"@{path}")
+        given = GivenParams(whole=whole, file=file, pairs=[("tags", "[]")])
+        problems = [{"loc": loc} for loc in (("ratio",), ("regions", 1, "country"), ("day",), ("tags",))]
+        lines = given.lines(ValidationError("invalid", errors=problems))
+        assert lines == [f"ratio: {path}:5", f"regions.1.country: {path}:4"]
+        assert GivenParams(whole=whole).lines(ValidationError("invalid", errors=problems)) == []
 
     def test_dates_of_a_toml_file_are_text(self, tmp_path: Path) -> None:
         (tmp_path / "p.toml").write_text("day = 2024-01-15\nat = [{time = 07:30:00}]\n")

@@ -255,11 +255,13 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add a test's runs to its reports."""
+    """Add a test's runs to its reports, and redact its secrets in them."""
     runs = item.stash.get(ItemRuns.KEY, None)
     if runs is not None:
         runs.name_properties()
     report = yield
+    if runs is not None:
+        runs.redact(report)
     if runs is not None and (collected := runs.collect()) is not None:
         vars(report)["synapse_runs"] = collected
     return report

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pytest
 
+from pytest_synapse.report_redaction import TestSecrets
 from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
@@ -79,7 +80,12 @@ class ItemRuns:
         self._count = 0
         self._job_ids: list[str] = []
         self._nodes: list[str] = []
+        self._secrets = TestSecrets()
         self._discard()
+
+    def redact(self, report: pytest.TestReport) -> None:
+        """Redact the secrets of the test's calls in its report."""
+        self._secrets.redact(report)
 
     def started(self, call: ActionCall) -> None:
         """Record a call that is about to be made."""
@@ -87,6 +93,7 @@ class ItemRuns:
             if self._on_start.get_hookimpls():  # checking this is cheaper than calling the hook
                 with _naming_hook(self._on_start.name, call.name, self.mode):
                     self._on_start(item=self._item, call=call)
+            self._secrets.add(call.env, call.params)
             self._began[call.job_id] = time.perf_counter()
 
     def finished(self, run: ActionRun) -> None:

@@ -156,7 +156,7 @@ def capture_logging(
     root = logging.getLogger()
     root.addHandler(handler)
     try:
-        with config.apply(add_warning), _hooked(add, hooks or UnhandledHooks(), to_caller):
+        with config.apply(add_warning), _reporter.installed(add, hooks or UnhandledHooks(), to_caller):
             yield
     finally:
         root.removeHandler(handler)
@@ -164,27 +164,47 @@ def capture_logging(
         _idle_recorders.append(handler)
 
 
-@contextlib.contextmanager
-def _hooked(
-    add: Callable[[LogEntry], object], hooks: UnhandledHooks, to_caller: Callable[[str], str]
-) -> Iterator[None]:
-    def add_of_thread(args: threading.ExceptHookArgs) -> None:
-        encoded = encode_exception(args.exc_value or args.exc_type(), to_caller, with_arguments=False)
-        add(UnhandledError(encoded, "<unknown>" if args.thread is None else args.thread.name, in_thread=True))
+class _Reporter:
+    """The hooks of this process for unhandled errors while it captures them: the same ones in each call."""
 
-    def add_of_finalizer(args: sys.UnraisableHookArgs) -> None:
-        encoded = encode_exception(args.exc_value or args.exc_type(), to_caller, with_arguments=False)
-        add(UnhandledError(encoded, serialization.safe_repr(args.object), args.err_msg))
+    def __init__(self) -> None:
+        self._add: Callable[[LogEntry], object] | None = None
+        self._to_caller: Callable[[str], str] = str
+        self._hooks = self._of_thread, self._of_finalizer
 
-    before = threading.excepthook, sys.unraisablehook
-    if hooks.of_threads:
-        threading.excepthook = add_of_thread
-    if hooks.of_finalizers:
-        sys.unraisablehook = add_of_finalizer
-    try:
-        yield
-    finally:
-        threading.excepthook, sys.unraisablehook = before
+    @contextlib.contextmanager
+    def installed(
+        self, add: Callable[[LogEntry], object], hooks: UnhandledHooks, to_caller: Callable[[str], str]
+    ) -> Iterator[None]:
+        """Install them in the block; arguments as for `capture_logging`."""
+        before = threading.excepthook, sys.unraisablehook
+        outer = self._add, self._to_caller
+        self._add, self._to_caller = add, to_caller
+        if hooks.of_threads:
+            threading.excepthook = self._hooks[0]
+        if hooks.of_finalizers:
+            sys.unraisablehook = self._hooks[1]
+        try:
+            yield
+        finally:
+            threading.excepthook, sys.unraisablehook = before
+            self._add, self._to_caller = outer
+
+    def _of_thread(self, args: threading.ExceptHookArgs) -> None:
+        name = "<unknown>" if args.thread is None else args.thread.name
+        self._report(args.exc_value or args.exc_type(), name, None, in_thread=True)
+
+    def _of_finalizer(self, args: sys.UnraisableHookArgs) -> None:
+        source = serialization.safe_repr(args.object)
+        self._report(args.exc_value or args.exc_type(), source, args.err_msg, in_thread=False)
+
+    def _report(self, error: BaseException, source: str, message: str | None, *, in_thread: bool) -> None:
+        if self._add is not None:
+            encoded = encode_exception(error, self._to_caller, with_arguments=False)
+            self._add(UnhandledError(encoded, source, message, in_thread))
+
+
+_reporter = _Reporter()
 
 
 class _Recorder(logging.Handler):

@@ -6,7 +6,7 @@ What a module of the plugin changes when it is imported stays, as the module sta
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import contextlib
+import functools
 import logging
 import operator
 import os
@@ -33,40 +33,41 @@ _of_sys: Callable[[Any], tuple[Any, ...]] = operator.attrgetter(*_SYS_NAMES)
 
 
 class _Loggers:
-    """The state of all loggers at one moment."""
+    """The state of all loggers at one moment. There may be hundreds, so what has not changed is compared in C."""
 
-    __slots__ = ("_factory", "_lists", "_loggers", "_plain")
+    __slots__ = ("_contents", "_factory", "_loggers", "_states")
 
     def __init__(self) -> None:
         self._loggers = _all_loggers()
-        states = list(map(_of_logger, self._loggers))
-        self._plain = states
-        self._lists = [(h, tuple(h), f, tuple(f)) if h or f else None for _, _, _, h, f in states]
+        self._states = list(map(_of_logger, self._loggers))
+        self._contents = _contents(self._states)
         self._factory = (logging.getLogRecordFactory(), logging.root.manager.disable)
 
     def restore(self) -> None:
         """Restore it; a logger that is new gets the state of new loggers."""
+        now = list(map(_of_logger, self._loggers))
         is_level_changed = False
-        for logger, now, before, lists in zip(
-            self._loggers, map(_of_logger, self._loggers), self._plain, self._lists, strict=True
-        ):
-            if lists is not None:
-                handlers, all_handlers, filters, all_filters = lists
-                _restore_list(handlers, all_handlers)
-                _restore_list(filters, all_filters)
-            elif now[3] or now[4]:
-                now[3].clear()
-                now[4].clear()
-            if now != before or now[3] is not before[3] or now[4] is not before[4]:
-                is_level_changed |= now[:3] != before[:3]
-                logger.level, logger.propagate, logger.disabled, logger.handlers, logger.filters = before
-        if len(logging.root.manager.loggerDict) + 1 != len(self._loggers):
+        if now != self._states or _contents(now) != self._contents:
+            is_level_changed = self._restore_each(now)
+        if _all_loggers() is not self._loggers:
             is_level_changed |= self._reset_new()
         factory, disabled = self._factory
         if logging.getLogRecordFactory() is not factory:
             logging.setLogRecordFactory(factory)
         if is_level_changed or logging.root.manager.disable != disabled:
             logging.disable(disabled)  # clears the caches of all loggers too
+
+    def _restore_each(self, states: list[tuple[Any, ...]]) -> bool:
+        """Restore the loggers; return whether a level, `propagate` or `disabled` has changed."""
+        contents = {id(items): items_before for items, items_before in self._contents}
+        is_changed = False
+        for logger, now, before in zip(self._loggers, states, self._states, strict=True):
+            for items in before[3:]:
+                _restore_list(items, contents.get(id(items), ()))
+            if now[:3] != before[:3] or now[3] is not before[3] or now[4] is not before[4]:
+                is_changed |= now[:3] != before[:3]
+                logger.level, logger.propagate, logger.disabled, logger.handlers, logger.filters = before
+        return is_changed
 
     def _reset_new(self) -> bool:
         known = set(map(id, self._loggers))
@@ -80,18 +81,67 @@ class _Loggers:
         return is_changed
 
 
+_LISTS = operator.itemgetter(3), operator.itemgetter(4)  # handlers and filters, in what `_of_logger` returns
 _NEW: tuple[Any, ...] = (logging.NOTSET, True, False, [], [])
 
 
+_known: tuple[list[Any], list[logging.Logger]] = ([], [logging.root])
+
+
 def _all_loggers() -> list[logging.Logger]:
-    """Return the root logger and all others; a logger that only has children has no state, and is left out."""
-    known = logging.root.manager.loggerDict
-    return [logging.root, *(each for each in known.copy().values() if isinstance(each, logging.Logger))]
+    """Return the root logger and all others: the same list until there is a new one.
+
+    A logger that only has children has no state, and is left out.
+    """
+    global _known
+    values = list(logging.root.manager.loggerDict.values())
+    if values != _known[0]:
+        _known = values, [logging.root, *(each for each in values if isinstance(each, logging.Logger))]
+    return _known[1]
+
+
+def _contents(states: list[tuple[Any, ...]]) -> list[tuple[list[Any], tuple[Any, ...]]]:
+    """Return the lists of handlers and filters that are not empty, each with its items."""
+    return [(items, tuple(items)) for list_of in _LISTS for items in map(list_of, filter(list_of, states))]
 
 
 def _restore_list(items: list[Any], before: tuple[Any, ...]) -> None:
     if tuple(items) != before:
         items[:] = before
+
+
+class _Umask:
+    """Remembers the umask before its first change by Python code.
+
+    Python can only set it, which would apply to files that other threads create meanwhile, and reading it from `/proc`
+    takes as long as all else here.
+    """
+
+    def __init__(self) -> None:
+        self._set = os.umask
+        self.before: int | None = None
+
+    def replace(self) -> None:
+        """Replace `os.umask`, for the whole process."""
+
+        @functools.wraps(self._set)
+        def umask(mask: int, /) -> int:
+            before = self._set(mask)
+            if self.before is None:
+                self.before = before
+            return before
+
+        os.umask = umask
+
+    def restore(self) -> None:
+        """Set the umask as it was before its first change since `before` was None."""
+        if self.before is not None:
+            self._set(self.before)
+            self.before = None
+
+
+_umask = _Umask()
+_umask.replace()
 
 
 class _Settings:
@@ -104,7 +154,7 @@ class _Settings:
         self._of_sys, self._argv = _of_sys(sys), list(sys.argv)
         self._recursion_limit, self._thread_hook = sys.getrecursionlimit(), threading.excepthook
         self._handlers = list(map(_handler_of, _SIGNALS)) if _is_main_thread() else []
-        self._umask = _umask()
+        _umask.before = None
         self._others = _other_settings()
 
     def restore(self) -> None:
@@ -126,28 +176,13 @@ class _Settings:
             threading.excepthook = self._thread_hook
         if sys.getrecursionlimit() != self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
-        os.umask(self._umask)
+        _umask.restore()
         if self._handlers and _is_main_thread():
             for number, handler in zip(_SIGNALS, self._handlers, strict=True):
                 if handler is not None and _handler_of(number) is not handler:
                     signal.signal(number, handler)
         for restore in self._others:
             restore()
-
-
-def _umask() -> int:
-    """Return the umask.
-
-    Python can only set it. If there are other threads, that might apply to the files that they create, so it is read.
-    """
-    if threading.active_count() > 1:
-        with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8", errors="replace") as status:
-            for line in status:
-                if line.startswith("Umask:"):
-                    return int(line.split()[1], 8)
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
 
 
 def _is_main_thread() -> bool:

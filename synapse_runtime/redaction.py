@@ -39,7 +39,7 @@ class HiddenValues:
         '<API_TOKEN> is invalid, debug is true; Basic <API_TOKEN>'
     """
 
-    __slots__ = ("_names", "_pattern")
+    __slots__ = ("_masked", "_names", "_pattern", "_secrets")
 
     def __init__(
         self,
@@ -48,13 +48,18 @@ class HiddenValues:
         secrets: Iterable[tuple[str, str]] = (),
         masked: Iterable[tuple[str, str]] = (),
     ) -> None:
+        self._secrets, self._masked = tuple(secrets), tuple(masked)
         self._names: dict[str, str] = {}
-        for values, shortest in ((variables.items(), _SHORTEST), (secrets, _SHORTEST_SECRET), (masked, 1)):
+        for values, shortest in ((variables.items(), _SHORTEST), (self._secrets, _SHORTEST_SECRET), (self._masked, 1)):
             for name, value in values:
                 if len(value) >= shortest:
                     self._names.update(dict.fromkeys(_forms(value, shortest), name))
         longest_first = sorted(self._names, key=len, reverse=True)  # one may contain another
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def of_secrets(self) -> HiddenValues:
+        """Return one that redacts only what is secret or masked, for texts in which other variables may be shown."""
+        return HiddenValues({}, secrets=self._secrets, masked=self._masked)
 
     def out_of(self, text: str) -> str:
         """Return the text with the values replaced."""

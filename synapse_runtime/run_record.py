@@ -26,6 +26,7 @@ from synapse_runtime.core.remote_exceptions import FrameSummary, ReprText
 from synapse_runtime.errors import ExecutionError, PluginError, safe_str
 from synapse_runtime.events import Event
 from synapse_runtime.json_values import Decoder, encode_value
+from synapse_runtime.redaction import HiddenValues
 
 __all__ = ["FORMAT", "InvalidRecord", "RunRecord"]
 
@@ -263,6 +264,17 @@ class RunRecord(_Record):
             run.result = decoder.decode(self.result)
         return run
 
+    def redacted(self, hidden: HiddenValues) -> RunRecord:
+        """Return the record without these values, except in its result, which is data.
+
+        Example:
+            >>> record = RunRecord(action="login", status="succeeded", stdout="as abc123xyz")
+            >>> record.redacted(HiddenValues({}, secrets=[("API_TOKEN", "abc123xyz")])).stdout
+            'as <API_TOKEN>'
+        """
+        fields = vars(self) | {name: _redacted(vars(self)[name], hidden) for name in _WITH_TEXTS}
+        return RunRecord.model_construct(**fields)
+
     def dumps(self) -> str:
         """Return the record as JSON, on one line."""
         return to_json(self)
@@ -275,6 +287,22 @@ class RunRecord(_Record):
             InvalidRecord: The text is not a record, or has another format.
         """
         return read_record(cls, parse_json(text))
+
+
+# The fields of a record in which an action's texts are.
+_WITH_TEXTS: Final = ("error", "events", "stdout", "stderr", "records", "warnings")
+
+
+def _redacted(value: Any, hidden: HiddenValues) -> Any:
+    if isinstance(value, str):
+        return hidden.out_of(value)
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _redacted(item, hidden) for name, item in vars(value).items()})
+    if isinstance(value, list | tuple):
+        return type(value)(_redacted(item, hidden) for item in value)
+    if isinstance(value, dict):
+        return {_redacted(key, hidden): _redacted(item, hidden) for key, item in value.items()}
+    return value
 
 
 def to_json(record: BaseModel | Mapping[str, Any]) -> str:

@@ -149,14 +149,17 @@ def write_record(run: ActionRun, results: TextIO, hidden: HiddenValues | None = 
     Args:
         run: The run.
         results: The stream.
-        hidden: Values that must not appear in the arguments that tracebacks show.
+        hidden: Values that must not appear in it, except in the result; by default the secrets of this process.
     """
     from synapse_runtime.core.remote_exceptions import redact_values
     from synapse_runtime.redaction import HiddenValues as Hidden
+    from synapse_runtime.redaction import secret_variables
     from synapse_runtime.run_record import RunRecord
 
-    with redact_values(hidden or Hidden({})):
-        results.write(RunRecord.from_run(run).dumps() + "\n")
+    hidden = hidden or Hidden({}, secrets=secret_variables(os.environ).items())
+    with redact_values(hidden):
+        record = RunRecord.from_run(run)
+    results.write(record.redacted(hidden.of_secrets()).dumps() + "\n")
 
 
 def show_run(run: ActionRun, results: TextIO | None, *, as_json: bool, debug: bool = True) -> None:

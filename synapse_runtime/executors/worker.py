@@ -162,7 +162,7 @@ def serve(
     return encode(
         run,
         events=journals.events.since(0) if journals.events.count == len(run.events) else None,
-        hidden=None if run.error is None else hidden_values(call, settings.masked),
+        hidden=None if run.error is None and mode != "job" else hidden_values(call, settings.masked),
         recorder=_failure_recorder,
         collector=_coverage_collector,
         path_map=path_map,

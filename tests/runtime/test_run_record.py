@@ -30,6 +30,7 @@ from synapse_runtime.errors import (
     WorkerCrashed,
 )
 from synapse_runtime.events import Event
+from synapse_runtime.redaction import HiddenValues
 from synapse_runtime.run_record import InvalidRecord, RunRecord, decode_event, encode_event, to_json
 
 
@@ -390,3 +391,25 @@ def test_hostile_records_are_refused_or_read_without_running_code(seed, monkeypa
         for record in found.records:
             logging.Formatter().format(record)
     assert set(sys.modules) == before
+
+
+def test_secrets_are_redacted_in_all_texts_but_the_result():
+    secret, param, shown = "of-the-token-1", "of-the-param-2", "production"
+    captured = Captured(f"out {secret}", f"err {param}")
+    with capture_logging(captured.add):
+        logging.getLogger("lib").warning("as %s", secret, extra={"given": {"key": param}})
+    error = ExecutionError(f"no login with {secret}")
+    error.__cause__ = raised(ValueError(param, [shown]))
+    error.add_note(f"given {param}")
+    run = ActionRun("login", result={"token": secret}, error=error, captured=captured)
+    run.events.append(Event("log", "tried", {"with": secret}))
+    hidden = HiddenValues({"STAGE": shown}, secrets=[("API_TOKEN", secret), ("api_key", param)])
+    text = RunRecord.from_run(run).redacted(hidden.of_secrets()).dumps()
+    assert secret not in text
+    assert param not in text
+    found = RunRecord.loads(text).to_run()
+    assert str(found.error) == "no login with <API_TOKEN>"
+    assert found.error.__cause__.args == ("<api_key>", [shown])
+    assert (found.stdout, found.events[0].data) == ("out <API_TOKEN>", {"with": "<API_TOKEN>"})
+    succeeded = ActionRun("login", result={"token": secret})
+    assert RunRecord.from_run(succeeded).redacted(hidden).to_run().result == {"token": secret}

@@ -188,9 +188,11 @@ def _encode_run(
     result, is_exact = encode_value(run.result)
     sent = replace(run, result=None) if is_exact else run
     message = encode_run(sent, hidden=hidden, path_map=path_map, **options)
-    with redact_values(hidden or HiddenValues({})):
+    hidden = hidden or HiddenValues({})
+    with redact_values(hidden):
         to_caller = str if path_map is None else path_map.to_caller
         record = RunRecord.from_run(replace(sent, result=None, events=[]), to_caller=to_caller)
+    record = record.redacted(hidden.of_secrets())
     if sent.error is None:
         if not is_exact and len(to_json({"result": result})) > _MAX_INEXACT_RESULT:
             result = {"$omitted": "it needs pickle, and is too large to be shown"}

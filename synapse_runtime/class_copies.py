@@ -11,15 +11,17 @@ pickle them, as process pools do.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import copyreg
 import enum
+import functools
 import importlib
 import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 # Attributes of a class that are not part of its state, or that are in its namespace when it is created.
@@ -38,7 +40,7 @@ def reduce_class(cls: type, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
         cls: The class.
         reduced: cloudpickle's way.
     """
-    _, arguments, (attributes, slots), *_, set_state = reduced
+    _, arguments, (attributes, slots), *_ = reduced
     tracker_id = arguments[-2]
     # cloudpickle leaves out what is equal to the attribute of a base.
     attributes |= {
@@ -51,18 +53,20 @@ def reduce_class(cls: type, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
     }
     attributes.pop("__slots__", None)
     if isinstance(cls, enum.EnumType):
-        return _reduce_enum(cls, tracker_id, attributes, slots, set_state)
-    namespace = {**arguments[3], "__qualname__": cls.__qualname__}  # of which cloudpickle keeps only the last part
-    if "__slots__" in vars(cls):
-        namespace["__slots__"] = vars(cls)["__slots__"]
-        for name, value in vars(cls).items():
+        return _reduce_enum(cls, tracker_id, attributes, slots)
+    metaclass, name, _, namespace, *_ = arguments
+    namespace = {**namespace, "__qualname__": cls.__qualname__}  # of which cloudpickle keeps only the last part
+    namespace |= {key: vars(cls)[key] for key in ("__slots__", "__orig_bases__") if key in vars(cls)}
+    if "__slots__" in namespace:
+        for key, value in vars(cls).items():
             if isinstance(value, types.MemberDescriptorType):
-                attributes.pop(name, None)
-    return make_class, (*arguments[:3], namespace, tracker_id), (attributes, slots), None, None, set_state
+                attributes.pop(key, None)
+    arguments = metaclass, name, cls.__bases__, namespace, tracker_id
+    return make_class, arguments, (attributes, slots), None, None, set_class_state
 
 
 def _reduce_enum(
-    cls: enum.EnumType, tracker_id: str, attributes: dict[str, Any], slots: dict[str, Any], set_state: Any
+    cls: enum.EnumType, tracker_id: str, attributes: dict[str, Any], slots: dict[str, Any]
 ) -> tuple[Any, ...]:
     members: Mapping[str, Any] = cls.__members__  # with aliases
     for name in members:
@@ -71,7 +75,7 @@ def _reduce_enum(
     created = [(name, member._value_, *_arguments_of(cls, member)) for name, member in members.items()]
     arguments = (type(cls), cls.__name__, cls.__bases__, namespace, created, tracker_id)
     own = {name: _own_attributes(member) for name, member in members.items()}
-    return make_enum, arguments, ((attributes, slots), own, set_state), None, None, set_enum_state
+    return make_enum, arguments, ((attributes, own), slots), None, None, set_enum_state
 
 
 def _arguments_of(cls: enum.EnumType, member: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -119,16 +123,19 @@ def _new_class(metaclass: Any, name: str, bases: tuple[type, ...], namespace: di
     def fill(body: dict[str, Any]) -> None:
         body.update(namespace)
 
-    resolved = types.resolve_bases(bases)  # such as `Generic` for `Generic[T]`
-    hooks = _init_subclass_hooks(resolved)
+    hooks = _init_subclass_hooks(bases)
     if not any(map(_is_by_value, (metaclass, *hooks))):
         with contextlib.suppress(TypeError):  # one of them requires keywords, which are unknown
             return types.new_class(name, bases, {"metaclass": metaclass}, fill)
+        if "__orig_bases__" in namespace:  # such as `TypedDict`, which is no class
+            original = namespace.pop("__orig_bases__")
+            with contextlib.suppress(TypeError):
+                return types.new_class(name, original, {"metaclass": metaclass}, fill)
     with _without_hooks(hooks):
         for base in metaclass.__mro__:
             if "__new__" in vars(base) and not _is_by_value(base):
                 with contextlib.suppress(TypeError):
-                    cls: type = base.__new__(metaclass, name, resolved, dict(namespace))
+                    cls: type = base.__new__(metaclass, name, bases, dict(namespace))
                     return cls
     return types.new_class(name, bases, {"metaclass": metaclass}, fill)  # raises why it cannot be created
 
@@ -174,13 +181,34 @@ def make_enum(
     return _track(tracker_id, cls)
 
 
-def set_enum_state(cls: Any, state: tuple[Any, dict[str, dict[str, Any]], Callable[[Any, Any], Any]]) -> Any:
-    """Set the attributes of an enum and of its members."""
-    of_class, of_members, set_state = state
-    set_state(cls, of_class)
-    for name, attributes in of_members.items():
-        vars(cls.__members__[name]).update(attributes)
+def set_class_state(cls: Any, state: tuple[dict[str, Any], Any]) -> Any:
+    """Set the attributes of a class, without asking its metaclass."""
+    attributes, _ = state
+    subclasses = attributes.pop("_abc_impl", ())  # that were registered
+    for name, value in attributes.items():
+        type.__setattr__(cls, name, value)
+    if "__firstlineno__" in attributes:  # which Python 3.13 deletes if another attribute is set
+        type.__setattr__(cls, "__firstlineno__", attributes["__firstlineno__"])
+    for subclass in subclasses:
+        abc.ABCMeta.register(cls, subclass)
     return cls
+
+
+def set_enum_state(cls: Any, state: tuple[tuple[dict[str, Any], dict[str, dict[str, Any]]], Any]) -> Any:
+    """Set the attributes of an enum and of its members."""
+    (attributes, of_members), slots = state
+    set_class_state(cls, (attributes, slots))
+    for name, own in of_members.items():
+        vars(cls.__members__[name]).update(own)
+    return cls
+
+
+def make_cached_property(function: Any, name: str | None) -> functools.cached_property[Any]:
+    """Return a cached property, which has a lock before Python 3.12 and so cannot be pickled otherwise."""
+    made = functools.cached_property(function)
+    if name is not None:
+        made.__set_name__(object, name)
+    return made
 
 
 def find_class(tracker_id: str | None) -> type | None:

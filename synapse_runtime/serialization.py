@@ -487,6 +487,8 @@ def _pickler_class() -> type[Any]:
             if type(value) is types.CodeType:
                 # cloudpickle since 3.1.3 omits the file name, without which a traceback cannot show the source.
                 return marshal.loads, (marshal.dumps(value),)
+            if type(value) is functools.cached_property:
+                return class_copies.make_cached_property, (value.func, value.attrname)
             if type(value) is _EndOfClass:
                 self._unfinished.discard(value.cls)
                 return types.NoneType, ()
@@ -563,7 +565,7 @@ class _CallerUnpickler(pickle.Unpickler):
         found = super().find_class(module_name, global_name)
         if found in (class_copies.make_class, class_copies.make_enum):
             return functools.partial(self._make, found)
-        if found is class_copies.set_enum_state or global_name == "_class_setstate":
+        if found in (class_copies.set_class_state, class_copies.set_enum_state):
             return functools.partial(self._set_state, found)
         return found
 

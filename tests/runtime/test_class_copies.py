@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 import datetime
 import enum
+import functools
 import inspect
 import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import pytest
 
@@ -163,6 +164,85 @@ class SeenInt(Seen[int]):
     pass
 
 
+class Point(NamedTuple):
+    x: int
+    y: int = 2
+
+    def total(self):
+        return self.x + self.y
+
+
+class Options(TypedDict, total=False):
+    a: int
+
+
+@runtime_checkable
+class HasSize(Protocol):
+    def size(self) -> int: ...
+
+
+class Sized(HasSize):
+    def size(self):
+        return 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    major: int
+
+
+class Sealed(type):
+    def __setattr__(cls, name, value):
+        raise AttributeError("sealed")
+
+
+class Closed(metaclass=Sealed):
+    size = 1
+
+
+class Lazy:
+    @functools.cached_property
+    def size(self):
+        return 4
+
+
+class Named:
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, instance, owner):
+        return self.name
+
+
+class WithNamed:
+    field = Named()
+
+
+class Fallback(enum.Enum):
+    @staticmethod
+    def _generate_next_value_(name, start, count, last_values):
+        return name.lower()
+
+    @classmethod
+    def _missing_(cls, value):
+        return cls.A
+
+    A = enum.auto()
+    B = enum.auto()
+
+
+class Measured(enum.Enum):
+    def __init__(self, size, weight):
+        self.size = size
+
+    def twice(self):
+        return 2 * self.size
+
+
+class Measures(Measured):
+    SMALL = (3, 4)
+
+
 # A value, an expression about it as `v`, and its value.
 CASES = {
     "enum with __init__": (Size.LARGE, "v.letter, v.weight, v.smallest().letter", ("l", 90, "s")),
@@ -183,6 +263,15 @@ CASES = {
     "attributes equal to a base's": (Child, "'size' in vars(v), 'label' in vars(v)", (True, True)),
     "slots": (Slots(), "v.both(), hasattr(v, '__dict__')", ((1, 2), False)),
     "abstract base class": (Square(), "v.area(), type(v).__abstractmethods__", (4, frozenset())),
+    "named tuple": (Point(1), "v.total(), v._fields, type(v)(3).y", (3, ("x", "y"), 2)),
+    "typed dict": (Options, "v(a=1), v.__total__, [*v.__annotations__]", ({"a": 1}, False, ["a"])),
+    "protocol": (Sized(), "v.size(), isinstance(v, type(v).__mro__[1])", (3, True)),
+    "dataclass with slots": (Version(1), "v, v < type(v)(2), hasattr(v, '__dict__')", (Version(1), True, False)),
+    "metaclass that forbids changes": (Closed, "v.size", 1),
+    "cached property": (Lazy(), "v.size, vars(v)", (4, {"size": 4})),
+    "descriptor with a name": (WithNamed, "v.field", "field"),
+    "enum with hooks": (Fallback.B, "v.value, type(v)('x') is type(v).A", ("b", True)),
+    "enum whose base has __init__": (Measures.SMALL, "v.twice()", 6),
     "generic class": (SeenInt, "v.is_seen, v.__orig_bases__[0].__args__", (True, (int,))),
 }  # fmt: skip
 PROGRAM = """\

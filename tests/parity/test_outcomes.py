@@ -184,5 +184,6 @@ def test_28_what_fails_beside_an_action_is_reported_as_here(sessions, mode):
     assert_same(sessions["local"].reports()["test_all_in_the_background"], report)
 
 
-def test_29_skip_in_a_job_is_a_skip(sessions):
-    assert OUTCOMES["test_skip"] in sessions["job"].output
+@pytest.mark.parametrize("mode", ["job"])
+def test_29_skip_in_a_job_is_a_skip(sessions, mode):
+    assert OUTCOMES["test_skip"] in sessions[mode].output

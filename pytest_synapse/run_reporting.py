@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pytest
 
-from pytest_synapse.report_redaction import TestSecrets
 from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
+    from pytest_synapse.report_redaction import TestSecrets
     from synapse_runtime.core.execution import ActionCall, ActionRun
     from synapse_runtime.executors.base import Backend, Executor
 
@@ -80,12 +80,13 @@ class ItemRuns:
         self._count = 0
         self._job_ids: list[str] = []
         self._nodes: list[str] = []
-        self._secrets = TestSecrets()
+        self._secrets: TestSecrets | None = None
         self._discard()
 
     def redact(self, report: pytest.TestReport) -> None:
         """Redact the secrets of the test's calls in its report."""
-        self._secrets.redact(report)
+        if self._secrets is not None:
+            self._secrets.redact(report)
 
     def started(self, call: ActionCall) -> None:
         """Record a call that is about to be made."""
@@ -93,6 +94,10 @@ class ItemRuns:
             if self._on_start.get_hookimpls():  # checking this is cheaper than calling the hook
                 with _naming_hook(self._on_start.name, call.name, self.mode):
                     self._on_start(item=self._item, call=call)
+            if self._secrets is None:
+                from pytest_synapse.report_redaction import TestSecrets
+
+                self._secrets = TestSecrets()
             self._secrets.add(call.env, call.params)
             self._began[call.job_id] = time.perf_counter()
 

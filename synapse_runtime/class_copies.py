@@ -17,6 +17,7 @@ import copyreg
 import enum
 import functools
 import importlib
+import inspect
 import sys
 import threading
 import types
@@ -264,11 +265,23 @@ def _without_hooks(classes: list[type]) -> Iterator[None]:
 
 
 class _StandIn(types.ModuleType):
-    """Stands for a test module in a worker: it has what the call uses of it, and the rest if it can be imported."""
+    """Stands for a test module in a worker: it has what the call uses of it, and the rest if it can be imported.
+
+    cloudpickle, of which Ray and joblib have their own copies, does not find its definitions, so it pickles them by
+    value: other processes cannot import the test module.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__definitions__: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name in self.__definitions__:
+            if _is_called_by_cloudpickle():
+                raise AttributeError(name)
+            return self.__definitions__[name]
         real = vars(self).get("__real__")
         if real is None:
             own = sys.modules.pop(self.__name__, None)
@@ -281,6 +294,15 @@ class _StandIn(types.ModuleType):
                     sys.modules[self.__name__] = own
             vars(self)["__real__"] = real
         return getattr(real, name)
+
+
+def _is_called_by_cloudpickle() -> bool:
+    """Return whether the caller's caller belongs to cloudpickle, apart from functions of `pickle`."""
+    frame = inspect.currentframe()
+    frame = frame and frame.f_back and frame.f_back.f_back
+    while frame is not None and frame.f_globals.get("__name__") == "pickle":
+        frame = frame.f_back
+    return frame is not None and "cloudpickle" in str(frame.f_globals.get("__name__"))
 
 
 # The stand-ins of this process by the names of their modules; None where there are none, as in a caller's process.
@@ -318,6 +340,6 @@ def _bind(definition: Any) -> None:
         sys.modules[module_name] = made[module_name] = _StandIn(module_name)
     module = sys.modules[module_name]
     if isinstance(module, _StandIn):
-        setattr(module, name, definition)
+        module.__definitions__[name] = definition
         if isinstance(definition, types.FunctionType):
             module.__file__ = definition.__code__.co_filename

@@ -161,6 +161,22 @@ def _uv(action: str, *arguments: str) -> None:
     subprocess.run(command, check=True, timeout=patience(60), stdin=subprocess.DEVNULL)
 
 
+@action
+def send_to_ray(params, context):
+    import ray
+
+    def volume(crate):
+        return cube(crate.size), crate
+
+    found, crate = ray.get(ray.remote(num_cpus=0)(volume).remote(Crate(2)))
+    return found, type(crate) is Crate, ray.get(ray.remote(num_cpus=0)(cube).remote(3))
+
+
+@pytest.mark.synapse(mode="task")
+def test_13_what_is_defined_in_a_test_can_be_sent_to_ray_by_its_action(synapse_executor):
+    assert synapse_executor.execute(send_to_ray) == (8, True, 27)
+
+
 @everywhere
 def test_13_what_is_defined_in_a_test_can_be_pickled_by_its_action(synapse_executor):
     for _ in range(2):  # a warm worker has it already

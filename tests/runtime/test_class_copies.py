@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
 
+import cloudpickle
 import pytest
 
 from synapse_runtime import class_copies, serialization
@@ -428,6 +429,8 @@ def test_definitions_are_found_by_name_while_a_worker_runs_a_call(monkeypatch):
         assert type(pickle.loads(pickle.dumps(crate))) is type(crate)
         module = sys.modules[name]
         assert module.cube is copy
+        for by_value in (copy, type(crate)):
+            assert "cloudpickle" in cloudpickle.dumps(by_value).decode("latin-1")
         assert "number**3" in inspect.getsource(copy)
         assert module.CASES.keys() == CASES.keys()  # imported when it is asked for
         assert sys.modules[name] is module

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from synapse_runtime.redaction import HiddenValues, masked_names, named_params, secret_params, secret_variables
+from synapse_runtime.environment import PluginEnvironment
+from synapse_runtime.redaction import HiddenValues, Secrets, masked_names
 
 # The last one that was created: computing one takes a millisecond, and most tests have the same secrets.
 _last: tuple[tuple[tuple[str, str], ...], HiddenValues] = ((), HiddenValues({}))
@@ -32,15 +33,14 @@ class TestSecrets:
             env: Its environment variables.
             params: Its params.
         """
-        with contextlib.suppress(Exception):  # params may run any code when their attributes are read
-            self._add(env, params)
+        names = masked_names()
+        self._add(Secrets.of_variables(PluginEnvironment(env).as_strings(), names))
+        with contextlib.suppress(Exception):  # reading attributes of params may run any code
+            self._add(Secrets.of_params(params, names))
 
-    def _add(self, env: Mapping[str, Any], params: Any) -> None:
-        texts = {name: value for name, value in env.items() if isinstance(value, str)}
-        self._secrets |= dict.fromkeys((*secret_variables(texts).items(), *secret_params(params)))
-        if names := masked_names():
-            found = [(name, texts[name]) for name in names if name in texts]
-            self._masked |= dict.fromkeys((*found, *named_params(params, names)))
+    def _add(self, found: Secrets) -> None:
+        self._secrets |= dict.fromkeys(found.secrets)
+        self._masked |= dict.fromkeys(found.masked)
 
     def redact(self, report: pytest.TestReport) -> None:
         """Redact a report in place; `capsys` and exceptions themselves keep what they have."""
@@ -52,9 +52,8 @@ class TestSecrets:
 
     def _hidden_values(self) -> HiddenValues:
         global _last
-        environment = dict(os.environ)
-        secrets = (*secret_variables(environment).items(), *self._secrets)
-        masked = (*((name, environment[name]) for name in masked_names() if name in environment), *self._masked)
+        inherited = Secrets.of_variables(dict(os.environ), masked_names())
+        secrets, masked = (*inherited.secrets, *self._secrets), (*inherited.masked, *self._masked)
         key = (*secrets, ("", ""), *masked)
         if _last[0] != key:
             _last = key, HiddenValues({}, secrets=secrets, masked=masked)

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
 
 # The minimum lengths of values that are redacted: shorter ones are rarely secret, and often part of other words.
@@ -107,6 +107,25 @@ def secret_params(params: Any) -> list[tuple[str, str]]:
 def named_params(params: Any, names: Iterable[str]) -> list[tuple[str, str]]:
     """Return the texts in params that have these names, as `secret_params` does."""
     return [*_named_texts(params, frozenset(names).__contains__)]
+
+
+class Secrets(NamedTuple):
+    """What is not to be shown, each as name and value: what is named like a secret, and what the user has named."""
+
+    secrets: list[tuple[str, str]]
+    masked: list[tuple[str, str]]
+
+    @classmethod
+    def of_variables(cls, variables: Mapping[str, str], names: Iterable[str]) -> Secrets:
+        """Return those in environment variables; `names` are those that the user has named."""
+        return cls(
+            [*secret_variables(variables).items()], [(name, variables[name]) for name in names if name in variables]
+        )
+
+    @classmethod
+    def of_params(cls, params: Any, names: Iterable[str]) -> Secrets:
+        """Return those in params, as `secret_params` finds them."""
+        return cls(secret_params(params), named_params(params, names))
 
 
 def _is_secret_name(name: str) -> bool:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from synapse_runtime import serialization
@@ -45,7 +46,7 @@ from synapse_runtime.executors.protocol import (
     event_to_tuple,
 )
 from synapse_runtime.plugins.module_scopes import ModuleScope, fresh_modules
-from synapse_runtime.redaction import HiddenValues, named_params, secret_params, secret_variables
+from synapse_runtime.redaction import HiddenValues, Secrets
 from synapse_runtime.sdk_compat import import_hook
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
@@ -225,11 +226,16 @@ def hidden_values(call: ActionCall | None, masked: Sequence[str]) -> HiddenValue
     the params, the ones that are named like secrets; and what the user has named.
     """
     env = {} if call is None else PluginEnvironment(call.env).as_strings()
-    params = None if call is None else call.params
-    inherited = dict(os.environ)
-    secrets = [*secret_variables(inherited).items(), *secret_params(params)]
-    variables = [(name, values[name]) for values in (inherited, env) for name in masked if name in values]
-    return HiddenValues(env, secrets=secrets, masked=[*variables, *named_params(params, masked)])
+    found = [
+        Secrets.of_variables(dict(os.environ), masked),
+        Secrets.of_variables(env, masked),
+        Secrets.of_params(None if call is None else call.params, masked),
+    ]
+    return HiddenValues(
+        env,
+        secrets=chain.from_iterable(each.secrets for each in found),
+        masked=chain.from_iterable(each.masked for each in found),
+    )
 
 
 def _report_left_processes(processes: ChildProcesses, run: ActionRun, *, stop_now: bool) -> None:

@@ -25,7 +25,7 @@ def secrets(params):
 
 @action
 def tell(params, context):
-    for secret in (*secrets(params), params["pin"]):
+    for secret in (*secrets(params), params["pin"], os.environ["DOOR_KEY"]):
         print("printed", secret, json.dumps(secret), base64.b64encode(secret.encode()).decode())
         logging.getLogger("acts").warning("logged %s", secret)
     return list(secrets(params))
@@ -45,7 +45,7 @@ import os
 import pytest
 
 PARAMS = {"login": {"api_key": "of-the-params-7"}, "pin": "4711", "public": "shown-to-all"}
-pytestmark = pytest.mark.synapse(env={"DB_PASSWORD": "of-the-marker-8", "SERVICE_TOKEN": os.environ["GIVEN"]})
+pytestmark = pytest.mark.synapse(env={"DB_PASSWORD": "of-the-marker-8", "SERVICE_TOKEN": os.environ["GIVEN"], "DOOR_KEY": 90817263})
 
 
 def test_success(synapse_executor, capfd, caplog):
@@ -96,5 +96,6 @@ def test_secrets_are_not_in_reports(tmp_path, reached, mode):
         assert f"no login with {OF_MARKER}" not in text
     assert "RuntimeError: no login with <DB_PASSWORD> and <api_key>" in session.output
     assert "printed <pin> " in session.output
+    assert "printed <DOOR_KEY> " in session.output
     assert "logged <SERVICE_TOKEN>" in session.output
     assert "shown-to-all" in session.output

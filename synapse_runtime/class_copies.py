@@ -128,7 +128,7 @@ def _new_class(metaclass: Any, name: str, bases: tuple[type, ...], namespace: di
     if not any(map(_is_by_value, (metaclass, *hooks))):
         with contextlib.suppress(TypeError):  # one of them requires keywords, which are unknown
             return types.new_class(name, bases, {"metaclass": metaclass}, fill)
-        if "__orig_bases__" in namespace:  # such as `TypedDict`, which is no class
+        if "__orig_bases__" in namespace:  # such as `TypedDict`, which is not a class
             original = namespace.pop("__orig_bases__")
             with contextlib.suppress(TypeError):
                 return types.new_class(name, original, {"metaclass": metaclass}, fill)

@@ -526,7 +526,7 @@ def _decode_error(records: list[ExceptionRecord], decoder: Decoder, action: str)
 
 
 def _decode_one(record: ExceptionRecord, decoder: Decoder, later: Mapping[int, BaseException]) -> BaseException:
-    """Rebuild an exception. It can refer only to later ones, which have been rebuilt before, so there are no cycles."""
+    """Rebuild an exception. It refers only to later ones, which are rebuilt already, so there are no cycles."""
     members = None if record.exceptions is None else [later[each] for each in record.exceptions if each in later]
     error = _new_exception(record, decoder, members)
     for name, data in record.attributes.items():

@@ -113,8 +113,8 @@ def _restore_list(items: list[Any], before: tuple[Any, ...]) -> None:
 class _Umask:
     """Remembers the umask before its first change by Python code.
 
-    Python can only set it, which would apply to files that other threads create meanwhile, and reading it from `/proc`
-    takes as long as all else here.
+    Python can only set it, which would apply to files that other threads create at that moment, and reading it from
+    `/proc` takes as long as all else here.
     """
 
     def __init__(self) -> None:

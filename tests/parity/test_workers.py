@@ -69,7 +69,7 @@ def sizes():
     return facts["MemTotal"], facts["MemAvailable"]
 
 total, available = sizes()
-# Of a large machine it leaves 4 GB to what other tests start meanwhile.
+# On a large machine this leaves 4 GB for what other tests start in the meantime.
 os.environ["RAY_memory_usage_threshold"] = str((total - available + min(4_000_000, available // 2)) / total)
 os.environ["RAY_memory_monitor_refresh_ms"] = "100"
 

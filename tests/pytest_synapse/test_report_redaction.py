@@ -45,7 +45,8 @@ import os
 import pytest
 
 PARAMS = {"login": {"api_key": "of-the-params-7"}, "pin": "4711", "public": "shown-to-all"}
-pytestmark = pytest.mark.synapse(env={"DB_PASSWORD": "of-the-marker-8", "SERVICE_TOKEN": os.environ["GIVEN"], "DOOR_KEY": 90817263})
+ENV = {"DB_PASSWORD": "of-the-marker-8", "SERVICE_TOKEN": os.environ["GIVEN"], "DOOR_KEY": 90817263}
+pytestmark = pytest.mark.synapse(env=ENV)
 
 
 def test_success(synapse_executor, capfd, caplog):

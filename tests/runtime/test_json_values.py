@@ -61,7 +61,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 @given(_VALUES)
 def test_builtin_values_are_exact(value):
     found, is_exact = round_trip(value)

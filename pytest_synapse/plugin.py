@@ -29,7 +29,7 @@ from pytest_synapse.modes import (
 from pytest_synapse.module_import import ModuleImporter
 from pytest_synapse.run_reporting import ItemRuns
 from pytest_synapse.session import SynapseSession, at_least, seconds
-from synapse_runtime.modes import MODES
+from synapse_runtime.modes import TEST_MODES
 from synapse_runtime.sdk_compat import import_hook
 
 __all__ = ["plugin_env", "synapse_executor", "synapse_mode", "synapse_plugin"]
@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=None,
         metavar="MODE[,MODE...]",
-        help=f"Run actions in these modes: {', '.join(MODES)}, or all; each test runs once in each. "
+        help=f"Run actions in these modes: {', '.join(TEST_MODES)}, or all; each test runs once in each. "
         "Default: the ini option synapse_mode, the environment variable SYNAPSE_MODE, else local.",
     )
     group.addoption(
@@ -302,7 +302,7 @@ def _modes_to_run(item: pytest.Item) -> tuple[str, ...]:
     callspec = getattr(item, "callspec", None)
     param = None if callspec is None else callspec.params.get("synapse_mode")
     if is_own_fixture(item):  # its params may be anything
-        return (param,) if isinstance(param, str) and param in MODES else ()
+        return (param,) if isinstance(param, str) and param in TEST_MODES else ()
     if param is not None:
         return (known_mode(str(param), f"{item.nodeid}: synapse_mode"),)
     return modes_of(item, item.config)[:1]

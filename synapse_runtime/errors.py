@@ -18,10 +18,12 @@ __all__ = [
     "ConfigError",
     "ConfigWarning",
     "CoverageLostWarning",
+    "CredentialsWarning",
     "EnvironmentValueError",
     "ExecutionError",
     "ExecutionTimeout",
     "LateVariableWarning",
+    "NotSupportedRemotely",
     "PluginError",
     "Problem",
     "ProcessesLeftWarning",
@@ -178,7 +180,28 @@ class ClusterWarning(UserWarning):
 
 
 class RemoteError(PluginError):
-    """A Synapse backend rejected the call, or failed to run it."""
+    """A Synapse backend cannot be reached, rejected a request, or gave an answer that makes no sense.
+
+    Attributes:
+        status: The HTTP status of its answer; None if there was none, or no request was sent.
+        may_be_accepted: Whether the backend may have accepted a call all the same, so that repeating it may run the
+            action twice.
+    """
+
+    def __init__(
+        self, message: str = "", details: Any = None, *, status: int | None = None, may_be_accepted: bool = False
+    ) -> None:
+        super().__init__(message, details)
+        self.status = status
+        self.may_be_accepted = may_be_accepted
+
+
+class NotSupportedRemotely(RemoteError):
+    """A call needs what a backend does not have or what JSON cannot carry. Nothing was sent; the message says what."""
+
+
+class CredentialsWarning(UserWarning):
+    """The file with the login, `~/.synapse/config.json`, is ignored, because it may be another user's."""
 
 
 class RemoteException(Exception):

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
 
-__all__ = ["ALL", "MODES", "Mode", "ModeName", "UnknownModeError", "find_mode", "modes_requiring"]
+__all__ = ["ALL", "MODES", "TEST_MODES", "Mode", "ModeName", "UnknownModeError", "find_mode", "modes_requiring"]
 
 # For type checkers: the names in `MODES`.
-ModeName = Literal["local", "task", "job"]
+ModeName = Literal["local", "task", "job", "remote"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class Mode:
         executor: Its executor class, as `module:Name`.
         session: The class of what the executors of a test session share, as `module:Name`; empty if nothing.
         aliases: Other names that are accepted.
-        requires: What must be available: `ray` the package, `cluster` a Ray cluster, `server` a Synapse backend.
+        requires: What must be available: `ray` the package, `cluster` a Ray cluster, `backend` a Synapse backend.
         transfer: How params and results reach the action and the caller: by `reference`, by `value` (pickled), or as
             `json`.
         detached: Whether `run_plugin` returns the run's id instead of waiting for its result.
         included_in_all: Whether it is one of `all`.
+        runs_tests: Whether the pytest plugin can run tests in it.
     """
 
     name: str
@@ -41,10 +42,11 @@ class Mode:
     executor: str
     session: str = ""
     aliases: tuple[str, ...] = ()
-    requires: tuple[Literal["ray", "cluster", "server"], ...] = ()
+    requires: tuple[Literal["ray", "cluster", "backend"], ...] = ()
     transfer: Literal["reference", "value", "json"] = "value"
     detached: bool = False
     included_in_all: bool = True
+    runs_tests: bool = True
 
     @property
     def in_process(self) -> bool:
@@ -83,10 +85,22 @@ MODES: Final[dict[str, Mode]] = {
             requires=("ray", "cluster"),
             detached=True,
         ),
+        Mode(
+            "remote",
+            "through a Synapse backend",
+            "synapse_runtime.executors.remote.executor:RemoteExecutor",
+            requires=("backend",),
+            transfer="json",
+            detached=True,
+            included_in_all=False,
+            runs_tests=False,
+        ),
     )
 }
 # The names that `all` stands for.
 ALL: Final = tuple(mode.name for mode in MODES.values() if mode.included_in_all)
+# The names of those that tests can run in.
+TEST_MODES: Final = tuple(mode.name for mode in MODES.values() if mode.runs_tests)
 
 
 def modes_requiring(requirement: str) -> list[str]:
@@ -103,8 +117,12 @@ class UnknownModeError(ValueError):
     """A word is not the name of a mode; the text suggests the nearest and lists all."""
 
 
-def find_mode(word: str) -> Mode:
+def find_mode(word: str, *, for_tests: bool = False) -> Mode:
     """Return the mode of this name or alias.
+
+    Args:
+        word: The name or alias.
+        for_tests: Whether tests are to run in it.
 
     Raises:
         UnknownModeError: There is none.
@@ -115,15 +133,17 @@ def find_mode(word: str) -> Mode:
         >>> find_mode("taks")
         Traceback (most recent call last):
         ...
-        synapse_runtime.modes.UnknownModeError: unknown mode 'taks', did you mean 'task'? Choose from local, task, job
+        synapse_runtime.modes.UnknownModeError: unknown mode 'taks', did you mean 'task'? Choose from local, task, job,
+        remote
     """
+    modes = [mode for mode in MODES.values() if mode.runs_tests or not for_tests]
+    choices = f"Choose from {', '.join(mode.name for mode in modes)}"
     for mode in MODES.values():
         if word == mode.name or word in mode.aliases:
+            if mode not in modes:
+                raise UnknownModeError(f"{mode.name} mode is not available yet. {choices}")
             return mode
-    choices = f"Choose from {', '.join(MODES)}"
-    if word == "remote":
-        raise UnknownModeError(f"remote mode is not available yet. {choices}")
-    known = [name for mode in MODES.values() for name in (mode.name, *mode.aliases)]
+    known = [name for mode in modes for name in (mode.name, *mode.aliases)]
     near = get_close_matches(str(word).lower(), known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."
     raise UnknownModeError(f"unknown mode {word!r}{hint} {choices}")

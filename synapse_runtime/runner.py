@@ -33,15 +33,17 @@ def run_plugin(
     """Find a plugin's action and run it.
 
     Args:
-        plugin_code: A directory with a config file, a config file, or an importable module's dotted name.
+        plugin_code: A directory with a config file, a config file, or an importable module's dotted name. In remote
+            mode also the code of a plugin that only the backend has.
         action: The name of the action.
         params: The params, as a dict.
-        mode: `local`: in this process. `task`: on a Ray actor. `job`: as a Ray job; does not wait for it.
+        mode: `local`: in this process. `task`: on a Ray actor. `job`: as a Ray job; does not wait for it. `remote`:
+            through a Synapse backend; does not wait for it either.
         **executor_kwargs: Options of the mode's executor, such as `env`, `job_id`, `timeout`, `ray_address`; and
             `action_cls`, an action class or function to run instead of looking for the plugin.
 
     Returns:
-        The action's result; in job mode the job's id, for `RayJobsApiExecutor.get_result`.
+        The action's result; in job and remote mode the job's id, for `get_result` of its executor.
 
     Raises:
         ValueError: There is no such mode.
@@ -50,6 +52,7 @@ def run_plugin(
         ValidationError: The params do not fit.
         ExecutionError: The action failed; the cause is what it raised.
         ClusterError: There is no cluster to run on.
+        RemoteError: The backend cannot be reached, or refuses the call.
 
     Example:
         >>> run_plugin("example_plugin", "train", {"epochs": 1})  # doctest: +SKIP
@@ -58,7 +61,8 @@ def run_plugin(
     executor_type: Any = chosen.executor_class()
     action_cls = executor_kwargs.pop("action_cls", None)
     if action_cls is None:
-        executor_kwargs["plugin"] = Plugin.load_cached(plugin_code)
+        is_remote = "backend" in chosen.requires
+        executor_kwargs["plugin"] = plugin_code if is_remote else Plugin.load_cached(plugin_code)
     target = action if action_cls is None else action_cls
     if chosen.detached:
         # Not closed: the job is the caller's from here on.

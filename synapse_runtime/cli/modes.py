@@ -24,8 +24,12 @@ def describe_modes(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last} mode" if others else f"{last} mode"
 
 
-def checked_mode(given: str) -> str:
+def checked_mode(given: str, *, for_tests: bool = False) -> str:
     """Return the name of a mode, whatever its case, alias or surrounding spaces.
+
+    Args:
+        given: The name.
+        for_tests: Whether tests are to run in it.
 
     Raises:
         typer.BadParameter: There is no such mode; suggests the nearest.
@@ -35,6 +39,6 @@ def checked_mode(given: str) -> str:
         'task'
     """
     try:
-        return find_mode(given.strip().lower()).name
+        return find_mode(given.strip().lower(), for_tests=for_tests).name
     except UnknownModeError as error:
         raise usage_error(str(error), "--mode") from None

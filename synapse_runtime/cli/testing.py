@@ -102,7 +102,7 @@ def _modes(text: str) -> Iterator[str]:
         if part.strip().lower() == "all":
             yield from ALL
         else:
-            yield checked_mode(part)
+            yield checked_mode(part, for_tests=True)
 
 
 def _tests(plugin: Plugin, arguments: list[str]) -> list[str]:

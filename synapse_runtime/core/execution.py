@@ -91,8 +91,8 @@ class ActionRun:
         is_started: Whether the action was started: its params are valid.
         mode: `local`, `task`, `job` or `remote`.
         job_id: The id of this run.
-        pid: Id of the process that it ran in.
-        host: Name of the machine that it ran on.
+        pid: Id of the process that it ran in; 0 if unknown.
+        host: Name of the machine that it ran on; of a backend that does not say it, the backend's own.
         node: Ray's id of that node; empty in local mode.
     """
 
@@ -123,9 +123,8 @@ class ActionRun:
         if self.error is not None:
             self.error.__traceback__ = None
         if isinstance(self.error, ExecutionError) and self.is_started:
-            self.error.add_note(
-                f"{self.name} ran in {self.mode} mode, job {self.job_id}, on {self.host}, pid {self.pid}"
-            )
+            process = f", pid {self.pid}" if self.pid else ""  # unknown to a backend without records
+            self.error.add_note(f"{self.name} ran in {self.mode} mode, job {self.job_id}, on {self.host}{process}")
 
     @property
     def stdout(self) -> str:

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from synapse_runtime.executors.local import LocalExecutor
     from synapse_runtime.executors.ray.job import RayJobsApiExecutor
     from synapse_runtime.executors.ray.task import RayActorExecutor
+    from synapse_runtime.executors.remote.executor import RemoteExecutor
 
-__all__ = ["Executor", "LocalExecutor", "RayActorExecutor", "RayJobsApiExecutor"]
+__all__ = ["Executor", "LocalExecutor", "RayActorExecutor", "RayJobsApiExecutor", "RemoteExecutor"]
 
 # Public names and the modules that define them.
 _LAZY_IMPORTS = {
@@ -19,6 +20,7 @@ _LAZY_IMPORTS = {
     "LocalExecutor": "local",
     "RayActorExecutor": "ray.task",
     "RayJobsApiExecutor": "ray.job",
+    "RemoteExecutor": "remote.executor",
 }
 
 

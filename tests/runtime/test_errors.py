@@ -17,6 +17,7 @@ from synapse_runtime.errors import (
     EnvironmentValueError,
     ExecutionError,
     ExecutionTimeout,
+    NotSupportedRemotely,
     PluginError,
     RemoteError,
     ResultNotSerializable,
@@ -41,7 +42,8 @@ EXAMPLES = [
     WorkerCrashed("the process was killed", details="out of memory", title="Last output:"),
     ResultNotSerializable('result["lock"] cannot be sent between processes'),
     ClusterError("no cluster"),
-    RemoteError("HTTP 500"),
+    RemoteError("HTTP 502", status=502, may_be_accepted=True),
+    NotSupportedRemotely("params['weights'] is a numpy.ndarray"),
 ]
 
 

@@ -14,13 +14,13 @@ from synapse_runtime import modes
 from synapse_runtime.cli.modes import checked_mode
 from synapse_runtime.enums import ExecutionMode
 from synapse_runtime.executors.base import Executor
-from synapse_runtime.modes import ALL, MODES, Mode, ModeName, UnknownModeError, find_mode, modes_requiring
+from synapse_runtime.modes import ALL, MODES, TEST_MODES, Mode, ModeName, UnknownModeError, find_mode, modes_requiring
 
 
 def test_type_hint_and_enum_have_the_names_of_the_definition():
     assert get_args(ModeName) == tuple(MODES)
     assert [mode.value for mode in ExecutionMode] == list(MODES)
-    assert tuple(ALL) == tuple(MODES)
+    assert ALL == TEST_MODES == ("local", "task", "job")
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -36,10 +36,10 @@ def test_only_local_mode_runs_in_the_process_of_the_caller():
 
 def test_task_and_job_mode_require_ray_and_a_cluster(monkeypatch):
     assert modes_requiring("ray") == modes_requiring("cluster") == ["task", "job"]
-    added = Mode("elsewhere", "on the moon", "synapse_runtime.executors.local:LocalExecutor", requires=("server",))
+    added = Mode("elsewhere", "on the moon", "synapse_runtime.executors.local:LocalExecutor", requires=("backend",))
     monkeypatch.setitem(modes.MODES, "elsewhere", added)
     assert modes_requiring("ray") == ["task", "job"]
-    assert modes_requiring("server") == ["elsewhere"]
+    assert modes_requiring("backend") == ["remote", "elsewhere"]
 
 
 def test_an_alias_means_its_mode_for_runner_pytest_and_command():
@@ -51,11 +51,10 @@ def test_an_alias_means_its_mode_for_runner_pytest_and_command():
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("taks", "unknown mode 'taks', did you mean 'task'? Choose from local, task, job"),
-        ("jobs-ap", "unknown mode 'jobs-ap', did you mean 'jobs-api'? Choose from local, task, job"),
-        ("elsewhere", "unknown mode 'elsewhere'. Choose from local, task, job"),
-        ("", "unknown mode ''. Choose from local, task, job"),
-        ("remote", "remote mode is not available yet. Choose from local, task, job"),
+        ("taks", "unknown mode 'taks', did you mean 'task'? Choose from local, task, job, remote"),
+        ("jobs-ap", "unknown mode 'jobs-ap', did you mean 'jobs-api'? Choose from local, task, job, remote"),
+        ("elsewhere", "unknown mode 'elsewhere'. Choose from local, task, job, remote"),
+        ("", "unknown mode ''. Choose from local, task, job, remote"),
     ],
 )
 def test_an_unknown_mode_is_an_error_that_lists_all(word, said):
@@ -64,12 +63,19 @@ def test_an_unknown_mode_is_an_error_that_lists_all(word, said):
     assert str(caught.value) == said
 
 
+def test_tests_do_not_run_in_remote_mode_yet():
+    assert find_mode("remote").requires == ("backend",)
+    with pytest.raises(UnknownModeError) as caught:
+        find_mode("remote", for_tests=True)
+    assert str(caught.value) == "remote mode is not available yet. Choose from local, task, job"
+
+
 def test_a_mode_that_is_added_is_found_and_listed(monkeypatch):
     added = Mode("elsewhere", "on the moon", "synapse_runtime.executors.local:LocalExecutor", aliases=("moon",))
     monkeypatch.setitem(modes.MODES, "elsewhere", added)
     assert find_mode("moon").name == "elsewhere"
     assert dataclasses.replace(added, transfer="reference").in_process
-    with pytest.raises(UnknownModeError, match="Choose from local, task, job, elsewhere"):
+    with pytest.raises(UnknownModeError, match="Choose from local, task, job, remote, elsewhere"):
         find_mode("nowhere")
 
 

@@ -13,7 +13,7 @@ from synapse_runtime.executors.remote.transport import Timeouts
 from synapse_runtime.loggers import NullLogger
 from tests.remote.stub import TOKEN, PlainBackend, RuntimeBackend
 
-SHORT = Timeouts(connect=5, read=0.8, read_v2=0.8, retry=0.02, outage=5)
+SHORT = Timeouts(connect=5, read=0.8, read_v2=0.8, retry=0.02, outage=5, late=1)
 
 
 @pytest.fixture(autouse=True)

@@ -117,7 +117,7 @@ class TestPlain:
             ("train", 33.33),
             ("train", 100.0),
         ]
-        assert [report["loss"] for report in run.metrics["train"].history][0] == 1.0
+        assert run.metrics["train"].history[0] == {"loss": 1.0}
         assert run.metrics["train"]["loss"] != run.metrics["train"]["loss"]  # NaN came bare
         assert run.result == {"accuracy": 0.9}
 
@@ -139,7 +139,7 @@ class TestPlain:
 
         plain.script = hang
         executor = connect(plain, timeouts=Timeouts(read=0.5, retry=0.01, outage=0.3))
-        with pytest.raises(RemoteError, match="lost contact with job .* may still be running; .*synapse job logs"):
+        with pytest.raises(RemoteError, match=r"lost contact with job .* may still be running; .*synapse job logs"):
             executor.run("train")
 
     def test_job_that_hangs_can_be_left_by_a_deadline(self, plain: PlainBackend, connect: Connect) -> None:

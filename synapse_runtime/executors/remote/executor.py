@@ -219,14 +219,18 @@ class RemoteExecutor(Executor):
         """Request that the job stops. Returns whether it had not ended before."""
         return self._api.stop(job_id)
 
-    def delete(self, job_id: str) -> None:
+    def delete(self, job_id: str) -> bool:
         """Delete the status, log and result of a job that has ended.
+
+        Returns:
+            Whether the log was deleted, too, which it always is.
 
         Raises:
             NotSupportedRemotely: The backend has no request for it.
             RemoteError: There is no such job, or it has not ended.
         """
         self._api.delete(job_id)
+        return True
 
     def close(self) -> None:
         """Close the connections. Jobs stay at the backend."""

@@ -25,8 +25,6 @@ from synapse_runtime.run_record import InvalidRecord, decode_event, parse_json
 
 _POLL_SECONDS: Final = (0.5, 5.0)
 _RECONNECT_SECONDS: Final = (0.1, 5.0)
-# How long the log of a job that has ended may still come.
-_LATE_SECONDS: Final = 5.0
 _WAIT_SECONDS: Final = 0.1
 _T = TypeVar("_T")
 
@@ -234,7 +232,7 @@ class _RuntimeFollower(_Follower):
             job = self._job()
             if job.has_ended and late_since is None:
                 late_since = time.monotonic()
-            is_late = late_since is not None and time.monotonic() - late_since > _LATE_SECONDS
+            is_late = late_since is not None and time.monotonic() - late_since > self.backend.transport.timeouts.late
             if job.has_ended and (self._has_ended or is_late):
                 self._put(Ended(job, self._message))
                 return
@@ -347,7 +345,10 @@ class _PlainFollower(_Follower):
                             self._show(text, read)
                     elif frame.get("type") == "error":
                         self._message = str(frame.get("message") or self._message)
-                    is_over = self._has_ended.is_set() and time.monotonic() - self._ended_at > _LATE_SECONDS
+                    is_over = (
+                        self._has_ended.is_set()
+                        and time.monotonic() - self._ended_at > self.backend.transport.timeouts.late
+                    )
                     if frame.get("type") == "complete" or self._is_closed.is_set() or is_over:
                         return True
         except StreamBroken:
@@ -356,6 +357,11 @@ class _PlainFollower(_Follower):
             if error.status is not None and error.status < 500 and error.status != 429:
                 raise
         return True
+
+    def _is_late(self) -> bool:
+        """Return whether the job has ended so long ago that no more lines come."""
+        late = self.backend.transport.timeouts.late
+        return self._has_ended.is_set() and time.monotonic() - self._ended_at > late
 
     def _read_console_logs(self) -> bool:
         """Show the lines that the log has more; return whether it could be read."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Timeouts:
         read_v2: The same for paths below `v2/`.
         retry: Before the first repetition; the next wait longer.
         outage: For how long a job is followed while its backend does not answer.
+        late: For how long the log of a job that has ended may still come.
     """
 
     connect: float = 5.0
@@ -70,6 +72,7 @@ class Timeouts:
     read_v2: float = 30.0
     retry: float = 0.5
     outage: float = 120.0
+    late: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -314,6 +317,7 @@ class Transport:
     def _http(self) -> httpx.Client:
         if self._client is None or self._pid != os.getpid():  # a fork must not use its parent's connections
             self._client, self._pid = self._new_client(), os.getpid()
+            weakref.finalize(self, self._client.close)  # an executor need not be closed
         return self._client
 
     def _new_client(self) -> httpx.Client:

@@ -20,6 +20,10 @@ class _Commands(LazyGroup):
         ),
         LazyCommand("plugin", "plugin:app", "Create, check, inspect, test and run plugins."),
         LazyCommand("job", "job:app", "List, inspect, stop and delete jobs."),
+        LazyCommand("login", "login:login", "Check an access token and store it"),
+        LazyCommand("logout", "login:logout", "Remove the credentials and the agent"),
+        LazyCommand("whoami", "login:whoami", "Show which backend and credentials are used"),
+        LazyCommand("agent", "agent:app", "List, select and show the agents of a Synapse backend."),
         LazyCommand("cluster", "cluster:app", "", "Start, inspect and stop the warm cluster of this machine."),
     )
 
@@ -27,7 +31,8 @@ class _Commands(LazyGroup):
 app = typer.Typer(
     cls=_Commands,
     name="synapse",
-    help="Run the actions of Synapse plugins: in this process, on a Ray actor, or as a Ray job.",
+    help="Run the actions of Synapse plugins: in this process, on a Ray actor, as a Ray job, or through a Synapse "
+    "backend.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

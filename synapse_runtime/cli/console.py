@@ -1,7 +1,7 @@
 """Output of the command: results, failures and notes, with results alone on standard output for programs.
 
-Exit statuses: 0 done, 1 the action failed, 2 bad arguments, params or config, 3 no cluster, or no such job on it,
-124 timeout, 130 interrupted.
+Exit statuses: 0 done, 1 the action failed, 2 bad arguments, params or config, 3 no cluster or backend, or no such job
+there, 124 timeout, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from synapse_runtime.errors import (
     ConfigError,
     ExecutionError,
     ExecutionTimeout,
+    NotSupportedRemotely,
     PluginError,
+    RemoteError,
     ResultNotSerializable,
     ValidationError,
     WorkerCrashed,
@@ -140,7 +142,9 @@ def exit_status(error: Exception) -> int:
         return 124
     if isinstance(error, ExecutionError):
         return 1
-    return 3 if isinstance(error, ClusterError) else 2
+    if isinstance(error, NotSupportedRemotely):
+        return 2
+    return 3 if isinstance(error, ClusterError | RemoteError) else 2
 
 
 def write_record(run: ActionRun, results: TextIO, hidden: HiddenValues | None = None) -> None:

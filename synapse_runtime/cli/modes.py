@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from synapse_runtime.cli.usage_error import usage_error
-from synapse_runtime.modes import MODES, UnknownModeError, find_mode
+from synapse_runtime.modes import MODES, TEST_MODES, UnknownModeError, find_mode
 
 
 def mode_names(incomplete: str) -> list[str]:
     """Return the modes whose names start with a word."""
     return [mode for mode in MODES if mode.startswith(incomplete)]
+
+
+def names_of_test_modes(incomplete: str) -> list[str]:
+    """Return the modes that tests can run in whose names start with a word."""
+    return [mode for mode in TEST_MODES if mode.startswith(incomplete)]
 
 
 def describe_modes(names: Iterable[str]) -> str:

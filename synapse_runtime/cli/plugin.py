@@ -18,6 +18,7 @@ class _Commands(LazyGroup):
         LazyCommand("actions", "show:list_actions", "List a plugin's actions and their params."),
         LazyCommand("schema", "show:schema", "Print the JSON Schema of an action's params."),
         LazyCommand("test", "testing:app", "", "Run a plugin's tests with pytest."),
+        LazyCommand("publish", "publish:publish", "Upload a plugin to a Synapse backend as a release."),
         LazyCommand("run", "run:run", "Run an action of a plugin and print its result."),
     )
 

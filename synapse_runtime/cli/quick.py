@@ -24,13 +24,16 @@ _TEXTS: Final = {
     "--host": "host",
     "--token": "token",
     "-t": "token",
+    "--tenant": "tenant",
+    "--agent": "agent",
+    "--version": "version",
     "--input": "input_",
     "-i": "input_",
     "--infer-path": "infer_path",
     "--lang": "language",
     "-l": "language",
 }
-_PATHS: Final = {"--path": "path", "--env-file": "env_file"}
+_PATHS: Final = {"--path": "path", "--env-file": "env_file", "--token-file": "token_file"}
 _REPEATED: Final = {"--param": "param", "--env": "env", "--resource": "resource"}
 _FLAGS: Final = {
     "--json": ("as_json", True),
@@ -40,6 +43,9 @@ _FLAGS: Final = {
     "--no-debug": ("debug", False),
     "--strict": ("strict", True),
     "--debug-sdk": ("debug_sdk", True),
+    "--insecure": ("insecure", True),
+    "--publish": ("publish", True),
+    "--no-publish": ("publish", False),
 }
 
 

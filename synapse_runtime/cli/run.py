@@ -84,7 +84,8 @@ def run(
     detach: Annotated[
         bool,
         typer.Option(
-            "--detach", help="Submit the job, print its id and exit (job mode, on a cluster that is already running)."
+            "--detach",
+            help="Submit the job, print its id and exit (remote mode; job mode on a cluster that is already running).",
         ),
     ] = False,
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs to request.")] = None,
@@ -110,8 +111,49 @@ def run(
     debug_sdk: Annotated[
         bool, typer.Option("--debug-sdk", help="Upload this runtime, too, to a cluster on other machines.")
     ] = False,
-    host: Annotated[str | None, typer.Option("--host", help="Host of the Synapse API (remote mode).")] = None,
-    token: Annotated[str | None, typer.Option("--token", "-t", help="Access token (remote mode).")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            help="URL of the Synapse backend (remote mode). Default: SYNAPSE_HOST, else that of `synapse login`.",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            "-t",
+            help="Access token (remote mode). Visible in process listings: use --token-file or `synapse login`.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with the access token, or - for standard input.")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Tenant (remote mode).")] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            "--agent",
+            metavar="ID|NAME",
+            help="Agent that runs the job (remote mode). Default: SYNAPSE_AGENT_ID, else that of `synapse agent "
+            "select`, else the only connected one.",
+        ),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option("--version", help="Release of the plugin to run (remote mode). Default: the newest."),
+    ] = None,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish/--no-publish",
+            help="Publish the plugin as a debug release before it runs, if the backend supports it (remote mode).",
+        ),
+    ] = True,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Send the token without encryption, to an http:// host on another machine."),
+    ] = False,
     input_: Annotated[
         str | None,
         typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,18 @@ from synapse_runtime.cli.console import (
     write_record,
 )
 from synapse_runtime.cli.modes import checked_mode, describe_modes
-from synapse_runtime.cli.params import GivenParams, read_json, read_pairs, read_params
+from synapse_runtime.cli.params import INFER_PATH, GivenParams, read_json, read_pairs, read_params
 from synapse_runtime.cli.plugin_lookup import find_plugin, import_action
+from synapse_runtime.cli.tokens import given_token
 from synapse_runtime.cli.usage_error import require_json, require_seconds, usage_error
 from synapse_runtime.errors import ClusterWarning, ConfigError, ExecutionError
 from synapse_runtime.modes import MODES, modes_requiring
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from synapse_runtime.executors.remote.config import Settings
+    from synapse_runtime.plugins.plugin import Plugin
 
 
 def run_action(
@@ -54,6 +59,12 @@ def run_action(
     debug_sdk: bool = False,
     host: str | None = None,
     token: str | None = None,
+    token_file: Path | None = None,
+    tenant: str | None = None,
+    agent: str | None = None,
+    version: str | None = None,
+    publish: bool = True,
+    insecure: bool = False,
     input_: str | None = None,
     infer_path: str | None = None,
     language: str | None = None,
@@ -77,22 +88,31 @@ def run_action(
     require_seconds(timeout, "--timeout")
     requested = _resources(cpus, gpus, memory, resource or [])
     if detach and (mode is None or not MODES[checked_mode(mode)].detached):
-        raise usage_error("only jobs can be detached: add --mode job", "--detach")
+        raise usage_error("only jobs can be detached: add --mode job or --mode remote", "--detach")
     require_json(full=full, as_json=as_json)
     if full and detach:
         raise usage_error("a detached job has no run yet: use `synapse job result --json --full`", "--full")
     with exit_on_errors(debug=debug):
         variables = _environment(env or [], env_file)
-        found = find_plugin(path, plugin)
-        report_config_problems(found.manifest, strict=strict)
-        found.entrypoint(action)  # report a wrong name before prompting for the mode
+        found = _find_plugin(path, plugin, mode)
+        if not isinstance(found, str):
+            report_config_problems(found.manifest, strict=strict)
+            found.entrypoint(action)  # report a wrong name before prompting for the mode
         mode = _mode(mode)
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout, "language": language}
         if "cluster" in MODES[mode].requires:
             options |= {"ray_address": ray_address, "debug_sdk": debug_sdk, **requested}
-        _report_unused_options(mode, remote=bool(host or token), ray=bool(ray_address or requested), sdk=debug_sdk)
+        if "backend" in MODES[mode].requires:
+            settings = _remote_settings(host, given_token(token, token_file), tenant, agent)
+            remote = {"version": version, "publish": publish, "debug": debug, "insecure": insecure}
+            options |= {**remote, "settings": settings, "on_note": print_note}
+        is_remote = bool(host or token or token_file or tenant or agent or version or insecure or not publish)
+        _report_unused_options(mode, remote=is_remote, ray=bool(ray_address or requested), sdk=debug_sdk)
+        fetch = _result_command("--ray-address", ray_address, path)
+        if "backend" in MODES[mode].requires:
+            fetch = _result_command("--host", host, path)
         if detach:
-            _submit(action, given, options, _result_command(ray_address, path), as_json=as_json)
+            _submit(action, given, mode, options, fetch, as_json=as_json)
             return
         if "cluster" in MODES[mode].requires:
             from synapse_runtime.executors.ray.cluster.resolve import describe
@@ -100,18 +120,24 @@ def run_action(
             print_note(f"cluster: {describe(ray_address)}")
             warnings.simplefilter("ignore", ClusterWarning)  # the note says it
         if MODES[mode].detached and sys.stdin.isatty() and sys.stderr.isatty():
-            options["leave_running"] = partial(_confirm_leave_running, fetch=_result_command(ray_address, path))
+            options["leave_running"] = partial(_confirm_leave_running, fetch=fetch)
         _run(action, given, mode, options, as_json=as_json, full=full, debug=debug)
 
 
 def _values(action: str, given: GivenParams, mode: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the action's params, read by its params model if needed."""
-    return given.for_action(action, _model(action, mode, options) if given.needs_model else None)
+    model = _model(action, mode, options) if given.needs_model else None
+    if model is None and given.input and "backend" in MODES[mode].requires:
+        inference = {"input": given.input[0], "path": given.infer_path or INFER_PATH}  # as the platform calls them
+        return inference | replace(given, input=[], infer_path=None).for_action(action, None)
+    return given.for_action(action, model)
 
 
 def _model(action: str, mode: str, options: dict[str, Any]) -> type[BaseModel] | None:
     from synapse_runtime.action import params_model_of
 
+    if isinstance(options["plugin"], str):  # only the backend has it
+        return None
     try:
         return params_model_of(import_action(options["plugin"], action, options["env"]))
     except (ConfigError, ExecutionError) as error:
@@ -123,14 +149,17 @@ def _model(action: str, mode: str, options: dict[str, Any]) -> type[BaseModel] |
         return None
 
 
-def _submit(action: str, given: GivenParams, options: dict[str, Any], fetch: str, *, as_json: bool) -> None:
+def _submit(action: str, given: GivenParams, mode: str, options: dict[str, Any], fetch: str, *, as_json: bool) -> None:
     """Submit a job that outlives this command, and print its id."""
-    from synapse_runtime.executors.ray import RayJobsApiExecutor
+    from synapse_runtime.runner import executor_class
 
     collector.resume()
+    if "cluster" in MODES[mode].requires:
+        options = {**options, "start_cluster": False}
     with only_results_on_stdout() as results:  # modules may print when they are imported
-        values = _values(action, given, "job", options)
-        job_id = RayJobsApiExecutor(**options, start_cluster=False).submit(action, values)
+        values = _values(action, given, mode, options)
+        executor: Any = executor_class(mode)(**options)
+        job_id = executor.submit(action, values)
         results.write((to_json({"id": job_id}) if as_json else job_id) + "\n")
     print_note(f"to get its result: {fetch} {job_id}")
 
@@ -158,11 +187,29 @@ def _run(
         show_run(outcome, None if full else results, as_json=as_json, debug=debug)
 
 
-def _result_command(ray_address: str | None, path: Path) -> str:
+def _find_plugin(path: Path, name: str | None, mode: str | None) -> Plugin | str:
+    """Return the plugin; in remote mode the code of one that is not here, and which the backend may have."""
+    if mode is None or name is None or "backend" not in MODES[checked_mode(mode)].requires:
+        return find_plugin(path, name)
+    try:
+        return find_plugin(path, name)
+    except ConfigError:
+        if str(path) != "." or not name.replace("-", "_").isidentifier():
+            raise
+        return name
+
+
+def _remote_settings(host: str | None, token: str | None, tenant: str | None, agent: str | None) -> Settings:
+    from synapse_runtime.executors.remote.config import resolve_settings
+
+    return resolve_settings(host, token, tenant=tenant, agent=agent, on_problem=print_note)
+
+
+def _result_command(option: str, address: str | None, path: Path) -> str:
     """Return the command, without the job's id, that prints the result of a job submitted with these options."""
     import shlex
 
-    options = [] if ray_address is None else ["--ray-address", ray_address]
+    options = [] if address is None else [option, address]
     options += [] if path == Path(".") else ["--path", str(path)]
     return shlex.join(["synapse", "job", "result", *options])
 
@@ -193,15 +240,15 @@ def _confirm_leave_running(job_id: str, *, fetch: str) -> bool:
 
 def _report_unused_options(mode: str, *, remote: bool, ray: bool, sdk: bool) -> None:
     """Print a note about options that were passed but have no effect in this mode."""
-    if remote:
-        print_note(f"--host and --token are for remote mode; {mode} mode ignores them")
+    if remote and "backend" not in MODES[mode].requires:
+        print_note(f"--host and --token are for remote mode; {mode} mode ignores them, and what belongs to them")
     if "cluster" in MODES[mode].requires:
         return
     modes = describe_modes(modes_requiring("cluster"))
     if ray:
         print_note(f"--ray-address, --cpus, --gpus, --memory and --resource are for {modes}; {mode} mode ignores them")
     if sdk:
-        print_note(f"--debug-sdk is for {modes}; {mode} mode always uses this runtime")
+        print_note(f"--debug-sdk is for {modes}; {mode} mode ignores it")
 
 
 def _mode(given: str | None) -> str:

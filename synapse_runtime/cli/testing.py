@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from synapse_runtime.cli.console import exit_on_errors
-from synapse_runtime.cli.modes import checked_mode, mode_names
+from synapse_runtime.cli.modes import checked_mode, names_of_test_modes
 from synapse_runtime.cli.plugin_lookup import find_plugin
 from synapse_runtime.errors import ConfigError
 from synapse_runtime.modes import ALL
@@ -54,7 +54,7 @@ def run_tests(
             "-m",
             metavar="local|task|job|all",
             help="Where the actions run; may be repeated. Default: as configured for pytest, else local.",
-            autocompletion=mode_names,
+            autocompletion=names_of_test_modes,
         ),
     ] = None,
     as_json: Annotated[

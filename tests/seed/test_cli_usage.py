@@ -110,9 +110,9 @@ class TestOptions:
 class TestRemoteModeOptions:
     @pytest.mark.parametrize("token", ["--token", "-t"])
     def test_host_and_token(self, synapse: Synapse, token: str) -> None:
-        done = synapse.run("infer", "--mode", "remote", "--host", "https://api.example", token, "secret")
-        assert done.status == 2
-        assert "not available yet" in done.stderr
+        done = synapse.run("infer", "--mode", "remote", "--host", "http://127.0.0.1:1", token, "secret")
+        assert done.status == 3
+        assert "error: http://127.0.0.1:1 cannot be reached" in done.stderr
         assert "secret" not in done.stderr + done.stdout
 
 
@@ -169,10 +169,10 @@ class TestExamples:
         assert done.shown_result["params"]["epochs"] == 10
 
     @BY_ITS_OWN_NAMES
-    def test_via_synapse_backend_is_told_to_come(self, synapse: Synapse) -> None:
-        done = synapse.run("train", "--mode", "remote")
-        assert done.status == 2
-        assert "remote mode is not available yet" in done.stderr
+    def test_via_synapse_backend_needs_a_login(self, synapse: Synapse, tmp_path: Path) -> None:
+        done = synapse.run("train", "--mode", "remote", HOME=str(tmp_path))
+        assert done.status == 3
+        assert "run `synapse login`, or set SYNAPSE_ACCESS_TOKEN" in done.stderr
 
 
 class TestBestPractices:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -87,6 +88,19 @@ class Job:
     def has_ended(self) -> bool:
         """Whether its status is final."""
         return self.status in ENDED
+
+    @property
+    def started(self) -> datetime | None:
+        """When it was created; None if unknown."""
+        return _time(self.created)
+
+    @property
+    def took(self) -> float | None:
+        """Seconds from then to its end, or until now; None if unknown."""
+        started, ended = _time(self.created), _time(self.completed)
+        if started is None or (ended is None and self.has_ended):
+            return None
+        return max(((ended or datetime.now(UTC)) - started).total_seconds(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -366,6 +380,14 @@ def lines_of(text: str) -> list[str]:
         (['a', 'b'], ['a'], [''])
     """
     return text.removesuffix("\n").split("\n")
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _job(data: Mapping[str, Any]) -> Job:

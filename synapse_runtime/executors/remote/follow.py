@@ -345,11 +345,7 @@ class _PlainFollower(_Follower):
                             self._show(text, read)
                     elif frame.get("type") == "error":
                         self._message = str(frame.get("message") or self._message)
-                    is_over = (
-                        self._has_ended.is_set()
-                        and time.monotonic() - self._ended_at > self.backend.transport.timeouts.late
-                    )
-                    if frame.get("type") == "complete" or self._is_closed.is_set() or is_over:
+                    if frame.get("type") == "complete" or self._is_closed.is_set() or self._is_late():
                         return True
         except StreamBroken:
             pass

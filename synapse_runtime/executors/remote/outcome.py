@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -72,8 +71,7 @@ def run_of_job(job: Job, host: str, *, name: str, output: str, message: str, sta
     """
     run = ActionRun(name, mode=MODE, job_id=job.id, pid=0, host=urlsplit(host).hostname or host, is_started=True)
     run.captured = Captured(output)
-    took = _seconds_between(job.created, job.completed)
-    run.duration = time.monotonic() - started if took is None else took
+    run.duration = time.monotonic() - started if job.took is None else job.took
     if job.status == "SUCCEEDED":
         run.result = job.result
     elif job.status == "STOPPED":
@@ -156,11 +154,3 @@ def ticket_of(name: str, value: Any) -> Any:
     if status == "failed":
         raise ExecutionError(f"{name} failed: {value.get('error') or 'the application does not say why'}")
     raise RemoteError(f"{name}: the application has lost the deferred answer ({status}); run it again")
-
-
-def _seconds_between(start: str, end: str) -> float | None:
-    try:
-        seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
-    except (ValueError, TypeError):
-        return None
-    return max(seconds, 0.0)

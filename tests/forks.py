@@ -49,7 +49,7 @@ _IMPORTED = (
         "pytest_synapse.run_reporting",
         "pytest_synapse.module_import",
     ),
-    *("synapse_runtime.executors.local", "synapse_runtime.runner"),
+    *("synapse_runtime.executors.local", "synapse_runtime.runner", "httpx", "stamina"),
     *("synapse_runtime.cli.app", "synapse_runtime.cli.run"),
 )
 _IMPORTED_WITH_RAY = (

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import ssl
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -156,6 +157,7 @@ class Transport:
             )
         self._use_proxies = not is_local  # a proxy would get what is meant for this machine
         self._client: httpx.Client | None = None
+        self._ssl_context: ssl.SSLContext | None = None
         self._pid = 0
 
     def __repr__(self) -> str:
@@ -321,7 +323,11 @@ class Transport:
         return self._client
 
     def _new_client(self) -> httpx.Client:
-        return httpx.Client(follow_redirects=False, trust_env=self._use_proxies)
+        if self._ssl_context is None:
+            # Reading the certificates of all authorities takes longer than a request.
+            is_encrypted = self.host.startswith("https:")
+            self._ssl_context = httpx.create_ssl_context() if is_encrypted else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return httpx.Client(follow_redirects=False, trust_env=self._use_proxies, verify=self._ssl_context)
 
     def _timeout(self, read: float) -> httpx.Timeout:
         return httpx.Timeout(read, connect=self.timeouts.connect)

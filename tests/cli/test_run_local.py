@@ -359,7 +359,7 @@ class TestMode:
 
     def test_prompts_on_a_terminal(self, synapse: Synapse) -> None:
         with synapse.on_terminal("train") as child:
-            child.expect(r"Where to run: local, task or job \[local\]: ")
+            child.expect(r"Where to run: local, task, job or remote \[local\]: ")
             child.sendline("")
             child.expect(r"Result of train \(local")
             assert status_of(child) == 0

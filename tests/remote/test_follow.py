@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 
@@ -223,3 +224,58 @@ def test_unknown_job_is_an_error(backend: PlainBackend, connect: Connect) -> Non
     for call in (executor.get_status, executor.get_logs, executor.get_result, executor.stop):
         with pytest.raises(RemoteError, match=r"has no job 'nope'; `synapse job list --host"):
             call("nope")
+
+
+class TestInterruption:
+    def test_what_a_callback_raises_stops_the_job(self, backend: PlainBackend, connect: Connect) -> None:
+        def hang(job: Job) -> None:
+            job.set(status="RUNNING")
+            job.print("one")
+
+        def refuse(stream: str, text: str) -> None:
+            raise ValueError(text)
+
+        backend.script = hang
+        with pytest.raises(ValueError, match="one"):
+            connect(backend).run("train", on_output=refuse)
+        assert backend.only_job().status == "STOPPED"
+        assert within(10, lambda: not any(t.name.startswith("synapse-") for t in threading.enumerate()))
+
+    def test_cancelling_the_await_stops_the_job(self, backend: PlainBackend, connect: Connect) -> None:
+        backend.script = lambda job: job.set(status="RUNNING")
+
+        async def main() -> None:
+            task = asyncio.create_task(connect(backend).arun("train"))
+            while not backend.jobs:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(main())
+        assert within(10, lambda: backend.only_job().status == "STOPPED")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("progress", {"kind": "progress", "data": {}}),
+        ("progress", {"kind": "progress", "data": {"current": 2, "total": 1}}),
+        ("metric", {"kind": "metrics", "data": {"loss": 1}}),
+        ("event", {"kind": "noise"}),
+        ("event", [1]),
+    ],
+)
+def test_event_that_is_malformed_is_an_error(
+    runtime: RuntimeBackend, connect: Connect, kind: str, data: object
+) -> None:
+    def talk(job: Job) -> None:
+        job.set(status="RUNNING")
+        with job.changed:
+            job.events.append((kind, data))
+            job.changed.notify_all()
+
+    runtime.script = talk
+    with pytest.raises(RemoteError, match=r"event 2 of job .* is malformed"):
+        connect(runtime).run("train")

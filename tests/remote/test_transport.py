@@ -12,7 +12,7 @@ from synapse_runtime.errors import RemoteError
 from synapse_runtime.executors.remote.backend import Backend
 from synapse_runtime.executors.remote.config import Secret, Settings
 from synapse_runtime.executors.remote.executor import RemoteExecutor
-from synapse_runtime.executors.remote.transport import Transport
+from synapse_runtime.executors.remote.transport import Answer, Transport, error_of
 from tests.remote.conftest import SHORT
 from tests.remote.stub import TOKEN, PlainBackend
 
@@ -34,14 +34,8 @@ def test_redirect_is_not_followed_and_named(plain: PlainBackend) -> None:
 def test_next_page_at_another_host_is_asked_for_at_this_one(plain: PlainBackend) -> None:
     with PlainBackend() as other:
         plain.agents = {"results": [{"id": 1, "name": "a"}], "next": f"{other.url}/agents/?page=2"}  # type: ignore[assignment]
-        plain_requests = []
-
-        class Pages(Backend):
-            pass
-
-        agents = Pages(transport_to(plain)).agents()
-        plain_requests = plain.of("GET", "/agents/")
-        assert [request.query for request in plain_requests] == [{}, {"page": "2"}]
+        agents = Backend(transport_to(plain)).agents()
+        assert [request.query for request in plain.of("GET", "/agents/")] == [{}, {"page": "2"}]
         assert [agent.id for agent in agents] == [1, 1]
         assert other.requests == []
 
@@ -108,9 +102,17 @@ def test_token_is_in_no_text(plain: PlainBackend, caplog: pytest.LogCaptureFixtu
     assert "HTTP Request: GET" in caplog.text
 
 
-def test_text_of_a_refusal_names_the_fields(plain: PlainBackend) -> None:
-    from synapse_runtime.executors.remote.transport import Answer, error_of
+def test_v2_has_its_own_spelling_of_the_credentials(plain: PlainBackend) -> None:
+    job_id = plain.start("train", {}).id
+    transport = Transport(Settings(plain.url, Secret(TOKEN), tenant="acme"), timeouts=SHORT)
+    Backend(transport).stop(job_id)
+    Backend(transport).job(job_id)
+    v2, v1 = plain.of("POST", "/stop/")[0].headers, plain.of("GET", f"/jobs/{job_id}/")[0].headers
+    assert (v2["synapse-access-token"], v2["synapse-tenant"]) == (TOKEN, "acme")
+    assert (v1["synapse-access-token"], v1["synapse-tenant"]) == (f"Token {TOKEN}", "Token acme")
 
+
+def test_text_of_a_refusal_names_the_fields() -> None:
     def text(body: str, status: int = 422) -> str:
         return str(error_of(Answer("POST http://h/x", status, body, {}), "http://h"))
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DISTRIBUTION = "pytest-synapse-harness"
 _FEATURES = {
     "ray": describe_modes(modes_requiring("ray")),
+    "remote": describe_modes(modes_requiring("backend")),
     "xdist": "pytest -n",
     "cov": "pytest --cov and coverage of actions",
 }
@@ -174,6 +175,7 @@ def plugin() -> Iterator[Finding]:
 # Variables that change the behaviour of this package, or of pytest, Ray or coverage, and their meaning.
 _VARIABLES = {
     r"SYNAPSE_MODE": "default mode of tests",
+    r"SYNAPSE_(HOST|ACCESS_TOKEN|AGENT_ID)|SYNAPSE_PLUGIN_RUN_(USER_TOKEN|TENANT)": "backend of remote mode",
     r"SYNAPSE_LANGUAGE": "language of actions' messages",
     r"RAY_ADDRESS": f"cluster for {describe_modes(modes_requiring('cluster'))}",
     r"(?!RAY_ADDRESS$)RAY_.*": "Ray settings",

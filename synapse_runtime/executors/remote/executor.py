@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from synapse_runtime.executors.remote.transport import Timeouts, Transport
 from synapse_runtime.json_values import encode_value
 from synapse_runtime.loggers import Logger, format_event
 from synapse_runtime.plugins.plugin import is_entrypoint
+from synapse_runtime.run_record import InvalidRecord
 
 if TYPE_CHECKING:
     from synapse_runtime.plugins.manifest import Manifest
@@ -164,12 +165,13 @@ class RemoteExecutor(Executor):
     def stream_logs(self, job_id: str) -> Iterator[str]:
         """Yield the job's output and events line by line, as they come, until the job has ended."""
         rest = ""
-        for item in follow(self._api, job_id, import_root=self._import_root):
-            if isinstance(item, Output):
-                *lines, rest = (rest + item.text).split("\n")
-                yield from (f"{line}\n" for line in lines)
-            elif isinstance(item, Event):
-                yield format_event(item) + "\n"
+        with closing(follow(self._api, job_id, import_root=self._import_root)) as items:
+            for item in items:
+                if isinstance(item, Output):
+                    *lines, rest = (rest + item.text).split("\n")
+                    yield from (f"{line}\n" for line in lines)
+                elif isinstance(item, Event):
+                    yield format_event(item) + "\n"
         if rest:
             yield rest
 
@@ -398,32 +400,35 @@ class RemoteExecutor(Executor):
         started = time.monotonic()
         output: list[str] = []
         events: list[Event] = []
-        has_runtime = self._api.has_runtime
-        for item in follow(self._api, job_id, import_root=self._import_root, deadline=deadline):
-            if isinstance(item, Ended):
-                job = item.job
-                if has_runtime and (recorded := self._recorded_run(job)) is not None:
-                    return recorded
-                call = self._calls.get(job_id)
-                run = run_of_job(
-                    job,
-                    self._api.host,
-                    name=call.name if call is not None else job.action or job_id,
-                    output="".join(output),
-                    message=item.message,
-                    started=started,
-                )
-                run.events = events
-                return run
-            if isinstance(item, Output):
-                output.append(item.text)
-                if on_output is not None:
-                    on_output(item.stream, item.text)
-            else:
-                events.append(item)
-                if on_event is not None:
-                    on_event(item)
-        raise RemoteError(f"lost contact with job {job_id}")
+        ended: Ended | None = None
+        # Closed at once if a callback raises, which ends its threads.
+        with closing(follow(self._api, job_id, import_root=self._import_root, deadline=deadline)) as items:
+            for item in items:
+                if isinstance(item, Ended):
+                    ended = item
+                elif isinstance(item, Output):
+                    output.append(item.text)
+                    if on_output is not None:
+                        on_output(item.stream, item.text)
+                else:
+                    events.append(item)
+                    if on_event is not None:
+                        on_event(item)
+        assert ended is not None
+        recorded = self._recorded_run(ended.job) if self._api.has_runtime else None
+        if recorded is not None:
+            return recorded
+        call = self._calls.get(job_id)
+        run = run_of_job(
+            ended.job,
+            self._api.host,
+            name=call.name if call is not None else ended.job.action or job_id,
+            output="".join(output),
+            message=ended.message,
+            started=started,
+        )
+        run.events = events
+        return run
 
     def _recorded_run(self, job: Job) -> ActionRun | None:
         """Return the run of the record of a job that has ended; None if it has none, as it did not run."""
@@ -432,7 +437,10 @@ class RemoteExecutor(Executor):
             return None
         call = self._calls.get(job.id)
         entrypoint = call.action if call is not None else self._entrypoint(record.action)
-        return run_of_record(record, job.id, import_root=self._import_root, entrypoint=entrypoint)
+        try:
+            return run_of_record(record, job.id, import_root=self._import_root, entrypoint=entrypoint)
+        except InvalidRecord as error:
+            raise RemoteError(f"the record of job {job.id} at {self._api.host} is malformed: {error}") from error
 
     def _entrypoint(self, action: str) -> str | None:
         if self._plugin is None:

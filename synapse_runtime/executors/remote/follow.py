@@ -10,8 +10,7 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -58,7 +57,7 @@ Item = Output | Event | Ended
 
 def follow(
     backend: Backend, job_id: str, *, import_root: str | None = None, deadline: float = float("inf")
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yield the output and events of a job from its start, and then that it has ended.
 
     Args:
@@ -268,14 +267,30 @@ class _RuntimeFollower(_Follower):
                 stream = "stderr" if data.get("stream") == "stderr" else "stdout"
                 self._put(Output(stream, str(data.get("text", ""))))
             elif event in ("progress", "metric", "event"):
-                with plugin_modules(self.import_root) if self.import_root else nullcontext():
-                    self._put(decode_event(data, self.import_root))
+                with plugin_modules(self.import_root):
+                    self._put(checked_event(decode_event(data, self.import_root)))
             elif event == "end":
                 self._has_ended = True
         except InvalidRecord as error:
             raise RemoteError(
                 f"event {self._number + 1} of job {self.job_id} is malformed: {error}", status=200
             ) from error
+
+
+def checked_event(event: Event) -> Event:
+    """Return an event from elsewhere, if it has what events of its kind have.
+
+    Raises:
+        InvalidRecord: It does not.
+    """
+    if event.kind == "progress":
+        current: Any = event.data.get("current")
+        total: Any = event.data.get("total")
+        if not (_is_number(current) and _is_number(total) and 0 <= current <= total and total > 0):
+            raise InvalidRecord(f"progress of {current!r} of {total!r}")
+    if event.kind == "metrics" and not event.step:
+        raise InvalidRecord("metrics without a step")
+    return event
 
 
 class _PlainFollower(_Follower):
@@ -434,4 +449,8 @@ def _percents(record: Any) -> Iterator[tuple[str | None, float]]:
 
 
 def _is_percent(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
+    return _is_number(value) and 0 <= value <= 100
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -20,6 +20,7 @@ from synapse_runtime.errors import (
 )
 from synapse_runtime.executors.protocol import plugin_modules
 from synapse_runtime.executors.remote.backend import Job
+from synapse_runtime.executors.remote.follow import checked_event
 from synapse_runtime.json_values import not_decoded
 from synapse_runtime.plugins.plugin import import_entrypoint
 from synapse_runtime.run_record import RunRecord
@@ -44,12 +45,16 @@ def run_of_record(record: RunRecord, job_id: str, *, import_root: str | None, en
         import_root: The directory of the plugin's modules, if there is a local plugin.
         entrypoint: The action's entrypoint in it. It is imported before the record is read, as only classes of modules
             that are imported can be used.
+
+    Raises:
+        InvalidRecord: An event is malformed.
     """
     with plugin_modules(import_root):
         if import_root is not None and entrypoint is not None:
             with contextlib.suppress(Exception, SystemExit):  # then what needs its classes is shown as text
                 import_entrypoint(entrypoint)
         run = record.to_run(import_root)
+    run.events = [*map(checked_event, run.events)]
     run.mode, run.job_id = MODE, job_id
     needs = not_decoded(run.result)
     if needs is not None and run.error is None:

@@ -264,7 +264,7 @@ class Transport:
         stream = self._http().stream(
             "GET",
             f"{self.host}/{path}",
-            headers={**self._headers(), "Accept": "text/event-stream", **(headers or {})},
+            headers={**self._headers(path), "Accept": "text/event-stream", **(headers or {})},
             timeout=self._timeout(self.timeouts.read),
         )
         try:
@@ -332,9 +332,10 @@ class Transport:
     def _timeout(self, read: float) -> httpx.Timeout:
         return httpx.Timeout(read, connect=self.timeouts.connect)
 
-    def _headers(self) -> dict[str, str]:
-        """Return the headers with the credentials, in the spelling of the v1 API."""
+    def _headers(self, path: str) -> dict[str, str]:
+        """Return the headers with the credentials; v2 has them without a word before them, except for a user token."""
         settings = self._settings
+        is_v2 = path.startswith("v2/")
         found: dict[str, Secret | str | None]
         if settings.user_token is not None:
             found = {"Authorization": settings.user_token, "Synapse-Tenant": settings.tenant}
@@ -345,7 +346,8 @@ class Transport:
         headers = {"Accept": "application/json", "User-Agent": f"pytest-synapse-harness/{__version__}"}
         for name, value in found.items():
             if value is not None:
-                headers[name] = f"Token {value.reveal() if isinstance(value, Secret) else value}"
+                text = value.reveal() if isinstance(value, Secret) else value
+                headers[name] = text if is_v2 and name != "Authorization" else f"Token {text}"
         return headers
 
 
@@ -403,7 +405,7 @@ class _Sender:
         transport = self._transport
         timeouts = transport.timeouts
         is_v2 = self._path.startswith("v2/")
-        content = {**self._content, "headers": {**transport._headers(), **self._content["headers"]}}
+        content = {**self._content, "headers": {**transport._headers(self._path), **self._content["headers"]}}
         # A connection that was open before may be closed just now, and nobody knows whether the request was received.
         client = transport._http() if self._repeat == "always" else transport._new_client()
         try:

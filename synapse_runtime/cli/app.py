@@ -16,7 +16,7 @@ class _Commands(LazyGroup):
         LazyCommand(
             "doctor",
             "doctor.command:doctor",
-            "Check the installation, plugin, cluster and machine.",
+            "Check the installation, plugin, cluster, backend and machine.",
         ),
         LazyCommand("plugin", "plugin:app", "Create, check, inspect, test and run plugins."),
         LazyCommand("job", "job:app", "List, inspect, stop and delete jobs."),

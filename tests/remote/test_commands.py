@@ -286,6 +286,24 @@ class TestPublish:
         assert logged_in("plugin", "publish", "-y", "--debug", "--json").result["id"] == "101"
 
 
+class TestDoctor:
+    def findings(self, synapse: Synapse) -> list[tuple[str, str, str]]:
+        found = synapse("doctor", "--json").result["findings"]
+        return [(one["state"], one["what"], one["text"]) for one in found if one["topic"] == "Backend"]
+
+    def test_login_and_agent_are_checked(self, synapse: Synapse, plain: PlainBackend) -> None:
+        assert self.findings(synapse) == [("ok", "login", "not logged in; required for remote mode")]
+        log_in(synapse, plain)
+        [login, agent] = self.findings(synapse)
+        assert login[:2] == ("ok", "login")
+        assert login[2].startswith(f"{plain.url} accepts the token of ")
+        assert agent == ("ok", "agent", "lab, the only connected one")
+        plain.faults["/agents/"] = [401]
+        [login] = self.findings(synapse)
+        assert login[:2] == ("problem", "login")
+        assert "does not accept the credentials (401)" in login[2]
+
+
 class TestJob:
     def test_status_logs_result_list(self, logged_in: Synapse, backend: PlainBackend) -> None:
         job_id = logged_in.run("train", *REMOTE, "--detach").stdout.strip()

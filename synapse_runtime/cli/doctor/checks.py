@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from synapse_runtime.cli.doctor import cluster_checks, local_checks
+from synapse_runtime.cli.doctor import backend_checks, cluster_checks, local_checks
 from synapse_runtime.cli.doctor.findings import Check, Finding, problem, without_secrets
 from synapse_runtime.errors import PluginError, safe_str
 
@@ -15,6 +15,7 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
     "Installed": {"packages": local_checks.packages, "command": local_checks.command},
     "Environment": {"plugin": local_checks.plugin, "variables": local_checks.variables},
     "Cluster": {"Ray": cluster_checks.ray, "cluster": cluster_checks.cluster},
+    "Backend": {"login": backend_checks.login},
     "Machine": {"machine": local_checks.machine},
 }
 # Time limits in seconds. Importing Ray is slow on a slow disk; an unreachable cluster shows soon.

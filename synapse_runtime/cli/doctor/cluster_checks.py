@@ -23,7 +23,7 @@ def ray() -> Iterator[Finding]:
     """Check that Ray can be imported, which some modes require."""
     modes = describe_modes(modes_requiring("ray"))
     if importlib.util.find_spec("ray") is None:
-        others = describe_modes(name for name in MODES if name not in modes_requiring("ray"))
+        others = describe_modes(name for name, mode in MODES.items() if not mode.requires)
         yield warning(modes, f"Ray is not installed; only {others} is available", _INSTALL)
         return
     from synapse_runtime.executors.ray.cluster.preflight import Versions

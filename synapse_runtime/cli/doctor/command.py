@@ -1,4 +1,4 @@
-"""`synapse doctor`: check the installation, the plugin, the cluster and the machine."""
+"""`synapse doctor`: check the installation, the plugin, the cluster, the backend and the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Check the installation, plugin, cluster and machine.
+    """Check the installation, plugin, cluster, backend and machine.
 
     Shows what is installed, which cluster would be used, and problems with their fixes. Exit status 1 if there is a
     problem.

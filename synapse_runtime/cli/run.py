@@ -102,7 +102,7 @@ def run(
         typer.Option(
             "--debug/--no-debug",
             help="Show the action's debug messages, and its traceback if it fails. With --no-debug, an error is a "
-            "single line.",
+            "single line, and remote mode runs no debug release.",
         ),
     ] = True,
     strict: Annotated[

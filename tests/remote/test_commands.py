@@ -262,6 +262,27 @@ class TestRun:
             assert process.wait(patience(20)) == 130
         assert plain.only_job().status == "STOPPED"
 
+    @pytest.mark.parametrize(("answer", "status"), [("n", "RUNNING"), ("y", "STOPPED")])
+    def test_ctrl_c_on_a_terminal_asks_whether_to_stop_the_job(
+        self, synapse: Synapse, plain: PlainBackend, answer: str, status: str
+    ) -> None:
+        log_in(synapse, plain)
+
+        def hang(job: Job) -> None:
+            job.set(status="RUNNING")
+            job.print("started")
+
+        plain.script = hang
+        with synapse.on_terminal("train", *REMOTE) as child:
+            child.expect("started")
+            child.sendintr()
+            child.expect(r"Stop job .*\?")
+            child.sendline(answer)
+            if answer == "n":
+                child.expect("to get its result: synapse job result ")
+            assert status_of(child) == 130
+        assert plain.only_job().status == status
+
 
 class TestPublish:
     def test_dry_run_lists_files_and_writes_and_sends_nothing(self, synapse: Synapse, plugin_dir: Path) -> None:

@@ -99,6 +99,30 @@ class TestPlain:
         connect(plain).run("train", on_output=lambda stream, text: pieces.append(text))
         assert "".join(pieces).split("\n") == ["", "inner", "[bold]", "größer\u2028", ""]
 
+    @pytest.mark.parametrize(
+        "frame", [b"data: 5", b'data: {"type": 5}', b"data: [1", b"data:", b"id: 7", b": x", b"event: log", b"\xff"]
+    )
+    def test_frames_that_are_none_are_skipped(self, plain: PlainBackend, connect: Connect, frame: bytes) -> None:
+        plain.script = print_slowly
+        plain.tail_faults = [(3, frame + b"\n\n" + frame + b"\n")] * 3
+        assert shown(connect(plain))[0] == LINES
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            [1],
+            {"record": [1]},
+            {"record": {"steps": {"a": 5, "b": [1], "c": {}}}},
+            {"current_progress": {"percent": True}},
+            "text",
+        ],
+    )
+    def test_records_of_other_forms_are_no_events(self, plain: PlainBackend, connect: Connect, record: object) -> None:
+        plain.script = lambda job: job.end("FAILED", progress=record, metrics=record, meta=record, result=record)
+        run = connect(plain).run("train")
+        assert run.events == []
+        assert "the backend does not say why" in str(run.error)
+
     def test_progress_and_metrics_become_events(self, plain: PlainBackend, connect: Connect) -> None:
         def train(job: Job) -> None:
             for percent, loss in ((33.33, 1.0), (33.33, 1.0), (100.0, float("nan"))):

@@ -204,6 +204,18 @@ class TestLostAnswers:
         assert len({request.headers["idempotency-key"] for request in sent}) == 1
         assert len(runtime.jobs) == 1
 
+    def test_runtime_backend_that_never_answers_may_have_accepted_it(
+        self, runtime: RuntimeBackend, connect: Connect
+    ) -> None:
+        runtime.run_faults = ["accept and drop"] * 9
+        with pytest.raises(RemoteError, match=r"may have accepted the job, though its answers were lost"):
+            connect(runtime).run("train")
+        assert len(runtime.jobs) == 1
+
+    def test_nan_is_sent_bare_to_a_plain_backend(self, plain: PlainBackend, connect: Connect) -> None:
+        connect(plain).submit("train", {"loss": float("nan"), "worst": float("-inf")})
+        assert b'"params":{"loss":NaN,"worst":-Infinity}' in plain.of("POST", "/run/")[0].body
+
     @pytest.mark.parametrize("body", [b"<html>" + b"x" * 500, b'"PENDING"', b'{"status": "PENDING"}', b"[1]", b""])
     def test_answer_without_a_job_is_an_error_that_shows_its_start(
         self, plain: PlainBackend, connect: Connect, body: bytes

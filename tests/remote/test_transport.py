@@ -31,6 +31,11 @@ def test_redirect_is_not_followed_and_named(plain: PlainBackend) -> None:
         assert other.requests == []
 
 
+def test_redirect_of_what_only_some_backends_have_is_a_plain_backend(plain: PlainBackend) -> None:
+    plain.redirect = "https://login.example"
+    assert not Backend(transport_to(plain)).has_runtime
+
+
 def test_next_page_at_another_host_is_asked_for_at_this_one(plain: PlainBackend) -> None:
     with PlainBackend() as other:
         plain.agents = {"results": [{"id": 1, "name": "a"}], "next": f"{other.url}/agents/?page=2"}  # type: ignore[assignment]

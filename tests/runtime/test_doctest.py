@@ -20,6 +20,7 @@ PUBLIC = {
     "executors.local": ["LocalExecutor"],
     "executors.ray.job": ["RayJobsApiExecutor"],
     "executors.ray.task": ["RayActorExecutor"],
+    "executors.remote.executor": ["RemoteExecutor"],
     "loggers": ["ConsoleLogger"],
     "runner": ["run_plugin"],
 }

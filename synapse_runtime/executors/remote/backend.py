@@ -19,6 +19,7 @@ STATUSES: Final = frozenset({"PENDING", "RUNNING", *ENDED})
 # Names that the v1 API has for actions.
 _WIRE_NAMES: Final = {"infer": "inference", "deploy": "deployment"}
 _MISSING: Final = (404, 405)
+_REDIRECTS: Final = (301, 302, 303, 307, 308)  # some servers answer so for paths that they do not have
 # How long the record of a job that has ended may take to appear.
 _RECORD_SECONDS: Final = 10.0
 _RECORD_PAUSE_SECONDS: Final = 0.2
@@ -156,7 +157,7 @@ class Backend:
     def has_runtime(self) -> bool:
         """Whether the backend has the extensions below `/runtime/`; asked once."""
         if self._runtime is None:
-            answer = self.transport.get("runtime/", accept=_MISSING)
+            answer = self.transport.get("runtime/", accept=(*_MISSING, *_REDIRECTS))
             self._runtime = answer.status == 200 and _is_runtime(answer)
         return self._runtime
 
@@ -223,11 +224,7 @@ class Backend:
         except RemoteError as error:
             if not error.may_be_accepted:
                 raise
-            text = (
-                f"{error}. The backend may have accepted the job, so it was not sent again; `synapse job list --host "
-                f"{self.host}` shows whether it did"
-            )
-            unknown = RemoteError(text, status=error.status, may_be_accepted=True)
+            unknown = self._unknown(error, "so it was not sent again")
         else:
             data = answer.json()
             if is_served:
@@ -243,15 +240,28 @@ class Backend:
     def submit(self, request: Mapping[str, Any]) -> Submitted:
         """Submit a job through `/runtime/`. If an answer is lost, it is sent again: the key makes it the same job."""
         key = secrets.token_hex(16)
-        answer = self.transport.request(
-            "POST", "runtime/jobs/", body=dict(request), headers={"Idempotency-Key": key}, repeat="always"
-        )
+        unknown = None
+        try:
+            answer = self.transport.request(
+                "POST", "runtime/jobs/", body=dict(request), headers={"Idempotency-Key": key}, repeat="always"
+            )
+        except RemoteError as error:
+            if error.status is not None and error.status < 500:
+                raise
+            unknown = self._unknown(error, "though its answers were lost")
+        if unknown is not None:
+            raise unknown
         data = answer.json(strict=True)
         if not isinstance(data, dict) or not data.get("id"):
             raise RemoteError(f"{answer.request} answered without an id: {shortened(answer.text)}")
         code, version = data.get("plugin") or request.get("plugin", ""), data.get("version")
         release = data.get("release")
         return Submitted(str(data["id"]), f"{code}@{version}" if version else str(code), _id_of(release))
+
+    def _unknown(self, error: RemoteError, what: str) -> RemoteError:
+        """Return the error of a call of which nobody here knows whether it was accepted."""
+        text = f"{error}. The backend may have accepted the job, {what}; `synapse job list --host {self.host}` shows "
+        return RemoteError(f"{text}whether it did", status=error.status, may_be_accepted=True)
 
     def jobs(self) -> list[Job]:
         """Return the jobs that this user may see."""

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from synapse_runtime.core.execution import ActionRun
 from synapse_runtime.events import Event
+from synapse_runtime.executors.remote.publish import content_hash
 from synapse_runtime.run_record import RunRecord, encode_event, to_json
 from tests.patience import patience
 
@@ -140,6 +141,7 @@ class PlainBackend:
         self.answers: list[Any] = []
         self.agents: list[dict[str, Any]] = [{"id": 7, "name": "lab", "status": "connected"}]
         self.releases: list[dict[str, Any]] = []
+        self.contents: dict[str, dict[str, Any]] = {}
         self.retry_after: str | None = "0"
         self.plugin_codes = ("digits", "demo")
         self.closing = threading.Event()
@@ -187,7 +189,7 @@ class RuntimeBackend(PlainBackend):
     def __init__(self) -> None:
         self.event_faults: list[Any] = []
         self.keys: dict[str, str] = {}
-        self.hides_checksums = False
+        self.features = ["jobs", "releases"]
         super().__init__()
 
     def __enter__(self) -> RuntimeBackend:
@@ -264,8 +266,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self._tail(stub.jobs[job_id])
             case "POST", "v2", "jobs", job_id, "stop" if job_id in stub.jobs:
                 self._stop(stub.jobs[job_id])
-            case "GET", "plugin_releases":
-                self._json(stub.releases)
             case "POST", "plugin_releases":
                 self._publish(request)
             case _, "runtime", *rest if isinstance(stub, RuntimeBackend):
@@ -309,8 +309,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"data": {"id": job.id, "status": "STOPPED"}, "meta": {}})
 
     def _publish(self, request: Request) -> None:
-        import hashlib
-
         form = request.form
         text = {name: value.decode() for name, value in form.items() if name != "file"}
         same = [one for one in self.stub.releases if one["version"] == text["version"]]
@@ -318,17 +316,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"detail": "exists"}, 409)
             return
         release = {"id": 100 + len(self.stub.releases), "version": text["version"], "plugin": 3}
-        if not getattr(self.stub, "hides_checksums", False):
-            release["checksum"] = hashlib.sha256(form["file"]).hexdigest()
+        self.stub.contents[content_hash(form["file"])] = release
         self.stub.releases.insert(0, release)
         self._json(release, 201)
 
     def _runtime(self, stub: RuntimeBackend, parts: list[str], request: Request) -> None:
         match request.method, *parts:
             case ("GET",):
-                self._json({"server": "stub", "version": "1", "features": ["jobs"]})
+                self._json({"server": "stub", "version": "1", "features": stub.features})
             case "POST", "jobs":
                 self._submit(stub, request)
+            case "GET", "releases":
+                content = request.query["content"]
+                found = [stub.contents[content] | {"content": content}] if content in stub.contents else []
+                self._json({"results": found})
             case "GET", "jobs", job_id, "events" if job_id in stub.jobs:
                 self._events(stub, stub.jobs[job_id], int(request.headers.get("last-event-id", 0)))
             case "GET", "jobs", job_id, "run" if job_id in stub.jobs:

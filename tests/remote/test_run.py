@@ -78,8 +78,19 @@ class TestRequest:
             "language": "ko",
             "version": "1.0.0",
         }
+        connect(runtime, env={"NAMES": ["a", "b"], "RATE": 0.5}).submit("train")
+        request = runtime.of("POST", "/runtime/jobs/")[1]
+        assert request.json | {"language": "en"} == {
+            "plugin": "digits",
+            "action": "train",
+            "params": {},
+            "agent": 7,
+            "env": {"NAMES": "a,b", "RATE": 0.5},
+            "debug": True,
+            "language": "en",
+        }
         assert len(request.headers["idempotency-key"]) >= 32
-        assert len(runtime.of("GET", "/runtime/")) == 1
+        assert len(runtime.of("GET", "/runtime/")) == 2
 
     def test_model_is_sent_as_its_fields(self, backend: PlainBackend, connect: Connect) -> None:
         connect(backend).submit("train", Params(epochs=4))
@@ -436,10 +447,21 @@ class TestPlugin:
         executor.submit("train")
         assert len(runtime.of("POST", "/plugin_releases/")) == 2
 
-    def test_is_published_each_time_if_the_backend_knows_no_checksums(
+    def test_directory_of_the_backend_with_the_same_files_is_run_as_it_is(
         self, runtime: RuntimeBackend, connect: Connect, directory: Path
     ) -> None:
-        runtime.hides_checksums = True
+        executor = connect(runtime, plugin=directory)
+        executor.submit("train")
+        [release] = runtime.contents.values()
+        release["live"] = True
+        executor.submit("train")
+        assert len(runtime.of("POST", "/plugin_releases/")) == 1
+        assert [job.request.get("version") for job in runtime.jobs.values()] == ["1.2.3", None]
+
+    def test_is_published_each_time_if_the_backend_cannot_look_for_files(
+        self, runtime: RuntimeBackend, connect: Connect, directory: Path
+    ) -> None:
+        runtime.features = ["jobs"]
         executor = connect(runtime, plugin=directory)
         executor.submit("train")
         executor.submit("train")

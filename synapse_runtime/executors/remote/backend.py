@@ -133,12 +133,12 @@ class Release:
     Attributes:
         id: Its id.
         version: Its version.
-        checksum: The SHA-256 of its archive, if the backend says it.
+        is_live: Whether it is a directory of the backend, whose files may change.
     """
 
     id: str
     version: str
-    checksum: str = ""
+    is_live: bool = False
 
 
 class Backend:
@@ -151,15 +151,21 @@ class Backend:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.host = transport.host
-        self._runtime: bool | None = None
+        self._features: frozenset[str] | None = None
+        self._has_runtime = False
 
     @property
     def has_runtime(self) -> bool:
         """Whether the backend has the extensions below `/runtime/`; asked once."""
-        if self._runtime is None:
+        if self._features is None:
             answer = self.transport.get("runtime/", accept=(*_MISSING, *_REDIRECTS))
-            self._runtime = answer.status == 200 and _is_runtime(answer)
-        return self._runtime
+            found = _features_in(answer) if answer.status == 200 else None
+            self._has_runtime, self._features = found is not None, frozenset(found or ())
+        return self._has_runtime
+
+    def has_feature(self, name: str) -> bool:
+        """Return whether the backend has one of the extensions, such as `releases`."""
+        return self.has_runtime and name in (self._features or ())
 
     def require_runtime(self, what: str) -> None:
         """Raise `NotSupportedRemotely` unless the backend has the extensions.
@@ -338,10 +344,15 @@ class Backend:
         except InvalidRecord as error:
             raise RemoteError(f"{answer.request} answered with a malformed record: {error}", status=200) from error
 
-    def releases(self, plugin: str) -> list[Release]:
-        """Return the releases of a plugin, the newest first."""
-        found = self.transport.pages("plugin_releases/", params={"plugin": plugin})
-        return [_release(data) for data in found if isinstance(data, dict)]
+    def releases_with(self, plugin: str, content: str) -> list[Release]:
+        """Return the releases of a plugin that have exactly these files, the newest first.
+
+        Args:
+            plugin: The plugin's code.
+            content: The hash of the files.
+        """
+        found = self.transport.pages("runtime/releases/", params={"plugin": plugin, "content": content})
+        return [_release(data) for data in found if isinstance(data, dict) and data.get("content") == content]
 
     def publish(self, form: Mapping[str, str], archive: bytes) -> Release:
         """Upload a release.
@@ -373,13 +384,14 @@ class Backend:
         return _release({"version": form["version"], **data})
 
 
-def _is_runtime(answer: Answer) -> bool:
-    """Return whether an answer is that of `/runtime/`, not a page that some servers have for every path."""
+def _features_in(answer: Answer) -> list[str] | None:
+    """Return the features in an answer; None if it is a page that some servers have for every path."""
     try:
         data = answer.json(strict=True)
     except RemoteError:
-        return False
-    return isinstance(data, dict) and isinstance(data.get("features"), list)
+        return None
+    features = data.get("features") if isinstance(data, dict) else None
+    return [name for name in features if isinstance(name, str)] if isinstance(features, list) else None
 
 
 def lines_of(text: str) -> list[str]:
@@ -413,8 +425,7 @@ def _job(data: Mapping[str, Any]) -> Job:
 
 
 def _release(data: Mapping[str, Any]) -> Release:
-    checksum = data.get("checksum") or data.get("sha256") or ""
-    return Release(_id_of(data.get("id")), str(data.get("version", "")), str(checksum))
+    return Release(_id_of(data.get("id")), str(data.get("version", "")), data.get("live") is True)
 
 
 def _id_of(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,6 @@ from synapse_runtime.executors.remote.outcome import answer_run, run_of_job, run
 from synapse_runtime.executors.remote.params import encoded_params, plain_params
 from synapse_runtime.executors.remote.publish import pack, publish, published
 from synapse_runtime.executors.remote.transport import Timeouts, Transport
-from synapse_runtime.json_values import encode_value
 from synapse_runtime.loggers import Logger, format_event
 from synapse_runtime.plugins.plugin import is_entrypoint
 from synapse_runtime.run_record import InvalidRecord
@@ -61,7 +61,7 @@ class RemoteExecutor(Executor):
         language: Language of messages, in two letters; the variable `SYNAPSE_LANGUAGE` by default, else English.
         version: The plugin's release to run; nothing is published. Default: the newest.
         publish: Whether to publish a plugin with a local directory.
-        debug: Whether a plain backend may run debug releases.
+        debug: Whether the backend may run a debug release if none is named.
         insecure: Whether to send the token without encryption to another machine.
         leave_running: Called with the job's id when Ctrl-C interrupts `run`; returns whether the job keeps running. By
             default it is stopped.
@@ -306,12 +306,15 @@ class RemoteExecutor(Executor):
         in_config = self._plugin is None or call.name in self._plugin.manifest.actions
         is_name = in_config and not (self._plugin is None and is_entrypoint(call.name))
         request["action" if is_name else "entrypoint"] = call.name if is_name else call.action
-        env = {name: encode_value(value)[0] for name, value in self._env.to_dict().items()}
+        texts = self._env.as_strings()
+        env = {name: value if _is_scalar(value) else texts[name] for name, value in self._env.to_dict().items()}
         version = self._version
         if self._plugin is not None and self._publishes and self._plugin.config_path is not None:
             version = self._published_version(self._plugin)
         optional = {
             "version": version,
+            # Without a version, the newest release may be a debug one, if the backend distinguishes them.
+            "debug": True if version is None and self._debug and self._api.has_feature("releases") else None,
             "agent": None if self._settings.agent is None else self._agent_id(),
             "env": env or None,
             "timeout": call.timeout,
@@ -363,14 +366,17 @@ class RemoteExecutor(Executor):
             return run
         return answer_run(call.name, value, self._api.host, started=started)
 
-    def _published_version(self, plugin: Plugin) -> str:
-        """Publish the plugin unless the backend has exactly its files, and return the version to run."""
+    def _published_version(self, plugin: Plugin) -> str | None:
+        """Publish the plugin unless the backend has exactly its files, and return the version to run.
+
+        It is None for a directory of the backend, which it runs if no version is given.
+        """
         archive = pack(plugin)
         release = published(self._api, archive)
         if release is None:
             release = publish(self._api, archive, debug=True)
             self._on_note(f"published {archive.code}@{release.version} as debug release {release.id}")
-        return release.version
+        return None if release.is_live else release.version
 
     def _agent_id(self) -> int:
         given = self._settings.agent
@@ -454,6 +460,10 @@ class RemoteExecutor(Executor):
 def _is_code(text: str) -> bool:
     """Return whether a text is the code of a plugin that only the backend has: not a path, not a module's name."""
     return not os.path.exists(text) and not any(mark in text for mark in (os.sep, ".", ":")) and bool(text)
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _deadline(timeout: float | None) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
+import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ class Archive:
         code: The plugin's code.
         version: Its version.
         data: The zip file; the same files give the same bytes.
-        checksum: Its SHA-256.
+        content: The hash of its files, which does not depend on how they are packed.
         files: The names of its files.
         config: What the backend is told of the plugin.
     """
@@ -37,7 +39,7 @@ class Archive:
     code: str
     version: str
     data: bytes
-    checksum: str
+    content: str
     files: tuple[str, ...]
     config: dict[str, Any]
 
@@ -60,7 +62,7 @@ def pack(plugin: Plugin) -> Archive:
         code=manifest.code,
         version=manifest.version,
         data=data,
-        checksum=hashlib.sha256(data).hexdigest(),
+        content=content_hash(data),
         files=tuple(entry.name for entry in builder.entries() if not entry.name.endswith("/")),
         config=config_of(manifest),
     )
@@ -116,8 +118,22 @@ def publish(backend: Backend, archive: Archive, *, debug: bool) -> Release:
 
 
 def published(backend: Backend, archive: Archive) -> Release | None:
-    """Return the release that has exactly these files; None if there is none."""
-    return next(
-        (release for release in backend.releases(archive.code) if archive.checksum == release.checksum),
-        None,
-    )
+    """Return the release that has exactly these files; None if there is none, or the backend cannot say it."""
+    if not backend.has_feature("releases"):
+        return None
+    return next(iter(backend.releases_with(archive.code, archive.content)), None)
+
+
+def content_hash(data: bytes) -> str:
+    """Return the hash of the files in a zip file.
+
+    It is the SHA-256 of one line per file, sorted by name: `<SHA-256 of the file> <x if executable, else -> <name>`.
+    """
+    lines = []
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                digest = hashlib.sha256(archive.read(member)).hexdigest()
+                flag = "x" if member.external_attr >> 16 & 0o111 else "-"
+                lines.append((member.filename, f"{digest} {flag} {member.filename}\n"))
+    return hashlib.sha256("".join(line for _, line in sorted(lines)).encode()).hexdigest()

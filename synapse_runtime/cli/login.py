@@ -39,7 +39,10 @@ def login(
     token: Token = None,
     token_file: TokenFile = None,
     local: Annotated[
-        bool, typer.Option("--local", help="Use the server of this user that is running on this machine.")
+        bool,
+        typer.Option(
+            "--local", help="Use the server of this user that is running on this machine; with --host, the one there."
+        ),
     ] = False,
     insecure: Insecure = False,
     as_json: AsJson = False,
@@ -53,9 +56,9 @@ def login(
     with exit_on_errors():
         given = given_token(token, token_file)
         if local:
-            if host is not None or given is not None:
-                raise usage_error("cannot be used with --host, --token or --token-file", "--local")
-            host, given = _local_server()
+            if given is not None:
+                raise usage_error("cannot be used with --token or --token-file", "--local")
+            host, given = _local_server(host)
         before = config.read_file()
         if host is None:
             default = settings_from(None, None, None, None).host
@@ -140,13 +143,17 @@ def _identity(settings: Settings, *, runtime: bool) -> _Identity:
     )
 
 
-def _local_server() -> tuple[str, str]:
-    """Return the host and token of the newest running server of this user on this machine."""
-    from synapse_runtime.executors.remote.config import local_servers, servers_directory
+def _local_server(host: str | None) -> tuple[str, str]:
+    """Return the host and token of the newest running server of this user on this machine, or of the one at a host."""
+    from synapse_runtime.executors.remote.config import checked_host, local_servers, servers_directory
 
-    servers = local_servers()
+    running = local_servers()
+    servers = running if host is None else [server for server in running if server.host == checked_host(host)]
     if not servers:
-        raise RemoteError(f"no server of this user is running on this machine (looked in {servers_directory()})")
+        where = "on this machine" if host is None else f"at {host}"
+        others = ", ".join(server.host for server in running)
+        hint = f"; running are {others}" if others else f" (looked in {servers_directory()})"
+        raise RemoteError(f"no server of this user is running {where}{hint}")
     if len(servers) > 1:
         others = ", ".join(server.host for server in servers[1:])
         print_note(f"several servers are running; using the newest, {servers[0].host}, not {others}")

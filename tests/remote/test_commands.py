@@ -107,6 +107,11 @@ class TestLogin:
         (servers / "a.json").chmod(0o600)
         assert synapse("login", "--local", "--json").result["agents"] == ["lab"]
         assert stored(synapse)["host"] == plain.url
+        assert synapse("login", "--local", "--host", plain.url).status == 0
+        done = synapse("login", "--local", "--host", "http://127.0.0.1:1")
+        assert done.stderr == (
+            f"error: no server of this user is running at http://127.0.0.1:1; running are {plain.url}\n"
+        )
 
     def test_logout_keeps_the_host_and_what_is_unknown(self, synapse: Synapse, plain: PlainBackend) -> None:
         log_in(synapse, plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -484,6 +485,34 @@ class TestPlugin:
         with pytest.raises(ActionNotFoundError, match="Did you mean 'train'"):
             connect(backend, plugin=directory).submit("trian")
         assert backend.requests == []
+
+    def test_tracebacks_show_the_local_files_where_they_are_the_same(
+        self, runtime: RuntimeBackend, connect: Connect, directory: Path, tmp_path: Path
+    ) -> None:
+        (directory / "lab" / "train.py").write_text("def train(params, context):\n    raise ValueError('no weights')\n")
+        there = tmp_path / "releases" / "lab" / "train.py"
+        there.parent.mkdir(parents=True)
+        there.write_bytes((directory / "lab" / "train.py").read_bytes())
+
+        def fail(job: Job) -> None:
+            names: dict[str, Any] = {"__name__": "lab.train"}
+            exec(compile(there.read_text(), str(there), "exec"), names)
+            try:
+                names["train"](None, None)
+            except ValueError as error:
+                caught = error
+            caught.__traceback__ = caught.__traceback__.tb_next  # type: ignore[union-attr]
+            job.end("FAILED", run=ActionRun("train", error=failure("train", caught), is_started=True))
+
+        runtime.script = fail
+        for source, file in ((None, directory / "lab" / "train.py"), ("# edited\n", there)):
+            if source is not None:
+                (directory / "lab" / "train.py").write_text(source)
+            error = connect(runtime, plugin=directory, publish=False).run("train").error
+            assert error is not None
+            cause = error.__cause__
+            assert cause is not None
+            assert [frame.filename for frame in traceback.extract_tb(cause.__traceback__)] == [str(file)]
 
     def test_run_plugin_returns_the_job_of_a_plugin_by_code_or_directory(
         self, backend: PlainBackend, directory: Path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -23,7 +25,7 @@ from synapse_runtime.executors.remote.backend import Job
 from synapse_runtime.executors.remote.follow import checked_event
 from synapse_runtime.json_values import not_decoded
 from synapse_runtime.plugins.plugin import import_entrypoint
-from synapse_runtime.run_record import RunRecord
+from synapse_runtime.run_record import FrameRecord, RunRecord
 
 MODE: Final = "remote"
 _TRACEBACK: Final = "Traceback (most recent call last):"
@@ -53,7 +55,7 @@ def run_of_record(record: RunRecord, job_id: str, *, import_root: str | None, en
         if import_root is not None and entrypoint is not None:
             with contextlib.suppress(Exception, SystemExit):  # then what needs its classes is shown as text
                 import_entrypoint(entrypoint)
-        run = record.to_run(import_root)
+        run = _with_local_files(record, import_root).to_run(import_root)
     run.events = [*map(checked_event, run.events)]
     run.mode, run.job_id = MODE, job_id
     needs = not_decoded(run.result)
@@ -61,6 +63,29 @@ def run_of_record(record: RunRecord, job_id: str, *, import_root: str | None, en
         text = f"the result of {run.name} contains {needs}, which JSON does not have: return plain data or a model"
         run.result, run.error = None, ResultNotSerializable(text)
     return run
+
+
+def _with_local_files(record: RunRecord, import_root: str | None) -> RunRecord:
+    """Return the record with the files of the local plugin in its tracebacks, where they have the same line."""
+    if record.error is None or import_root is None:
+        return record
+    errors = [
+        error.model_copy(update={"frames": [_with_local_file(frame, import_root) for frame in error.frames]})
+        for error in record.error
+    ]
+    return record.model_copy(update={"error": errors})
+
+
+def _with_local_file(frame: FrameRecord, import_root: str) -> FrameRecord:
+    module = frame.module.replace(".", "/")
+    for name in (f"{module}.py", f"{module}/__init__.py"):
+        file = os.path.join(import_root, name)
+        is_same = (
+            frame.file.endswith(f"/{name}") and linecache.getline(file, frame.line).strip() == frame.source.strip()
+        )
+        if is_same and frame.source.strip():
+            return frame.model_copy(update={"file": file})
+    return frame
 
 
 def run_of_job(job: Job, host: str, *, name: str, output: str, message: str, started: float) -> ActionRun:

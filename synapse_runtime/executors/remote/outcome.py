@@ -77,14 +77,13 @@ def _with_local_files(record: RunRecord, import_root: str | None) -> RunRecord:
 
 
 def _with_local_file(frame: FrameRecord, import_root: str) -> FrameRecord:
-    module = frame.module.replace(".", "/")
+    module, source = frame.module.replace(".", "/"), frame.source.strip()
     for name in (f"{module}.py", f"{module}/__init__.py"):
         file = os.path.join(import_root, name)
-        is_same = (
-            frame.file.endswith(f"/{name}") and linecache.getline(file, frame.line).strip() == frame.source.strip()
-        )
-        if is_same and frame.source.strip():
-            return frame.model_copy(update={"file": file})
+        if source and frame.file.endswith(f"/{name}") and frame.file != file:
+            linecache.checkcache(file)
+            if linecache.getline(file, frame.line).strip() == source:
+                return frame.model_copy(update={"file": file})
     return frame
 
 

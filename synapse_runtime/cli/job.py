@@ -70,7 +70,7 @@ def list_jobs(
     insecure: Insecure = False,
 ) -> None:
     """List the jobs that run actions, oldest first: those of a cluster, or with --host those of a backend."""
-    where = Where(ray_address, host, token, token_file, tenant, insecure)
+    where = JobLocation(ray_address, host, token, token_file, tenant, insecure)
     with _jobs_at(where) as cluster:
         jobs = _summaries(cluster.list_jobs())
         if as_json:
@@ -97,7 +97,7 @@ def status(
     It is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. On a cluster, SUCCEEDED means that the job ended and returned
     a result or an error; `synapse job result` shows which. At a backend, a job whose action failed is FAILED.
     """
-    with _jobs_at(Where(ray_address, host, token, token_file, tenant, insecure), job_id) as cluster:
+    with _jobs_at(JobLocation(ray_address, host, token, token_file, tenant, insecure), job_id) as cluster:
         _show_status(job_id, cluster.get_status(job_id), as_json=as_json)
 
 
@@ -118,7 +118,7 @@ def logs(
         raise typer.BadParameter(
             "--json prints the whole log at once and cannot be used with --follow", param_hint="--json"
         )
-    with _jobs_at(Where(ray_address, host, token, token_file, tenant, insecure), job_id) as cluster:
+    with _jobs_at(JobLocation(ray_address, host, token, token_file, tenant, insecure), job_id) as cluster:
         if as_json:
             print_line(to_json({"id": job_id, "logs": cluster.get_logs(job_id)}))
             return
@@ -162,7 +162,7 @@ def result(
     with (
         exit_on_errors(),
         only_results_on_stdout() if as_json else contextlib.nullcontext(sys.stdout) as results,
-        _jobs_at(Where(ray_address, host, token, token_file, tenant, insecure), job_id, _plugin(path)) as cluster,
+        _jobs_at(JobLocation(ray_address, host, token, token_file, tenant, insecure), job_id, _plugin(path)) as cluster,
     ):
         run = cluster.get_run(job_id, timeout)
         if full:
@@ -182,7 +182,7 @@ def stop(
     insecure: Insecure = False,
 ) -> None:
     """Stop the job, wait until it has ended and print its final status."""
-    with _jobs_at(Where(ray_address, host, token, token_file, tenant, insecure), job_id) as cluster:
+    with _jobs_at(JobLocation(ray_address, host, token, token_file, tenant, insecure), job_id) as cluster:
         if not cluster.stop(job_id):
             print_note(f"job {job_id} had already ended")
         _show_status(job_id, cluster.wait(job_id, timeout=_STOP_SECONDS), as_json=as_json)
@@ -200,7 +200,7 @@ def delete(
     insecure: Insecure = False,
 ) -> None:
     """Delete the cluster's or backend's records of a job that has ended."""
-    with _jobs_at(Where(ray_address, host, token, token_file, tenant, insecure), job_id) as cluster:
+    with _jobs_at(JobLocation(ray_address, host, token, token_file, tenant, insecure), job_id) as cluster:
         log_deleted = cluster.delete(job_id)
         rest = "" if log_deleted else ", except for its log file on the node, which Ray keeps until its session ends"
         print_note(f"deleted job {job_id}{rest}")
@@ -213,7 +213,7 @@ def _show_status(job_id: str, status: str, *, as_json: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Where:
+class JobLocation:
     """Where a job is, by the options of the command line.
 
     Attributes:
@@ -246,7 +246,7 @@ class Where:
 
 @contextlib.contextmanager
 def _jobs_at(
-    where: Where, job_id: str = "", plugin: Plugin | None = None
+    where: JobLocation, job_id: str = "", plugin: Plugin | None = None
 ) -> Iterator[RayJobsApiExecutor | RemoteExecutor]:
     """Yield an executor for the jobs of a running cluster or of a backend; exit on errors."""
     with exit_on_errors():

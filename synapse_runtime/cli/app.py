@@ -25,6 +25,7 @@ class _Commands(LazyGroup):
         LazyCommand("whoami", "login:whoami", "Show which backend and credentials are used"),
         LazyCommand("agent", "agent:app", "List, select and show the agents of a Synapse backend."),
         LazyCommand("cluster", "cluster:app", "", "Start, inspect and stop the warm cluster of this machine."),
+        LazyCommand("serve", "serve:serve", "Run a Synapse backend on this machine until Ctrl-C."),
     )
 
 

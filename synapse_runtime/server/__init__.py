@@ -1,0 +1,1 @@
+"""A Synapse backend in one command: `synapse serve`. Needs the extra `server`."""

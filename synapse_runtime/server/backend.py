@@ -1,0 +1,212 @@
+"""What the routes of all APIs share: the store, the plugins, the runs; and how a job is submitted and followed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+
+from synapse_runtime.server.auth import AllowedHosts, Caller, authenticate, token_in
+from synapse_runtime.server.changes import Changes
+from synapse_runtime.server.releases import Releases
+from synapse_runtime.server.runs import Runs, Submission
+from synapse_runtime.server.store import InvalidTransition, Job, KeyReused, NewJob, Store
+from synapse_runtime.server.wire import ApiError
+
+AGENT_ID: Final = 1
+AGENT_NAME: Final = "local"
+MAX_STREAMS: Final = 64
+MAX_KEY: Final = 200
+
+
+@dataclass
+class Backend:
+    """A server's parts.
+
+    Attributes:
+        store: The database.
+        releases: The plugins.
+        runs: The queue.
+        changes: Who waits for jobs.
+        hosts: The names that requests may be addressed to.
+        host: Its own address, such as `http://127.0.0.1:8000`.
+        is_ephemeral: Whether its data are deleted when it ends.
+        agent_token: The token of its agent, which grants nothing.
+        streams: How many event streams are open.
+    """
+
+    store: Store
+    releases: Releases
+    runs: Runs
+    changes: Changes
+    hosts: AllowedHosts
+    host: str
+    is_ephemeral: bool = False
+    agent_token: str = field(default_factory=lambda: secrets.token_hex(20), repr=False)
+    streams: int = 0
+
+    def visible_job(self, job_id: str, caller: Caller) -> Job:
+        """Return a job that the caller may see.
+
+        Raises:
+            ApiError: 404; there is none, or it belongs to somebody else.
+        """
+        job = self.store.job(job_id)
+        if job is None or not caller.may_see(job):
+            raise ApiError(404, f"there is no job {job_id!r}")
+        return job
+
+    def submit(self, caller: Caller, wanted: Wanted, key: str | None = None, body: Any = None) -> tuple[Job, bool]:
+        """Create a job and put it into the queue; return it and whether it is new.
+
+        Args:
+            caller: Who submits it.
+            wanted: What to run.
+            key: The idempotency key of the request.
+            body: The request's body, which must be the same for the same key.
+
+        Raises:
+            ApiError: 404 if there is no such agent, plugin, version or action; 409 if the key was used with another
+                body. Nothing is stored then.
+        """
+        body_hash = ""
+        try:
+            if key is not None:
+                if not 0 < len(key) <= MAX_KEY:
+                    raise ApiError(400, f"Idempotency-Key must have 1 to {MAX_KEY} characters")
+                body_hash = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+                known = self.store.known_key(caller.owner, key, body_hash)
+                if known is not None:
+                    return known, False
+            if wanted.agent not in (None, AGENT_ID):
+                raise ApiError(404, f"there is no agent {wanted.agent}; this server's only agent is {AGENT_ID}")
+            release = self.releases.find(wanted.plugin, wanted.version, debug=wanted.debug)
+            if wanted.action is None:
+                action = wanted.entrypoint or self._only_action(release)
+            else:
+                action = self.releases.action_of(release, wanted.action)
+            request = {name: value for name, value in wanted.request.items() if value is not None}
+            if wanted.entrypoint is not None:
+                request["entrypoint"] = wanted.entrypoint
+            new = NewJob(caller.owner, release, action, wanted.params, wanted.agent or AGENT_ID, request)
+            job, is_new = self.store.create_job(new, key, body_hash)
+        except KeyReused:
+            raise ApiError(
+                409, f"Idempotency-Key {key!r} was used with another request: use a new key for a new request"
+            ) from None
+        if is_new:
+            alternatives = wanted.alternatives or [wanted.params]
+            self.runs.submit(Submission(job.id, alternatives, wanted.env, wanted.is_encoded))
+        return job, is_new
+
+    def stop(self, job: Job) -> Job:
+        """Stop a job and return it.
+
+        Raises:
+            InvalidTransition: It has ended before.
+        """
+        if job.has_ended:
+            raise InvalidTransition(job.status, "STOPPED")
+        return self.runs.stop(job.id) or job
+
+    async def wait(self, job_id: str, seconds: float) -> Job | None:
+        """Wait until a job has ended, at most this long, and return it; None if it does not exist."""
+        deadline = time.monotonic() + seconds
+        with self.changes.watch(job_id) as changed:
+            while True:
+                changed.clear()
+                job = await run_in_threadpool(self.store.job, job_id)
+                remaining = deadline - time.monotonic()
+                if job is None or job.has_ended or remaining <= 0 or self.changes.is_closing:
+                    return job
+                try:
+                    await asyncio.wait_for(changed.wait(), min(remaining, 1.0))
+                except TimeoutError:
+                    continue
+
+    def _only_action(self, release: Any) -> str:
+        names = self.releases.actions_of(release)
+        if len(names) != 1:
+            problem = {"loc": ["body", "action"], "msg": "Field required", "type": "missing"}
+            raise ApiError(422, [problem])
+        return names[0]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a client asks to run.
+
+    Attributes:
+        plugin: The plugin's code or id.
+        action: The action's name. Without it, `entrypoint`, or the plugin's only action.
+        params: The params to store.
+        alternatives: Params to try, in order, if they are not those.
+        version: The version of an uploaded release.
+        debug: Whether a debug release may be taken without naming its version.
+        agent: The agent.
+        entrypoint: `module:Name` in the plugin.
+        env: Environment variables.
+        request: What else is stored of the request.
+        is_encoded: Whether params are encoded as in a run record.
+    """
+
+    plugin: str
+    action: str | None
+    params: Any
+    alternatives: list[Any] = field(default_factory=list)
+    version: str | None = None
+    debug: bool = False
+    agent: int | None = None
+    entrypoint: str | None = None
+    env: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    request: Mapping[str, Any] = field(default_factory=dict)
+    is_encoded: bool = False
+
+
+def backend_of(request: Request) -> Backend:
+    """Return the backend of a request's application."""
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+def _caller(request: Request) -> Caller:
+    """Return who makes a request.
+
+    Raises:
+        ApiError: 401; there is no valid token.
+    """
+    return authenticate(backend_of(request).store, token_in(request.headers.items()))
+
+
+def _requiring(scope: str) -> Any:
+    def check(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+        if not caller.may(scope):
+            raise ApiError(
+                403, f"the access token lacks the scope {scope!r}; it has {', '.join(sorted(caller.scopes))}"
+            )
+        return caller
+
+    return Depends(check)
+
+
+TheBackend = Annotated[Backend, Depends(backend_of)]
+Reader = Annotated[Caller, _requiring("read")]
+Runner = Annotated[Caller, _requiring("run")]
+Publisher = Annotated[Caller, _requiring("publish")]
+Admin = Annotated[Caller, _requiring("admin")]
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the request's `Idempotency-Key`."""
+    return request.headers.get("idempotency-key")
+
+
+IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]

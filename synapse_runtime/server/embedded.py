@@ -1,0 +1,106 @@
+"""A server inside of another program, such as a test session: a free port, temporary data, a token in memory.
+
+`python -m synapse_runtime.server.embedded [DIR…]` prints one line of JSON, `{"host", "token", "pid"}`, once it accepts
+requests. It stops when its standard input is closed, so it ends with its parent, however that ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synapse_runtime.errors import RemoteError
+
+__all__ = ["EmbeddedServer", "serve_embedded"]
+
+_STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """A server that runs in a child process.
+
+    Attributes:
+        host: Its URL.
+        token: A token that may do everything.
+        pid: Its process.
+    """
+
+    host: str
+    token: str = field(repr=False)
+    pid: int
+
+
+@contextlib.contextmanager
+def serve_embedded(
+    directories: Sequence[Path | str] = (),
+    *,
+    run_in: str = "worker",
+    ray_address: str | None = None,
+    concurrency: int = 0,
+) -> Iterator[EmbeddedServer]:
+    """Run a server in a child process while the block runs.
+
+    Args:
+        directories: Plugin directories that are read live.
+        run_in: Where jobs run: `worker`, `task` or `job`.
+        ray_address: The cluster's address, for the last two.
+        concurrency: How many jobs run at a time; 0 for as many as there are CPUs.
+
+    Raises:
+        RemoteError: It did not start.
+    """
+    command = [sys.executable, "-P", "-m", "synapse_runtime.server.embedded", "--run-in", run_in]
+    command += ["--concurrency", str(concurrency), *(["--ray-address", ray_address] if ray_address else [])]
+    command += ["--", *(os.fspath(Path(directory).absolute()) for directory in directories)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise RemoteError(f"the embedded server did not start: it exited with status {process.wait()}")
+        yield EmbeddedServer(**json.loads(line))
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def main() -> None:
+    """Run a server until standard input is closed."""
+    from synapse_runtime.errors import PluginError
+    from synapse_runtime.server.runs import run_options
+    from synapse_runtime.server.serve import Address, ServeOptions, serve
+
+    parser = argparse.ArgumentParser(prog="synapse_runtime.server.embedded")
+    parser.add_argument("directories", nargs="*", type=Path)
+    parser.add_argument("--run-in", choices=("worker", "task", "job"), default="worker")
+    parser.add_argument("--ray-address")
+    parser.add_argument("--concurrency", type=int, default=0)
+    given = parser.parse_args()
+
+    def show(address: Address) -> None:
+        print(json.dumps({"host": address.host, "token": address.token, "pid": os.getpid()}), flush=True)
+
+    try:
+        runs = run_options(given.run_in, given.ray_address, given.concurrency)
+        options = ServeOptions(given.directories, port=0, publish_login=False, runs=runs)
+        serve(options, show, end_with=sys.stdin.fileno())
+    except PluginError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Migrations of the store's database, run by alembic."""

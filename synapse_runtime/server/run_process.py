@@ -1,0 +1,396 @@
+"""The process of one run: a supervisor that runs the action in a child process, and reports to the server.
+
+Started as `python -m synapse_runtime.server.run_process`. It reads the call from standard input, one line of JSON, and
+writes frames to standard output, each one line of JSON: `output`, `event`, `start`, and last `run` or `stopped`. The
+line `stop` on standard input stops the action; so does its end, since the server has ended then, however it has ended.
+Nothing is pickled between the processes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gc
+import json
+import os
+import selectors
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection, Pipe
+from types import FrameType
+from typing import Any, NoReturn
+
+from synapse_runtime.core.execution import ActionCall, ActionRun, process_state_for
+from synapse_runtime.core.interrupts import shielded
+from synapse_runtime.core.output_capture import last_lines
+from synapse_runtime.core.remote_exceptions import redact_values
+from synapse_runtime.errors import ClusterError, ExecutionTimeout, PluginError, ValidationError, WorkerCrashed
+from synapse_runtime.events import Event
+from synapse_runtime.executors.base import Executor
+from synapse_runtime.executors.child_processes import adopt_orphans, descendants, prctl, stop
+from synapse_runtime.executors.journal import Journals
+from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
+from synapse_runtime.executors.protocol import EncodedCall, decode_request, encode_call
+from synapse_runtime.executors.worker import accept_interrupts, print_all_text, serve
+from synapse_runtime.json_values import decode_value
+from synapse_runtime.loggers import NullLogger
+from synapse_runtime.plugins.plugin import import_entrypoint
+from synapse_runtime.redaction import HiddenValues
+from synapse_runtime.run_record import RunRecord, encode_event, to_json
+
+_READ_BYTES = 65536
+_LAST_OUTPUT = 20_000
+# How long to read output after the action's process has ended, if a process that it started keeps the pipe open.
+_OUTPUT_SECONDS = 1.0
+# How long the interpreter may take to exit after the run was sent.
+_EXIT_SECONDS = 5.0
+# Extra time after the worker's own grace period for an action that has exceeded its timeout.
+_TIMEOUT_SECONDS = 2.0
+# How long the driver of a Ray worker or job has to stop it.
+_DRIVER_STOP_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+
+
+def main() -> None:
+    """Run the call that the server sends."""
+    channel = os.dup(1)
+    os.set_inheritable(channel, False)
+    os.dup2(2, 1)
+    line = sys.stdin.buffer.readline()
+    if not line:  # the server has ended, or does not need this process
+        return
+    call: dict[str, Any] = json.loads(line)
+    receive, send = Pipe(duplex=False)
+    stdout, stderr = os.pipe(), os.pipe()
+    crash_log, journals, oom_kills = CrashLog(), Journals.create(), kernel_oom_kills()
+    gc.freeze()  # keeps the child's garbage collector from touching, and so copying, the memory of imported modules
+    adopt_orphans()
+    supervisor_pid = os.getpid()
+    child = os.fork()
+    if child == 0:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor_pid:
+            os._exit(1)
+        receive.close()
+        os.close(channel)
+        print_all_text()
+        _connect_output(stdout, stderr)
+        _run_child(call, send, crash_log, journals)
+    prctl(_PR_SET_DUMPABLE, 0)  # the action must not read this process's memory
+    send.close()
+    os.close(stdout[1])
+    os.close(stderr[1])
+    supervisor = _Supervisor(call, child, channel, receive, stdout[0], stderr[0])
+    status = supervisor.run()
+    stop(descendants())
+    if supervisor.record is not None:
+        supervisor.write({"frame": "run", "record": supervisor.record})
+    elif supervisor.is_stopped:
+        supervisor.write({"frame": "stopped"})
+    else:
+        log = crash_log.read()
+        process_exit = parse_crash_log(log, status, out_of_memory=kernel_oom_kills() > oom_kills)
+        timed_out = process_exit.timed_out or supervisor.timed_out
+        supervisor.write(
+            {"frame": "run", "record": supervisor.crash_record(process_exit.describe(), timed_out, process_exit.stack)}
+        )
+
+
+def _connect_output(stdout: tuple[int, int], stderr: tuple[int, int]) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(stdout[1], 1)
+    os.dup2(stderr[1], 2)
+    for descriptor in (null, *stdout, *stderr):
+        os.close(descriptor)
+
+
+def _run_child(call: Mapping[str, Any], send: Connection, crash_log: CrashLog, journals: Journals) -> NoReturn:
+    """Run the call and send its run to the supervisor; then exit like any Python program."""
+    accept_interrupts()
+    crash_log.install()
+    journals.adopt()
+    for stream in (sys.stdout, sys.stderr):  # pipes, which are fully buffered by default
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    # Threads that the action has left running may report events too, even while its run is sent.
+    lock, owner = threading.Lock(), os.getpid()
+
+    def report(kind: str, payload: str = "") -> None:
+        if os.getpid() == owner:  # not in a forked child process of the action
+            with shielded(), lock:
+                send.send_bytes(f"{kind} {payload}".encode())
+
+    def on_event(event: Event) -> None:
+        report("event", to_json(encode_event(event)[0]))
+
+    if call["run_in"] == "worker":
+        os.environ.update(call["process_env"])
+        record = _run_here(call, crash_log, journals, on_event, lambda: report("start"))
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        record = _run_on_ray(call, on_event, lambda: report("start"))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    report("run", record)
+    sys.exit(0)
+
+
+def _run_here(
+    call: Mapping[str, Any],
+    crash_log: CrashLog,
+    journals: Journals,
+    on_event: Callable[[Event], object],
+    on_start: Callable[[], object],
+) -> str:
+    """Run the call in this process; return the record of its run as JSON."""
+    try:
+        executor = LocalExecutor(
+            call["env"],
+            call["job_id"],
+            plugin=call["directory"],
+            timeout=call["timeout"],
+            logger=NullLogger(),
+            language=call["language"],
+        )
+        encoded = _encode_call(executor, call)
+    except (PluginError, ValueError) as error:
+        return _record_of_error(call, error)
+    data = serve(
+        decode_request(encoded.message()),
+        mode="remote",
+        crash_log=crash_log,
+        journals=journals,
+        on_event=on_event,
+        on_start=on_start,
+        encode=_encode_run,
+    )
+    return data.decode()
+
+
+def _encode_call(executor: Executor, call: Mapping[str, Any]) -> EncodedCall:
+    """Return the call with the first of its alternative params that the action's model accepts."""
+    first_error: ValidationError | None = None
+    for params in call["params"]:
+        try:
+            made = executor.call(call["action"], params)
+            return encode_call(_decoded(made) if call["is_encoded"] else made)
+        except ValidationError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _decoded(call: ActionCall) -> ActionCall:
+    """Return a call whose params are decoded: values in them may be of classes of the plugin."""
+    if '"$' not in json.dumps(call.params):
+        return call
+    with shielded() as interrupts, process_state_for(call):
+        with contextlib.suppress(Exception):  # reported once the call is made
+            interrupts.call_interruptibly(lambda: import_entrypoint(call.action))
+        return replace(call, params=decode_value(call.params, call.import_root))
+
+
+def _run_on_ray(call: Mapping[str, Any], on_event: Callable[[Event], object], on_start: Callable[[], object]) -> str:
+    """Run the call on a Ray actor or as a Ray job; return the record of its run as JSON."""
+    from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
+
+    def on_output(stream: str, text: str) -> None:
+        target = sys.stdout if stream == "stdout" else sys.stderr
+        target.write(text)
+        target.flush()
+
+    kind: Any = RayActorExecutor if call["run_in"] == "task" else RayJobsApiExecutor
+    on_start()
+    try:
+        with kind(
+            {**call["process_env"], **call["env"]},
+            call["job_id"],
+            plugin=call["directory"],
+            timeout=call["timeout"],
+            logger=NullLogger(),
+            language=call["language"],
+            ray_address=call["ray_address"],
+            **call["resources"],
+        ) as executor:
+            run: ActionRun | None = None
+            for params in call["params"]:
+                params = _decoded(executor.call(call["action"], params)).params if call["is_encoded"] else params
+                run = executor.run(call["action"], params, on_event=on_event, on_output=on_output)
+                if not isinstance(run.error, ValidationError):
+                    break
+            assert run is not None
+            run.mode = "remote"
+            return RunRecord.from_run(replace(run, events=[])).dumps()
+    except (PluginError, ValueError, KeyboardInterrupt) as error:
+        return _record_of_error(call, error)
+
+
+def _record_of_error(call: Mapping[str, Any], error: BaseException) -> str:
+    """Return the record of a run that has not started."""
+    problem = error if isinstance(error, PluginError) else ClusterError(str(error) or type(error).__name__)
+    run = ActionRun(call["action"], error=problem, mode="remote", job_id=call["job_id"])
+    with redact_values(HiddenValues({name: str(value) for name, value in call["env"].items()})):
+        return RunRecord.from_run(run).dumps()
+
+
+def _encode_run(run: ActionRun, *, hidden: HiddenValues | None = None, **options: Any) -> bytes:
+    """Return the record of a run, with the arguments of `protocol.encode_run`. The events have been sent before."""
+    with redact_values(hidden or HiddenValues({})):
+        return RunRecord.from_run(replace(run, events=[])).dumps().encode()
+
+
+class _Supervisor:
+    """Reports to the server and monitors the action's process.
+
+    Attributes:
+        record: The record of the run, as JSON data, if the child has sent one.
+        is_stopped: Whether the server has asked to stop the action, or has ended.
+        timed_out: Whether the child was killed because its action exceeded its timeout.
+    """
+
+    def __init__(
+        self, call: Mapping[str, Any], child: int, channel: int, receive: Connection, stdout: int, stderr: int
+    ) -> None:
+        self.record: Any = None
+        self.is_stopped = False
+        self.timed_out = False
+        self._call = call
+        self._child = child
+        self._channel = channel
+        self._is_started = False
+        self._kill_at = float("inf")
+        self._started_at = time.monotonic()
+        self._last_output = ""
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(stdout, selectors.EVENT_READ, self._reader(stdout, "stdout"))
+        self._selector.register(stderr, selectors.EVENT_READ, self._reader(stderr, "stderr"))
+        self._selector.register(receive, selectors.EVENT_READ, lambda: self._message(receive))
+        self._selector.register(0, selectors.EVENT_READ, self._command)
+
+    def run(self) -> int:
+        """Wait until the action's process has ended and all is read; return its exit status."""
+        signal.signal(signal.SIGTERM, self._terminated)
+        status: int | None = None
+        until = float("inf")
+        while len(self._selector.get_map()) > self._reads_commands and time.monotonic() < until:
+            for key, _ in self._selector.select(timeout=0.2 if status is None else 0.05):
+                key.data()
+            if status is None and time.monotonic() > self._kill_at:
+                self.timed_out = self.record is None and not self.is_stopped
+                self._signal(signal.SIGKILL)
+            if status is None:
+                pid, raw = os.waitpid(self._child, os.WNOHANG)
+                if pid:
+                    status = os.waitstatus_to_exitcode(raw)
+                    until = time.monotonic() + _OUTPUT_SECONDS
+        if status is None:
+            _, raw = os.waitpid(self._child, 0)
+            status = os.waitstatus_to_exitcode(raw)
+        return status
+
+    @property
+    def _reads_commands(self) -> int:
+        return int(0 in self._selector.get_map())
+
+    def write(self, frame: Mapping[str, Any]) -> None:
+        """Send a frame to the server."""
+        view = memoryview(json.dumps(frame).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the server has ended
+            while view:
+                view = view[os.write(self._channel, view) :]
+
+    def crash_record(self, reason: str, timed_out: bool, stack: str) -> Any:
+        """Return the record of a run whose process has ended without sending one.
+
+        Args:
+            reason: How the process ended.
+            timed_out: Whether its action exceeded its timeout.
+            stack: The stack of the action, if known.
+        """
+        name, timeout = self._call["action"], self._call["timeout"]
+        error = (
+            ExecutionTimeout(
+                f"{name} exceeded its timeout of {timeout:g} s and could not be interrupted; its worker was killed"
+            )
+            if timed_out
+            else WorkerCrashed(f"the worker of {name} {reason}")
+        )
+        error.attach("Stack of the action:", stack)
+        error.attach("Last output:", last_lines(self._last_output))
+        run = ActionRun(
+            name,
+            error=error,
+            mode="remote",
+            job_id=self._call["job_id"],
+            pid=self._child,
+            duration=time.monotonic() - self._started_at,
+            is_started=self._is_started,
+        )
+        return json.loads(RunRecord.from_run(run).dumps())
+
+    def _reader(self, descriptor: int, stream: str) -> Callable[[], None]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+        def read() -> None:
+            data = os.read(descriptor, _READ_BYTES)
+            text = decoder.decode(data, final=not data)
+            if text:
+                self._last_output = (self._last_output + text)[-_LAST_OUTPUT:]
+                self.write({"frame": "output", "stream": stream, "text": text})
+            if not data:
+                self._selector.unregister(descriptor)
+
+        return read
+
+    def _message(self, receive: Connection) -> None:
+        try:
+            kind, _, payload = receive.recv_bytes().partition(b" ")
+        except (EOFError, OSError):
+            self._selector.unregister(receive)
+            return
+        if kind == b"start":
+            self._is_started = True
+            self._started_at = time.monotonic()
+            if self._call["timeout"] is not None and self._call["run_in"] == "worker":
+                self._kill_at = self._started_at + self._call["timeout"] + _TIMEOUT_SECONDS
+            self.write({"frame": "start", "pid": self._child})
+        elif kind == b"run":
+            self.record = json.loads(payload)
+            self._kill_at = time.monotonic() + _EXIT_SECONDS
+        elif kind == b"event":
+            self.write({"frame": "event", "event": json.loads(payload)})
+
+    def _command(self) -> None:
+        os.read(0, _READ_BYTES)  # `stop`, or the end: both stop
+        self._selector.unregister(0)
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.record is not None or self.is_stopped:
+            return
+        self.is_stopped = True
+        if self._call["run_in"] == "worker":
+            self._signal(signal.SIGKILL)
+        else:
+            self._signal(signal.SIGINT)  # the executor stops its worker or job, as for Ctrl-C
+            self._kill_at = time.monotonic() + _DRIVER_STOP_SECONDS
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, number)
+
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        self._stop()
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=ResourceWarning)
+    main()

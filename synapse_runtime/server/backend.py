@@ -41,6 +41,7 @@ class Backend:
         is_ephemeral: Whether its data are deleted when it ends.
         agent_token: The token of its agent, which grants nothing.
         streams: How many event streams are open.
+        inference_seconds: How long an inference may take to be answered at once; the SDK's client waits 15 s.
     """
 
     store: Store
@@ -52,6 +53,7 @@ class Backend:
     is_ephemeral: bool = False
     agent_token: str = field(default_factory=lambda: secrets.token_hex(20), repr=False)
     streams: int = 0
+    inference_seconds: float = 8.0
 
     def visible_job(self, job_id: str, caller: Caller) -> Job:
         """Return a job that the caller may see.

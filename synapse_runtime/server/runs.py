@@ -194,7 +194,7 @@ class Runs:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         for process in processes:
-            process.kill()
+            process.close()
 
     def _work(self) -> None:
         while (submission := self._queue.get()) is not None and not self._closing.is_set():
@@ -442,8 +442,8 @@ class _RunProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
         self.kill()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def kill(self) -> None:
         """Kill what is left of its process group."""

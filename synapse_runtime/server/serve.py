@@ -31,6 +31,7 @@ from synapse_runtime.server.store import DataInUse, DataLock, Store
 __all__ = ["ServeOptions", "ServerError", "serve", "state_file"]
 
 _SHUTDOWN_SECONDS = 3
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DIED_META: Final = {"error": {"error_type": "infrastructure", "message": DIED}}
 
 
@@ -103,6 +104,7 @@ def serve(options: ServeOptions, on_ready: Callable[[Address], object], *, end_w
             "can run code here. Put a TLS proxy before it, or add --insecure if the network is trusted"
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals_exit())
         data = stack.enter_context(_data_directory(options.data))
         listening = stack.enter_context(_listen(options.bind, options.port))
         store = Store.in_directory(data)
@@ -126,6 +128,8 @@ def serve(options: ServeOptions, on_ready: Callable[[Address], object], *, end_w
         if end_with is not None:
             threading.Thread(target=server.stop_after, args=(end_with,), daemon=True).start()
         server.run(sockets=[listening])
+        for number in _SIGNALS:  # what follows must not be interrupted
+            signal.signal(number, signal.SIG_IGN)
 
 
 class _Server(uvicorn.Server):
@@ -149,6 +153,13 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on signals, without raising them again at the end: this process has to clean up."""
+        for number in _SIGNALS:
+            signal.signal(number, self.handle_exit)
+        yield
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop on a signal."""
         self._backend.changes.close()
@@ -160,6 +171,21 @@ class _Server(uvicorn.Server):
             while os.read(descriptor, 4096):
                 pass
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals_exit() -> Iterator[None]:
+    """Let signals end the block as an exception does, so that nothing is left behind; restore their handlers then."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    handlers = {number: signal.signal(number, leave) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,8 @@ STATUSES: Final = (PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED)
 ENDED: Final = frozenset({SUCCEEDED, FAILED, STOPPED})
 _NEXT: Final = {PENDING: {RUNNING, STOPPED, FAILED}, RUNNING: ENDED}
 
-_BUSY_SECONDS = 5.0
+# How long to wait for another process that writes; the server itself writes one transaction at a time.
+_BUSY_SECONDS = 2.0
 
 
 class StoreUnavailable(Exception):

@@ -40,8 +40,6 @@ from synapse_runtime.server.wire import ApiError, LooseJson, json_body, parse, p
 
 router = APIRouter()
 
-# The SDK's client waits 15 s for an answer.
-_INFERENCE_SECONDS = 8.0
 _DEFERRED = "__synapse_deferred__"
 _POLL = "__synapse_poll__"
 _PAGE_SIZE = 50
@@ -220,7 +218,7 @@ async def run_plugin(
     job, _ = await run_in_threadpool(backend.submit, caller, wanted, key, sent)
     if not is_inference:
         return LooseJson({"job_id": job.id})
-    found = await backend.wait(job.id, _INFERENCE_SECONDS)
+    found = await backend.wait(job.id, backend.inference_seconds)
     if found is None or not found.has_ended:
         return LooseJson({_DEFERRED: True, "status": "pending", "ticket": job.id})
     return _inference_answer(found)
@@ -241,7 +239,7 @@ def _inference_params(params: dict[str, Any]) -> list[Any]:
 
 
 async def _poll(backend: Backend, caller: Caller, ticket: Any) -> Response:
-    job = await backend.wait(ticket, _INFERENCE_SECONDS) if isinstance(ticket, str) else None
+    job = await backend.wait(ticket, backend.inference_seconds) if isinstance(ticket, str) else None
     if job is None or not caller.may_see(job):
         return LooseJson({_DEFERRED: True, "status": "not_found", "ticket": ticket})
     if not job.has_ended:

@@ -90,10 +90,10 @@ def main() -> None:
     supervisor = _Supervisor(call, child, channel, receive, stdout[0], stderr[0])
     status = supervisor.run()
     stop(descendants())
-    if supervisor.record is not None:
-        supervisor.write({"frame": "run", "record": supervisor.record})
-    elif supervisor.is_stopped:
+    if supervisor.is_stopped:
         supervisor.write({"frame": "stopped"})
+    elif supervisor.record is not None:
+        supervisor.write({"frame": "run", "record": supervisor.record})
     else:
         log = crash_log.read()
         process_exit = parse_crash_log(log, status, out_of_memory=kernel_oom_kills() > oom_kills)

@@ -22,7 +22,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Row,
     create_engine,
     delete,
     event,
@@ -312,7 +311,7 @@ class Store:
         """Return the plugins whose columns have these values, the newest last."""
         conditions = [PLUGINS.c[name] == value for name, value in filters.items()]
         with self._read() as connection:
-            return [PluginRow(**row._mapping) for row in connection.execute(select(PLUGINS).where(*conditions))]
+            return [PluginRow(**row) for row in connection.execute(select(PLUGINS).where(*conditions)).mappings()]
 
     def plugin(self, code_or_id: str) -> PluginRow | None:
         """Return a plugin by its code, else by its id."""
@@ -339,8 +338,8 @@ class Store:
                 connection.execute(insert(PLUGINS).values(code=code, created=time.time(), **{**defaults, **values}))
             elif values:
                 connection.execute(update(PLUGINS).where(PLUGINS.c.id == known).values(**values))
-            row = connection.execute(select(PLUGINS).where(PLUGINS.c.code == code)).one()
-        return PluginRow(**row._mapping)
+            row = connection.execute(select(PLUGINS).where(PLUGINS.c.code == code)).mappings().one()
+        return PluginRow(**row)
 
     def releases(self, *, limit: int = 10_000, **filters: Any) -> list[ReleaseRow]:
         """Return the releases whose columns have these values, the newest first."""
@@ -473,7 +472,7 @@ class Store:
             query = select(JOBS).where(*conditions).order_by(JOBS.c.number.desc()).offset(offset).limit(limit)
             if before is not None:
                 query = query.where(JOBS.c.number < before)
-            return [Job(**row._mapping) for row in connection.execute(query)], count
+            return [Job(**row) for row in connection.execute(query).mappings()], count
 
     def queue_position(self, job: Job) -> int:
         """Return the position of a pending job in the queue, from 1."""
@@ -611,7 +610,7 @@ class Store:
         with self._read() as connection:
             count = connection.execute(select(func.count()).select_from(LOGS).where(*conditions)).scalar_one()
             query = select(LOGS).where(*conditions).order_by(LOGS.c.id).offset(offset).limit(limit)
-            return [dict(row._mapping) for row in connection.execute(query)], count
+            return [dict(row) for row in connection.execute(query).mappings()], count
 
     # Tokens
 
@@ -633,14 +632,14 @@ class Store:
     def token(self, token_hash: str) -> TokenRow | None:
         """Return a token by its hash, whether it is valid or not."""
         with self._read() as connection:
-            row = connection.execute(select(TOKENS).where(TOKENS.c.hash == token_hash)).first()
-            return None if row is None else TokenRow(**row._mapping)
+            row = connection.execute(select(TOKENS).where(TOKENS.c.hash == token_hash)).mappings().first()
+            return None if row is None else TokenRow(**row)
 
     def tokens(self) -> list[TokenRow]:
         """Return all tokens but those of runs."""
         with self._read() as connection:
-            rows = connection.execute(select(TOKENS).where(TOKENS.c.job_id.is_(None)).order_by(TOKENS.c.id))
-            return [TokenRow(**row._mapping) for row in rows]
+            query = select(TOKENS).where(TOKENS.c.job_id.is_(None)).order_by(TOKENS.c.id)
+            return [TokenRow(**row) for row in connection.execute(query).mappings()]
 
     def revoke_token(self, token_id: int | None = None, *, job_id: str | None = None) -> bool:
         """Revoke a token by its id, or that of a job; return whether there was one that was not revoked yet."""
@@ -697,8 +696,8 @@ def _errors_converted() -> Iterator[None]:
 
 
 def _job(connection: Connection, job_id: str) -> Job | None:
-    row: Row[Any] | None = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).first()
-    return None if row is None else Job(**row._mapping)
+    row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).mappings().first()
+    return None if row is None else Job(**row)
 
 
 def _releases(connection: Connection, *conditions: ColumnElement[bool], limit: int = 1) -> list[ReleaseRow]:
@@ -709,7 +708,7 @@ def _releases(connection: Connection, *conditions: ColumnElement[bool], limit: i
         .order_by(RELEASES.c.created.desc(), RELEASES.c.id.desc())
         .limit(limit)
     )
-    return [ReleaseRow(**row._mapping) for row in connection.execute(query)]
+    return [ReleaseRow(**row) for row in connection.execute(query).mappings()]
 
 
 def _add_batch(connection: Connection, job_id: str, batch: Batch) -> None:

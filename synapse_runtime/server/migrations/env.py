@@ -6,6 +6,7 @@ from alembic import context
 
 from synapse_runtime.server.schema import METADATA
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
-with context.begin_transaction():
-    context.run_migrations()
+if hasattr(context, "config"):  # only while alembic migrates
+    context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+    with context.begin_transaction():
+        context.run_migrations()

@@ -1,9 +1,9 @@
 """The process of one run: a supervisor that runs the action in a child process, and reports to the server.
 
-Started as `python -m synapse_runtime.server.run_process`. It reads the call from standard input, one line of JSON, and
-writes frames to standard output, each one line of JSON: `output`, `event`, `start`, and last `run` or `stopped`. The
-line `stop` on standard input stops the action; so does its end, since the server has ended then, however it has ended.
-Nothing is pickled between the processes.
+It is a fork of the template, `python -m synapse_runtime.server.run_process`, which has imported what it needs. It reads
+the call from standard input, one line of JSON, and writes frames to standard output, each one line of JSON: `output`,
+`event`, `start`, and last `run` or `stopped`. The end of standard input stops the action: the server closes it, or has
+ended, however it has ended. Nothing is pickled between the processes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import gc
+import importlib
 import json
 import os
 import selectors
 import signal
+import socket
 import sys
 import threading
 import time
@@ -37,14 +39,20 @@ from synapse_runtime.executors.journal import Journals
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
 from synapse_runtime.executors.protocol import EncodedCall, decode_request, encode_call
-from synapse_runtime.executors.worker import accept_interrupts, print_all_text, serve
+from synapse_runtime.executors.worker import accept_interrupts, serve
 from synapse_runtime.json_values import decode_value
 from synapse_runtime.loggers import NullLogger
 from synapse_runtime.plugins.plugin import import_entrypoint
 from synapse_runtime.redaction import HiddenValues
 from synapse_runtime.run_record import RunRecord, encode_event, to_json
 
+# Modules that a run imports when it needs them: here once, for all runs.
+_USED_BY_RUNS = (
+    *("ctypes", "difflib", "yaml", "synapse_runtime.decorators", "synapse_runtime.plugins.manifest"),
+    *("synapse_runtime.modes", "synapse_runtime.types", "encodings.utf_8_sig"),
+)
 _READ_BYTES = 65536
+_REQUEST_BYTES = 64
 _LAST_OUTPUT = 20_000
 # How long to read output after the action's process has ended, if a process that it started keeps the pipe open.
 _OUTPUT_SECONDS = 1.0
@@ -59,18 +67,49 @@ _PR_SET_DUMPABLE = 4
 
 
 def main() -> None:
+    """Fork the processes of runs, as the server requests it on the socket that is standard input.
+
+    A request is `fork`, with the descriptors of standard input and output, which is answered with the id of the new
+    process; or `poll` with such an id, which is answered with its exit status, or `running`.
+    """
+    for name in _USED_BY_RUNS:
+        importlib.import_module(name)
+    prctl(_PR_SET_PDEATHSIG, 0)  # which loads the library that it calls
+    gc.freeze()  # keeps the garbage collector of forks from touching, and so copying, the memory of imported modules
+    with socket.socket(fileno=os.dup(0)) as channel:
+        while True:
+            request, descriptors, _, _ = socket.recv_fds(channel, _REQUEST_BYTES, 2)
+            if not request:
+                return
+            if request.startswith(b"poll "):
+                pid, raw = os.waitpid(int(request[5:]), os.WNOHANG)
+                channel.send(b"%d" % os.waitstatus_to_exitcode(raw) if pid else b"running")
+                continue
+            pid = os.fork()
+            if pid == 0:
+                break
+            for descriptor in descriptors:
+                os.close(descriptor)
+            channel.send(b"%d" % pid)
+    os.setsid()
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    _supervise()
+
+
+def _supervise() -> None:
     """Run the call that the server sends."""
     channel = os.dup(1)
-    os.set_inheritable(channel, False)
     os.dup2(2, 1)
-    line = sys.stdin.buffer.readline()
-    if not line:  # the server has ended, or does not need this process
+    with open(0, "rb", closefd=False) as requests:
+        line = requests.readline()
+    if not line.endswith(b"\n"):  # the server has ended, or does not need this process
         return
     call: dict[str, Any] = json.loads(line)
     receive, send = Pipe(duplex=False)
     stdout, stderr = os.pipe(), os.pipe()
     crash_log, journals, oom_kills = CrashLog(), Journals.create(), kernel_oom_kills()
-    gc.freeze()  # keeps the child's garbage collector from touching, and so copying, the memory of imported modules
     adopt_orphans()
     supervisor_pid = os.getpid()
     child = os.fork()
@@ -80,7 +119,6 @@ def main() -> None:
             os._exit(1)
         receive.close()
         os.close(channel)
-        print_all_text()
         _connect_output(stdout, stderr)
         _run_child(call, send, crash_log, journals)
     prctl(_PR_SET_DUMPABLE, 0)  # the action must not read this process's memory
@@ -110,6 +148,11 @@ def _connect_output(stdout: tuple[int, int], stderr: tuple[int, int]) -> None:
     os.dup2(stderr[1], 2)
     for descriptor in (null, *stdout, *stderr):
         os.close(descriptor)
+    # All text can be printed, whatever the locale is.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = open(number, "w" if number else "r", 1, "utf-8", "replace", closefd=False)  # noqa: SIM115
+        for attribute in (name, f"__{name}__"):
+            setattr(sys, attribute, stream)
 
 
 def _run_child(call: Mapping[str, Any], send: Connection, crash_log: CrashLog, journals: Journals) -> NoReturn:
@@ -117,8 +160,6 @@ def _run_child(call: Mapping[str, Any], send: Connection, crash_log: CrashLog, j
     accept_interrupts()
     crash_log.install()
     journals.adopt()
-    for stream in (sys.stdout, sys.stderr):  # pipes, which are fully buffered by default
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
     # Threads that the action has left running may report events too, even while its run is sent.
     lock, owner = threading.Lock(), os.getpid()
@@ -369,7 +410,7 @@ class _Supervisor:
             self.write({"frame": "event", "event": json.loads(payload)})
 
     def _command(self) -> None:
-        os.read(0, _READ_BYTES)  # `stop`, or the end: both stop
+        os.read(0, _READ_BYTES)  # nothing is sent after the call: it is the end
         self._selector.unregister(0)
         self._stop()
 

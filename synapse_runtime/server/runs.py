@@ -6,13 +6,9 @@ import contextlib
 import json
 import os
 import queue
-import selectors
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
@@ -23,6 +19,7 @@ from synapse_runtime.redaction import secret_variables
 from synapse_runtime.run_record import InvalidRecord, RunRecord
 from synapse_runtime.server.auth import new_token
 from synapse_runtime.server.changes import Changes
+from synapse_runtime.server.processes import ProcessTemplate, RunProcess
 from synapse_runtime.server.releases import Releases
 from synapse_runtime.server.run_state import RunState
 from synapse_runtime.server.store import (
@@ -39,7 +36,6 @@ from synapse_runtime.server.store import (
 
 RunIn = Literal["worker", "task", "job"]
 DIED: Final = "the server was stopped while the job was waiting or running"
-_READ_BYTES = 1 << 18
 # What is emitted within this time is stored together.
 _BATCH_SECONDS = 0.03
 _BATCH_EVENTS = 500
@@ -115,8 +111,8 @@ class Runs:
         self._options = options
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._running: dict[str, _RunProcess] = {}
-        self._spare: _RunProcess | None = None
+        self._running: dict[str, RunProcess] = {}
+        self._template = ProcessTemplate(self._environment())
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
         self._host = ""
@@ -128,7 +124,7 @@ class Runs:
             host: The address of this server, which actions find in their environment.
         """
         self._host = host
-        self._put_spare()
+        self._template.prepare()
         for number in range(self._options.concurrency):
             thread = threading.Thread(target=self._work, name=f"synapse-run-{number}", daemon=True)
             thread.start()
@@ -184,8 +180,6 @@ class Runs:
         with self._lock:
             self._closing.set()
             processes = [*self._running.values()]
-            if self._spare is not None:
-                processes.append(self._spare)
         for process in processes:
             process.stop()
         for _ in self._threads:
@@ -195,6 +189,7 @@ class Runs:
             thread.join(max(0.0, deadline - time.monotonic()))
         for process in processes:
             process.close()
+        self._template.close()
 
     def _work(self) -> None:
         while (submission := self._queue.get()) is not None and not self._closing.is_set():
@@ -227,10 +222,7 @@ class Runs:
         with self._lock:
             if self._closing.is_set():
                 return
-            process = self._spare
-            if process is None or process.has_ended:
-                process = _RunProcess(self._environment())
-            self._spare = None
+            process = self._template.start()
             self._running[job_id] = process
         try:
             try:
@@ -242,7 +234,6 @@ class Runs:
             self._changes.notify(job_id)
             self._store.add_token(token, name=f"run {job_id}", owner=job.owner, scopes=["read"], job_id=job_id)
             process.send(self._call(started, submission, str(directory), token, content))
-            self._put_spare()
             self._follow(started, process)
         finally:
             with self._lock:
@@ -251,7 +242,6 @@ class Runs:
             with contextlib.suppress(StoreUnavailable):
                 self._store.revoke_token(job_id=job_id)
             self._changes.notify(job_id)
-            self._put_spare()
 
     def _fail(self, job_id: str, error: Exception) -> None:
         """Mark a job as failed that could not be run."""
@@ -262,7 +252,7 @@ class Runs:
             self._store.set_status(job_id, FAILED, batch, result={"error": message}, meta=meta)
         self._changes.notify(job_id)
 
-    def _follow(self, job: Job, process: _RunProcess) -> None:
+    def _follow(self, job: Job, process: RunProcess) -> None:
         """Store what a run emits, until it has ended, and its outcome."""
         state = RunState(job)
         record: RunRecord | None = None
@@ -341,12 +331,6 @@ class Runs:
         }
         return kept | dict(self._options.variables)
 
-    def _put_spare(self) -> None:
-        """Start the process of the next run, so that it has imported what it needs when a job comes."""
-        with self._lock:
-            if self._spare is None and not self._closing.is_set():
-                self._spare = _RunProcess(self._environment())
-
 
 def _cluster_variables(address: str | None, run_in: RunIn) -> dict[str, str]:
     """Return the variables with which the processes of runs connect to the cluster.
@@ -365,91 +349,6 @@ def _cluster_variables(address: str | None, run_in: RunIn) -> dict[str, str]:
     if cluster.token is not None:
         access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, **LOOPBACK_ENV}
     return {**access, "RAY_ADDRESS": cluster.address}
-
-
-class _RunProcess:
-    """The process of one run; see `run_process`. It leads a process group of its own."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
-            # -P: the working directory is not on the import path
-            [sys.executable, "-P", "-m", "synapse_runtime.server.run_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=dict(environment),
-            start_new_session=True,
-        )
-        self._lock = threading.Lock()
-        self.is_stopped = False
-
-    @property
-    def pid(self) -> int:
-        """Its id."""
-        return self._process.pid
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it has ended."""
-        return self._process.poll() is not None
-
-    def send(self, call: Mapping[str, Any]) -> None:
-        """Send the call."""
-        assert self._process.stdin is not None
-        with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
-            self._process.stdin.write(json.dumps(call).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def stop(self) -> None:
-        """Ask it to stop the action. It ends at once if it has no call."""
-        assert self._process.stdin is not None
-        with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
-            self.is_stopped = True
-            self._process.stdin.close()
-
-    def frames(self, idle_seconds: float) -> Iterator[dict[str, Any] | None]:
-        """Yield what it reports, until it has ended; None whenever it has reported nothing for a while."""
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        pending: list[bytes] = []
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            is_idle = False
-            while True:
-                if not selector.select(None if is_idle else idle_seconds):
-                    is_idle = True
-                    yield None
-                    continue
-                is_idle = False
-                data = os.read(descriptor, _READ_BYTES)
-                if not data:
-                    return
-                *lines, rest = data.split(b"\n")
-                if lines:
-                    lines[0] = b"".join(pending) + lines[0]
-                    pending.clear()
-                pending.append(rest)
-                for line in lines:
-                    yield json.loads(line)
-
-    def describe_exit(self) -> str:
-        """Return how it ended."""
-        status = self._process.wait()
-        return f"exited with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
-
-    def close(self) -> None:
-        """Make sure that it has ended."""
-        self.stop()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP_SECONDS)
-        self.kill()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def kill(self) -> None:
-        """Kill what is left of its process group."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 def _read_record(data: Any) -> RunRecord | None:

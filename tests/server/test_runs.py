@@ -69,6 +69,18 @@ def test_killed_supervisor_ends_the_action_and_fails_the_job(client: Client, tmp
     assert within(5, lambda: not is_running(pid))
 
 
+def test_killed_template_of_runs_is_replaced(alone: Client, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    job_id = alone.start("sleep", {"file": str(file), "seconds": 1})
+    pid = pid_in(file)
+    for _ in range(2):  # its supervisor, the template
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(pid, signal.SIGKILL)
+    assert alone.finish(job_id)["result"] == {"result": "slept"}
+    assert alone.run("echo", {"a": 1})["result"] == {"a": 1}
+    assert alone.run("leave")["result"] == {"error": "the worker of leave exited with status 3"}
+
+
 def test_environment_has_the_run_and_none_of_the_servers_secrets(client: Client) -> None:
     result = client.run("environment", env={"GIVEN": "x", "COUNT": 3})["result"]
     process, context = result["process"], result["context"]

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 from synapse_runtime.errors import ConfigError, nearest
-from synapse_runtime.executors.ray.archive import PackageBuilder
+from synapse_runtime.executors.ray.archive import PackageBuilder, content_hash
 from synapse_runtime.plugins.discovery import config_file_in
 from synapse_runtime.plugins.manifest import Manifest
 from synapse_runtime.plugins.plugin import Plugin
@@ -47,7 +47,7 @@ class Upload:
     Attributes:
         plugin: The plugin's code.
         version: The version.
-        debug: Whether it is a debug release, which replaces one of the same version.
+        debug: Whether it is a debug release, which replaces any of the same version.
         config: The content of the config file, if the client has sent it.
         requirements: Packages that it needs, if the client has sent them.
         archive: The zip file.
@@ -79,7 +79,7 @@ class Releases:
         self._data.mkdir(exist_ok=True, mode=0o700)
         self._live: dict[str, Path] = {}
         self._lock = threading.Lock()
-        self._contents: dict[Path, tuple[Any, str]] = {}
+        self._builders: dict[Path, PackageBuilder] = {}
         for directory in directories:
             self._add_live(directory)
 
@@ -132,16 +132,9 @@ class Releases:
 
     def content_of(self, directory: Path) -> str:
         """Return the content hash of a directory, without the files that its ignore files exclude."""
-        entries = PackageBuilder(directory).entries()
         with self._lock:
-            known = self._contents.get(directory)
-        if known is not None and known[0] == entries:
-            return known[1]
-        files = ((entry.name, entry.mode, Path(entry.path)) for entry in entries if not entry.name.endswith("/"))
-        content = content_hash((name, bool(mode & 0o111), _file_hash(path)) for name, mode, path in files)
-        with self._lock:
-            self._contents[directory] = (entries, content)
-        return content
+            builder = self._builders.setdefault(directory, PackageBuilder(directory))
+        return builder.content_hash()
 
     def find(self, plugin: str, version: str | None, *, debug: bool = False) -> ReleaseRow:
         """Return the release to run.
@@ -219,10 +212,9 @@ class Releases:
             ApiError: 400 if the zip file or its config file is refused; 409 if the version exists.
         """
         known = self._store.plugin(upload.plugin)
-        if known is not None:
-            for release in self._store.releases(plugin_id=known.id, version=upload.version, is_live=False):
-                if not (release.debug and upload.debug):
-                    raise _exists(upload)
+        is_new = known is None or not self._store.releases(plugin_id=known.id, version=upload.version, is_live=False)
+        if not is_new and not upload.debug:
+            raise _exists(upload)
         with tempfile.TemporaryDirectory(dir=self._data, prefix="upload-") as temporary:
             files = Path(temporary, "files")
             files.mkdir(mode=0o700)
@@ -270,24 +262,6 @@ class Releases:
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink(missing_ok=True)
-
-
-def content_hash(files: Iterable[tuple[str, bool, str]]) -> str:
-    """Return the hash of a plugin's content, which depends on nothing but its files.
-
-    It is the SHA-256 of one line per file, sorted by name: `<SHA-256 of the file> <x or -> <name>`.
-
-    Args:
-        files: The name, with slashes; whether it is executable; the SHA-256 of its bytes, of each file.
-
-    Example:
-        >>> content_hash([])[:8]
-        'e3b0c442'
-    """
-    lines = sorted(
-        (name, f"{file_hash} {'x' if executable else '-'} {name}\n") for name, executable, file_hash in files
-    )
-    return hashlib.sha256("".join(line for _, line in lines).encode()).hexdigest()
 
 
 def unpack(archive: Path, directory: Path) -> str:
@@ -374,11 +348,6 @@ def _copy(source: IO[bytes], target: Path) -> str:
             digest.update(piece)
             file.write(piece)
     return digest.hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _manifest_of(files: Path) -> Manifest:

@@ -87,7 +87,7 @@ class KeyReused(Exception):
 
 
 class ReleaseExists(Exception):
-    """The plugin has a release of this version, which is not a debug release."""
+    """The plugin has a release of this version, which only a debug release replaces."""
 
 
 @dataclass(frozen=True)
@@ -353,22 +353,22 @@ class Store:
         return found[0] if found else None
 
     def put_release(self, plugin_id: int, version: str, *, is_live: bool, **values: Any) -> ReleaseRow:
-        """Create a release, or replace the content of a live or debug release.
+        """Create a release, or replace what it contains: of a live one, or by a debug release.
 
         Raises:
-            ReleaseExists: It exists, and is neither live nor a debug release that a debug release replaces.
+            ReleaseExists: It exists, and the new one is not a debug release.
         """
         columns = {"debug": False, "directory": None, "archive": None, "config": None, "requirements": None} | values
         with self._write() as connection:
             key = (RELEASES.c.plugin_id == plugin_id, RELEASES.c.version == version, RELEASES.c.is_live == is_live)
-            known = connection.execute(select(RELEASES.c.id, RELEASES.c.debug).where(*key)).first()
+            known = connection.execute(select(RELEASES.c.id).where(*key)).scalar()
             if known is None:
                 columns |= {"plugin_id": plugin_id, "version": version, "is_live": is_live, "created": time.time()}
                 connection.execute(insert(RELEASES).values(**columns))
-            elif is_live or (known.debug and columns["debug"]):
+            elif is_live or columns["debug"]:
                 if not is_live:
                     columns["created"] = time.time()
-                connection.execute(update(RELEASES).where(RELEASES.c.id == known.id).values(**columns))
+                connection.execute(update(RELEASES).where(RELEASES.c.id == known).values(**columns))
             else:
                 raise ReleaseExists
             return _releases(connection, *key)[0]

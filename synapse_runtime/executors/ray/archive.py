@@ -93,6 +93,7 @@ class PackageBuilder:
         self._always = tuple(name.strip("/") for name in always)
         self._excludes = tuple(excludes)
         self._packed: tuple[list[Entry], Package] | None = None
+        self._hashed: tuple[list[Entry], str] | None = None
 
     def entries(self) -> list[Entry]:
         """Return the entries to pack, sorted.
@@ -115,6 +116,38 @@ class PackageBuilder:
         if self._packed is None or self._packed[0] != entries:
             self._packed = (entries, _package(self._root, self._prefix, entries))
         return self._packed[1]
+
+    def content_hash(self) -> str:
+        """Return the hash of the directory's content in its current state: see `content_hash`.
+
+        Raises:
+            ConfigError: A file cannot be read.
+        """
+        entries = self.entries()
+        if self._hashed is None or self._hashed[0] != entries:
+            files = [entry for entry in entries if not entry.name.endswith("/")]
+            hashes = [(entry.name, bool(entry.mode & 0o111), _file_hash(entry.path)) for entry in files]
+            self._hashed = (entries, content_hash(hashes))
+        return self._hashed[1]
+
+
+def content_hash(files: Iterable[tuple[str, bool, str]]) -> str:
+    """Return the hash of a plugin's content, which depends on its files alone: a client and a server compare it.
+
+    It is the SHA-256 of one line per file, sorted by name: the SHA-256 of its bytes, `x` if it is executable, else `-`,
+    and its name, with a space between them.
+
+    Args:
+        files: The name, with slashes; whether it is executable; the SHA-256 of its bytes in hexadecimal, of each file.
+
+    Example:
+        >>> content_hash([("config.yaml", False, "0" * 64)])[:8]
+        'c2e21828'
+    """
+    lines = sorted(
+        (name, f"{file_hash} {'x' if executable else '-'} {name}\n") for name, executable, file_hash in files
+    )
+    return hashlib.sha256("".join(line for _, line in lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class _Rules(NamedTuple):
@@ -256,6 +289,14 @@ def _package(root: str, prefix: str, entries: list[Entry]) -> Package:
             if len(data) <= LIMIT_BYTES:
                 return _to_package(data)
     raise _too_large(root, entries)
+
+
+def _file_hash(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _to_package(data: bytes) -> Package:

@@ -1,7 +1,8 @@
 """A server inside of another program, such as a test session: a free port, temporary data, a token in memory.
 
 `python -m synapse_runtime.server.embedded [DIR…]` prints one line of JSON, `{"host", "token", "pid"}`, once it accepts
-requests. It stops when its standard input is closed, so it ends with its parent, however that ends.
+requests; or `{"error"}` if it cannot start. It stops when its standard input is closed, so it ends with its parent,
+however that ends.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def serve_embedded(
         line = process.stdout.readline()
         if not line:
             raise RemoteError(f"the embedded server did not start: it exited with status {process.wait()}")
-        yield EmbeddedServer(**json.loads(line))
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RemoteError(f"the embedded server did not start: {answer['error']}")
+        yield EmbeddedServer(**answer)
     finally:
         process.stdin.close()
         try:
@@ -99,7 +103,8 @@ def main() -> None:
         options = ServeOptions(given.directories, port=0, publish_login=False, runs=runs)
         serve(options, show, end_with=sys.stdin.fileno())
     except PluginError as error:
-        sys.exit(f"error: {error}")
+        print(json.dumps({"error": str(error)}), flush=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

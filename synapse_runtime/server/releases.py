@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,13 +23,14 @@ from synapse_runtime.executors.ray.archive import PackageBuilder, content_hash
 from synapse_runtime.plugins.discovery import config_file_in
 from synapse_runtime.plugins.manifest import Manifest
 from synapse_runtime.plugins.plugin import Plugin
-from synapse_runtime.server.store import PluginRow, ReleaseExists, ReleaseRow, Store
+from synapse_runtime.server.store import PluginRow, ReleaseExists, ReleaseRow, Store, StoreUnavailable
 from synapse_runtime.server.wire import ApiError
 
 MAX_UPLOAD_BYTES: Final = 100_000_000
 MAX_UNPACKED_BYTES: Final = 500_000_000
 MAX_FILES: Final = 10_000
 _READ_BYTES = 1 << 20
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the two spellings of an action's name are called; a client may send either.
 _ALIASES: Final = {"infer": "inference", "deploy": "deployment"}
 _SPELLINGS: Final = _ALIASES | {name: alias for alias, name in _ALIASES.items()}
@@ -210,37 +211,19 @@ class Releases:
 
         Raises:
             ApiError: 400 if the zip file or its config file is refused; 409 if the version exists.
+            StoreUnavailable: The data directory cannot be written to.
         """
         known = self._store.plugin(upload.plugin)
         is_new = known is None or not self._store.releases(plugin_id=known.id, version=upload.version, is_live=False)
         if not is_new and not upload.debug:
             raise _exists(upload)
-        with tempfile.TemporaryDirectory(dir=self._data, prefix="upload-") as temporary:
-            files = Path(temporary, "files")
-            files.mkdir(mode=0o700)
-            packed = Path(temporary, "release.zip")
-            try:
-                archive = _copy(upload.archive, packed)
-                content = unpack(packed, files)
-            except BadArchive as error:
-                raise ApiError(400, f"the uploaded file is refused: {error}") from error
-            if config_file_in(files) is None:
-                if upload.config is None:
-                    raise ApiError(400, "the uploaded zip file has no config.yaml, and no config was sent")
-                text = json.dumps(upload.config)
-                Path(files, "config.yaml").write_text(text, encoding="utf-8")
-                content = content_hash(
-                    [("config.yaml", False, hashlib.sha256(content.encode() + text.encode()).hexdigest())]
-                )
-            manifest = _manifest_of(files)
-            plugin = upload.plugin
-            if manifest.code and manifest.code != plugin:
-                raise ApiError(400, f"the config file's code is {manifest.code!r}, but plugin is {plugin!r}")
-            with self._lock, contextlib.suppress(FileExistsError):
-                if not self.unpacked(content).exists():
-                    files.rename(self.unpacked(content))
-            packed.replace(self._data / f"{archive}.zip")
-        row = self._put_plugin(plugin, manifest)
+        try:
+            manifest, content, archive = self._store_files(upload)
+        except BadArchive as error:
+            raise ApiError(400, f"the uploaded file is refused: {error}") from error
+        except OSError as error:
+            raise StoreUnavailable(f"the data directory cannot be written to: {error.strerror}") from error
+        row = self._put_plugin(upload.plugin, manifest)
         try:
             return self._store.put_release(
                 row.id,
@@ -254,6 +237,31 @@ class Releases:
             )
         except ReleaseExists:
             raise _exists(upload) from None
+
+    def _store_files(self, upload: Upload) -> tuple[Manifest, str, str]:
+        """Unpack and keep an upload; return its manifest, the hash of its content, and that of the zip file."""
+        with tempfile.TemporaryDirectory(dir=self._data, prefix="upload-") as temporary:
+            files = Path(temporary, "files")
+            files.mkdir(mode=0o700)
+            packed = Path(temporary, "release.zip")
+            archive = _copy(upload.archive, packed)
+            content = unpack(packed, files)
+            if config_file_in(files) is None:
+                if upload.config is None:
+                    raise ApiError(400, "the uploaded zip file has no config.yaml, and no config was sent")
+                text = json.dumps(upload.config)
+                Path(files, "config.yaml").write_text(text, encoding="utf-8")
+                content = content_hash(
+                    [("config.yaml", False, hashlib.sha256(content.encode() + text.encode()).hexdigest())]
+                )
+            manifest = _manifest_of(files)
+            if manifest.code and manifest.code != upload.plugin:
+                raise ApiError(400, f"the config file's code is {manifest.code!r}, but plugin is {upload.plugin!r}")
+            with self._lock:
+                if not self.unpacked(content).exists():
+                    files.rename(self.unpacked(content))
+            packed.replace(self._data / f"{archive}.zip")
+            return manifest, content, archive
 
     def remove_uploads(self) -> None:
         """Delete the files of all uploaded releases."""
@@ -280,6 +288,8 @@ def unpack(archive: Path, directory: Path) -> str:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise BadArchive(f"it is not a valid zip file: {error}") from error
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in _DISK_FULL:
+            raise
         raise BadArchive(f"it cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
 
 

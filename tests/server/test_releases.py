@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import zipfile
@@ -12,8 +13,8 @@ import pytest
 
 from synapse_runtime.executors.ray.archive import PackageBuilder
 from synapse_runtime.server import releases
-from synapse_runtime.server.releases import BadArchive, Releases, unpack
-from synapse_runtime.server.store import Store
+from synapse_runtime.server.releases import BadArchive, Releases, Upload, unpack
+from synapse_runtime.server.store import Store, StoreUnavailable
 from tests.server.conftest import CONFIG, Client, plugin_zip, write_plugin, zipped
 
 
@@ -151,6 +152,22 @@ def test_upload_may_be_larger_than_other_bodies(
     monkeypatch.setattr(releases, "MAX_UPLOAD_BYTES", 1000)
     with pytest.raises(BadArchive, match="larger than"):
         releases._copy(io.BytesIO(big), tmp_path / "copy")
+
+
+def test_full_disk_is_not_the_fault_of_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.in_directory(tmp_path)
+    known = Releases(store, tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "chmod", fail)
+    upload = Upload("uploaded", "1.0.0", False, None, None, io.BytesIO(plugin_zip()))
+    with pytest.raises(StoreUnavailable, match="No space left"):
+        known.publish(upload)
+    assert store.plugins() == []
+    assert [*(tmp_path / "releases").iterdir()] == []
+    store.close()
 
 
 def test_content_of_a_directory_is_that_of_its_archive(tmp_path: Path) -> None:

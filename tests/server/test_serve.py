@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from synapse_runtime.cli.app import run
+from synapse_runtime.errors import RemoteError
 from synapse_runtime.run_record import RunRecord
 from synapse_runtime.server.embedded import serve_embedded
 from tests.patience import patience, within
@@ -147,6 +148,11 @@ def test_embedded_server_ends_with_its_block(lab: Path) -> None:
     assert not is_running(server.pid)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.host}/health/")
+
+
+def test_embedded_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RemoteError, match=r"did not start: .*config\.yaml"), serve_embedded([tmp_path]):
+        pass
 
 
 def test_embedded_server_ends_when_its_parent_is_killed(lab: Path, tmp_path: Path) -> None:

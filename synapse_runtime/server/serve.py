@@ -31,7 +31,7 @@ from synapse_runtime.server.store import DataInUse, DataLock, Store
 __all__ = ["ServeOptions", "ServerError", "serve", "state_file"]
 
 _SHUTDOWN_SECONDS = 3
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DIED_META: Final = {"error": {"error_type": "infrastructure", "message": DIED}}
 
 
@@ -157,7 +157,8 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Stop on signals, without raising them again at the end: this process has to clean up."""
         for number in _SIGNALS:
-            signal.signal(number, self.handle_exit)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.handle_exit)
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -180,7 +181,9 @@ def _signals_exit() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    handlers = {number: signal.signal(number, leave) for number in _SIGNALS}
+    # One that is ignored, such as by `nohup`, stays so.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:

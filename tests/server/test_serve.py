@@ -71,7 +71,7 @@ def test_stopped_server_fails_its_jobs_and_ends_their_processes(serve: Serve, la
         follower = served.client.http.send(
             served.client.http.build_request("GET", f"/runtime/jobs/{running}/events/"), stream=True
         )
-        served.process.terminate()
+        served.process.send_signal(signal.SIGHUP)
         assert served.process.wait(patience(20)) == 0
         follower.close()
         assert not is_running(pid)

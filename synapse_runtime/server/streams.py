@@ -28,12 +28,7 @@ def stream(backend: Backend, frames: AsyncIterator[str]) -> StreamingResponse:
     if backend.streams >= MAX_STREAMS:
         raise ApiError(503, f"{MAX_STREAMS} streams are open, which is the limit", headers={"Retry-After": "5"})
     backend.streams += 1  # here, not in the generator, which may never be started
-
-    async def counted() -> AsyncIterator[str]:
-        async for frame in frames:
-            yield frame
-
-    return _CountedResponse(backend, counted())
+    return _CountedResponse(backend, frames)
 
 
 class _CountedResponse(StreamingResponse):

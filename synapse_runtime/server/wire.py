@@ -113,31 +113,17 @@ def timestamp(seconds: float | None) -> str | None:
     return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="microseconds")
 
 
-def json_body(model: type[M], *, may_be_empty: bool = False) -> Callable[[Request], Awaitable[M]]:
-    """Return a dependency that reads the body as an instance of this model.
-
-    Args:
-        model: The model.
-        may_be_empty: Whether no body means `{}`.
-    """
+def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """Return a dependency that reads the body as an instance of this model."""
 
     async def read(request: Request) -> M:
-        data = await read_json(request, may_be_empty=may_be_empty)
-        return validated(model, data)
+        return validated(model, parse(await request.body()))
 
     return read
 
 
-async def read_json(request: Request, *, may_be_empty: bool = False) -> Any:
-    """Return the body as JSON data. Numbers may be bare `NaN` and `Infinity`, as the SDK sends them."""
-    body = await request.body()
-    if not body.strip() and may_be_empty:
-        return {}
-    return parse(body)
-
-
 def parse(body: bytes) -> Any:
-    """Parse JSON that a client has sent.
+    """Parse JSON that a client has sent. Numbers may be bare `NaN` and `Infinity`, as the SDK sends them.
 
     Raises:
         ApiError: 400; it is not JSON, nested too deeply, or contains text that is not Unicode.

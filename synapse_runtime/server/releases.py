@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 from synapse_runtime.errors import ConfigError, nearest
-from synapse_runtime.executors.ray.archive import PackageBuilder, content_hash
+from synapse_runtime.executors.ray.archive import PackageBuilder, content_hash, release_builder
 from synapse_runtime.plugins.discovery import config_file_in
 from synapse_runtime.plugins.manifest import Manifest
 from synapse_runtime.plugins.plugin import Plugin
@@ -134,7 +134,7 @@ class Releases:
     def content_of(self, directory: Path) -> str:
         """Return the content hash of a directory, without the files that its ignore files exclude."""
         with self._lock:
-            builder = self._builders.setdefault(directory, PackageBuilder(directory))
+            builder = self._builders.setdefault(directory, release_builder(directory))
         return builder.content_hash()
 
     def find(self, plugin: str, version: str | None, *, debug: bool = False) -> ReleaseRow:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import email
 import email.policy
+import hashlib
+import io
 import json
 import socket
 import threading
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +23,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from synapse_runtime.core.execution import ActionRun
 from synapse_runtime.events import Event
-from synapse_runtime.executors.remote.publish import content_hash
+from synapse_runtime.executors.ray.archive import content_hash
 from synapse_runtime.run_record import RunRecord, encode_event, to_json
 from tests.patience import patience
 
@@ -316,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"detail": "exists"}, 409)
             return
         release = {"id": 100 + len(self.stub.releases), "version": text["version"], "plugin": 3}
-        self.stub.contents[content_hash(form["file"])] = release
+        self.stub.contents[_content_of(form["file"])] = release
         self.stub.releases.insert(0, release)
         self._json(release, 201)
 
@@ -485,3 +488,13 @@ def _state(job: Job) -> dict[str, Any]:
 def pause(seconds: float) -> None:
     """Let time pass between two steps of a job, so that its followers see both."""
     time.sleep(seconds)
+
+
+def _content_of(data: bytes) -> str:
+    """Return the content hash of a zip file."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        return content_hash(
+            (each.filename, bool(each.external_attr >> 16 & 0o111), hashlib.sha256(archive.read(each)).hexdigest())
+            for each in members
+        )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from synapse_runtime.errors import ConfigError
+from synapse_runtime.plugins.discovery import CONFIG_NAMES
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -29,6 +30,8 @@ _EXCLUDED: Final = {
     *("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".coverage"),
 }
 _EXCLUDED_SUFFIXES: Final = (".pyc", ".pyo")
+# What does not belong to a release: what may be secret, is built, or is of no use elsewhere.
+_NOT_RELEASED: Final = (".env", ".env.*", "*.log", "*.egg-info/", "/dist/", "/build/", ".idea/", ".vscode/")
 _VENV_MARKER: Final = "pyvenv.cfg"
 # The time of all files in the archive, the earliest that a zip file can store: times must not affect the content.
 _ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -129,6 +132,11 @@ class PackageBuilder:
             hashes = [(entry.name, bool(entry.mode & 0o111), _file_hash(entry.path)) for entry in files]
             self._hashed = (entries, content_hash(hashes))
         return self._hashed[1]
+
+
+def release_builder(root: Path | str) -> PackageBuilder:
+    """Return the builder of a plugin's release: its config file always belongs to it, what may be secret never."""
+    return PackageBuilder(root, always=CONFIG_NAMES, excludes=_NOT_RELEASED)
 
 
 def content_hash(files: Iterable[tuple[str, bool, str]]) -> str:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.executors.ray.archive import PackageBuilder
+from synapse_runtime.executors.ray.archive import release_builder
 from synapse_runtime.executors.remote.backend import Backend, Release
 
 if TYPE_CHECKING:
     from synapse_runtime.plugins.manifest import ActionSpec, Manifest
     from synapse_runtime.plugins.plugin import Plugin
 
-# Beside what no worker needs: what may be secret, what is built, and what is not of use elsewhere.
-EXCLUDED = (".env", ".env.*", "*.log", "*.egg-info/", "/dist/", "/build/", ".idea/", ".vscode/")
 _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -55,14 +50,12 @@ def pack(plugin: Plugin) -> Archive:
         raise ConfigError(f"plugin {manifest.code!r} has no config file, so it cannot be published")
     if not _CODE.fullmatch(manifest.code):
         raise ConfigError("to publish the plugin, add its `code`, such as: code: digits", path=plugin.config_path)
-    config = plugin.config_path.relative_to(plugin.root).as_posix()
-    builder = PackageBuilder(plugin.root, excludes=EXCLUDED, always=(config,))
-    data = builder.package().data
+    builder = release_builder(plugin.root)
     return Archive(
         code=manifest.code,
         version=manifest.version,
-        data=data,
-        content=content_hash(data),
+        data=builder.package().data,
+        content=builder.content_hash(),
         files=tuple(entry.name for entry in builder.entries() if not entry.name.endswith("/")),
         config=config_of(manifest),
     )
@@ -122,18 +115,3 @@ def published(backend: Backend, archive: Archive) -> Release | None:
     if not backend.has_feature("releases"):
         return None
     return next(iter(backend.releases_with(archive.code, archive.content)), None)
-
-
-def content_hash(data: bytes) -> str:
-    """Return the hash of the files in a zip file.
-
-    It is the SHA-256 of one line per file, sorted by name: `<SHA-256 of the file> <x if executable, else -> <name>`.
-    """
-    lines = []
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for member in archive.infolist():
-            if not member.is_dir():
-                digest = hashlib.sha256(archive.read(member)).hexdigest()
-                flag = "x" if member.external_attr >> 16 & 0o111 else "-"
-                lines.append((member.filename, f"{digest} {flag} {member.filename}\n"))
-    return hashlib.sha256("".join(line for _, line in sorted(lines)).encode()).hexdigest()

@@ -10,10 +10,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_runtime.core.execution import ActionCall, ActionRun
+from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params
 from synapse_runtime.core.threads import reraise_dropped_interrupts
 from synapse_runtime.environment import PluginEnvironment
-from synapse_runtime.errors import NotSupportedRemotely, PluginError, RemoteError
+from synapse_runtime.errors import ConfigError, NotSupportedRemotely, PluginError, RemoteError, ValidationError
 from synapse_runtime.events import Event
 from synapse_runtime.executors.base import Backend as BackendName
 from synapse_runtime.executors.base import Executor, OnEvent, OnOutput, checked_timeout
@@ -259,7 +259,10 @@ class RemoteExecutor(Executor):
 
     def _run_call(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         started = time.monotonic()
-        submitted = self._submit(call)
+        try:
+            submitted = self._submit(call)
+        except (ValidationError, ConfigError) as error:  # found here, so nothing has been sent
+            return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         if isinstance(submitted, Answered):
             return self._answered(call, submitted.value, started)
         job_id = submitted.id
@@ -310,6 +313,8 @@ class RemoteExecutor(Executor):
         env = {name: value if _is_scalar(value) else texts[name] for name, value in self._env.to_dict().items()}
         version = self._version
         if self._plugin is not None and self._publishes and self._plugin.config_path is not None:
+            with checked_params(call):  # by the code that will run there
+                pass
             version = self._published_version(self._plugin)
         optional = {
             "version": version,

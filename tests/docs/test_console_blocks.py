@@ -112,6 +112,7 @@ RULES = (
     Rule(r"synapse plugin run (evaluate|export)", parse, "takes seconds, and the weights of an earlier run"),
     Rule(r"synapse plugin run train .*--mode task", parse, "is, in task mode, what the program on the same page does"),
     Rule(r"clusters.md: synapse plugin run .* --detach", parse, "is for a cluster that only the page has"),
+    Rule(r"remote.md: synapse ", parse, "needs a backend: tests/remote, tests/server"),
     Rule(r": make ", check_target, "takes minutes"),
     Rule(r": pip install ", check_requirements, "downloads packages"),
     Rule(r": python -m benchmarks", check_benchmarks, "takes minutes"),

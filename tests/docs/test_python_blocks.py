@@ -50,7 +50,7 @@ def read_hooks(block: Block) -> list[str]:
 
 TESTS = [block for block in blocks("python") if read_tests(block)]
 CONFTESTS = [block for block in blocks("python") if read_hooks(block)]
-PROGRAMS = [block for block in blocks("python") if block not in TESTS + CONFTESTS]
+PROGRAMS = [block for block in blocks("python") if block not in TESTS + CONFTESTS and block.not_run is None]
 
 
 @pytest.fixture

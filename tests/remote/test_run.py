@@ -416,7 +416,7 @@ class TestPlugin:
         (root / "config.yaml").write_text(
             "code: digits\nversion: 1.2.3\nactions:\n  train: {entrypoint: 'lab.train:Train', method: job}\n"
         )
-        (root / "lab" / "train.py").write_text("class Train: ...\n")
+        (root / "lab" / "train.py").write_text("class Train:\n    def execute(self): ...\n")
         (root / ".env").write_text("SECRET=1\n")
         (root / ".gitignore").write_text("data/\n")
         (root / "data").mkdir()
@@ -444,7 +444,7 @@ class TestPlugin:
         assert notes[0] == "published digits@1.2.3 as debug release 100"
         assert notes[1].endswith(": digits@1.0.0 train (release 100)")
         assert [job.request["version"] for job in runtime.jobs.values()] == ["1.2.3", "1.2.3"]
-        (directory / "lab" / "train.py").write_text("class Train: pass\n")
+        (directory / "lab" / "train.py").write_text("class Train:\n    def execute(self): pass\n")
         executor.submit("train")
         assert len(runtime.of("POST", "/plugin_releases/")) == 2
 

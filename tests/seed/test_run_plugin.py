@@ -54,9 +54,9 @@ class TestSignature:
             ("executor_kwargs", empty, rest),
         ]
 
-    def test_modes_are_local_task_and_job(self, names: Names) -> None:
+    def test_modes_are_local_task_job_and_remote(self, names: Names) -> None:
         hints = typing.get_type_hints(names.run_plugin)
-        assert typing.get_args(hints["mode"]) == ("local", "task", "job")
+        assert typing.get_args(hints["mode"]) == ("local", "task", "job", "remote")
 
 
 class TestParameters:

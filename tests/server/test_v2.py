@@ -32,6 +32,7 @@ def test_failed_job_has_an_error(client: Client) -> None:
 
 
 def test_jobs_are_listed_in_pages_whose_cursor_is_a_url(client: Client) -> None:
+    client.run("echo")  # so that there is a page after the third
     ids = [client.run("echo")["id"] for _ in range(3)]
     page = client.json("/v2/jobs/", params={"per_page": 1, "action": "echo"})
     assert page["data"][0].keys() == LISTED

@@ -11,6 +11,7 @@ from pytest_synapse.modes import marker_kwargs, modes_of
 from pytest_synapse.session import SynapseSession
 
 if TYPE_CHECKING:
+    from pytest_synapse.backend import SynapseBackend
     from synapse_runtime.environment import PluginEnvironment
     from synapse_runtime.executors.base import Executor
     from synapse_runtime.plugins.plugin import Plugin
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def synapse_mode(request: pytest.FixtureRequest) -> str:
-    """The mode this test runs in: 'local', 'task' or 'job'.
+    """The mode this test runs in: 'local', 'task', 'job' or 'remote'.
 
     Set by @pytest.mark.synapse(mode=...), --synapse-mode, the ini option synapse_mode or SYNAPSE_MODE. A test that
     behaves differently in different modes can request it; most tests do not need it.
@@ -75,9 +76,24 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     item = request.node
     with (
         session.executor(item, synapse_mode, env, _plugin(request)) as executor,
-        observe(item, executor, session.slowest()),
+        observe(item, executor, session.slowest(), skips_refused=not session.is_remote_strict()),
     ):
         yield executor
+
+
+@pytest.fixture
+def synapse_backend(request: pytest.FixtureRequest) -> SynapseBackend:
+    """The backend of remote mode: its host, an access token, and a client; in every mode.
+
+    For tests of code that talks to a backend. Unless --synapse-host names one, it is started for this run.
+    """
+    from synapse_runtime.errors import RemoteError
+
+    try:
+        return SynapseSession.of(request.config).backend()
+    except RemoteError as error:
+        problem = str(error)
+    pytest.fail(problem, pytrace=False)
 
 
 def _plugin(request: pytest.FixtureRequest) -> Plugin | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from synapse_runtime.modes import ALL, MODES, TEST_MODES, UnknownModeError, find_mode
+from synapse_runtime.modes import MODES, UnknownModeError, all_modes, find_mode
 
 # The mode of a test class that is collected once per mode: pytest cannot parametrize unittest's classes.
 CLASS_MODE_KEY: pytest.StashKey[str] = pytest.StashKey()
@@ -21,7 +21,7 @@ ISOLATIONS = ("shared", "fresh")
 MARKER_HELP = (
     "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None, memory=None, resources=None, "
     "isolation=None): where and how the actions of this test run. mode: "
-    + ", ".join(f"{mode.name!r} ({mode.location})" for mode in MODES.values() if mode.runs_tests)
+    + ", ".join(f"{mode.name!r} ({mode.location})" for mode in MODES.values())
     + ", or several as a tuple: the test runs once in each. env: a dict of variables for the "
     "actions. timeout: seconds that an action may take. num_cpus, num_gpus, memory (bytes, or a text such as '2GB'), "
     "resources (a dict of the cluster's own kinds): what the worker requests. isolation: 'fresh' gives the "
@@ -47,9 +47,9 @@ def parse_modes(value: str | Iterable[str], source: str) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise pytest.UsageError(f"{source}: a mode is a string, not {text!r}")
         for word in filter(None, (part.strip() for part in text.split(","))):
-            modes += ALL if word == "all" else [known_mode(word, source)]
+            modes += all_modes() if word == "all" else [known_mode(word, source)]
     if not modes:
-        raise pytest.UsageError(f"{source}: no mode given: choose from {', '.join(TEST_MODES)}, all")
+        raise pytest.UsageError(f"{source}: no mode given: choose from {', '.join(MODES)}, all")
     return tuple(dict.fromkeys(modes))
 
 
@@ -185,7 +185,7 @@ def known_mode(word: str, source: str) -> str:
         pytest.UsageError: There is no such mode; suggests the nearest.
     """
     try:
-        return find_mode(word, for_tests=True).name
+        return find_mode(word).name
     except UnknownModeError as error:
         raise pytest.UsageError(f"{source}: {error}, all") from None
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_synapse.compat import allow_function_scoped_fixtures
-from pytest_synapse.fixtures import plugin_env, synapse_executor, synapse_mode, synapse_plugin
+from pytest_synapse.fixtures import plugin_env, synapse_backend, synapse_executor, synapse_mode, synapse_plugin
 from pytest_synapse.modes import (
     CLASS_MODE_KEY,
     MARKER_HELP,
@@ -29,10 +29,10 @@ from pytest_synapse.modes import (
 from pytest_synapse.module_import import ModuleImporter
 from pytest_synapse.run_reporting import ItemRuns
 from pytest_synapse.session import SynapseSession, at_least, seconds
-from synapse_runtime.modes import TEST_MODES
+from synapse_runtime.modes import MODES
 from synapse_runtime.sdk_compat import import_hook
 
-__all__ = ["plugin_env", "synapse_executor", "synapse_mode", "synapse_plugin"]
+__all__ = ["plugin_env", "synapse_backend", "synapse_executor", "synapse_mode", "synapse_plugin"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=None,
         metavar="MODE[,MODE...]",
-        help=f"Run actions in these modes: {', '.join(TEST_MODES)}, or all; each test runs once in each. "
+        help=f"Run actions in these modes: {', '.join(MODES)}, or all; each test runs once in each. "
         "Default: the ini option synapse_mode, the environment variable SYNAPSE_MODE, else local.",
     )
     group.addoption(
@@ -80,6 +80,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Keep the run's cluster for the next run, until `synapse cluster down` or 30 minutes without use.",
     )
     group.addoption(
+        "--synapse-host",
+        default=None,
+        metavar="URL",
+        help="Use this backend in remote mode. Default: the ini option synapse_host, else one that is started for this "
+        "run.",
+    )
+    group.addoption(
+        "--synapse-token-file",
+        default=None,
+        metavar="PATH",
+        help="Read its access token from this file. Default: the ini option synapse_token_file, SYNAPSE_ACCESS_TOKEN, "
+        "or that of `synapse login`.",
+    )
+    group.addoption(
         "--synapse-timeout",
         default=None,
         type=seconds,
@@ -108,6 +122,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addini("synapse_mode", "Default for --synapse-mode", type="args", default=[])
     parser.addini("synapse_plugin", "Default for --synapse-plugin, relative to the ini file", default="")
+    parser.addini("synapse_host", "Default for --synapse-host", default="")
+    parser.addini("synapse_token_file", "Default for --synapse-token-file, relative to the ini file", default="")
+    parser.addini(
+        "synapse_remote_strict",
+        "In remote mode, fail a test that a backend cannot run, or whose values JSON cannot carry, instead of skipping "
+        "it (default: false)",
+        type="bool",
+        default=False,
+    )
     parser.addini("synapse_timeout", "Default for --synapse-timeout", default="")
     parser.addini("synapse_mask", "Default for --synapse-mask", type="args", default=[])
     parser.addini("synapse_durations", "Default for --synapse-durations", default="")
@@ -264,6 +287,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         runs.redact(report)
     if runs is not None and (collected := runs.collect()) is not None:
         vars(report)["synapse_runs"] = collected
+    if runs is not None and runs.was_refused and report.skipped:
+        vars(report)["synapse_refused"] = True
     return report
 
 
@@ -283,10 +308,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Show the summary of all tests' runs, if there were any."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     runs = [(report.nodeid, report.synapse_runs) for report in reports if hasattr(report, "synapse_runs")]
-    if runs and config.get_verbosity() > -2:
+    refused = sum(hasattr(report, "synapse_refused") for report in reports)
+    if (runs or refused) and config.get_verbosity() > -2:
         from pytest_synapse.reporting import summarize
 
-        summarize(terminalreporter, runs, SynapseSession.of(config).slowest())
+        summarize(terminalreporter, runs, SynapseSession.of(config).slowest(), refused=refused)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -302,7 +328,7 @@ def _modes_to_run(item: pytest.Item) -> tuple[str, ...]:
     callspec = getattr(item, "callspec", None)
     param = None if callspec is None else callspec.params.get("synapse_mode")
     if is_own_fixture(item):  # its params may be anything
-        return (param,) if isinstance(param, str) and param in TEST_MODES else ()
+        return (param,) if isinstance(param, str) and param in MODES else ()
     if param is not None:
         return (known_mode(str(param), f"{item.nodeid}: synapse_mode"),)
     return modes_of(item, item.config)[:1]

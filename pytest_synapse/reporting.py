@@ -46,12 +46,14 @@ class Summary:
         slowest: Seconds, mode, action name and test id of each of the slowest runs.
         backends: Kind, address and origin of each cluster or server.
         lines: Lines covered in workers, by file.
+        refused: How many tests were skipped as remote mode cannot run them.
     """
 
     modes: dict[str, Tally] = field(default_factory=dict)
     slowest: list[tuple[float, str, str, str]] = field(default_factory=list)
     backends: list[tuple[str, str, str]] = field(default_factory=list)
     lines: dict[str, set[int]] = field(default_factory=dict)
+    refused: int = 0
 
     def add(self, test: str, runs: TestRuns) -> None:
         """Add the runs of one report."""
@@ -71,16 +73,20 @@ class Summary:
         for mode, tally in self._ordered():
             errors = f" ({tally.error_count} raised)" if tally.error_count else ""
             modes.append(f"{mode} {_times(tally.run_count, 'run')}{errors}, {duration(tally.action_seconds)}")
+        if self.refused:
+            modes.append(f"{_times(self.refused, 'test')} skipped in remote mode")
         return f"synapse: {'; '.join(modes)}"
 
     def block(self, slowest: int | None) -> Iterator[str]:
         """Yield the lines of the block, with this many of the slowest runs: 0 for all, None for none."""
-        yield f"{'mode':<6}{'runs':>8}{'raised':>8}{'action time':>14}{'call time':>14}"
+        yield f"{'mode':<7}{'runs':>7}{'raised':>8}{'action time':>14}{'call time':>14}"
         for mode, tally in self._ordered():
             times = f"{duration(tally.action_seconds):>14}{duration(tally.call_seconds):>14}"
-            yield f"{mode:<6}{tally.run_count:>8}{tally.error_count:>8}{times}"
+            yield f"{mode:<7}{tally.run_count:>7}{tally.error_count:>8}{times}"
         for kind, address, origin in self.backends:
             yield f"{kind}: {address} ({_ORIGINS.get(origin, origin)})"
+        if self.refused:
+            yield f"remote: {_times(self.refused, 'test')} skipped, as a backend cannot run them: -rs shows why"
         if self.lines:
             lines = _times(sum(map(len, self.lines.values())), "line")
             yield f"coverage: {lines} of {_times(len(self.lines), 'file')} collected from workers"
@@ -90,21 +96,24 @@ class Summary:
             yield f"slowest {_times(len(shown), 'run')}:"
             width = max(len(action) for _, _, action, _ in shown)
             for seconds, mode, action, test in shown:
-                yield f"{duration(seconds):>9} {mode:<6}{action:<{width}}  {test}"
+                yield f"{duration(seconds):>9} {mode:<7}{action:<{width}}  {test}"
 
     def _ordered(self) -> list[tuple[str, Tally]]:
         return [(mode, self.modes[mode]) for mode in MODES if mode in self.modes]
 
 
-def summarize(reporter: pytest.TerminalReporter, runs: Iterable[tuple[str, TestRuns]], slowest: int | None) -> None:
+def summarize(
+    reporter: pytest.TerminalReporter, runs: Iterable[tuple[str, TestRuns]], slowest: int | None, *, refused: int = 0
+) -> None:
     """Write the summary: a block, or one line with -q or if only local mode ran and no details are requested.
 
     Args:
         reporter: Writes the summary.
         runs: The runs of each report, with the test's id.
         slowest: How many of the slowest runs to show: 0 for all, None for none.
+        refused: How many tests were skipped as remote mode cannot run them.
     """
-    summary = Summary()
+    summary = Summary(refused=refused)
     for test, part in runs:
         summary.add(test, part)
     verbosity = reporter.config.get_verbosity()

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pytest
 
+from synapse_runtime.errors import ResultNotInJson
 from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
     from pytest_synapse.report_redaction import TestSecrets
     from synapse_runtime.core.execution import ActionCall, ActionRun
+    from synapse_runtime.errors import PluginError
     from synapse_runtime.executors.base import Backend, Executor
 
 __tracebackhide__ = True  # of all functions here: a test's report shows the test's own lines only
@@ -63,12 +65,20 @@ class ItemRuns:
         item: The test.
         executor: Its executor.
         slowest: How many of the slowest runs to report: 0 for all, None for none.
+        skips_refused: Whether to skip the test if remote mode cannot run it.
+
+    Attributes:
+        mode: The mode of its runs.
+        was_refused: Whether remote mode could not run the test.
     """
 
     KEY: pytest.StashKey[ItemRuns] = pytest.StashKey()
 
-    def __init__(self, item: pytest.Item, executor: Executor, slowest: int | None) -> None:
+    def __init__(
+        self, item: pytest.Item, executor: Executor, slowest: int | None, *, skips_refused: bool = True
+    ) -> None:
         self.mode = executor.mode
+        self._skips_refused = skips_refused
         self._item = item
         self._executor: Executor | None = executor
         self._slowest_limit = slowest
@@ -81,6 +91,7 @@ class ItemRuns:
         self._job_ids: list[str] = []
         self._nodes: list[str] = []
         self._secrets: TestSecrets | None = None
+        self.was_refused = False
         self._discard()
 
     def redact(self, report: pytest.TestReport) -> None:
@@ -108,10 +119,22 @@ class ItemRuns:
             BaseException: The outcome of the test, such as that of `pytest.skip`, if the action has raised one.
         """
         self._finish(run)
+        if isinstance(run.error, ResultNotInJson):
+            self.refused(run.error)
         outcome = None if run.error is None else run.error.__cause__
         if is_test_outcome(outcome):
             assert outcome is not None
             raise outcome
+
+    def refused(self, error: PluginError) -> None:
+        """Skip the test, unless it is to fail: remote mode cannot run it as the other modes do.
+
+        Raises:
+            BaseException: What `pytest.skip` raises.
+        """
+        if self._skips_refused:
+            self.was_refused = True
+            pytest.skip(f"remote mode: {error}")
 
     def _finish(self, run: ActionRun) -> None:
         now = time.perf_counter()
@@ -203,9 +226,11 @@ def is_test_outcome(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def observe(item: pytest.Item, executor: Executor, slowest: int | None) -> Iterator[None]:
+def observe(
+    item: pytest.Item, executor: Executor, slowest: int | None, *, skips_refused: bool = True
+) -> Iterator[None]:
     """Observe an executor for a test inside the block. Arguments as for `ItemRuns`."""
-    runs = item.stash[ItemRuns.KEY] = ItemRuns(item, executor, slowest)
+    runs = item.stash[ItemRuns.KEY] = ItemRuns(item, executor, slowest, skips_refused=skips_refused)
     executor.observer = runs
     try:
         yield

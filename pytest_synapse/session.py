@@ -16,6 +16,7 @@ from pytest_synapse.module_import import ModuleImporter
 from synapse_runtime.modes import MODES, Mode
 
 if TYPE_CHECKING:
+    from pytest_synapse.backend import SynapseBackend
     from synapse_runtime.executors.base import Executor
     from synapse_runtime.plugins.plugin import Plugin
 
@@ -52,6 +53,7 @@ class SynapseSession:
         self.slowest()
         self._mode_sessions: dict[str, Any] = {}
         self._mode_options = {name: config.getoption(f"synapse_{name}") for name in _MODE_OPTIONS}
+        self._mode_options |= {"host": self._option_or_ini("host"), "token_file": self._token_file()}
         # Checks the options; and in a worker of pytest-xdist, executors that a test creates itself use the run's
         # cluster too. Otherwise they are created when they are needed, which most sessions never do.
         if self._is_xdist_worker or any(value not in (None, False) for value in self._mode_options.values()):
@@ -189,6 +191,34 @@ class SynapseSession:
         base = self._config.invocation_params.dir if option else (self._config.inipath or Path()).parent
         path = base / (option or ini)
         return path if path.exists() else Path(option or ini)
+
+    def _option_or_ini(self, name: str) -> str | None:
+        value: str | None = self._config.getoption(f"synapse_{name}") or self._config.getini(f"synapse_{name}") or None
+        return value
+
+    def _token_file(self) -> str | None:
+        """Return the file of the backend's token, relative to where it was given."""
+        path = self._option_or_ini("token_file")
+        if path is None:
+            return None
+        given = self._config.getoption("synapse_token_file")
+        base = self._config.invocation_params.dir if given else (self._config.inipath or Path()).parent
+        return str(base / Path(path).expanduser())
+
+    def is_remote_strict(self) -> bool:
+        """Return whether a test fails that remote mode cannot run, instead of being skipped."""
+        strict: bool = self._config.getini("synapse_remote_strict")
+        return strict
+
+    def backend(self) -> SynapseBackend:
+        """Return the backend that remote mode uses; this starts it if none is named.
+
+        Raises:
+            RemoteError: There is no token, or it cannot be started.
+        """
+        from pytest_synapse.backend import SynapseBackend
+
+        return SynapseBackend(*self._mode_session(MODES["remote"]).backend())
 
     def timeout(self) -> float | None:
         """Return the time limit of actions whose tests set none, in seconds.

@@ -30,6 +30,7 @@ __all__ = [
     "RemoteError",
     "RemoteException",
     "ResultMismatchWarning",
+    "ResultNotInJson",
     "ResultNotSerializable",
     "ValidationError",
     "VersionMismatchWarning",
@@ -194,6 +195,10 @@ class RemoteError(PluginError):
         super().__init__(message, details)
         self.status = status
         self.may_be_accepted = may_be_accepted
+
+
+class ResultNotInJson(ResultNotSerializable):
+    """A result that the other modes return, but that JSON cannot carry back from a backend."""
 
 
 class NotSupportedRemotely(RemoteError):

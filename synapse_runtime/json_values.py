@@ -2,8 +2,8 @@
 
 Values that JSON does not have are tagged, such as `{"$tuple": [1, 2]}`, `{"$float": "nan"}` or
 `{"$type": "plugin.train:TrainResult", "fields": {…}}`. A tagged value is rebuilt if its type is one of a fixed list, or
-a pydantic model, dataclass or enum of the plugin or of the standard library whose module is already imported; otherwise
-it stays a dict. Rebuilding validates nothing again, so the value is as it was.
+a pydantic model, dataclass, named tuple or enum of the plugin or of the standard library whose module is already
+imported; otherwise it stays a dict. Rebuilding validates nothing again, so the value is as it was.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import pathlib
 import sys
 import uuid
+import zoneinfo
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -60,9 +61,9 @@ _STANDARD: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any
     "pathlib:Path": (type(pathlib.Path()), str, pathlib.Path),
     "pathlib:PurePosixPath": (pathlib.PurePosixPath, str, pathlib.PurePosixPath),
     "pathlib:PureWindowsPath": (pathlib.PureWindowsPath, str, pathlib.PureWindowsPath),
-    "datetime:datetime": (dt.datetime, dt.datetime.isoformat, dt.datetime.fromisoformat),
+    "datetime:datetime": (dt.datetime, lambda value: _encode_time(value), lambda data: _decode_time(dt.datetime, data)),
     "datetime:date": (dt.date, dt.date.isoformat, dt.date.fromisoformat),
-    "datetime:time": (dt.time, dt.time.isoformat, dt.time.fromisoformat),
+    "datetime:time": (dt.time, lambda value: _encode_time(value), lambda data: _decode_time(dt.time, data)),
     "datetime:timedelta": (
         dt.timedelta,
         lambda value: [value.days, value.seconds, value.microseconds],
@@ -77,6 +78,32 @@ _STANDARD: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any
     "collections:Counter": (Counter, dict, Counter),
     "collections:deque": (deque, list, deque),
 }
+
+
+def _encode_time(value: dt.datetime | dt.time) -> Any:
+    """Return a time as ISO 8601; with a zone or `fold` that has not: that, and these."""
+    text, zone = value.isoformat(), value.tzinfo
+    named: dict[str, Any] = {}
+    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key is not None:
+        named["zone"] = zone.key
+    elif type(zone) is dt.timezone:
+        name = zone.tzname(None)
+        if name != dt.timezone(zone.utcoffset(None)).tzname(None):
+            named["name"] = name
+    if value.fold:
+        named["fold"] = 1
+    return {"iso": text, **named} if named else text
+
+
+def _decode_time(cls: type[Any], data: Any) -> Any:
+    if isinstance(data, str):
+        return cls.fromisoformat(data)
+    value = cls.fromisoformat(data["iso"])
+    if "zone" in data:
+        value = value.replace(tzinfo=zoneinfo.ZoneInfo(data["zone"]))
+    elif "name" in data:
+        value = value.replace(tzinfo=dt.timezone(value.utcoffset(), data["name"]))
+    return value.replace(fold=data.get("fold", 0))
 
 
 class Encoder:
@@ -95,8 +122,10 @@ class Encoder:
     def encode(self, value: Any) -> Any:
         """Return the value as JSON data."""
         kind = type(value)
-        if value is None or kind is bool or kind is str:
+        if value is None or kind is bool:
             return value
+        if kind is str:
+            return value if _is_unicode(value) else {"$text": base64.b64encode(_surrogates_kept(value)).decode()}
         if kind is int:
             return value if value.bit_length() <= _MAX_INTEGER_BITS else {"$int": hex(value)}
         if kind is float:
@@ -134,7 +163,7 @@ class Encoder:
     def mapping(self, value: Mapping[Any, Any]) -> Any:
         """Return a dict as JSON data."""
         pairs = [*value.items()]
-        if all(type(key) is str and not key.startswith("$") for key, _ in pairs):
+        if all(type(key) is str and not key.startswith("$") and _is_unicode(key) for key, _ in pairs):
             return {key: self.encode(item) for key, item in pairs}
         return {"$dict": [[self.encode(key), self.encode(item)] for key, item in pairs]}
 
@@ -149,7 +178,10 @@ class Encoder:
             return tag | ({"name": name} if name in kind.__members__ else {"value": self.encode(value.value)})
         fields = _fields_of(value)
         if fields is not None:
-            return tag | {"fields": self.mapping(fields)}
+            tag["fields"] = self.mapping(fields)
+            if isinstance(value, BaseModel) and value.model_fields_set != type(value).model_fields.keys():
+                tag["set"] = sorted(value.model_fields_set)
+            return tag
         base: Any
         for base in (dict, list, tuple, set, frozenset, str, bytes, int, float):
             if isinstance(value, base):
@@ -185,6 +217,18 @@ def not_decoded(value: Any) -> str | None:
         elif type(value) in (list, tuple, set, frozenset):
             stack.extend(value)
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text has no surrogates, which JSON parsers refuse."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _surrogates_kept(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _fields_of(value: Any) -> dict[str, Any] | None:
@@ -238,9 +282,11 @@ class Decoder:
         cls = self.find_class(module, qualname)
         if cls is None:
             raise LookupError(name)
+        if issubclass(cls, tuple) and "value" in data:
+            return _rebuild_named_tuple(cls, self.decode(data["value"]))
         if issubclass(cls, enum.Enum):
             return cls.__members__[data["name"]] if "name" in data else cls(self.decode(data["value"]))
-        return _rebuild(cls, {key: self.decode(item) for key, item in data["fields"].items()})
+        return _rebuild(cls, {key: self.decode(item) for key, item in data["fields"].items()}, data.get("set"))
 
     def find_class(self, module: str, qualname: str) -> type | None:
         """Return a class of the standard library, this package or the plugin, if its module is already imported."""
@@ -264,13 +310,26 @@ class Decoder:
         return path.startswith(self._root) and "site-packages" not in path[len(self._root) :].split(os.sep)
 
 
-def _rebuild(cls: type, fields: dict[str, Any]) -> Any:
-    """Create an instance of a pydantic model or a dataclass with these fields, without validating them again."""
+def _rebuild_named_tuple(cls: type[tuple[Any, ...]], values: Any) -> Any:
+    """Create an instance of a named tuple, without calling code of its class."""
+    if not isinstance(values, tuple) or len(getattr(cls, "_fields", ())) != len(values):
+        raise ValueError(f"{cls.__qualname__} is not a named tuple of these values")
+    return tuple.__new__(cls, values)
+
+
+def _rebuild(cls: type, fields: dict[str, Any], fields_set: list[str] | None) -> Any:
+    """Create an instance of a pydantic model or a dataclass with these fields, without validating them again.
+
+    Args:
+        cls: The class.
+        fields: The fields.
+        fields_set: Those of a model that were given when it was created; all by default.
+    """
     if issubclass(cls, BaseModel):
         missing = cls.model_fields.keys() - fields.keys()
         if missing or (fields.keys() - cls.model_fields.keys() and cls.model_config.get("extra") != "allow"):
             raise ValueError(f"not the fields of {cls.__qualname__}")
-        return cls.model_construct(**fields)
+        return cls.model_construct(None if fields_set is None else {*fields_set}, **fields)
     if not dataclasses.is_dataclass(cls):
         raise ValueError(f"{cls.__qualname__} is not a model, dataclass or enum")
     names = {field.name for field in dataclasses.fields(cls)}
@@ -287,6 +346,7 @@ _UNTYPED: Final[dict[str, Callable[[Decoder, Any], Any]]] = {
     "$set": lambda decoder, items: set(map(decoder.decode, items)),
     "$frozenset": lambda decoder, items: frozenset(map(decoder.decode, items)),
     "$dict": lambda decoder, pairs: {decoder.decode(key): decoder.decode(value) for key, value in pairs},
+    "$text": lambda _, text: base64.b64decode(text, validate=True).decode("utf-8", "surrogatepass"),
     "$bytes": lambda _, text: base64.b64decode(text, validate=True),
     "$float": lambda _, text: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[text],
     "$int": lambda _, text: int(text, 16),

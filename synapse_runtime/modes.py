@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from synapse_runtime.executors.base import Executor
 
-__all__ = ["ALL", "MODES", "TEST_MODES", "Mode", "ModeName", "UnknownModeError", "find_mode", "modes_requiring"]
+__all__ = ["MODES", "Mode", "ModeName", "UnknownModeError", "all_modes", "find_mode", "modes_requiring"]
 
 # For type checkers: the names in `MODES`.
 ModeName = Literal["local", "task", "job", "remote"]
@@ -33,8 +34,7 @@ class Mode:
         transfer: How params and results reach the action and the caller: by `reference`, by `value` (pickled), or as
             `json`.
         detached: Whether `run_plugin` returns the run's id instead of waiting for its result.
-        included_in_all: Whether it is one of `all`.
-        runs_tests: Whether the pytest plugin can run tests in it.
+        in_all_with: Modules that must be installed for it to be one of `all`.
     """
 
     name: str
@@ -45,8 +45,7 @@ class Mode:
     requires: tuple[Literal["ray", "cluster", "backend"], ...] = ()
     transfer: Literal["reference", "value", "json"] = "value"
     detached: bool = False
-    included_in_all: bool = True
-    runs_tests: bool = True
+    in_all_with: tuple[str, ...] = ()
 
     @property
     def in_process(self) -> bool:
@@ -89,18 +88,19 @@ MODES: Final[dict[str, Mode]] = {
             "remote",
             "through a Synapse backend",
             "synapse_runtime.executors.remote.executor:RemoteExecutor",
+            "synapse_runtime.executors.remote.session:RemoteSession",
             requires=("backend",),
             transfer="json",
             detached=True,
-            included_in_all=False,
-            runs_tests=False,
+            in_all_with=("httpx", "stamina", "fastapi", "uvicorn", "sqlalchemy", "alembic"),
         ),
     )
 }
-# The names that `all` stands for.
-ALL: Final = tuple(mode.name for mode in MODES.values() if mode.included_in_all)
-# The names of those that tests can run in.
-TEST_MODES: Final = tuple(mode.name for mode in MODES.values() if mode.runs_tests)
+
+
+def all_modes() -> tuple[str, ...]:
+    """Return the names that `all` stands for: those of the modes whose optional packages are installed."""
+    return tuple(name for name, mode in MODES.items() if all(map(find_spec, mode.in_all_with)))
 
 
 def modes_requiring(requirement: str) -> list[str]:
@@ -117,12 +117,8 @@ class UnknownModeError(ValueError):
     """A word is not the name of a mode; the text suggests the nearest and lists all."""
 
 
-def find_mode(word: str, *, for_tests: bool = False) -> Mode:
+def find_mode(word: str) -> Mode:
     """Return the mode of this name or alias.
-
-    Args:
-        word: The name or alias.
-        for_tests: Whether tests are to run in it.
 
     Raises:
         UnknownModeError: There is none.
@@ -136,17 +132,13 @@ def find_mode(word: str, *, for_tests: bool = False) -> Mode:
         synapse_runtime.modes.UnknownModeError: unknown mode 'taks', did you mean 'task'? Choose from local, task, job,
         remote
     """
-    modes = [mode for mode in MODES.values() if mode.runs_tests or not for_tests]
-    choices = f"Choose from {', '.join(mode.name for mode in modes)}"
     for mode in MODES.values():
         if word == mode.name or word in mode.aliases:
-            if mode not in modes:
-                raise UnknownModeError(f"{mode.name} mode is not available yet. {choices}")
             return mode
-    known = [name for mode in modes for name in (mode.name, *mode.aliases)]
+    known = [name for mode in MODES.values() for name in (mode.name, *mode.aliases)]
     near = get_close_matches(str(word).lower(), known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."
-    raise UnknownModeError(f"unknown mode {word!r}{hint} {choices}")
+    raise UnknownModeError(f"unknown mode {word!r}{hint} Choose from {', '.join(MODES)}")
 
 
 def _load(target: str) -> Any:

@@ -17,15 +17,17 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from synapse_runtime import __version__
+from synapse_runtime import __version__, serialization
 from synapse_runtime.core import remote_exceptions
+from synapse_runtime.core.assertions import Comparison, FailedAssertion
+from synapse_runtime.core.coverage_support import CoverageResult, FileData
 from synapse_runtime.core.execution import ActionRun
-from synapse_runtime.core.log_capture import CapturedWarning
+from synapse_runtime.core.log_capture import CapturedWarning, UnhandledError, exception_of
 from synapse_runtime.core.output_capture import Captured
 from synapse_runtime.core.remote_exceptions import FrameSummary, ReprText
 from synapse_runtime.errors import ExecutionError, PluginError, safe_str
 from synapse_runtime.events import Event
-from synapse_runtime.json_values import Decoder, encode_value
+from synapse_runtime.json_values import Decoder, encode_value, not_decoded
 from synapse_runtime.redaction import HiddenValues
 
 __all__ = ["FORMAT", "InvalidRecord", "RunRecord"]
@@ -78,7 +80,7 @@ class ExceptionRecord(_Record):
         type: The qualified name of its class.
         module: The module of its class.
         text: `str()` of the exception.
-        args: Its arguments, as encoded values; None if one of them is of a type that JSON does not have.
+        args: Its arguments, as encoded values; `{"$members": []}` stands for the members of an exception group.
         attributes: Its other attributes, as encoded values.
         notes: Its notes.
         frames: Its traceback, outermost frame first.
@@ -120,11 +122,14 @@ class LogRecord(_Record):
         name: The logger's name.
         level: The numeric level.
         message: The message with its arguments.
+        format: The message without them; null if there are none, or one is of a type that JSON does not have.
+        args: The arguments, as an encoded value.
         file: The file that logged it.
         line: The line.
         function: The function.
         time: Seconds since the epoch.
         exception: The text of the traceback that it was logged with.
+        error: The exception itself, first, and those that it refers to.
         stack: The text of the stack that it was logged with.
         extra: Its other attributes, as encoded values.
         printed: Whether a handler in the worker has printed it.
@@ -133,24 +138,128 @@ class LogRecord(_Record):
     name: str
     level: int
     message: str
+    format: str | None = None
+    args: Any = None
     file: str = ""
     line: int = 0
     function: str | None = None
     time: float = 0.0
     exception: str | None = None
+    error: list[ExceptionRecord] | None = Field(default=None, min_length=1)
     stack: str | None = None
     extra: dict[str, Any] = {}
     printed: bool = False
 
 
 class WarningRecord(_Record):
-    """A Python warning: its class, text, file and line."""
+    """A Python warning.
+
+    Attributes:
+        type: The qualified name of its class.
+        module: The module of its class.
+        text: Its text.
+        file: The file that it is about.
+        line: The line.
+        error: The warning itself with its arguments and attributes.
+        once_in: The name of its module, if a filter shows it only once.
+    """
 
     type: str
     module: str = "builtins"
     text: str
     file: str
     line: int
+    error: list[ExceptionRecord] | None = Field(default=None, min_length=1)
+    once_in: str | None = None
+
+
+class UnhandledRecord(_Record):
+    """An exception that ended a thread, or that a finalizer has raised.
+
+    Attributes:
+        error: The exception, first, and those that it refers to.
+        source: The thread's name, or the `repr` of the object whose finalizer has failed.
+        message: What Python says of the latter, if anything.
+        in_thread: Whether it ended a thread.
+    """
+
+    error: list[ExceptionRecord] = Field(min_length=1)
+    source: str = ""
+    message: str | None = None
+    in_thread: bool = False
+
+
+class ComparisonRecord(_Record):
+    """A failed comparison of an assertion: see `core.assertions.Comparison`. The operands are encoded values."""
+
+    number: int
+    operator: str
+    left: Any
+    right: Any
+
+
+class AssertionRecord(_Record):
+    """A failed assertion: see `core.assertions.FailedAssertion`."""
+
+    message: str
+    template: str
+    comparisons: list[ComparisonRecord]
+
+
+class FileCoverage(_Record):
+    """The executed lines, or pairs of lines for branches, of a file: see `core.coverage_support.FileData`."""
+
+    module: str | None = None
+    tracer: str = ""
+    executed: dict[str, list[int] | list[tuple[int, int]]]
+
+
+class CallerRecord(_Record):
+    """What the process that made the call needs, if it has sent its settings.
+
+    Attributes:
+        assertions: The failed assertions in the run's error, which pytest explains there.
+        coverage: What was executed, by file; null if nothing was measured.
+        branches: Whether branches were measured, not only lines.
+        coverage_problem: Why the measurement is incomplete; empty if it is complete.
+    """
+
+    assertions: list[AssertionRecord] = []
+    coverage: dict[str, FileCoverage] | None = None
+    branches: bool = False
+    coverage_problem: str = ""
+
+    @classmethod
+    def of(cls, failed: Iterable[FailedAssertion], coverage: CoverageResult | None) -> CallerRecord | None:
+        """Return the record; None if there is nothing in it."""
+        assertions = [*map(_encode_assertion, failed)]
+        if not assertions and coverage is None:
+            return None
+        if coverage is None:
+            return cls(assertions=assertions)
+        files = {
+            _text(name): FileCoverage.model_construct(module=file.module, tracer=file.tracer, executed=file.executed)
+            for name, file in coverage.files.items()
+        }
+        return cls.model_construct(
+            assertions=assertions, coverage=files, branches=coverage.branches, coverage_problem=coverage.problem
+        )
+
+    @property
+    def measured(self) -> CoverageResult | None:
+        """What was executed, as `coverage_support.merge` takes it."""
+        if self.coverage is None:
+            return None
+        files = {
+            name: FileData(file.module, file.tracer, {context: [*lines] for context, lines in file.executed.items()})
+            for name, file in self.coverage.items()
+        }
+        return CoverageResult(self.branches, files, self.coverage_problem)
+
+    def failed_assertions(self, import_root: str | None = None) -> list[FailedAssertion]:
+        """Return the failed assertions; `import_root` as for `RunRecord.to_run`."""
+        decoder = Decoder(import_root)
+        return [_decode_assertion(record, decoder) for record in self.assertions]
 
 
 class RunRecord(_Record):
@@ -175,6 +284,8 @@ class RunRecord(_Record):
         stderr: The same for standard error.
         records: Log records.
         warnings: Python warnings.
+        unhandled: Exceptions of threads and finalizers.
+        caller: What the process that made the call needs besides.
 
     Example:
         >>> record = RunRecord.from_run(ActionRun("train", result={"loss": float("nan"), "shape": (2, 3)}))
@@ -202,14 +313,19 @@ class RunRecord(_Record):
     stderr: str | None = None
     records: list[LogRecord] = []
     warnings: list[WarningRecord] = []
+    unhandled: list[UnhandledRecord] = []
+    caller: CallerRecord | None = None
 
     @classmethod
-    def from_run(cls, run: ActionRun, *, to_caller: Callable[[str], str] = str) -> RunRecord:
+    def from_run(
+        cls, run: ActionRun, *, to_caller: Callable[[str], str] = str, caller: CallerRecord | None = None
+    ) -> RunRecord:
         """Return the record of a run.
 
         Args:
             run: The run.
             to_caller: Converts a file name of a traceback to the file's name in the process that reads the record.
+            caller: What the process that made the call needs besides.
         """
         captured = run.captured
         return cls(
@@ -229,6 +345,8 @@ class RunRecord(_Record):
             stderr=None if captured is None else _text(captured.stderr),
             records=[] if captured is None else [*_encode_records(captured)],
             warnings=[] if captured is None else [*map(_encode_warning, captured.warnings)],
+            unhandled=[] if captured is None else [*map(_encode_unhandled, captured.unhandled)],
+            caller=caller,
         )
 
     def to_run(self, import_root: str | None = None) -> ActionRun:
@@ -256,6 +374,7 @@ class RunRecord(_Record):
                     run.captured.already_printed.add(len(run.captured.records))
                 run.captured.records.append(_decode_record(record, decoder))
             run.captured.warnings.extend(_decode_warning(warning, decoder) for warning in self.warnings)
+            run.captured.unhandled.extend(_decode_unhandled(each, decoder) for each in self.unhandled)
         if self.error is not None:
             run.error = _decode_error(self.error, decoder, self.action)
         elif self.status == "failed":
@@ -290,7 +409,7 @@ class RunRecord(_Record):
 
 
 # The fields of a record in which an action's texts are.
-_WITH_TEXTS: Final = ("error", "events", "stdout", "stderr", "records", "warnings")
+_WITH_TEXTS: Final = ("error", "events", "stdout", "stderr", "records", "warnings", "unhandled", "caller")
 
 
 def _redacted(value: Any, hidden: HiddenValues) -> Any:
@@ -379,7 +498,8 @@ def _decode_event(record: EventRecord, decoder: Decoder) -> Event:
     return Event(**fields)
 
 
-_LOG_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_MEMBERS: Final[dict[str, list[Any]]] = {"$members": []}
+_LOG_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "_exception"}
 
 
 def _encode_records(captured: Captured) -> Iterator[LogRecord]:
@@ -395,15 +515,25 @@ def _encode_records(captured: Captured) -> Iterator[LogRecord]:
             name=_text(record.name),
             level=record.levelno,
             message=_text(message),
+            **_arguments_of(record),
             file=_text(record.pathname),
             line=record.lineno,
             function=_text(record.funcName),
             time=record.created,
             exception=_exception_text(record),
+            error=_encode_error(error, str) if (error := exception_of(record)) is not None else None,
             stack=None if record.stack_info is None else _text(record.stack_info),
             extra=extra,
             printed=index in captured.already_printed,
         )
+
+
+def _arguments_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of a record's arguments, if reading them gives exactly these."""
+    if not record.args or type(record.msg) is not str:
+        return {}
+    args, is_exact = encode_value(record.args)
+    return {"format": _text(record.msg), "args": args} if is_exact else {}
 
 
 def _exception_text(record: logging.LogRecord) -> str | None:
@@ -413,9 +543,20 @@ def _exception_text(record: logging.LogRecord) -> str | None:
 
 
 def _decode_record(record: LogRecord, decoder: Decoder) -> logging.LogRecord:
+    error = None if record.error is None else _decode_chain(record.error, decoder)
     found = logging.LogRecord(
-        record.name, record.level, record.file, record.line, record.message, None, None, record.function
+        record.name,
+        record.level,
+        record.file,
+        record.line,
+        record.message if record.format is None else record.format,
+        None,
+        None if error is None else (type(error), error, error.__traceback__),
+        record.function,
     )
+    if record.format is not None:
+        args = decoder.decode(record.args)
+        found.args = args if isinstance(args, tuple | dict) else (args,)
     found.created = record.time
     found.msecs = record.time % 1 * 1000
     found.exc_text, found.stack_info = record.exception, record.stack
@@ -432,16 +573,60 @@ def _encode_warning(warning: CapturedWarning) -> WarningRecord:
         text=_text(warning.message),
         file=_text(warning.filename),
         line=warning.line,
+        error=_encode_error(warning.message, str),
+        once_in=warning.once_in,
     )
 
 
 def _decode_warning(record: WarningRecord, decoder: Decoder) -> CapturedWarning:
     cls = decoder.find_class(record.module, record.type)
     category = cls if cls is not None and issubclass(cls, Warning) else UserWarning
-    message = remote_exceptions.new_exception(category, (record.text,))
+    message = None if record.error is None else _decode_chain(record.error, decoder)
+    if not isinstance(message, category):
+        message = remote_exceptions.new_exception(category, (record.text,))
     if not isinstance(message, Warning):
         category, message = UserWarning, UserWarning(record.text)
-    return CapturedWarning(message, category, record.file, record.line)
+    return CapturedWarning(message, category, record.file, record.line, record.once_in)
+
+
+def _encode_unhandled(unhandled: UnhandledError) -> UnhandledRecord:
+    return UnhandledRecord.model_construct(
+        error=_encode_error(remote_exceptions.decode_exception(unhandled.exception), str),
+        source=_text(unhandled.source),
+        message=None if unhandled.message is None else _text(unhandled.message),
+        in_thread=unhandled.in_thread,
+    )
+
+
+def _decode_unhandled(record: UnhandledRecord, decoder: Decoder) -> UnhandledError:
+    exception = remote_exceptions.encode_exception(_decode_chain(record.error, decoder))
+    return UnhandledError(exception, record.source, record.message, record.in_thread)
+
+
+def _encode_assertion(failed: FailedAssertion) -> AssertionRecord:
+    comparisons = [
+        ComparisonRecord.model_construct(
+            number=each.number,
+            operator=each.operator,
+            left=encode_value(serialization.loads(each.left))[0],
+            right=encode_value(serialization.loads(each.right))[0],
+        )
+        for each in failed.comparisons
+    ]
+    return AssertionRecord.model_construct(
+        message=_text(failed.message), template=_text(failed.template), comparisons=comparisons
+    )
+
+
+def _decode_assertion(record: AssertionRecord, decoder: Decoder) -> FailedAssertion:
+    """Rebuild a failed assertion; what JSON does not have of its comparisons keeps the worker's explanation."""
+    comparisons = []
+    for each in record.comparisons:
+        left, right = decoder.decode(each.left), decoder.decode(each.right)
+        if not_decoded(left) is None and not_decoded(right) is None:
+            pickles = serialization.dumps(left), serialization.dumps(right)
+            comparisons.append(Comparison(each.number, each.operator, *pickles))
+    return FailedAssertion(record.message, record.template, tuple(comparisons))
 
 
 def _encode_error(error: BaseException, to_caller: Callable[[str], str]) -> list[ExceptionRecord]:
@@ -479,16 +664,14 @@ def _encode_one(
     error: BaseException, links: dict[str, Any], index: dict[int, int], to_caller: Callable[[str], str]
 ) -> ExceptionRecord:
     cls = type(error)
-    args = [encode_value(value) for value in error.args]
     attributes = {**getattr(error, "__dict__", {}), **remote_exceptions.member_values(error)}
     notes = attributes.pop("__notes__", ())
     cause, context, members = links["cause"], links["context"], links["exceptions"]
-    is_plain = members is None and all(is_exact for _, is_exact in args)
     return ExceptionRecord.model_construct(
         type=cls.__qualname__,
         module=cls.__module__,
         text=_text(error.message if isinstance(error, BaseExceptionGroup) else error),
-        args=[value for value, _ in args] if is_plain else None,
+        args=_encode_args(error, links["exceptions"]),
         attributes={_text(name): encode_value(value)[0] for name, value in attributes.items()},
         notes=[*map(_text, notes)] if isinstance(notes, Iterable) else [],
         frames=[*map(_encode_frame, remote_exceptions.frames_of(error.__traceback__, to_caller))],
@@ -497,6 +680,15 @@ def _encode_one(
         suppress_context=error.__suppress_context__,
         exceptions=None if members is None else [index[id(member)] for member in members],
     )
+
+
+def _encode_args(error: BaseException, members: list[BaseException] | None) -> list[Any]:
+    given: Any = vars(BaseException)["args"].__get__(error)  # the class may have its own `args`
+    found = []
+    for value in given:
+        is_members = members and type(value) in (list, tuple) and [*map(id, value)] == [*map(id, members)]
+        found.append({"$members": []} if is_members else encode_value(value)[0])
+    return found
 
 
 def _encode_frame(frame: FrameSummary) -> FrameRecord:
@@ -514,15 +706,19 @@ def _encode_frame(frame: FrameSummary) -> FrameRecord:
 
 
 def _decode_error(records: list[ExceptionRecord], decoder: Decoder, action: str) -> PluginError:
-    made: dict[int, BaseException] = {}
-    for number in reversed(range(len(records))):
-        made[number] = _decode_one(records[number], decoder, made)
-    error = made[0]
+    error = _decode_chain(records, decoder)
     if isinstance(error, PluginError):
         return error
     wrapped = ExecutionError(f"{action} failed: {type(error).__name__}: {safe_str(error)}")
     wrapped.__cause__ = error
     return wrapped
+
+
+def _decode_chain(records: list[ExceptionRecord], decoder: Decoder) -> BaseException:
+    made: dict[int, BaseException] = {}
+    for number in reversed(range(len(records))):
+        made[number] = _decode_one(records[number], decoder, made)
+    return made[0]
 
 
 def _decode_one(record: ExceptionRecord, decoder: Decoder, later: Mapping[int, BaseException]) -> BaseException:
@@ -552,9 +748,13 @@ def _new_exception(record: ExceptionRecord, decoder: Decoder, members: list[Base
         base = cls if cls is not None and issubclass(cls, BaseExceptionGroup) else BaseExceptionGroup
         group = remote_exceptions.new_exception(base, (record.text, members))
         if group is not None:
+            if record.args:
+                own = tuple(members if data == _MEMBERS else decoder.decode(data) for data in record.args)
+                BaseException.__setattr__(group, "args", own)
             return group
     elif cls is not None and issubclass(cls, BaseException) and record.args is not None and members is None:
-        error = remote_exceptions.new_exception(cls, tuple(map(decoder.decode, record.args)))
+        args = tuple(map(decoder.decode, record.args))
+        error = None if not_decoded(args) is not None else remote_exceptions.new_exception(cls, args)
         if error is not None:
             return error
     return remote_exceptions.placeholder_class(record.module, record.type)(record.text)

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from synapse_runtime.cli.usage_error import usage_error
-from synapse_runtime.modes import MODES, TEST_MODES, UnknownModeError, find_mode
+from synapse_runtime.modes import MODES, UnknownModeError, find_mode
 
 
 def mode_names(incomplete: str) -> list[str]:
     """Return the modes whose names start with a word."""
     return [mode for mode in MODES if mode.startswith(incomplete)]
-
-
-def names_of_test_modes(incomplete: str) -> list[str]:
-    """Return the modes that tests can run in whose names start with a word."""
-    return [mode for mode in TEST_MODES if mode.startswith(incomplete)]
 
 
 def describe_modes(names: Iterable[str]) -> str:
@@ -29,12 +24,8 @@ def describe_modes(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last} mode" if others else f"{last} mode"
 
 
-def checked_mode(given: str, *, for_tests: bool = False) -> str:
+def checked_mode(given: str) -> str:
     """Return the name of a mode, whatever its case, alias or surrounding spaces.
-
-    Args:
-        given: The name.
-        for_tests: Whether tests are to run in it.
 
     Raises:
         typer.BadParameter: There is no such mode; suggests the nearest.
@@ -44,6 +35,6 @@ def checked_mode(given: str, *, for_tests: bool = False) -> str:
         'task'
     """
     try:
-        return find_mode(given.strip().lower(), for_tests=for_tests).name
+        return find_mode(given.strip().lower()).name
     except UnknownModeError as error:
         raise usage_error(str(error), "--mode") from None

@@ -12,10 +12,10 @@ import typer
 from typer.core import TyperCommand
 
 from synapse_runtime.cli.console import exit_on_errors
-from synapse_runtime.cli.modes import checked_mode, names_of_test_modes
+from synapse_runtime.cli.modes import checked_mode, mode_names
 from synapse_runtime.cli.plugin_lookup import find_plugin
 from synapse_runtime.errors import ConfigError
-from synapse_runtime.modes import ALL
+from synapse_runtime.modes import all_modes
 
 if TYPE_CHECKING:
     from synapse_runtime.plugins.plugin import Plugin
@@ -54,7 +54,7 @@ def run_tests(
             "-m",
             metavar="local|task|job|all",
             help="Where the actions run; may be repeated. Default: as configured for pytest, else local.",
-            autocompletion=names_of_test_modes,
+            autocompletion=mode_names,
         ),
     ] = None,
     as_json: Annotated[
@@ -100,9 +100,9 @@ def _redirect_stdout() -> int:
 def _modes(text: str) -> Iterator[str]:
     for part in text.split(","):
         if part.strip().lower() == "all":
-            yield from ALL
+            yield from all_modes()
         else:
-            yield checked_mode(part, for_tests=True)
+            yield checked_mode(part)
 
 
 def _tests(plugin: Plugin, arguments: list[str]) -> list[str]:

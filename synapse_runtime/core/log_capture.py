@@ -242,16 +242,23 @@ def writes_to_terminal(handler: logging.Handler) -> bool:
 class _CapturedRecord(logging.LogRecord):
     """A copy of a record, which is sent as a plain one."""
 
-    exception: EncodedException | None = None
+    _exception: EncodedException | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = {name: _sendable(value) for name, value in vars(self).items() if name not in ("args", "exception")}
+        fields = {name: _sendable(value) for name, value in vars(self).items() if name not in ("args", "_exception")}
         args: Any = self.args
         if isinstance(args, tuple):
             args = tuple(map(_sendable, args))
         elif isinstance(args, dict):
             args = {key: _sendable(value) for key, value in args.items()}
-        return _load_record, ({**fields, "args": args}, self.exception)
+        return _load_record, ({**fields, "args": args}, self._exception)
+
+
+def exception_of(record: logging.LogRecord) -> BaseException | None:
+    """Return the exception that a record was logged with, if any."""
+    if isinstance(record, _CapturedRecord):
+        return None if record._exception is None else decode_exception(record._exception)
+    return record.exc_info[1] if record.exc_info else None
 
 
 def _load_record(fields: dict[str, Any], exception: EncodedException | None) -> logging.LogRecord:
@@ -283,7 +290,7 @@ def _copied(record: logging.LogRecord, to_caller: Callable[[str], str]) -> _Capt
         if not _has_message(copy, message):  # such as `%d` of a number that cannot be pickled
             copy.msg, copy.args = message, None
     if isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], BaseException):
-        copy.exception = encode_exception(record.exc_info[1], to_caller, with_arguments=False)
+        copy._exception = encode_exception(record.exc_info[1], to_caller, with_arguments=False)
     return copy
 
 

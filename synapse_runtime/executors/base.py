@@ -15,7 +15,7 @@ from synapse_runtime.core.async_bridge import EventLoop
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, new_job_id
 from synapse_runtime.core.timeouts import expected_seconds
 from synapse_runtime.environment import PluginEnvironment, as_environment, warn_about_late_variables
-from synapse_runtime.errors import ActionNotFoundError
+from synapse_runtime.errors import ActionNotFoundError, NotSupportedRemotely
 from synapse_runtime.events import Event
 from synapse_runtime.loggers import ConsoleLogger, Logger
 
@@ -51,6 +51,9 @@ class Observer(Protocol):
 
     def finished(self, run: ActionRun) -> object:
         """Called with a run before it is returned; again each time that the result of a job is fetched again."""
+
+    def refused(self, error: NotSupportedRemotely) -> object:
+        """Called with the error about a call that remote mode cannot make, or a result that it cannot return."""
 
 
 class Executor(ABC):

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from synapse_runtime import __version__, serialization
 from synapse_runtime.core import assertions, coverage_support, remote_exceptions
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
@@ -498,6 +500,30 @@ class _SettingsCache:
 
 
 _settings = _SettingsCache()
+
+
+def caller_settings(root: str | None) -> CallerSettings:
+    """Return the settings of this process for calls of the plugin in this directory."""
+    return _decode_settings(_settings.encoded(root))
+
+
+def settings_to_json(settings: CallerSettings) -> Any:
+    """Return settings as JSON data, for a worker that is reached through HTTP: it unpickles nothing."""
+    return _settings_adapter().dump_python(settings, mode="json")
+
+
+def settings_of_json(data: Any) -> CallerSettings:
+    """Return the settings of JSON data.
+
+    Raises:
+        ValueError: It is not that of settings.
+    """
+    return _settings_adapter().validate_python(data)
+
+
+@functools.cache
+def _settings_adapter() -> TypeAdapter[CallerSettings]:
+    return TypeAdapter(CallerSettings)
 
 
 @functools.lru_cache(maxsize=4)

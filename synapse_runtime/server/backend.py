@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
@@ -18,7 +19,7 @@ from synapse_runtime.server.auth import AllowedHosts, Caller, authenticate, toke
 from synapse_runtime.server.changes import Changes
 from synapse_runtime.server.releases import Releases
 from synapse_runtime.server.runs import Runs, Submission
-from synapse_runtime.server.store import InvalidTransition, Job, KeyReused, NewJob, Store
+from synapse_runtime.server.store import InvalidTransition, Job, JobExists, KeyReused, NewJob, Store
 from synapse_runtime.server.wire import ApiError
 
 AGENT_ID: Final = 1
@@ -39,6 +40,7 @@ class Backend:
         hosts: The names that requests may be addressed to.
         host: Its own address, such as `http://127.0.0.1:8000`.
         is_ephemeral: Whether its data are deleted when it ends.
+        runs_directories: Whether a call may name any plugin directory of this machine.
         agent_token: The token of its agent, which grants nothing.
         streams: How many event streams are open.
         inference_seconds: How long an inference may take to be answered at once; the SDK's client waits 15 s.
@@ -51,6 +53,7 @@ class Backend:
     hosts: AllowedHosts
     host: str
     is_ephemeral: bool = False
+    runs_directories: bool = False
     agent_token: str = field(default_factory=lambda: secrets.token_hex(20), repr=False)
     streams: int = 0
     inference_seconds: float = 8.0
@@ -90,23 +93,31 @@ class Backend:
                     return known, False
             if wanted.agent not in (None, AGENT_ID):
                 raise ApiError(404, f"there is no agent {wanted.agent}; this server's only agent is {AGENT_ID}")
-            release = self.releases.find(wanted.plugin, wanted.version, debug=wanted.debug)
+            if wanted.directory is not None:
+                release = self.releases.in_directory(wanted.plugin, wanted.directory)
+            else:
+                release = self.releases.find(wanted.plugin, wanted.version, debug=wanted.debug)
             if wanted.action is None:
-                action = wanted.entrypoint or self._only_action(release)
+                action = wanted.request.get("name") or wanted.entrypoint or self._only_action(release)
             else:
                 action = self.releases.action_of(release, wanted.action)
             request = {name: value for name, value in wanted.request.items() if value is not None}
             if wanted.entrypoint is not None:
                 request["entrypoint"] = wanted.entrypoint
-            new = NewJob(caller.owner, release, action, wanted.params, wanted.agent or AGENT_ID, request)
+            if wanted.directory is not None:
+                request["directory"] = str(wanted.directory)
+            agent = wanted.agent or AGENT_ID
+            new = NewJob(caller.owner, release, action, wanted.params, agent, request, wanted.id)
             job, is_new = self.store.create_job(new, key, body_hash)
+        except JobExists:
+            raise ApiError(409, f"there is already a job {wanted.id!r}") from None
         except KeyReused:
             raise ApiError(
                 409, f"Idempotency-Key {key!r} was used with another request: use a new key for a new request"
             ) from None
         if is_new:
             alternatives = wanted.alternatives or [wanted.params]
-            self.runs.submit(Submission(job.id, alternatives, wanted.env, wanted.is_encoded))
+            self.runs.submit(Submission(job.id, alternatives, wanted.env, wanted.is_encoded, wanted.caller))
         return job, is_new
 
     def stop(self, job: Job) -> Job:
@@ -158,6 +169,9 @@ class Wanted:
         env: Environment variables.
         request: What else is stored of the request.
         is_encoded: Whether params are encoded as in a run record.
+        directory: A plugin's directory or config file on this machine, to run instead of a release.
+        caller: Settings of the caller's process.
+        id: The job's id; a new one by default.
     """
 
     plugin: str
@@ -171,6 +185,9 @@ class Wanted:
     env: Mapping[str, Any] = field(default_factory=dict, repr=False)
     request: Mapping[str, Any] = field(default_factory=dict)
     is_encoded: bool = False
+    directory: Path | None = None
+    caller: Mapping[str, Any] | None = field(default=None, repr=False)
+    id: str | None = None
 
 
 def backend_of(request: Request) -> Backend:

@@ -37,6 +37,12 @@ class EmbeddedServer:
     host: str
     token: str = field(repr=False)
     pid: int
+    _process: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
 
 @contextlib.contextmanager
@@ -46,6 +52,7 @@ def serve_embedded(
     run_in: str = "worker",
     ray_address: str | None = None,
     concurrency: int = 0,
+    runs_directories: bool = False,
 ) -> Iterator[EmbeddedServer]:
     """Run a server in a child process while the block runs.
 
@@ -54,12 +61,14 @@ def serve_embedded(
         run_in: Where jobs run: `worker`, `task` or `job`.
         ray_address: The cluster's address, for the last two.
         concurrency: How many jobs run at a time; 0 for as many as there are CPUs.
+        runs_directories: Whether a call may name any plugin directory of this machine.
 
     Raises:
         RemoteError: It did not start.
     """
     command = [sys.executable, "-P", "-m", "synapse_runtime.server.embedded", "--run-in", run_in]
     command += ["--concurrency", str(concurrency), *(["--ray-address", ray_address] if ray_address else [])]
+    command += ["--parent", str(os.getpid()), *(["--runs-directories"] if runs_directories else [])]
     command += ["--", *(os.fspath(Path(directory).absolute()) for directory in directories)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdin is not None
@@ -71,7 +80,7 @@ def serve_embedded(
         answer = json.loads(line)
         if "error" in answer:
             raise RemoteError(f"the embedded server did not start: {answer['error']}")
-        yield EmbeddedServer(**answer)
+        yield EmbeddedServer(**answer, _process=process)
     finally:
         process.stdin.close()
         try:
@@ -86,13 +95,15 @@ def main() -> None:
     """Run a server until standard input is closed."""
     from synapse_runtime.errors import PluginError
     from synapse_runtime.server.runs import run_options
-    from synapse_runtime.server.serve import Address, ServeOptions, serve
+    from synapse_runtime.server.serve import Address, Parent, ServeOptions, serve
 
     parser = argparse.ArgumentParser(prog="synapse_runtime.server.embedded")
     parser.add_argument("directories", nargs="*", type=Path)
     parser.add_argument("--run-in", choices=("worker", "task", "job"), default="worker")
     parser.add_argument("--ray-address")
     parser.add_argument("--concurrency", type=int, default=0)
+    parser.add_argument("--runs-directories", action="store_true")
+    parser.add_argument("--parent", type=int)
     given = parser.parse_args()
 
     def show(address: Address) -> None:
@@ -100,8 +111,10 @@ def main() -> None:
 
     try:
         runs = run_options(given.run_in, given.ray_address, given.concurrency)
-        options = ServeOptions(given.directories, port=0, publish_login=False, runs=runs)
-        serve(options, show, end_with=sys.stdin.fileno())
+        options = ServeOptions(
+            given.directories, port=0, publish_login=False, runs=runs, runs_directories=given.runs_directories
+        )
+        serve(options, show, end_with=Parent(sys.stdin.fileno(), given.parent))
     except PluginError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         sys.exit(1)

@@ -97,11 +97,23 @@ class Releases:
         self._live[code] = root
         self._live_release(code)
 
-    def _live_release(self, code: str) -> ReleaseRow:
+    def in_directory(self, code: str, path: Path) -> ReleaseRow:
+        """Return the release of a plugin in any directory of this machine, as it is now.
+
+        Args:
+            code: The plugin's code.
+            path: Its directory or config file.
+
+        Raises:
+            ApiError: 409; it cannot be read.
+        """
+        return self._live_release(code, path)
+
+    def _live_release(self, code: str, path: Path | None = None) -> ReleaseRow:
         """Return the release of a live plugin, as its directory is now."""
-        root = self._live[code]
         try:
-            manifest = Plugin.load_cached(root).manifest
+            plugin = Plugin.load_cached(path or self._live[code])
+            root, manifest = plugin.root, plugin.manifest
             content = self.content_of(root)
         except (ConfigError, OSError) as error:
             raise ApiError(409, f"the plugin {code!r} cannot be read: {error}") from error

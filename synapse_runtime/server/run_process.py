@@ -21,30 +21,39 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe
 from types import FrameType
 from typing import Any, NoReturn
 
-from synapse_runtime.core.execution import ActionCall, ActionRun, process_state_for
+from synapse_runtime import serialization
+from synapse_runtime.core.assertions import FailureRecorder
+from synapse_runtime.core.coverage_support import CoverageCollector
+from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, process_state_for
 from synapse_runtime.core.interrupts import shielded
-from synapse_runtime.core.output_capture import last_lines
+from synapse_runtime.core.output_capture import Captured, last_lines
 from synapse_runtime.core.remote_exceptions import redact_values
-from synapse_runtime.errors import ClusterError, ExecutionTimeout, PluginError, ValidationError, WorkerCrashed
+from synapse_runtime.errors import (
+    ClusterError,
+    ExecutionTimeout,
+    PluginError,
+    ResultNotSerializable,
+    ValidationError,
+    WorkerCrashed,
+)
 from synapse_runtime.events import Event
-from synapse_runtime.executors.base import Executor
 from synapse_runtime.executors.child_processes import adopt_orphans, descendants, prctl, stop
-from synapse_runtime.executors.journal import Journals
+from synapse_runtime.executors.journal import Journals, decode_entries, read_journal
 from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
-from synapse_runtime.executors.protocol import EncodedCall, decode_request, encode_call
+from synapse_runtime.executors.protocol import CallRequest, caller_settings, settings_of_json
 from synapse_runtime.executors.worker import accept_interrupts, serve
 from synapse_runtime.json_values import decode_value
 from synapse_runtime.loggers import NullLogger
 from synapse_runtime.plugins.plugin import import_entrypoint
 from synapse_runtime.redaction import HiddenValues
-from synapse_runtime.run_record import RunRecord, encode_event, to_json
+from synapse_runtime.run_record import CallerRecord, RunRecord, encode_event, to_json
 
 # Modules that a run imports when it needs them: here once, for all runs.
 _USED_BY_RUNS = (
@@ -125,7 +134,7 @@ def _supervise() -> None:
     send.close()
     os.close(stdout[1])
     os.close(stderr[1])
-    supervisor = _Supervisor(call, child, channel, receive, stdout[0], stderr[0])
+    supervisor = _Supervisor(call, child, channel, receive, (stdout[0], stderr[0]), journals)
     status = supervisor.run()
     stop(descendants())
     if supervisor.is_stopped:
@@ -194,18 +203,31 @@ def _run_here(
     """Run the call in this process; return the record of its run as JSON."""
     try:
         executor = LocalExecutor(
-            call["env"],
+            decode_value(call["env"]),
             call["job_id"],
             plugin=call["directory"],
             timeout=call["timeout"],
             logger=NullLogger(),
             language=call["language"],
         )
-        encoded = _encode_call(executor, call)
+        made = executor.call(call["action"])
     except (PluginError, ValueError) as error:
         return _record_of_error(call, error)
+    settings = None if call["caller"] is None else settings_of_json(call["caller"])
+    request = _JsonRequest(
+        name=call["name"] or made.name,
+        job_id=made.job_id,
+        timeout=made.timeout,
+        import_root=made.import_root,
+        shares_filesystem=True,
+        settings=settings or caller_settings(made.import_root),
+        call_data=memoryview(b""),
+        call=made,
+        alternatives=call["params"],
+        is_encoded=call["is_encoded"],
+    )
     data = serve(
-        decode_request(encoded.message()),
+        request,
         mode="remote",
         crash_log=crash_log,
         journals=journals,
@@ -216,17 +238,31 @@ def _run_here(
     return data.decode()
 
 
-def _encode_call(executor: Executor, call: Mapping[str, Any]) -> EncodedCall:
-    """Return the call with the first of its alternative params that the action's model accepts."""
-    first_error: ValidationError | None = None
-    for params in call["params"]:
-        try:
-            made = executor.call(call["action"], params)
-            return encode_call(_decoded(made) if call["is_encoded"] else made)
-        except ValidationError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
+@dataclass(frozen=True)
+class _JsonRequest(CallRequest):
+    """A call whose params are JSON. They are decoded once the plugin's modules can be imported.
+
+    Attributes:
+        call: The call without its params.
+        alternatives: Params: the first that the action's model accepts are taken.
+        is_encoded: Whether they are encoded as in a run record.
+    """
+
+    call: ActionCall | None = None
+    alternatives: Sequence[Any] = field(default=(), repr=False)
+    is_encoded: bool = False
+
+    def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
+        """Return the call."""
+        assert self.call is not None
+        call = replace(self.call, name=self.name)
+        if self.is_encoded:
+            return _decoded(replace(call, params=self.alternatives[0]))
+        calls = [replace(call, params=params) for params in self.alternatives]
+        for alternative in calls if len(calls) > 1 else ():
+            with contextlib.suppress(ValidationError), checked_params(alternative):
+                return alternative
+        return calls[0]
 
 
 def _decoded(call: ActionCall) -> ActionCall:
@@ -234,7 +270,7 @@ def _decoded(call: ActionCall) -> ActionCall:
     if '"$' not in json.dumps(call.params):
         return call
     with shielded() as interrupts, process_state_for(call):
-        with contextlib.suppress(Exception):  # reported once the call is made
+        with contextlib.suppress(Exception):  # reported once the action is run
             interrupts.call_interruptibly(lambda: import_entrypoint(call.action))
         return replace(call, params=decode_value(call.params, call.import_root))
 
@@ -252,7 +288,7 @@ def _run_on_ray(call: Mapping[str, Any], on_event: Callable[[Event], object], on
     on_start()
     try:
         with kind(
-            {**call["process_env"], **call["env"]},
+            {**call["process_env"], **decode_value(call["env"])},
             call["job_id"],
             plugin=call["directory"],
             timeout=call["timeout"],
@@ -282,10 +318,23 @@ def _record_of_error(call: Mapping[str, Any], error: BaseException) -> str:
         return RunRecord.from_run(run).dumps()
 
 
-def _encode_run(run: ActionRun, *, hidden: HiddenValues | None = None, **options: Any) -> bytes:
+def _encode_run(
+    run: ActionRun,
+    *,
+    hidden: HiddenValues | None = None,
+    recorder: FailureRecorder,
+    collector: CoverageCollector,
+    **options: Any,
+) -> bytes:
     """Return the record of a run, with the arguments of `protocol.encode_run`. The events have been sent before."""
+    if run.error is None:
+        try:
+            serialization.dumps_named(run.result, "result")
+        except ResultNotSerializable as problem:  # the same error as in the other modes
+            run.result, run.error = None, problem
+    caller = CallerRecord.of(recorder.collect(run.error), collector.collect())
     with redact_values(hidden or HiddenValues({})):
-        return RunRecord.from_run(replace(run, events=[])).dumps().encode()
+        return RunRecord.from_run(replace(run, events=[]), caller=caller).dumps().encode()
 
 
 class _Supervisor:
@@ -298,7 +347,13 @@ class _Supervisor:
     """
 
     def __init__(
-        self, call: Mapping[str, Any], child: int, channel: int, receive: Connection, stdout: int, stderr: int
+        self,
+        call: Mapping[str, Any],
+        child: int,
+        channel: int,
+        receive: Connection,
+        output: tuple[int, int],
+        journals: Journals,
     ) -> None:
         self.record: Any = None
         self.is_stopped = False
@@ -311,8 +366,9 @@ class _Supervisor:
         self._started_at = time.monotonic()
         self._last_output = ""
         self._selector = selectors.DefaultSelector()
-        self._selector.register(stdout, selectors.EVENT_READ, self._reader(stdout, "stdout"))
-        self._selector.register(stderr, selectors.EVENT_READ, self._reader(stderr, "stderr"))
+        self._journals = journals
+        for descriptor, stream in zip(output, ("stdout", "stderr"), strict=True):
+            self._selector.register(descriptor, selectors.EVENT_READ, self._reader(descriptor, stream))
         self._selector.register(receive, selectors.EVENT_READ, lambda: self._message(receive))
         self._selector.register(0, selectors.EVENT_READ, self._command)
 
@@ -356,7 +412,7 @@ class _Supervisor:
             timed_out: Whether its action exceeded its timeout.
             stack: The stack of the action, if known.
         """
-        name, timeout = self._call["action"], self._call["timeout"]
+        name, timeout = self._call["name"] or self._call["action"], self._call["timeout"]
         error = (
             ExecutionTimeout(
                 f"{name} exceeded its timeout of {timeout:g} s and could not be interrupted; its worker was killed"
@@ -366,6 +422,9 @@ class _Supervisor:
         )
         error.attach("Stack of the action:", stack)
         error.attach("Last output:", last_lines(self._last_output))
+        captured = Captured()
+        for entry in decode_entries(read_journal(self._journals.logs.descriptor)):
+            captured.add(entry)
         run = ActionRun(
             name,
             error=error,
@@ -374,6 +433,7 @@ class _Supervisor:
             pid=self._child,
             duration=time.monotonic() - self._started_at,
             is_started=self._is_started,
+            captured=captured,
         )
         return json.loads(RunRecord.from_run(run).dumps())
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from synapse_runtime.core.execution import ActionRun
@@ -86,12 +87,14 @@ class Submission:
         params: Alternative params: the first that the action's model accepts are taken.
         env: Environment variables of the action.
         is_encoded: Whether params are encoded as in a run record.
+        caller: Settings of the caller's process.
     """
 
     job_id: str
     params: list[Any] = field(repr=False)
     env: Mapping[str, Any] = field(default_factory=dict, repr=False)
     is_encoded: bool = False
+    caller: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 class Runs:
@@ -212,7 +215,9 @@ class Runs:
         if job is None or job.has_ended:
             return
         release = self._store.release(job.release_id)
+        named = job.request.get("directory")
         live = self._releases.live.get(job.plugin) if release is not None and release.is_live else None
+        live = live if named is None else Path(named)
         directory = self._releases.unpacked(job.content) if live is None else live
         content = job.content
         if live is not None:
@@ -312,7 +317,9 @@ class Runs:
             "ray_address": self._options.ray_address,
             "directory": directory,
             "action": request.get("entrypoint") or job.action,
+            "name": request.get("name"),
             "params": submission.params,
+            "caller": submission.caller,
             "is_encoded": submission.is_encoded,
             "env": dict(submission.env),
             "process_env": variables,

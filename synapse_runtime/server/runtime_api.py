@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Response
@@ -13,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from synapse_runtime import __version__
 from synapse_runtime.core.timeouts import expected_seconds
+from synapse_runtime.executors.protocol import settings_of_json
 from synapse_runtime.server import streams
 from synapse_runtime.server.backend import Admin, IdempotencyKey, Reader, Runner, TheBackend, Wanted
 from synapse_runtime.server.run_state import record_of
@@ -22,7 +24,9 @@ from synapse_runtime.server.wire import ApiError, StrictJson, json_body
 router = APIRouter(prefix="/runtime")
 health = APIRouter()
 
-FEATURES: Final = ("jobs", "idempotency", "events", "run_records", "env", "timeout", "releases", "stop", "delete")
+FEATURES: Final = (
+    *("jobs", "idempotency", "events", "run_records", "env", "timeout", "job_ids", "releases", "stop", "delete"),
+)
 _BATCH = 5000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -44,36 +48,44 @@ class JobRequest(BaseModel):
     """The body of `POST /runtime/jobs/`.
 
     Attributes:
+        id: The job's id; a new one by default.
         plugin: The plugin's code or id.
         version: The version of an uploaded release.
         debug: Whether a debug release may be taken without naming its version.
         action: The action's name.
         entrypoint: `module:Name` in the plugin, instead of an action's name.
+        name: What messages call the action.
+        directory: A plugin's directory or config file on this machine, whose files are run.
         params: The params; values that JSON lacks are encoded as in a run record.
         agent: The agent.
-        env: Environment variables of the action.
+        env: Environment variables of the action; values that JSON lacks are encoded as in a run record.
         timeout: The action's timeout in seconds.
         resources: What it requests of a cluster.
         isolation: Kept with the job.
         language: The language of the action's messages.
         labels: Kept with the job.
+        caller: Settings of the caller's process that apply to its calls.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
     plugin: Name
     version: Name | None = None
     debug: bool = False
     action: Name | None = None
     entrypoint: Name | None = None
+    name: Name | None = None
+    directory: Annotated[str, Field(max_length=4096)] | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     agent: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    env: dict[str, str | int | float | bool | None] = Field(default_factory=dict, repr=False)
+    env: dict[str, Any] = Field(default_factory=dict, repr=False)
     timeout: float | None = None
     resources: Resources | None = None
     isolation: Annotated[str, Field(max_length=100)] | None = None
     language: Annotated[str, Field(max_length=20)] | None = None
     labels: dict[str, str] | None = None
+    caller: dict[str, Any] | None = Field(default=None, repr=False)
 
     @field_validator("env")
     @classmethod
@@ -81,6 +93,13 @@ class JobRequest(BaseModel):
         for name in value:
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"{name!r} is not the name of an environment variable")
+        return value
+
+    @field_validator("caller")
+    @classmethod
+    def _check_caller(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            settings_of_json(value)
         return value
 
     @field_validator("timeout")
@@ -96,6 +115,8 @@ class JobRequest(BaseModel):
 def describe(backend: TheBackend, caller: Reader) -> Response:
     """Say what this server can do beyond the real backend."""
     features = [*FEATURES, *(["reset"] if backend.is_ephemeral else [])]
+    if caller.may("publish"):  # as these have code of the caller's choice run
+        features += ["caller", *(["directories"] if backend.runs_directories else [])]
     return StrictJson({"server": "synapse-runtime", "version": __version__, "features": features})
 
 
@@ -110,6 +131,11 @@ def submit_job(
     if (body.action is None) == (body.entrypoint is None):
         problem = {"loc": ["body", "action"], "msg": "give either action or entrypoint", "type": "value_error"}
         raise ApiError(422, [problem])
+    for name in ("caller", "directory"):
+        if getattr(body, name) is not None and not caller.may("publish"):
+            raise ApiError(403, f"{name} needs an access token with the scope 'publish'")
+    if body.directory is not None and not backend.runs_directories:
+        raise ApiError(403, "this server runs published plugins only, no other directories")
     wanted = Wanted(
         body.plugin,
         body.action,
@@ -125,8 +151,12 @@ def submit_job(
             "resources": None if body.resources is None else body.resources.model_dump(exclude_none=True),
             "isolation": body.isolation,
             "labels": body.labels,
+            "name": body.name,
         },
         is_encoded=True,
+        directory=None if body.directory is None else Path(body.directory),
+        caller=body.caller,
+        id=body.id,
     )
     job, is_new = backend.submit(caller, wanted, key, body.model_dump())
     location = f"/runtime/jobs/{job.id}/"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import selectors
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ from synapse_runtime.server.store import DataInUse, DataLock, Store
 __all__ = ["ServeOptions", "ServerError", "serve", "state_file"]
 
 _SHUTDOWN_SECONDS = 3
+_PARENT_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DIED_META: Final = {"error": {"error_type": "infrastructure", "message": DIED}}
 
@@ -50,6 +52,7 @@ class ServeOptions:
         data: The data directory; None for a temporary one, which is deleted at the end.
         allow_remote: Whether `bind` may be an address that other machines reach.
         publish_login: Whether to write the file that `synapse login --local` reads.
+        runs_directories: Whether a call may name any plugin directory of this machine.
         runs: How jobs are run.
     """
 
@@ -59,6 +62,7 @@ class ServeOptions:
     data: Path | None = None
     allow_remote: bool = False
     publish_login: bool = True
+    runs_directories: bool = False
     runs: RunOptions = field(default_factory=RunOptions)
 
 
@@ -87,13 +91,34 @@ def default_data() -> Path:
     return _state_directory() / "server"
 
 
-def serve(options: ServeOptions, on_ready: Callable[[Address], object], *, end_with: int | None = None) -> None:
+@dataclass(frozen=True)
+class Parent:
+    """The process with which a server ends.
+
+    Attributes:
+        descriptor: A file descriptor that ends when it closes the other end, or when it and its own forks have ended.
+        pid: The process, if it is the server's parent; it may have forks that live longer.
+    """
+
+    descriptor: int
+    pid: int | None = None
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        with contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
+            selector.register(self.descriptor, selectors.EVENT_READ)
+            while self.pid is None or os.getppid() == self.pid:
+                if selector.select(_PARENT_SECONDS) and not os.read(self.descriptor, 4096):
+                    return
+
+
+def serve(options: ServeOptions, on_ready: Callable[[Address], object], *, end_with: Parent | None = None) -> None:
     """Run a server until SIGINT or SIGTERM.
 
     Args:
         options: How.
         on_ready: Called once it accepts requests.
-        end_with: A file descriptor; the server also stops once it is closed.
+        end_with: A process; the server also stops once that has ended.
 
     Raises:
         ServerError: It cannot start.
@@ -117,7 +142,14 @@ def serve(options: ServeOptions, on_ready: Callable[[Address], object], *, end_w
         runs = Runs(store, releases, changes, options.runs)
         address = Address(_url(listening), token, token_file)
         backend = Backend(
-            store, releases, runs, changes, AllowedHosts(options.bind), address.host, options.data is None
+            store,
+            releases,
+            runs,
+            changes,
+            AllowedHosts(options.bind),
+            address.host,
+            is_ephemeral=options.data is None,
+            runs_directories=options.runs_directories,
         )
         server = _Server(backend, lambda: on_ready(address))
         runs.start(address.host)
@@ -166,11 +198,9 @@ class _Server(uvicorn.Server):
         self._backend.changes.close()
         super().handle_exit(sig, frame)
 
-    def stop_after(self, descriptor: int) -> None:
-        """Stop once this file descriptor is closed at its other end."""
-        with contextlib.suppress(OSError):
-            while os.read(descriptor, 4096):
-                pass
+    def stop_after(self, parent: Parent) -> None:
+        """Stop once this process has ended."""
+        parent.wait()
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -81,6 +81,10 @@ class InvalidTransition(Exception):
         self.status = status
 
 
+class JobExists(Exception):
+    """There is a job with this id."""
+
+
 class KeyReused(Exception):
     """An idempotency key was used before, with another body."""
 
@@ -176,6 +180,7 @@ class NewJob:
     params: Any
     agent: int = 1
     request: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -384,6 +389,7 @@ class Store:
 
         Raises:
             KeyReused: The key was used with another body.
+            JobExists: There is a job with the id that was chosen.
         """
         now = time.time()
         with self._write() as connection:
@@ -398,7 +404,9 @@ class Store:
                     if found is not None:
                         return found, False
                     connection.execute(delete(IDEMPOTENCY_KEYS).where(IDEMPOTENCY_KEYS.c.job_id == known.job_id))
-            job_id = str(uuid.uuid4())
+            job_id = new.id or str(uuid.uuid4())
+            if new.id is not None and _job(connection, job_id) is not None:
+                raise JobExists
             release = new.release
             connection.execute(
                 insert(JOBS).values(

@@ -386,11 +386,6 @@ class TestMode:
             assert child.expect(["Did you mean 'train'", "Where to run"]) == 0
             assert status_of(child) == 2
 
-    def test_remote_mode_of_tests_ends_with_a_clear_error(self, synapse: Synapse) -> None:
-        done = synapse("plugin", "test", "--mode", "remote")
-        assert (done.status, done.stdout) == (2, "")
-        assert "remote mode is not available yet. Choose from local, task, job" in " ".join(done.stderr.split())
-
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [

@@ -3,10 +3,13 @@
 import pytest
 
 # Rows 1 to 21: the behaviour is the same in every mode.
-everywhere = pytest.mark.synapse(mode=("local", "task", "job"))
+everywhere = pytest.mark.synapse(mode=("local", "task", "job", "remote"))
 # What jobs and task workers run with the same code is not tested as a job, since a job costs seconds of CPU time. Of
 # each row, a job runs what is specific to it (upload, log as a channel, separate process) and one case of the rest.
-not_as_jobs = pytest.mark.synapse(mode=("local", "task"))
+not_as_jobs = pytest.mark.synapse(mode=("local", "task", "remote"))
+# Values that JSON does not have, and that a backend can thus not return.
+on_this_machine = pytest.mark.synapse(mode=("local", "task"))
+through_a_backend = pytest.mark.synapse(mode="remote")
 as_a_job = pytest.mark.synapse(mode="job")
 # Rows 30 to 32: modes that have a worker, which can crash.
 on_workers = pytest.mark.synapse(mode=("task", "job"))

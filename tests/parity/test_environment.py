@@ -8,6 +8,7 @@ from lab.surroundings import convert, disturb, everything, go, look, remain, wri
 
 from synapse_runtime.decorators import action
 from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.executors.remote.executor import RemoteExecutor
 from synapse_runtime.loggers import NullLogger
 from tests.parity.modes import not_as_jobs
 
@@ -169,7 +170,7 @@ def test_10_environment_of_this_process_is_restored(synapse_executor, fail):
 
 
 @pytest.mark.synapse(env={"SHARED": "marker"})
-def test_10_next_action_gets_the_original_environment(synapse_executor):
+def test_10_next_action_gets_the_original_environment(synapse_executor, synapse_mode):
     before = synapse_executor.execute(remain)
     runs = [synapse_executor.run(disturb, {"fail": fail}) for fail in (False, True)]
     after = synapse_executor.execute(remain)
@@ -177,6 +178,9 @@ def test_10_next_action_gets_the_original_environment(synapse_executor):
     names = before["variables"].keys() | after["variables"].keys()
     changed = {name for name in names if before["variables"].get(name) != after["variables"].get(name)}
     assert after["cwd"] == before["cwd"] == str(PLUGIN)
+    if synapse_mode == "remote":  # each run has a process and credentials of its own
+        assert changed == {"SYNAPSE_ACCESS_TOKEN", "SYNAPSE_JOB_ID"}
+        return
     assert changed == set()
     assert {before["pid"], after["pid"], *(run.pid for run in runs)} == {before["pid"]}
 
@@ -248,6 +252,9 @@ def _executor(mode, request, job_id):
     options = {"job_id": job_id, "plugin": PLUGIN, "logger": NullLogger()}
     if mode == "local":
         return LocalExecutor(**options)
+    if mode == "remote":
+        backend = request.getfixturevalue("synapse_backend")
+        return RemoteExecutor(backend.host, backend.token, **options)
     from synapse_runtime.executors.ray import RayActorExecutor
 
     return RayActorExecutor(ray_address=request.config.getoption("synapse_ray_address"), **options)

@@ -9,7 +9,7 @@ from lab.portrait import portrait
 from lab.values import Color, Point
 
 from synapse_runtime.errors import ExecutionError
-from tests.parity.modes import everywhere, not_as_jobs
+from tests.parity.modes import everywhere, not_as_jobs, on_this_machine
 
 pytestmark = everywhere
 
@@ -101,7 +101,7 @@ def test_08_logged_exception_arrives_with_its_traceback(synapse_executor):
     assert lines[-1] == "KeyError: 'missing'"
 
 
-@not_as_jobs
+@on_this_machine
 def test_08_awkward_event_data_arrives_unchanged(synapse_executor):
     run = synapse_executor.run(events.SpeakOddly)
     assert run.error is None, "".join(traceback.format_exception(run.error))

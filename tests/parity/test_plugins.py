@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,9 +63,12 @@ MODULES = ["plugin.late", "plugin.train", "plugin.utils"]
 
 
 @pytest.fixture
-def executor_of(synapse_mode: str) -> Iterator[Callable[[Path], Executor]]:
+def executor_of(request: pytest.FixtureRequest, synapse_mode: str) -> Iterator[Callable[[Path], Executor]]:
     """Creates executors of this mode; in task mode all of them use one warm worker."""
-    options = {}
+    options: dict[str, Any] = {}
+    if synapse_mode == "remote":
+        backend = request.getfixturevalue("synapse_backend")
+        options = {"host": backend.host, "token": backend.token}
     with contextlib.ExitStack() as stack:
         if synapse_mode == "task":
             from synapse_runtime.executors.ray.task import WarmWorker

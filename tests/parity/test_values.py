@@ -27,7 +27,7 @@ from synapse_runtime.errors import (
     ResultNotSerializable,
     ValidationError,
 )
-from tests.parity.modes import everywhere, not_as_jobs, on_workers
+from tests.parity.modes import everywhere, not_as_jobs, on_this_machine, on_workers, through_a_backend
 
 pytestmark = everywhere
 
@@ -92,9 +92,14 @@ def test_01_missing_result_is_returned_as_none(synapse_executor):
     assert run.error is None
 
 
-@not_as_jobs
+@on_this_machine
 def test_01_result_of_many_megabytes_is_returned_intact(synapse_executor):
     check_many(synapse_executor.execute(values.MakeMuch, {"megabytes": 50}), 50)
+
+
+@through_a_backend
+def test_01_backend_returns_many_megabytes_intact(synapse_executor):
+    check_many(synapse_executor.execute(values.MakeMuch, {"megabytes": 16}), 16)
 
 
 def test_01_job_returns_many_megabytes_intact(medley):
@@ -428,12 +433,16 @@ class TestBadParams:
 
     # Requesting such a worker raises ClusterError; another error means that none was requested.
     @pytest.mark.synapse(num_cpus=100_000)
-    def test_03_with_bad_params_nothing_is_submitted(self, synapse_executor, synapse_mode):
+    def test_03_with_bad_params_nothing_is_submitted(self, synapse_executor, synapse_mode, request):
         run = synapse_executor.run(values.Train, {"epochs": 0})
         assert type(run.error) is ValidationError
         if synapse_mode == "job":
             with pytest.raises(ClusterError, match=f"has no job '{run.job_id}'"):
                 synapse_executor.get_status(run.job_id)
+        if synapse_mode == "remote":
+            jobs = request.getfixturevalue("synapse_backend").client.jobs()
+            assert run.job_id not in {job.id for job in jobs}
+            return
         asked = contextlib.nullcontext() if synapse_mode == "local" else pytest.raises(ClusterError, match="100000")
         with asked:
             synapse_executor.execute(values.Train, {"epochs": 1})

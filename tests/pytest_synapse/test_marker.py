@@ -20,7 +20,6 @@ NOWHERE = "127.0.0.1:1"
         ),
         ("mode='tsak'", "unknown mode 'tsak', did you mean 'task'"),
         ("mode=('local', 'jbo')", "unknown mode 'jbo', did you mean 'job'"),
-        ("mode='remote'", "remote mode is not available yet"),
         ("mode=()", "no mode given"),
         ("mode=3", "mode must be a string or a tuple of them, not 3"),
         ("mode=('local', 3)", "a mode is a string, not 3"),

@@ -45,11 +45,7 @@ def test_unknown_mode_is_a_usage_error_that_suggests_the_nearest(where, word, ne
     error = where.usage_error(f"--synapse-mode=local,{word}")
 
     assert f"--synapse-mode: unknown mode {word!r}, did you mean {nearest!r}" in error
-    assert "Choose from local, task, job, all" in error
-
-
-def test_remote_mode_is_rejected_as_not_available_yet(where):
-    assert "--synapse-mode: remote mode is not available yet" in where.usage_error("--synapse-mode=remote")
+    assert "Choose from local, task, job, remote, all" in error
 
 
 def test_empty_mode_is_a_usage_error(where):

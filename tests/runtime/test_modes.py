@@ -14,13 +14,19 @@ from synapse_runtime import modes
 from synapse_runtime.cli.modes import checked_mode
 from synapse_runtime.enums import ExecutionMode
 from synapse_runtime.executors.base import Executor
-from synapse_runtime.modes import ALL, MODES, TEST_MODES, Mode, ModeName, UnknownModeError, find_mode, modes_requiring
+from synapse_runtime.modes import MODES, Mode, ModeName, UnknownModeError, all_modes, find_mode, modes_requiring
 
 
 def test_type_hint_and_enum_have_the_names_of_the_definition():
     assert get_args(ModeName) == tuple(MODES)
     assert [mode.value for mode in ExecutionMode] == list(MODES)
-    assert ALL == TEST_MODES == ("local", "task", "job")
+    assert all_modes() == tuple(MODES)
+
+
+def test_all_leaves_out_a_mode_whose_optional_packages_are_missing(monkeypatch):
+    added = Mode("elsewhere", "on the moon", "synapse_runtime.executors.local:LocalExecutor", in_all_with=("no_such",))
+    monkeypatch.setitem(modes.MODES, "elsewhere", added)
+    assert all_modes() == ("local", "task", "job", "remote")
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -61,13 +67,6 @@ def test_an_unknown_mode_is_an_error_that_lists_all(word, said):
     with pytest.raises(UnknownModeError) as caught:
         find_mode(word)
     assert str(caught.value) == said
-
-
-def test_tests_do_not_run_in_remote_mode_yet():
-    assert find_mode("remote").requires == ("backend",)
-    with pytest.raises(UnknownModeError) as caught:
-        find_mode("remote", for_tests=True)
-    assert str(caught.value) == "remote mode is not available yet. Choose from local, task, job"
 
 
 def test_a_mode_that_is_added_is_found_and_listed(monkeypatch):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from synapse_runtime.cli.doctor.findings import Finding, ok, problem, warning
 from synapse_runtime.cli.modes import describe_modes
 from synapse_runtime.errors import PluginError
-from synapse_runtime.modes import MODES, TEST_MODES, modes_requiring
+from synapse_runtime.modes import MODES, modes_requiring
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -198,9 +198,9 @@ def variables() -> Iterator[Finding]:
         if names:
             yield ok(", ".join(names), f"set: {meaning}")
     if os.environ.get("SYNAPSE_MODE"):
-        known = {name for mode in MODES.values() if mode.runs_tests for name in (mode.name, *mode.aliases)}
+        known = {name for mode in MODES.values() for name in (mode.name, *mode.aliases)}
         if {word.strip() for word in os.environ["SYNAPSE_MODE"].split(",")} - {*known, "all", ""}:
-            yield problem("SYNAPSE_MODE", "unknown mode", f"choose from {', '.join(TEST_MODES)}, all")
+            yield problem("SYNAPSE_MODE", "unknown mode", f"choose from {', '.join(MODES)}, all")
     if os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
         yield warning(
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD",

@@ -289,6 +289,16 @@ class Backend:
             raise RemoteError(f"{answer.request} answered without a status: {shortened(answer.text)}")
         return _job({"id": job_id, **data})
 
+    def job_here(self, job_id: str) -> Job:
+        """Return the state of a job without its result, through `/runtime/`. Errors as for `job`."""
+        answer = self.transport.get(f"runtime/jobs/{_quoted(job_id)}/", accept=(404,))
+        data = answer.json()
+        if answer.status == 404 or not isinstance(data, dict) or data.get("status") not in STATUSES:
+            return self.job(job_id)
+        error = data.get("error")
+        meta = {"error": error} if isinstance(error, dict) else {}
+        return Job(job_id, data["status"], action=str(data.get("action") or ""), meta=meta)
+
     def console_logs(self, job_id: str) -> list[str] | None:
         """Return the lines of a job's log so far, each without its newline; None if the backend does not give them."""
         answer = self.transport.get(f"jobs/{_quoted(job_id)}/console_logs/", accept=_MISSING)

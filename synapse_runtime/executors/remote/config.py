@@ -28,6 +28,7 @@ _VARIABLES: Final = {
     "agent": "SYNAPSE_AGENT_ID",
 }
 _MAX_FILE_BYTES = 1_000_000
+_MAX_TOKEN = 10_000
 OPTION: Final = "option"
 DEFAULT: Final = "default"
 
@@ -149,6 +150,23 @@ def resolve_settings(
         agent=values.get("agent"),
         sources={name: source for name, source in sources.items() if name in values},
     )
+
+
+def token_in_file(path: str) -> str:
+    """Return the token that a file contains.
+
+    Raises:
+        RemoteError: The file cannot be read, or is empty.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            token = file.read(_MAX_TOKEN).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise RemoteError(f"the token file {path!r} cannot be read: {reason}") from error
+    if not token:
+        raise RemoteError(f"the token file {path!r} is empty")
+    return token
 
 
 def checked_host(text: str) -> str:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from synapse_runtime import action as actions
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params
 from synapse_runtime.core.threads import reraise_dropped_interrupts
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import ConfigError, NotSupportedRemotely, PluginError, RemoteError, ValidationError
 from synapse_runtime.events import Event
 from synapse_runtime.executors.base import Backend as BackendName
-from synapse_runtime.executors.base import Executor, OnEvent, OnOutput, checked_timeout
+from synapse_runtime.executors.base import Executor, Observer, OnEvent, OnOutput, checked_timeout
+from synapse_runtime.executors.protocol import caller_settings, settings_to_json
 from synapse_runtime.executors.remote.backend import Answered, Backend, Job, Submitted, wire_name
 from synapse_runtime.executors.remote.config import Settings, resolve_settings
 from synapse_runtime.executors.remote.follow import Ended, Output, follow
 from synapse_runtime.executors.remote.outcome import answer_run, run_of_job, run_of_record, ticket_of
-from synapse_runtime.executors.remote.params import encoded_params, plain_params
+from synapse_runtime.executors.remote.params import encoded_params, entrypoint_of, plain_params, sendable
 from synapse_runtime.executors.remote.publish import pack, publish, published
 from synapse_runtime.executors.remote.transport import Timeouts, Transport
 from synapse_runtime.loggers import Logger, format_event
@@ -68,6 +70,9 @@ class RemoteExecutor(Executor):
         on_note: Called with lines about what is done: the agent, the release, the job's id and host.
         settings: Host, credentials and agent, instead of the arguments above.
         timeouts: Time limits of requests.
+        resources: What the action requests of the backend's cluster: `num_cpus`, `num_gpus`, `memory`, `resources`.
+        api: A connection to use instead of one of its own; it is not closed.
+        job_id: Id of the runs, if the backend lets clients choose it; a new one for each run by default.
 
     Raises:
         RemoteError: There is no host or token, or the token would be sent without encryption.
@@ -103,20 +108,25 @@ class RemoteExecutor(Executor):
         on_note: Callable[[str], object] | None = None,
         settings: Settings | None = None,
         timeouts: Timeouts | None = None,
+        resources: Mapping[str, Any] | None = None,
+        api: Backend | None = None,
+        job_id: str | None = None,
     ) -> None:
         code = plugin if isinstance(plugin, str) and _is_code(plugin) else None
         super().__init__(
-            env, plugin=None if code is not None else plugin, timeout=timeout, logger=logger, language=language
+            env, job_id, plugin=None if code is not None else plugin, timeout=timeout, logger=logger, language=language
         )
         self._settings = settings or resolve_settings(host, token, tenant=tenant, agent=agent)
         self._settings.require_credentials()
-        self._code = code or (self._plugin.manifest.code if self._plugin is not None else "")
+        self._code = code or ("" if self._plugin is None else self._plugin.manifest.code or self._plugin.root.name)
         self._version = version
         self._publishes = publish and version is None
         self._debug = debug
         self._leave_running = leave_running
         self._on_note = on_note or (lambda text: None)
-        self._api = Backend(Transport(self._settings, insecure=insecure, timeouts=timeouts))
+        self._resources = {name: value for name, value in (resources or {}).items() if value is not None}
+        self._owns_api = api is None
+        self._api = api or Backend(Transport(self._settings, insecure=insecure, timeouts=timeouts))
         self._agent: int | None = None
         self._calls: dict[str, ActionCall] = {}
         self._has_sent = False
@@ -134,11 +144,12 @@ class RemoteExecutor(Executor):
                 no job.
         """
         call = self.call(action, params)
-        if self._is_served(call.name) and not self._api.has_runtime:
-            raise NotSupportedRemotely(f"{call.name} is served, so its answer is no job: use `execute` or `run`")
-        if self.observer is not None:
-            self.observer.started(call)
-        submitted = self._submit(call)
+        with _Refusals(self.observer):
+            if self._is_served(call.name) and not self._api.has_runtime:
+                raise NotSupportedRemotely(f"{call.name} is served, so its answer is no job: use `execute` or `run`")
+            if self.observer is not None:
+                self.observer.started(call)
+            submitted = self._submit(call)
         assert isinstance(submitted, Submitted)
         return submitted.id
 
@@ -236,7 +247,8 @@ class RemoteExecutor(Executor):
 
     def close(self) -> None:
         """Close the connections. Jobs stay at the backend."""
-        self._api.transport.close()
+        if self._owns_api:
+            self._api.transport.close()
         self._calls.clear()
 
     @property
@@ -248,19 +260,27 @@ class RemoteExecutor(Executor):
 
     def _resolve(self, action: Any, manifest: Manifest | None) -> tuple[Any, str]:
         if not isinstance(action, str):
-            name = getattr(action, "__qualname__", repr(action))
-            raise NotSupportedRemotely(
-                f"{name} cannot be sent to a backend, which runs actions of published plugins only: pass the name of "
-                "an action of the plugin"
-            )
+            return entrypoint_of(actions.require_action(action), self._import_root), actions.name_of(action)
         if self._code and manifest is None:
             return action, action
         return super()._resolve(action, manifest)
 
+    def call(
+        self, action: Any, params: Any = None, *, timeout: float | None = None, job_id: str | None = None
+    ) -> ActionCall:
+        """Return the call that `run` would make, without making it.
+
+        Raises:
+            NotSupportedRemotely: The backend cannot import the action.
+        """
+        with _Refusals(self.observer):
+            return super().call(action, params, timeout=timeout, job_id=job_id)
+
     def _run_call(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         started = time.monotonic()
         try:
-            submitted = self._submit(call)
+            with _Refusals(self.observer):
+                submitted = self._submit(call)
         except (ValidationError, ConfigError) as error:  # found here, so nothing has been sent
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         if isinstance(submitted, Answered):
@@ -305,18 +325,25 @@ class RemoteExecutor(Executor):
         return submitted
 
     def _submit_runtime(self, call: ActionCall) -> Submitted:
-        request: dict[str, Any] = {"plugin": self._code, "params": encoded_params(call.name, call.params)}
-        in_config = self._plugin is None or call.name in self._plugin.manifest.actions
-        is_name = in_config and not (self._plugin is None and is_entrypoint(call.name))
-        request["action" if is_name else "entrypoint"] = call.name if is_name else call.action
+        request: dict[str, Any] = {"plugin": self._code}
+        params = call.params
         texts = self._env.as_strings()
-        env = {name: value if _is_scalar(value) else texts[name] for name, value in self._env.to_dict().items()}
-        version = self._version
+        env = {name: sendable(value, or_else=texts.get(name, "")) for name, value in self._env.to_dict().items()}
+        version, has_files = self._version, False
         if self._plugin is not None and self._publishes and self._plugin.config_path is not None:
-            with checked_params(call):  # by the code that will run there
-                pass
-            version = self._published_version(self._plugin)
+            with checked_params(call) as checked:  # by the code that will run there
+                params = checked
+            has_files = True
+            if self._api.has_feature("directories"):
+                request["directory"] = str(self._plugin.config_path)
+            else:
+                version = self._published_version(self._plugin)
+        if self._is_named(call) and "directory" not in request:
+            request["action"] = call.name
+        else:
+            request |= {"entrypoint": call.action, "name": call.name}
         optional = {
+            "id": call.job_id if self._api.has_feature("job_ids") else None,
             "version": version,
             # Without a version, the newest release may be a debug one, if the backend distinguishes them.
             "debug": True if version is None and self._debug and self._api.has_feature("releases") else None,
@@ -324,8 +351,12 @@ class RemoteExecutor(Executor):
             "env": env or None,
             "timeout": call.timeout,
             "language": self._language or os.environ.get("SYNAPSE_LANGUAGE") or None,
+            "resources": self._resources or None,
         }
+        if has_files and self._api.has_feature("caller"):
+            optional["caller"] = settings_to_json(caller_settings(call.import_root))
         request |= {name: value for name, value in optional.items() if value is not None}
+        request["params"] = encoded_params(call.name, params, call.import_root)
         return self._api.submit(request)
 
     def _submit_plain(self, call: ActionCall) -> Submitted | Answered:
@@ -335,9 +366,20 @@ class RemoteExecutor(Executor):
             self._api.require_runtime(f"{call.name} has a timeout")
         if self._env:
             self._api.require_runtime(f"{call.name} has environment variables ({', '.join(self._env)})")
-        if is_entrypoint(call.name):
+        if self._job_id is not None:
+            self._api.require_runtime(f"{call.name} has a job id")
+        if self._resources:
+            self._api.require_runtime(f"{call.name} requests resources ({', '.join(self._resources)})")
+        if not self._is_named(call):
             self._api.require_runtime(f"{call.name!r} is an entrypoint, not the name of an action")
         return self._api.run(self._code, request, is_served=is_served)
+
+    def _is_named(self, call: ActionCall) -> bool:
+        """Return whether the action is one of the plugin's config file."""
+        if self._plugin is None:
+            return not is_entrypoint(call.name)
+        manifest = self._plugin.manifest
+        return call.name in manifest.actions and self._plugin.entrypoint_by(manifest, call.name) == call.action
 
     def _plain_request(self, call: ActionCall) -> dict[str, Any]:
         params = plain_params(call.name, call.params)
@@ -462,13 +504,23 @@ class RemoteExecutor(Executor):
             return None
 
 
+class _Refusals:
+    """Tells an observer, which may raise another exception, of a call that remote mode cannot make."""
+
+    def __init__(self, observer: Observer | None) -> None:
+        self._observer = observer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._observer is not None and isinstance(error, NotSupportedRemotely):
+            self._observer.refused(error)
+
+
 def _is_code(text: str) -> bool:
     """Return whether a text is the code of a plugin that only the backend has: not a path, not a module's name."""
     return not os.path.exists(text) and not any(mark in text for mark in (os.sep, ".", ":")) and bool(text)
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _deadline(timeout: float | None) -> float:

@@ -211,6 +211,9 @@ class _RuntimeFollower(_Follower):
         self._message = ""
         self._has_ended = False
 
+    def _job(self) -> Job:
+        return self._patiently(lambda: self.backend.job_here(self.job_id))
+
     def _workers(self) -> list[Callable[[], None]]:
         return [self._work]
 

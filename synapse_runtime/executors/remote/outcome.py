@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import linecache
 import os
 import time
@@ -10,15 +9,17 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from synapse_runtime.core import assertions, coverage_support
 from synapse_runtime.core.execution import ActionRun
 from synapse_runtime.core.output_capture import Captured, last_lines
 from synapse_runtime.errors import (
     ExecutionError,
     ExecutionTimeout,
     RemoteError,
-    ResultNotSerializable,
+    ResultNotInJson,
     ValidationError,
     WorkerCrashed,
+    is_from_code,
 )
 from synapse_runtime.executors.protocol import plugin_modules
 from synapse_runtime.executors.remote.backend import Job
@@ -53,15 +54,21 @@ def run_of_record(record: RunRecord, job_id: str, *, import_root: str | None, en
     """
     with plugin_modules(import_root):
         if import_root is not None and entrypoint is not None:
-            with contextlib.suppress(Exception, SystemExit):  # then what needs its classes is shown as text
+            try:
                 import_entrypoint(entrypoint)
+            except BaseException as error:  # then what needs its classes is shown as text
+                if not is_from_code(error):
+                    raise
         run = _with_local_files(record, import_root).to_run(import_root)
+        if record.caller is not None:
+            coverage_support.merge(record.caller.measured)
+            assertions.explain(run.error, record.caller.failed_assertions(import_root))
     run.events = [*map(checked_event, run.events)]
     run.mode, run.job_id = MODE, job_id
     needs = not_decoded(run.result)
     if needs is not None and run.error is None:
         text = f"the result of {run.name} contains {needs}, which JSON does not have: return plain data or a model"
-        run.result, run.error = None, ResultNotSerializable(text)
+        run.result, run.error = None, ResultNotInJson(text)
     return run
 
 

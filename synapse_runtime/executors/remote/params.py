@@ -1,20 +1,49 @@
-"""Params and variables of a call as JSON; what JSON cannot carry is an error that names it."""
+"""The action and the params of a call as JSON; what JSON cannot carry is an error that names it."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
 
+from synapse_runtime import serialization
 from synapse_runtime.errors import NotSupportedRemotely, safe_str
-from synapse_runtime.json_values import encode_value
+from synapse_runtime.json_values import Decoder, encode_value
+from synapse_runtime.plugins.module_scopes import is_installed_path
 
 _MAX_DEPTH: Final = 100
 _MAX_INTEGER_BITS: Final = 64
 _ADVICE: Final = {"tuple": "a list", "set": "a list", "frozenset": "a list", "bytes": "base64 text"}
+
+
+def entrypoint_of(action: Any, import_root: str | None) -> str:
+    """Return the entrypoint `module:Name` by which a backend imports an action's class or function.
+
+    Args:
+        action: The class or function.
+        import_root: The directory of the plugin's modules.
+
+    Raises:
+        NotSupportedRemotely: It is defined where only this process can find it, such as in a test.
+    """
+    module_name, name = action.__module__, action.__qualname__
+    found: Any = sys.modules.get(module_name)
+    file = getattr(found, "__file__", None)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is action and isinstance(file, str) and module_name not in serialization.modules_pickled_by_value():
+        own = os.path.join(import_root or "", *module_name.split("."))
+        if is_installed_path(file) or (import_root is not None and file in (f"{own}.py", f"{own}/__init__.py")):
+            return f"{module_name}:{name}"
+    raise NotSupportedRemotely(
+        f"{module_name}.{name} cannot be sent to a backend: it runs actions of the plugin's own modules and of "
+        "installed packages only"
+    )
 
 
 def plain_params(name: str, params: Any) -> dict[str, Any]:
@@ -43,17 +72,23 @@ def plain_params(name: str, params: Any) -> dict[str, Any]:
     return dict(params)
 
 
-def encoded_params(name: str, params: Any) -> Any:
+def encoded_params(name: str, params: Any, import_root: str | None) -> Any:
     """Return params as JSON in the spelling of the run record.
 
     Args:
         name: The action's name.
         params: A dict, or an instance of a params model.
+        import_root: The directory of the plugin's modules.
 
     Raises:
         NotSupportedRemotely: A part cannot be rebuilt by the backend.
     """
     if isinstance(params, BaseModel):
+        cls = type(params)
+        if Decoder(import_root).find_class(cls.__module__, cls.__qualname__) is cls:
+            lost = next(_lost(params, "params", 0), None)
+            if lost is None:
+                return encode_value(params)[0]
         params = _dumped(name, params, mode="python")
     for path, value in _lost(_checked(name, params), "params", 0):
         raise NotSupportedRemotely(
@@ -61,6 +96,12 @@ def encoded_params(name: str, params: Any) -> Any:
             "enum of the plugin"
         )
     return encode_value(dict(params))[0]
+
+
+def sendable(value: Any, *, or_else: str) -> Any:
+    """Return the value of a variable in the spelling of the run record; `or_else` if that cannot be rebuilt exactly."""
+    data, is_exact = encode_value(value)
+    return data if is_exact else or_else
 
 
 def _checked(name: str, params: Any) -> Mapping[Any, Any]:

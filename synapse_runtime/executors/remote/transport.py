@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import ssl
+import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,27 @@ except ModuleNotFoundError as error:
 
 # The default handler of `logging` would print each retry.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
+
+# Requests of this module are not logged: in a test, the records would be among those of its action.
+_own_requests = threading.local()
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return not getattr(_own_requests, "depth", 0)
+
+
+for _name in ("httpx", *(f"httpcore{part}" for part in ("", ".connection", ".http11", ".proxy"))):
+    logging.getLogger(_name).addFilter(_is_of_others)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    _own_requests.depth = getattr(_own_requests, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _own_requests.depth -= 1
+
 
 # Which failed requests are sent again: all; those that the backend has certainly not accepted.
 Repeat = Literal["always", "if not accepted"]
@@ -268,7 +290,8 @@ class Transport:
             timeout=self._timeout(self.timeouts.read),
         )
         try:
-            response = stream.__enter__()
+            with _unlogged():
+                response = stream.__enter__()
         except httpx.HTTPError as error:
             problem = _described(error, self.timeouts)
         if problem:
@@ -280,11 +303,13 @@ class Transport:
                 return
             answer: Answer | RemoteError | None = None
             try:
-                answer = self._read(response, request)
+                with _unlogged():
+                    answer = self._read(response, request)
             except httpx.HTTPError as error:
                 problem = _described(error, self.timeouts)
         finally:
-            stream.__exit__(None, None, None)
+            with _unlogged():
+                stream.__exit__(None, None, None)
         if answer is None:
             raise StreamBroken(f"{request}: {problem}")
         if isinstance(answer, RemoteError):
@@ -409,12 +434,15 @@ class _Sender:
         # A connection that was open before may be closed just now, and nobody knows whether the request was received.
         client = transport._http() if self._repeat == "always" else transport._new_client()
         try:
-            with client.stream(
-                self._method,
-                f"{transport.host}/{self._path}",
-                timeout=transport._timeout(timeouts.read_v2 if is_v2 else timeouts.read),
-                **content,
-            ) as response:
+            with (
+                _unlogged(),
+                client.stream(
+                    self._method,
+                    f"{transport.host}/{self._path}",
+                    timeout=transport._timeout(timeouts.read_v2 if is_v2 else timeouts.read),
+                    **content,
+                ) as response,
+            ):
                 answer = transport._read(response, self._request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error:
             return RemoteError(f"{transport.host} cannot be reached: {_described(error, timeouts)}"), True, None
@@ -493,7 +521,8 @@ def _lines(response: httpx.Response, request: str, timeouts: Timeouts) -> Iterat
     pieces = response.iter_bytes()
     while True:
         try:
-            piece = next(pieces, None)
+            with _unlogged():
+                piece = next(pieces, None)
         except httpx.HTTPError as error:
             problem, is_silent = _described(error, timeouts), isinstance(error, httpx.ReadTimeout)
         except (OSError, RuntimeError) as error:  # closed by another thread

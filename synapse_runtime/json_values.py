@@ -9,6 +9,7 @@ imported; otherwise it stays a dict. Rebuilding validates nothing again, so the 
 from __future__ import annotations
 
 import base64
+import builtins
 import dataclasses
 import datetime as dt
 import decimal
@@ -28,6 +29,8 @@ from pydantic import BaseModel
 
 from synapse_runtime import serialization
 
+# The exceptions of `pytest.skip` and its kin, which decide how a test ends.
+_TEST_OUTCOMES: Final = "_pytest.outcomes"
 # Values nested deeper than this are left out: JSON parsers have limits too.
 _MAX_DEPTH = 100
 _MAX_DECODED_DEPTH = 2 * _MAX_DEPTH
@@ -290,7 +293,9 @@ class Decoder:
 
     def find_class(self, module: str, qualname: str) -> type | None:
         """Return a class of the standard library, this package or the plugin, if its module is already imported."""
-        found: Any = sys.modules.get(module)
+        # The classes of pytest's outcomes say that they are builtin.
+        is_outcome = module == builtins.__name__ and qualname not in vars(builtins)
+        found: Any = sys.modules.get(_TEST_OUTCOMES if is_outcome else module)
         if found is None or not self._may_use(module, found):
             return None
         for name in qualname.split("."):
@@ -301,7 +306,7 @@ class Decoder:
 
     def _may_use(self, name: str, module: Any) -> bool:
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top == __package__:
+        if top in sys.stdlib_module_names or top == __package__ or name == _TEST_OUTCOMES:
             return True
         file = vars(module).get("__file__")
         if self._root is None or not isinstance(file, str):

@@ -22,6 +22,12 @@ from synapse_runtime.errors import RemoteError
 __all__ = ["EmbeddedServer", "serve_embedded"]
 
 _STOP_SECONDS = 20.0
+# Variables of the current test; those that make every Python process write its own coverage data; and those with which
+# Python ends at the first warning, or prints to its output. The caller's filters of warnings are sent with each call.
+_NOT_FOR_SERVER = (
+    *("PYTEST_", "COV_CORE_", "COVERAGE_PROCESS_"),
+    *("PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONPROFILEIMPORTTIME", "PYTHONVERBOSE"),
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,10 @@ def serve_embedded(
     command += ["--concurrency", str(concurrency), *(["--ray-address", ray_address] if ray_address else [])]
     command += ["--parent", str(os.getpid()), *(["--runs-directories"] if runs_directories else [])]
     command += ["--", *(os.fspath(Path(directory).absolute()) for directory in directories)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_SERVER)}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:

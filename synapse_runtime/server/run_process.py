@@ -109,13 +109,28 @@ def main() -> None:
 
 def _supervise() -> None:
     """Run the call that the server sends."""
-    channel = os.dup(1)
-    os.dup2(2, 1)
     with open(0, "rb", closefd=False) as requests:
         line = requests.readline()
     if not line.endswith(b"\n"):  # the server has ended, or does not need this process
         return
     call: dict[str, Any] = json.loads(line)
+    if call["at_start"] and call["run_in"] == "worker":
+        _start_again(line, call["at_start"])
+    _supervise_call(call)
+
+
+def _start_again(line: bytes, variables: Mapping[str, str]) -> NoReturn:
+    """Replace this process by one that is started with these variables; it reads the call from a file in memory."""
+    file = os.memfd_create("synapse-call", 0)  # inherited
+    os.write(file, line)
+    os.lseek(file, 0, os.SEEK_SET)
+    command = [sys.executable, "-P", "-m", "synapse_runtime.server.run_process", str(file)]
+    os.execve(sys.executable, command, {**os.environ, **variables})
+
+
+def _supervise_call(call: dict[str, Any]) -> None:
+    channel = os.dup(1)
+    os.dup2(2, 1)
     receive, send = Pipe(duplex=False)
     stdout, stderr = os.pipe(), os.pipe()
     crash_log, journals, oom_kills = CrashLog(), Journals.create(), kernel_oom_kills()
@@ -494,4 +509,8 @@ class _Supervisor:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=ResourceWarning)
-    main()
+    if len(sys.argv) > 1:  # `_start_again`
+        with open(int(sys.argv[1]), "rb") as given:
+            _supervise_call(json.load(given))
+    else:
+        main()

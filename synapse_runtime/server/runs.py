@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from synapse_runtime.core.execution import ActionRun
+from synapse_runtime.environment import variables_at_start
 from synapse_runtime.errors import ConfigError, WorkerCrashed, described
+from synapse_runtime.json_values import decode_value
+from synapse_runtime.plugins.plugin import Plugin
 from synapse_runtime.redaction import secret_variables
 from synapse_runtime.run_record import InvalidRecord, RunRecord
 from synapse_runtime.server.auth import new_token
@@ -312,6 +315,9 @@ class Runs:
         }
         if request.get("language"):
             variables["SYNAPSE_LANGUAGE"] = request["language"]
+        env = dict(submission.env)
+        with contextlib.suppress(ConfigError, ValueError):  # reported by the run
+            env = {**Plugin.load_cached(directory).manifest.env, **decode_value(env)}
         return {
             "run_in": self._options.run_in,
             "ray_address": self._options.ray_address,
@@ -322,6 +328,7 @@ class Runs:
             "caller": submission.caller,
             "is_encoded": submission.is_encoded,
             "env": dict(submission.env),
+            "at_start": variables_at_start(env),
             "process_env": variables,
             "job_id": job.id,
             "timeout": request.get("timeout"),

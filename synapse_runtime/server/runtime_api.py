@@ -25,7 +25,19 @@ router = APIRouter(prefix="/runtime")
 health = APIRouter()
 
 FEATURES: Final = (
-    *("jobs", "idempotency", "events", "run_records", "env", "timeout", "job_ids", "releases", "stop", "delete"),
+    *(
+        "jobs",
+        "idempotency",
+        "events",
+        "run_records",
+        "env",
+        "timeout",
+        "job_ids",
+        "values",
+        "releases",
+        "stop",
+        "delete",
+    ),
 )
 _BATCH = 5000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -11,5 +11,6 @@ not_as_jobs = pytest.mark.synapse(mode=("local", "task", "remote"))
 on_this_machine = pytest.mark.synapse(mode=("local", "task"))
 through_a_backend = pytest.mark.synapse(mode="remote")
 as_a_job = pytest.mark.synapse(mode="job")
-# Rows 30 to 32: modes that have a worker, which can crash.
+# Rows 30 to 32: modes that have a worker, which can crash; and of the rest what is about workers only.
 on_workers = pytest.mark.synapse(mode=("task", "job"))
+on_workers_and_backends = pytest.mark.synapse(mode=("task", "job", "remote"))

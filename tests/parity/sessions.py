@@ -13,7 +13,7 @@ from tests.forks import fork_server
 from tests.patience import patience
 from tests.pytest_synapse.conftest import session_environment
 
-_WHERE_IT_RAN = re.compile(r"\bran in (local|task|job) mode\b")
+_WHERE_IT_RAN = re.compile(r"\bran in (local|task|job|remote) mode\b")
 _DIFFERENT_EACH_TIME = (
     (re.compile(r"\b0x[0-9a-f]{6,}"), "0x…"),
     (re.compile(r"<synapse_runtime\.executors\.[\w.]+Executor object"), "<the executor"),

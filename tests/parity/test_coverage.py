@@ -15,7 +15,7 @@ import pytest
 
 from tests.parity.sessions import Session, run_pytest, run_python, write
 
-MODES = ("local", "task", "job")
+MODES = ("local", "task", "job", "remote")
 
 CONFIG = """\
 code: demo
@@ -309,7 +309,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]) -> R
 in_each_mode = pytest.mark.parametrize("mode", MODES)
 # Jobs are measured by the same code as actors; their differences are covered by the tests of lines and branches.
 in_each_mode_now_and_then = pytest.mark.parametrize(
-    "mode", ["local", "task", pytest.param("job", marks=pytest.mark.thorough)]
+    "mode", ["local", "task", "remote", pytest.param("job", marks=pytest.mark.thorough)]
 )
 
 
@@ -326,6 +326,11 @@ SOME = ("-k", "(many and more) or (fail and True)")
 FEW = ("-k", "again or actions_of_tests or (many and more)")
 
 
+def few(mode: str) -> tuple[str, ...]:
+    """Return the options that select a few tests, in remote mode without actions that only the tests can import."""
+    return ("-k", "again or (many and more)") if mode == "remote" else FEW
+
+
 @pytest.mark.parametrize("mode", ["job"])
 @pytest.mark.parametrize(
     "several",
@@ -334,6 +339,13 @@ FEW = ("-k", "again or actions_of_tests or (many and more)")
 )
 def test_19_lines_and_branches_of_a_few_jobs_are_the_same_under_pytest_cov(runs, mode, several):
     assert runs.report(mode, *FEW, *BRANCHES, *several) == runs.report("local", *FEW, *BRANCHES)
+
+
+@pytest.mark.parametrize("processes", [0, 2], ids=["in-one-process", "xdist"])
+def test_19_lines_and_branches_of_a_few_actions_are_the_same_through_a_backend(runs, processes):
+    several = ("-n", "2", "--dist", "load") if processes else ()
+    options = ("-k", "not actions_of_tests", *BRANCHES)
+    assert runs.report("remote", *options, *several) == runs.report("local", *options)
 
 
 @pytest.mark.parametrize("mode", ["local", "task"])
@@ -370,7 +382,7 @@ def test_19_lines_and_branches_are_the_same_under_coverage_run(runs, mode):
 
 @in_each_mode_now_and_then
 def test_19_contexts_name_the_same_tests(runs, mode):
-    options = (*FEW, "--cov=plugin", "--cov-context=test", "--cov-report=")
+    options = (*few(mode), "--cov=plugin", "--cov-context=test", "--cov-report=")
     (session, project), (_, local) = runs(mode, *options), runs("local", *options)
     assert session.status == 0, session.output
     here, there = contexts(local), contexts(project)
@@ -466,17 +478,17 @@ EXTRA["configured"] = {"setup.cfg": CONFIGURED, "measuring.py": MEASURING}
 
 @in_each_mode_now_and_then
 def test_19_the_configuration_is_the_same(runs, mode):
-    report = runs.report(mode, *FEW, tool="--branch", files="configured")
+    report = runs.report(mode, *few(mode), tool="--branch", files="configured")
     assert "demo/plugin/actions.py" in report
     assert not {"demo/plugin/shapes.py", "demo/tests/conftest.py"} & set(report)
-    assert report == runs.report("local", *FEW, tool="--branch", files="configured")
+    assert report == runs.report("local", *few(mode), tool="--branch", files="configured")
 
 
 @in_each_mode_now_and_then
 def test_19_plugins_and_contexts_of_coverage_are_the_same(runs, mode):
     found = {}
     for each in ("local", mode):
-        _, project = runs(each, *FEW, tool="--branch", files="configured")
+        _, project = runs(each, *few(mode), tool="--branch", files="configured")
         with measured(project) as data:
             lazy = [data.file_tracer(file) for file in data.measured_files() if file.endswith("lazy.py")]
             found[each] = (lazy, data.measured_contexts(), data.measured_files())

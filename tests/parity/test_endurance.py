@@ -49,8 +49,33 @@ def test_20_jobs_in_a_row_leak_nothing_and_see_no_state_of_each_other(synapse_ex
     assert after["files"] <= before["files"] + 5
 
 
+def server_of(parents):
+    """Return the pid of the server among the processes that a run descends from, while it runs."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in parents}
+    found = [pid for pid, path in commands.items() if path.exists() and b"server.embedded" in path.read_bytes()]
+    return found[0]
+
+
+@pytest.mark.synapse(mode="remote")
+def test_20_runs_through_a_backend_leak_nothing_and_see_no_state_of_each_other(synapse_executor):
+    server = Path("/proc", str(server_of(synapse_executor.execute("lab.workers:Where")["parents"])))
+
+    def run(count):
+        for _ in range(count):
+            assert synapse_executor.execute("lab.workers:Count") == 1
+        return resources_here(), len(list((server / "fd").iterdir())), len(list((server / "task").iterdir()))
+
+    here_before, *server_before = run(20)
+    here, *server_after = run(60)
+    assert here["descriptors"] <= here_before["descriptors"] + 3
+    assert here["threads"] <= here_before["threads"] + 2
+    assert here["memory"] <= here_before["memory"] + 20 * MEGABYTE
+    assert here["files"] <= here_before["files"] + 5
+    assert all(after <= before + 10 for before, after in zip(server_before, server_after, strict=True))
+
+
 @pytest.mark.parametrize("turn", [1, 2])
-@pytest.mark.synapse(mode=("local", "task"), isolation="fresh")
+@pytest.mark.synapse(mode=("local", "task", "remote"), isolation="fresh")
 def test_20_fresh_isolation_sees_no_state_of_other_tests(synapse_executor, turn):
     assert synapse_executor.execute("lab.workers:Count") == 1
 

@@ -159,7 +159,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory, reached: dict[str, str]) 
     as_jobs = [f"test_it.py::{test}" for test in AS_JOBS]
     return {
         mode: run_pytest(project, f"--synapse-mode={mode}", "-rA", "-pno:cacheprovider", *tests, env=reached)
-        for mode, tests in {"local": [], "task": [], "job": as_jobs}.items()
+        for mode, tests in {"local": [], "task": [], "remote": [], "job": as_jobs}.items()
     }
 
 
@@ -167,7 +167,7 @@ def summary(session: Session) -> list[str]:
     return sorted(comparable(line) for line in session.section("short test summary info") if line)
 
 
-@pytest.mark.parametrize("mode", ["local", "task"])
+@pytest.mark.parametrize("mode", ["local", "task", "remote"])
 def test_29_outcome_that_an_action_raises_is_that_of_its_test(sessions, mode):
     text = "\n".join(summary(sessions[mode]))
     assert [outcome for outcome in OUTCOMES.values() if outcome not in sessions[mode].output] == []
@@ -175,7 +175,7 @@ def test_29_outcome_that_an_action_raises_is_that_of_its_test(sessions, mode):
     assert text == "\n".join(summary(sessions["local"]))
 
 
-@pytest.mark.parametrize("mode", ["local", "task", "job"])
+@pytest.mark.parametrize("mode", ["local", "task", "job", "remote"])
 def test_28_what_fails_beside_an_action_is_reported_as_here(sessions, mode):
     report = sessions[mode].reports()["test_all_in_the_background"]
     assert "multiple unraisable exception warnings" in report or "PytestUnraisableExceptionWarning" in report

@@ -6,11 +6,10 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from datetime import datetime
 
 import pytest
+from lab.settings import hash_and_flags, uses_variables
 from lab.surroundings import import_path, where
 
 from synapse_runtime.decorators import action
@@ -134,15 +133,6 @@ def test_27_settings_that_an_action_changes_are_as_before_after_it(synapse_execu
     assert [str(warning.message) for warning in recwarn] == ["from the action"]
 
 
-@action
-def uses_variables(params, context):
-    if params:
-        os.environ.update(params)
-        time.tzset()
-        tempfile.tempdir = None
-    return datetime.fromtimestamp(1704067200).hour, tempfile.gettempdir()
-
-
 @pytest.mark.synapse(env={"TZ": "Asia/Seoul", "TMPDIR": "/var/tmp"})
 def test_27_variables_that_are_read_once_take_effect(synapse_executor):
     before = uses_variables({}, None)
@@ -150,12 +140,7 @@ def test_27_variables_that_are_read_once_take_effect(synapse_executor):
     assert uses_variables({}, None) == before
 
 
-@action
-def hash_and_flags(params, context):
-    return hash("synapse"), sys.flags.optimize
-
-
-@pytest.mark.synapse(mode=("task", "job"), env={"PYTHONHASHSEED": 7, "PYTHONOPTIMIZE": 1})
+@pytest.mark.synapse(mode=("task", "job", "remote"), env={"PYTHONHASHSEED": 7, "PYTHONOPTIMIZE": 1})
 def test_27_variables_that_only_a_new_process_reads_take_effect_in_workers(synapse_executor):
     program = "import sys; print((hash('synapse'), sys.flags.optimize))"
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONOPTIMIZE": "1"}

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from synapse_runtime.errors import ExecutionTimeout
-from tests.parity.modes import everywhere, not_as_jobs, on_workers
+from tests.parity.modes import everywhere, not_as_jobs, on_workers_and_backends
 from tests.patience import patience
 
 pytestmark = everywhere
@@ -54,7 +54,7 @@ def test_15_timeout_can_be_passed_with_the_call(synapse_executor):
         synapse_executor.execute("lab.workers:StuckAsync", timeout=0.5)
 
 
-@on_workers
+@on_workers_and_backends
 @pytest.mark.synapse(timeout=1)
 def test_15_action_that_cannot_be_interrupted_is_killed_with_its_worker(synapse_executor):
     run = synapse_executor.run("lab.workers:StuckInC")
@@ -65,7 +65,7 @@ def test_15_action_that_cannot_be_interrupted_is_killed_with_its_worker(synapse_
     assert_next_call_works(synapse_executor)
 
 
-@on_workers
+@on_workers_and_backends
 @pytest.mark.synapse(timeout=0.5)
 def test_15_suspended_process_is_killed_from_outside(synapse_executor, monkeypatch):
     monkeypatch.setattr("synapse_runtime.executors.ray.task._OVERDUE_SECONDS", 1.0)

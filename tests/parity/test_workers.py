@@ -1,14 +1,21 @@
 """Rows 30 to 32: crashed workers, crashed clusters, unavailable resources."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from synapse_runtime.errors import ClusterError, WorkerCrashed
+from synapse_runtime.errors import ClusterError, RemoteError, WorkerCrashed
+from synapse_runtime.events import Event
+from synapse_runtime.executors.remote.session import RemoteSession
+from synapse_runtime.loggers import NullLogger
 from tests.parity.modes import as_a_job, on_workers
+from tests.parity.test_endurance import server_of
 from tests.patience import patience
 
 pytestmark = on_workers
@@ -24,7 +31,7 @@ pytestmark = on_workers
         ("SIGTERM", "was killed by SIGTERM"),
     ],
 )
-@pytest.mark.synapse(mode="task")
+@pytest.mark.synapse(mode=("task", "remote"))
 def test_30_crashed_worker_is_reported_with_its_exit_and_replaced(synapse_executor, capfd, how, words):
     check_crash(synapse_executor, capfd, how, words)
     assert synapse_executor.execute("echo", {"value": 1}) == 1
@@ -46,7 +53,7 @@ def check_crash(synapse_executor, capfd, how, words):
     assert [str(warning.message) for warning in run.warnings] == ["warned"]
     assert type(run.error) is WorkerCrashed
     assert words in str(run.error)
-    assert run.error.__cause__ is not None
+    assert run.error.__cause__ is not None or run.mode == "remote"
     assert "memory" not in str(run.error)
     assert run.error.details.splitlines()[-50:] == [f"line {number}" for number in range(10, 60)]
     assert capfd.readouterr().out.startswith("line 0\n")
@@ -183,6 +190,26 @@ def test_31_calls_fail_at_once_if_the_cluster_crashes_and_a_new_one_is_started(h
     assert error.startswith("ClusterError after "), output
     assert float(error.split()[2].rstrip(":")) < patience(10)
     assert answer == "42"
+
+
+@pytest.mark.parametrize("mode", ["remote"])
+def test_31_calls_fail_at_once_if_the_backend_crashes_and_a_new_one_is_started(mode):
+    options = {"plugin": Path(__file__).parent, "logger": NullLogger()}
+    with contextlib.closing(RemoteSession({"host": None, "token_file": None})) as session:
+        with session.executor(mode, {}, fresh=False, strict=True, **options) as executor:
+            seen: list[int] = []
+
+            def kill_server(event: Event) -> None:
+                seen.extend(event.data["parents"])
+                os.kill(server_of(seen), signal.SIGKILL)
+
+            started = time.monotonic()
+            with pytest.raises(RemoteError, match="cannot be reached"):
+                executor.run("lab.workers:SaysWhere", on_event=kill_server)
+            assert time.monotonic() - started < patience(20)
+        with session.executor(mode, {}, fresh=False, strict=True, **options) as executor:
+            parents = executor.execute("lab.workers:Where")["parents"]
+            assert server_of(parents) not in seen
 
 
 @pytest.mark.synapse(num_gpus=3)

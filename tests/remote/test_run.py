@@ -16,6 +16,7 @@ from synapse_runtime.core.execution import ActionRun, failure
 from synapse_runtime.decorators import action
 from synapse_runtime.errors import (
     ActionNotFoundError,
+    ConfigError,
     ExecutionError,
     ExecutionTimeout,
     NotSupportedRemotely,
@@ -123,10 +124,14 @@ class TestRequest:
 
 
 class TestRefusedBeforeSending:
-    @pytest.mark.parametrize("target", [of_this_file, Params])
-    def test_action_of_a_test_file(self, backend: PlainBackend, connect: Connect, target: Any) -> None:
+    def test_action_of_a_test_file(self, backend: PlainBackend, connect: Connect) -> None:
         with pytest.raises(NotSupportedRemotely, match="cannot be sent to a backend"):
-            connect(backend).run(target)
+            connect(backend).run(of_this_file)
+        assert backend.requests == []
+
+    def test_what_is_not_an_action(self, backend: PlainBackend, connect: Connect) -> None:
+        with pytest.raises(ConfigError, match=r"test_run.Params is not an action"):
+            connect(backend).run(Params)
         assert backend.requests == []
 
     @pytest.mark.parametrize(

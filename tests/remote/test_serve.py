@@ -107,7 +107,7 @@ def executor(plugin: Path) -> Iterator[RemoteExecutor]:
         yield it
 
 
-@pytest.mark.filterwarnings("ignore:old")
+@pytest.mark.filterwarnings("default:old")
 def test_run_has_result_events_output_records_and_warnings(executor):
     seen: list[Event] = []
     run = executor.run("train", {"epochs": 2}, on_event=seen.append)
@@ -173,6 +173,7 @@ def test_answer_of_a_served_action_is_its_result(executor):
     assert executor.execute("infer", {"input": 7}) == {"answer": 7}
 
 
+@pytest.mark.filterwarnings("default:old")
 def test_submitted_job_can_be_read_later(executor, plugin):
     job_id = executor.submit("train", {"epochs": 1})
     assert executor.wait(job_id, timeout=patience(30)) == "SUCCEEDED"

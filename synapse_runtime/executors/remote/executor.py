@@ -11,10 +11,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import action as actions
-from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params
+from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
 from synapse_runtime.core.threads import reraise_dropped_interrupts
 from synapse_runtime.environment import PluginEnvironment
-from synapse_runtime.errors import ConfigError, NotSupportedRemotely, PluginError, RemoteError, ValidationError
+from synapse_runtime.errors import (
+    ConfigError,
+    NotSupportedRemotely,
+    PluginError,
+    RemoteError,
+    ResultNotSerializable,
+    ValidationError,
+)
 from synapse_runtime.events import Event
 from synapse_runtime.executors.base import Backend as BackendName
 from synapse_runtime.executors.base import Executor, Observer, OnEvent, OnOutput, checked_timeout
@@ -23,9 +30,16 @@ from synapse_runtime.executors.remote.backend import Answered, Backend, Job, Sub
 from synapse_runtime.executors.remote.config import Settings, resolve_settings
 from synapse_runtime.executors.remote.follow import Ended, Output, follow
 from synapse_runtime.executors.remote.outcome import answer_run, run_of_job, run_of_record, ticket_of
-from synapse_runtime.executors.remote.params import encoded_params, entrypoint_of, plain_params, sendable
+from synapse_runtime.executors.remote.params import (
+    encoded_params,
+    entrypoint_of,
+    is_scalar,
+    is_sent_exactly,
+    plain_params,
+)
 from synapse_runtime.executors.remote.publish import pack, publish, published
 from synapse_runtime.executors.remote.transport import Timeouts, Transport
+from synapse_runtime.json_values import encode_value
 from synapse_runtime.loggers import Logger, format_event
 from synapse_runtime.plugins.plugin import is_entrypoint
 from synapse_runtime.run_record import InvalidRecord
@@ -281,7 +295,7 @@ class RemoteExecutor(Executor):
         try:
             with _Refusals(self.observer):
                 submitted = self._submit(call)
-        except (ValidationError, ConfigError) as error:  # found here, so nothing has been sent
+        except (ValidationError, ConfigError, ResultNotSerializable) as error:  # found here, so nothing has been sent
             return ActionRun(call.name, error=error, mode=self.mode, job_id=call.job_id)
         if isinstance(submitted, Answered):
             return self._answered(call, submitted.value, started)
@@ -327,12 +341,15 @@ class RemoteExecutor(Executor):
     def _submit_runtime(self, call: ActionCall) -> Submitted:
         request: dict[str, Any] = {"plugin": self._code}
         params = call.params
-        texts = self._env.as_strings()
-        env = {name: sendable(value, or_else=texts.get(name, "")) for name, value in self._env.to_dict().items()}
+        texts, takes_values = self._env.as_strings(), self._api.has_feature("values")
+        env = {
+            name: value if is_scalar(value) or (takes_values and is_sent_exactly(value)) else texts.get(name, "")
+            for name, value in self._env.to_dict().items()
+        }
         version, has_files = self._version, False
         if self._plugin is not None and self._publishes and self._plugin.config_path is not None:
             with checked_params(call) as checked:  # by the code that will run there
-                params = checked
+                params = checked if takes_values else params
             has_files = True
             if self._api.has_feature("directories"):
                 request["directory"] = str(self._plugin.config_path)
@@ -348,7 +365,7 @@ class RemoteExecutor(Executor):
             # Without a version, the newest release may be a debug one, if the backend distinguishes them.
             "debug": True if version is None and self._debug and self._api.has_feature("releases") else None,
             "agent": None if self._settings.agent is None else self._agent_id(),
-            "env": env or None,
+            "env": encode_value(env)[0] or None,
             "timeout": call.timeout,
             "language": self._language or os.environ.get("SYNAPSE_LANGUAGE") or None,
             "resources": self._resources or None,
@@ -356,7 +373,11 @@ class RemoteExecutor(Executor):
         if has_files and self._api.has_feature("caller"):
             optional["caller"] = settings_to_json(caller_settings(call.import_root))
         request |= {name: value for name, value in optional.items() if value is not None}
-        request["params"] = encoded_params(call.name, params, call.import_root)
+        try:
+            request["params"] = encoded_params(call.name, params, call.import_root if takes_values else None)
+        except NotSupportedRemotely:
+            require_picklable(call.name, call.action, params)  # else it is an error in every mode
+            raise
         return self._api.submit(request)
 
     def _submit_plain(self, call: ActionCall) -> Submitted | Answered:

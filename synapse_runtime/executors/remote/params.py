@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ def encoded_params(name: str, params: Any, import_root: str | None) -> Any:
     Args:
         name: The action's name.
         params: A dict, or an instance of a params model.
-        import_root: The directory of the plugin's modules.
+        import_root: The directory of the plugin's modules, if a model of them may be sent as such.
 
     Raises:
         NotSupportedRemotely: A part cannot be rebuilt by the backend.
@@ -98,10 +99,14 @@ def encoded_params(name: str, params: Any, import_root: str | None) -> Any:
     return encode_value(dict(params))[0]
 
 
-def sendable(value: Any, *, or_else: str) -> Any:
-    """Return the value of a variable in the spelling of the run record; `or_else` if that cannot be rebuilt exactly."""
-    data, is_exact = encode_value(value)
-    return data if is_exact else or_else
+def is_scalar(value: Any) -> bool:
+    """Return whether a value is a scalar of JSON."""
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def is_sent_exactly(value: Any) -> bool:
+    """Return whether a value can be sent in the spelling of the run record, and be rebuilt exactly."""
+    return encode_value(value)[1]
 
 
 def _checked(name: str, params: Any) -> Mapping[Any, Any]:

@@ -26,6 +26,9 @@ _LOOPBACK = "127.0.0.1"
 _ASK_SECONDS = 10.0
 _ANSWER_SECONDS = 180.0
 _MESSAGE_BYTES = 1 << 16
+# A server of this machine that does not accept connections has died.
+_OWN_RETRY_SECONDS = 0.1
+_OWN_OUTAGE_SECONDS = 5.0
 _CLIENT_MODULES = ("httpx", "stamina")
 _SERVER_MODULES = ("fastapi", "uvicorn", "sqlalchemy", "alembic")
 
@@ -134,8 +137,9 @@ class RemoteSession:
             )
         from synapse_runtime.executors.remote.backend import Backend
         from synapse_runtime.executors.remote.config import Secret, Settings, resolve_settings, token_in_file
-        from synapse_runtime.executors.remote.transport import Transport
+        from synapse_runtime.executors.remote.transport import Timeouts, Transport
 
+        timeouts = None
         with self._lock:
             if self._host is not None:
                 token = None if self._token_file is None else token_in_file(self._token_file)
@@ -144,9 +148,10 @@ class RemoteSession:
                 address = (settings.host, "")
             else:
                 address = self._server.address()
+                timeouts = Timeouts(retry=_OWN_RETRY_SECONDS, outage=_OWN_OUTAGE_SECONDS)
                 settings = Settings(address[0], Secret(address[1]), sources={"host": "started for this run"})
             if self._api is None or address != self._address:
-                self._api, self._address = Backend(Transport(settings)), address
+                self._api, self._address = Backend(Transport(settings, timeouts=timeouts)), address
                 self._cleanup.callback(self._api.transport.close)
             return self._api, settings
 

@@ -9,13 +9,13 @@ import random
 import ssl
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from synapse_runtime.errors import RemoteError
@@ -41,7 +41,7 @@ def _is_of_others(record: logging.LogRecord) -> bool:
     return not getattr(_own_requests, "depth", 0)
 
 
-for _name in ("httpx", *(f"httpcore{part}" for part in ("", ".connection", ".http11", ".proxy"))):
+for _name in ("stamina", "httpx", *(f"httpcore{part}" for part in ("", ".connection", ".http11", ".proxy"))):
     logging.getLogger(_name).addFilter(_is_of_others)
 
 
@@ -145,6 +145,11 @@ def shortened(text: str) -> str:
     return repr(text[:_SHOWN_CHARACTERS]) + ("..." if len(text) > _SHOWN_CHARACTERS else "")
 
 
+def _close(client: httpx.Client) -> None:
+    with _unlogged():
+        client.close()
+
+
 class Transport:
     """Requests to one backend, with the credentials of its user.
 
@@ -188,7 +193,7 @@ class Transport:
     def close(self) -> None:
         """Close the connections; the next request opens new ones."""
         if self._client is not None and self._pid == os.getpid():
-            self._client.close()
+            _close(self._client)
         self._client = None
 
     def get(self, path: str, *, params: Mapping[str, str] | None = None, accept: Collection[int] = ()) -> Answer:
@@ -344,7 +349,7 @@ class Transport:
     def _http(self) -> httpx.Client:
         if self._client is None or self._pid != os.getpid():  # a fork must not use its parent's connections
             self._client, self._pid = self._new_client(), os.getpid()
-            weakref.finalize(self, self._client.close)  # an executor need not be closed
+            weakref.finalize(self, _close, self._client)  # an executor need not be closed
         return self._client
 
     def _new_client(self) -> httpx.Client:
@@ -405,19 +410,20 @@ class _Sender:
         """Send the request until it is answered; return the error if it failed."""
         failed = None
         try:
-            for attempt in stamina.retry_context(
-                on=_wait_before_retry,
-                attempts=_ATTEMPTS,
-                timeout=None,
-                wait_initial=self._transport.timeouts.retry,
-                wait_max=16 * self._transport.timeouts.retry,
-                wait_jitter=self._transport.timeouts.retry / 2,
-            ):
-                with attempt:
-                    error, may_repeat, after = self._send_once()
-                    if error is not None and may_repeat:
-                        raise _Failed(error, after)
-                    failed = error
+            with _unlogged():
+                for attempt in stamina.retry_context(
+                    on=_wait_before_retry,
+                    attempts=_ATTEMPTS,
+                    timeout=None,
+                    wait_initial=self._transport.timeouts.retry,
+                    wait_max=16 * self._transport.timeouts.retry,
+                    wait_jitter=self._transport.timeouts.retry / 2,
+                ):
+                    with attempt:
+                        error, may_repeat, after = self._send_once()
+                        if error is not None and may_repeat:
+                            raise _Failed(error, after)
+                        failed = error
         except _Failed as last:
             failed = last.error
         return failed
@@ -434,15 +440,12 @@ class _Sender:
         # A connection that was open before may be closed just now, and nobody knows whether the request was received.
         client = transport._http() if self._repeat == "always" else transport._new_client()
         try:
-            with (
-                _unlogged(),
-                client.stream(
-                    self._method,
-                    f"{transport.host}/{self._path}",
-                    timeout=transport._timeout(timeouts.read_v2 if is_v2 else timeouts.read),
-                    **content,
-                ) as response,
-            ):
+            with client.stream(
+                self._method,
+                f"{transport.host}/{self._path}",
+                timeout=transport._timeout(timeouts.read_v2 if is_v2 else timeouts.read),
+                **content,
+            ) as response:
                 answer = transport._read(response, self._request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error:
             return RemoteError(f"{transport.host} cannot be reached: {_described(error, timeouts)}"), True, None
@@ -452,7 +455,7 @@ class _Sender:
             return self._judge(answer)
         finally:
             if client is not transport._client:
-                client.close()
+                _close(client)
         if self._repeat == "always":
             return RemoteError(f"{self._request}: {problem}"), True, None
         return RemoteError(f"{self._request}: {problem}", may_be_accepted=True), False, None
@@ -519,23 +522,27 @@ def _lines(response: httpx.Response, request: str, timeouts: Timeouts) -> Iterat
     problem = ""
     is_silent = False
     pieces = response.iter_bytes()
-    while True:
-        try:
-            with _unlogged():
-                piece = next(pieces, None)
-        except httpx.HTTPError as error:
-            problem, is_silent = _described(error, timeouts), isinstance(error, httpx.ReadTimeout)
-        except (OSError, RuntimeError) as error:  # closed by another thread
-            problem = f"the connection was closed ({error})"
-        if problem:
-            raise StreamBroken(f"{request}: {problem}", is_silent=is_silent)
-        if piece is None:
-            return
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r").decode("utf-8", "replace")
-        if len(rest) > _MAX_LINE_BYTES:
-            raise RemoteError(f"{request} sent a line of more than {_MAX_LINE_BYTES // 1_000_000} MB")
+    try:
+        while True:
+            try:
+                with _unlogged():
+                    piece = next(pieces, None)
+            except httpx.HTTPError as error:
+                problem, is_silent = _described(error, timeouts), isinstance(error, httpx.ReadTimeout)
+            except (OSError, RuntimeError) as error:  # closed by another thread
+                problem = f"the connection was closed ({error})"
+            if problem:
+                raise StreamBroken(f"{request}: {problem}", is_silent=is_silent)
+            if piece is None:
+                return
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield line.removesuffix(b"\r").decode("utf-8", "replace")
+            if len(rest) > _MAX_LINE_BYTES:
+                raise RemoteError(f"{request} sent a line of more than {_MAX_LINE_BYTES // 1_000_000} MB")
+    finally:
+        with _unlogged():
+            cast("Generator[bytes]", pieces).close()
 
 
 def error_of(answer: Answer, host: str) -> RemoteError | None:

@@ -8,8 +8,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
+import time
 import warnings
+from datetime import datetime
 from typing import Any
 
 from synapse_runtime.decorators import action
@@ -78,3 +81,17 @@ def says(params: dict[str, Any], context: Any) -> None:
     """Log and warn."""
     logging.getLogger("lab.audit").warning("from the action")
     warnings.warn("from the action", UserWarning, stacklevel=1)
+
+
+@action
+def uses_variables(params, context):
+    if params:
+        os.environ.update(params)
+        time.tzset()
+        tempfile.tempdir = None
+    return datetime.fromtimestamp(1704067200).hour, tempfile.gettempdir()
+
+
+@action
+def hash_and_flags(params, context):
+    return hash("synapse"), sys.flags.optimize

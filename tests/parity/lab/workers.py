@@ -115,13 +115,32 @@ class Count(BaseAction):
         return counter
 
 
+def parents(pid):
+    """Return the ids of the processes that a process descends from, the nearest first."""
+    found = []
+    while pid > 1:
+        status = Path(f"/proc/{pid}/status").read_text()
+        pid = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+        found.append(pid)
+    return found
+
+
 class Where(BaseAction):
     """Returns the pid of its process and the resources that it uses."""
 
     def execute(self):
         return {
             "pid": os.getpid(),
+            "parents": parents(os.getpid()),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "threads": threading.active_count(),
             "memory": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
         }
+
+
+class SaysWhere(BaseAction):
+    """Reports the processes that it descends from, and waits for its end."""
+
+    def execute(self):
+        self.ctx.log("here", {"parents": parents(os.getpid())})
+        time.sleep(60)

@@ -110,7 +110,7 @@ endif
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml
-	$(INSTALL) --editable '.[ray]' --group example
+	$(INSTALL) --editable '.[ray,remote,server]' --group example
 	@touch $@
 
 $(VENV)/.dev$(RAY): $(VENV)/.pip pyproject.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,21 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     """
     from pytest_synapse.env_fixture import plugin_env_of
     from pytest_synapse.run_reporting import observe
+    from synapse_runtime.errors import RemoteError
 
     env = plugin_env_of(request.node, plugin_env, marker_kwargs(request.node).get("env", {}))
     session = SynapseSession.of(request.config)
     item = request.node
-    with (
-        session.executor(item, synapse_mode, env, _plugin(request)) as executor,
-        observe(item, executor, session.slowest(), skips_refused=not session.is_remote_strict()),
-    ):
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        try:
+            executor = stack.enter_context(session.executor(item, synapse_mode, env, _plugin(request)))
+        except RemoteError as error:
+            problem = str(error)
+        if problem:
+            pytest.fail(problem, pytrace=False)
+        strict = session.is_remote_strict()
+        stack.enter_context(observe(item, executor, session.slowest(), skips_refused=not strict))
         yield executor
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pytest
 
-from synapse_runtime.errors import ResultNotInJson
 from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
@@ -119,8 +118,11 @@ class ItemRuns:
             BaseException: The outcome of the test, such as that of `pytest.skip`, if the action has raised one.
         """
         self._finish(run)
-        if isinstance(run.error, ResultNotInJson):
-            self.refused(run.error)
+        if run.error is not None:
+            from synapse_runtime.errors import ResultNotInJson
+
+            if isinstance(run.error, ResultNotInJson):
+                self.refused(run.error)
         outcome = None if run.error is None else run.error.__cause__
         if is_test_outcome(outcome):
             assert outcome is not None

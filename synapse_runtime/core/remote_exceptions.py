@@ -441,6 +441,7 @@ def _class_of(packed: EncodedException) -> type[BaseException]:
 
 def placeholder_class(module: str, qualname: str) -> type[RemoteException]:
     """Create a placeholder of the same name for an exception class that cannot be imported in this process."""
+    qualname = qualname.encode("utf-8", "replace").decode()  # from elsewhere, it may have surrogates
     name = qualname.rpartition(".")[2]
     return type(name, (RemoteException,), {"__module__": module, "__qualname__": qualname})
 

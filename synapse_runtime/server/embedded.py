@@ -1,8 +1,8 @@
 """A server inside of another program, such as a test session: a free port, temporary data, a token in memory.
 
-`python -m synapse_runtime.server.embedded [DIR…]` prints one line of JSON, `{"host", "token", "pid"}`, once it accepts
-requests; or `{"error"}` if it cannot start. It stops when its standard input is closed, so it ends with its parent,
-however that ends.
+`python -m synapse_runtime.server.embedded [DIR…]` prints one line of JSON, `{"host", "token", "pid", "data"}`, once it
+accepts requests; or `{"error"}` if it cannot start. It stops when its standard input is closed, so it ends with its
+parent, however that ends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,17 +39,20 @@ class EmbeddedServer:
         host: Its URL.
         token: A token that may do everything.
         pid: Its process.
+        data: Its data directory, which is deleted with it.
+        process: Its process, which this one has started.
     """
 
     host: str
     token: str = field(repr=False)
     pid: int
-    _process: subprocess.Popen[bytes] = field(repr=False)
+    data: str
+    process: subprocess.Popen[bytes] = field(repr=False)
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
-        return self._process.poll() is None
+        return self.process.poll() is None
 
 
 @contextlib.contextmanager
@@ -82,6 +86,7 @@ def serve_embedded(
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    data = None
     try:
         line = process.stdout.readline()
         if not line:
@@ -89,7 +94,8 @@ def serve_embedded(
         answer = json.loads(line)
         if "error" in answer:
             raise RemoteError(f"the embedded server did not start: {answer['error']}")
-        yield EmbeddedServer(**answer, _process=process)
+        data = answer["data"]
+        yield EmbeddedServer(**answer, process=process)
     finally:
         process.stdin.close()
         try:
@@ -98,6 +104,8 @@ def serve_embedded(
             process.kill()
             process.wait()
         process.stdout.close()
+        if data is not None:  # if it was killed
+            shutil.rmtree(data, ignore_errors=True)
 
 
 def main() -> None:
@@ -116,7 +124,8 @@ def main() -> None:
     given = parser.parse_args()
 
     def show(address: Address) -> None:
-        print(json.dumps({"host": address.host, "token": address.token, "pid": os.getpid()}), flush=True)
+        told = {"host": address.host, "token": address.token, "pid": os.getpid(), "data": str(address.data)}
+        print(json.dumps(told), flush=True)
 
     try:
         runs = run_options(given.run_in, given.ray_address, given.concurrency)

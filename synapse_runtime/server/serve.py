@@ -73,11 +73,13 @@ class Address:
     Attributes:
         host: Its URL.
         token: The admin's token.
+        data: The data directory.
         token_file: The file that contains it, if there is one.
     """
 
     host: str
     token: str = field(repr=False)
+    data: Path
     token_file: Path | None = None
 
 
@@ -140,7 +142,7 @@ def serve(options: ServeOptions, on_ready: Callable[[Address], object], *, end_w
         releases = Releases(store, data, options.directories)
         changes = Changes()
         runs = Runs(store, releases, changes, options.runs)
-        address = Address(_url(listening), token, token_file)
+        address = Address(_url(listening), token, data, token_file)
         backend = Backend(
             store,
             releases,

@@ -167,6 +167,7 @@ def test_ids_contain_the_mode_if_a_marker_sets_several(project):
     assert sorted(project.ids()) == [
         "test_all[job]",
         "test_all[local]",
+        "test_all[remote]",
         "test_all[task]",
         "test_list[job]",
         "test_list[task]",

@@ -344,7 +344,7 @@ def _run(project: Path, temp: Path) -> Session:
     report = temp / "report.xml"
     before = _files(project)
     with started(
-        project, temp, mark, "--synapse-mode=all", f"--junitxml={report}", "-o", "junit_logging=all"
+        project, temp, mark, "--synapse-mode=local,task,job", f"--junitxml={report}", "-o", "junit_logging=all"
     ) as process:
         output, _ = process.communicate(timeout=patience(110))
     return Session(
@@ -532,7 +532,7 @@ def test_fixture_synapse_mode_of_the_user_takes_precedence(demo, reached, monkey
             assert synapse_executor.mode == synapse_mode != "job"
         """
     )
-    demo.pytest("--synapse-mode=all").assert_outcomes(passed=4 if params else 2)
+    demo.pytest("--synapse-mode=local,task,job").assert_outcomes(passed=4 if params else 2)
 
 
 def test_freezegun_may_stop_the_clock_before_the_first_call(demo, reached, monkeypatch):

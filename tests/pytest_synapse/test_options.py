@@ -24,8 +24,8 @@ def where(project: Project) -> Project:
         (["--synapse-mode=task, local"], ["task", "local"]),
         (["--synapse-mode=job", "--synapse-mode=local"], ["job", "local"]),
         (["--synapse-mode=task,local", "--synapse-mode=local,task"], ["task", "local"]),
-        (["--synapse-mode=all"], ["local", "task", "job"]),
-        (["--synapse-mode=job,all"], ["job", "local", "task"]),
+        (["--synapse-mode=all"], ["local", "task", "job", "remote"]),
+        (["--synapse-mode=job,all"], ["job", "local", "task", "remote"]),
     ],
     ids=" ".join,
 )
@@ -119,7 +119,8 @@ def test_header_in_local_mode_shows_the_mode_only(where):
 
 def test_header_shows_that_a_cluster_will_be_started(where):
     assert where.header("--synapse-mode=all") == (
-        "synapse: mode local, task, job; cluster: ephemeral, started when first needed"
+        "synapse: mode local, task, job, remote; cluster: ephemeral, started when first needed; backend: started for "
+        "this run"
     )
 
 
@@ -161,7 +162,10 @@ def test_invalid_timeout_in_an_ini_file_is_a_usage_error(where, text):
 def test_help_describes_each_option_and_its_default(project):
     text = " ".join(project.pytest("--help").stdout.str().split())
 
-    assert "--synapse-mode=MODE[,MODE...] Run actions in these modes: local, task, job, or all; each test runs" in text
+    assert (
+        "--synapse-mode=MODE[,MODE...] Run actions in these modes: local, task, job, remote, or all; each test runs"
+        in text
+    )
     assert "Default: the ini option synapse_mode, the environment variable SYNAPSE_MODE, else local." in text
     assert "--synapse-plugin=PATH Test this plugin: a directory, config file or module name" in text
     assert "else the nearest config.yaml above each test file." in text
@@ -172,7 +176,12 @@ def test_help_describes_each_option_and_its_default(project):
     )
     assert "--synapse-timeout=SECONDS Stop an action after SECONDS" in text
     assert "--synapse-durations=N Show the N slowest runs of actions in the summary, 0 for all" in text
+    assert "--synapse-host=URL Use this backend in remote mode. Default: the ini option synapse_host, else one" in text
+    assert "--synapse-token-file=PATH Read its access token from this file." in text
     for option in (
+        "synapse_host (string)",
+        "synapse_token_file (string)",
+        "synapse_remote_strict (bool)",
         "synapse_mode (args)",
         "synapse_plugin (string)",
         "synapse_timeout (string)",
@@ -201,7 +210,7 @@ def test_fixtures_list_describes_each_fixture(project):
     assert "synapse_executor.execute(action, params) returns the action's result" in text
     assert "synapse_executor.run(action, params) returns the ActionRun" in text
     assert "An action is a class, an @action function, an entrypoint 'module:Name', or an action's name" in text
-    assert "The mode this test runs in: 'local', 'task' or 'job'." in text
+    assert "The mode this test runs in: 'local', 'task', 'job' or 'remote'." in text
     assert "Default: the nearest config.yaml above the test file." in text
     assert "plugin_env.get_int('BATCH_SIZE')" in text
     assert "this process's variables, 'env' of config.yaml, env= of @pytest.mark.synapse" in text

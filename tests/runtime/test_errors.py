@@ -20,6 +20,7 @@ from synapse_runtime.errors import (
     NotSupportedRemotely,
     PluginError,
     RemoteError,
+    ResultNotInJson,
     ResultNotSerializable,
     ValidationError,
     WorkerCrashed,
@@ -43,6 +44,7 @@ EXAMPLES = [
     ResultNotSerializable('result["lock"] cannot be sent between processes'),
     ClusterError("no cluster"),
     RemoteError("HTTP 502", status=502, may_be_accepted=True),
+    ResultNotInJson("the result of infer contains a numpy:ndarray, which JSON does not have"),
     NotSupportedRemotely("params['weights'] is a numpy.ndarray"),
 ]
 

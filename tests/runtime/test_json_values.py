@@ -200,6 +200,7 @@ def test_without_the_plugin_they_stay_readable_dicts(plugin):
     assert found == {
         "$type": "values_of_a_plugin:Result",
         "fields": {"loss": 1.0, "color": {"$type": "values_of_a_plugin:Color", "name": "RED"}, "points": []},
+        "set": ["loss"],
     }
     assert not_decoded([1, {"a": found}]) == "a values_of_a_plugin:Result"
 

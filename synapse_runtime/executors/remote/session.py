@@ -41,7 +41,7 @@ class RemoteSession:
         shared: What `share` returned in the process that started this one; None in a process that starts a run.
 
     Raises:
-        ValueError: A token file is given without a host.
+        ValueError: The host is not a URL, or a token file is given without a host.
     """
 
     def __init__(self, options: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> None:
@@ -49,6 +49,8 @@ class RemoteSession:
         self._token_file: str | None = options["token_file"] or None
         if self._token_file is not None and self._host is None:
             raise ValueError("--synapse-token-file: give --synapse-host too, the backend that the token is for")
+        if self._host is not None:
+            self._check_host(self._host)
         self._server = _OwnServer() if shared is None else _ServerOfRun(shared["port"], shared["key"])
         self._cleanup = contextlib.ExitStack()
         self._lock = threading.Lock()
@@ -117,6 +119,16 @@ class RemoteSession:
         token = settings.access_token or settings.user_token
         assert token is not None
         return settings.host, token.reveal(), api
+
+    @staticmethod
+    def _check_host(host: str) -> None:
+        from synapse_runtime.errors import RemoteError
+        from synapse_runtime.executors.remote.config import checked_host
+
+        try:
+            checked_host(host)
+        except RemoteError as error:
+            raise ValueError(f"--synapse-host: {error}") from None
 
     def _start(self) -> None:
         from synapse_runtime.errors import RemoteError

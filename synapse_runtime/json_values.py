@@ -9,7 +9,6 @@ imported; otherwise it stays a dict. Rebuilding validates nothing again, so the 
 from __future__ import annotations
 
 import base64
-import builtins
 import dataclasses
 import datetime as dt
 import decimal
@@ -29,8 +28,6 @@ from pydantic import BaseModel
 
 from synapse_runtime import serialization
 
-# The exceptions of `pytest.skip` and its kin, which decide how a test ends.
-_TEST_OUTCOMES: Final = "_pytest.outcomes"
 # Values nested deeper than this are left out: JSON parsers have limits too.
 _MAX_DEPTH = 100
 _MAX_DECODED_DEPTH = 2 * _MAX_DEPTH
@@ -293,9 +290,10 @@ class Decoder:
 
     def find_class(self, module: str, qualname: str) -> type | None:
         """Return a class of the standard library, this package or the plugin, if its module is already imported."""
-        # The classes of pytest's outcomes say that they are builtin.
-        is_outcome = module == builtins.__name__ and qualname not in vars(builtins)
-        found: Any = sys.modules.get(_TEST_OUTCOMES if is_outcome else module)
+        outcome = _test_outcome(module, qualname)
+        if outcome is not None:
+            return outcome
+        found: Any = sys.modules.get(module)
         if found is None or not self._may_use(module, found):
             return None
         for name in qualname.split("."):
@@ -306,13 +304,22 @@ class Decoder:
 
     def _may_use(self, name: str, module: Any) -> bool:
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top == __package__ or name == _TEST_OUTCOMES:
+        if top in sys.stdlib_module_names or top == __package__:
             return True
         file = vars(module).get("__file__")
         if self._root is None or not isinstance(file, str):
             return False
         path = os.path.realpath(file)
         return path.startswith(self._root) and "site-packages" not in path[len(self._root) :].split(os.sep)
+
+
+def _test_outcome(module: str, qualname: str) -> type | None:
+    """Return the class of what `pytest.skip`, `fail`, `xfail` or `exit` raise, if it has this name."""
+    pytest: Any = sys.modules.get("pytest")
+    if pytest is None:
+        return None
+    classes = (pytest.skip.Exception, pytest.fail.Exception, pytest.xfail.Exception, pytest.exit.Exception)
+    return next((cls for cls in classes if (cls.__module__, cls.__qualname__) == (module, qualname)), None)
 
 
 def _rebuild_named_tuple(cls: type[tuple[Any, ...]], values: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from synapse_runtime.server.embedded import EmbeddedServer, serve_embedded
+from synapse_runtime.executors.remote.embedded_server import EmbeddedServer, serve_embedded
 from tests.patience import patience
 from tests.pytest_synapse.conftest import Project, session_environment
 

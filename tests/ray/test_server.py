@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from synapse_runtime.executors.remote.embedded_server import serve_embedded
 from synapse_runtime.run_record import RunRecord
-from synapse_runtime.server.embedded import serve_embedded
 from tests.server.conftest import client_of, write_plugin
 
 

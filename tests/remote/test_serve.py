@@ -12,8 +12,8 @@ import pytest
 from synapse_runtime.errors import ExecutionError, ExecutionTimeout, ValidationError, WorkerCrashed
 from synapse_runtime.events import Event
 from synapse_runtime.executors import RemoteExecutor
+from synapse_runtime.executors.remote.embedded_server import serve_embedded
 from synapse_runtime.loggers import NullLogger
-from synapse_runtime.server.embedded import serve_embedded
 from tests.patience import patience
 
 CONFIG = """\

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from synapse_runtime.server.embedded import EmbeddedServer, serve_embedded
+from synapse_runtime.executors.remote.embedded_server import EmbeddedServer, serve_embedded
 from tests.patience import patience, within
 
 CONFIG = """

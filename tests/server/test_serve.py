@@ -15,8 +15,8 @@ import pytest
 
 from synapse_runtime.cli.app import run
 from synapse_runtime.errors import RemoteError
+from synapse_runtime.executors.remote.embedded_server import serve_embedded
 from synapse_runtime.run_record import RunRecord
-from synapse_runtime.server.embedded import serve_embedded
 from tests.patience import patience, within
 from tests.server.conftest import Client, Serve, client_of, write_plugin
 from tests.server.test_runs import is_running, pid_in
@@ -158,7 +158,7 @@ def test_embedded_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 def test_embedded_server_ends_when_its_parent_is_killed(lab: Path, tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
-        "from synapse_runtime.server.embedded import serve_embedded\n"
+        "from synapse_runtime.executors.remote.embedded_server import serve_embedded\n"
         f"with serve_embedded([{str(lab)!r}]) as server:\n"
         "    print(server.pid, server.host, server.token, flush=True)\n"
         "    time.sleep(300)\n"

@@ -186,7 +186,7 @@ class _OwnServer:
             RemoteError: It cannot be started; it is tried once.
         """
         from synapse_runtime.errors import RemoteError
-        from synapse_runtime.server.embedded import serve_embedded
+        from synapse_runtime.executors.remote.embedded_server import serve_embedded
 
         with self._lock:
             if self._problem is not None:

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import local, on_ray, report, startup
+from benchmarks import local, on_ray, remote, report, startup
 from benchmarks.bench import Bench, Benchmark
 from benchmarks.goals import BY_NAME, GOALS, GROSS
 from benchmarks.growth import GROWTH, Curve, Growth
 from benchmarks.measure import BenchmarkFailed, Line
 
-BENCHMARKS: tuple[Benchmark, ...] = (*local.BENCHMARKS, *startup.BENCHMARKS, *on_ray.BENCHMARKS)
+BENCHMARKS: tuple[Benchmark, ...] = (*local.BENCHMARKS, *startup.BENCHMARKS, *on_ray.BENCHMARKS, *remote.BENCHMARKS)
 _INTERRUPTED, _TERMINATED = 130, 143
 
 

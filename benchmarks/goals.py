@@ -82,5 +82,19 @@ GOALS = (
         1.2,
     ),
     Goal("pytest-n2", "`pytest -n 2`, 40 task tests of 0.5 s", "10 s + one connect", 1.2),
+    Goal("server-ready", "`synapse serve` ready", "a FastAPI application of one route, with uvicorn", 1.5),
+    Goal(
+        "remote-submit",
+        "submit a job to `synapse serve`, until its id",
+        "a FastAPI route that inserts one row in SQLite",
+        2,
+    ),
+    Goal(
+        "remote-call",
+        "remote call, submit → result",
+        'that route, and `python -c "import pydantic"`',
+        1.5,
+    ),
+    Goal("remote-events", "1,000 events in a remote call, watched live", "the same call, unwatched", 1.3),
 )
 BY_NAME = {goal.name: goal for goal in GOALS}

@@ -76,6 +76,9 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
     env = plugin_env_of(request.node, plugin_env, marker_kwargs(request.node).get("env", {}))
     session = SynapseSession.of(request.config)
     item = request.node
+    if "synapse_backend" in request.fixturenames and synapse_mode != "remote":  # whose jobs have tokens of their own
+        backend = request.getfixturevalue("synapse_backend")
+        env = {"SYNAPSE_HOST": backend.host, "SYNAPSE_ACCESS_TOKEN": backend.token, **env}
     with contextlib.ExitStack() as stack:
         problem = ""
         try:
@@ -93,7 +96,8 @@ def synapse_executor(request: pytest.FixtureRequest, synapse_mode: str, plugin_e
 def synapse_backend(request: pytest.FixtureRequest) -> SynapseBackend:
     """The backend of remote mode: its host, an access token, and a client; in every mode.
 
-    For tests of code that talks to a backend. Unless --synapse-host names one, it is started for this run.
+    For tests of code that talks to a backend; `ctx.client` of an action is a client of it too.
+    Unless --synapse-host names one, it is started for this run.
     """
     from synapse_runtime.errors import RemoteError
 

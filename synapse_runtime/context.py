@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime.environment import PluginEnvironment
@@ -31,6 +32,10 @@ __all__ = ["PluginEnvironment", "RuntimeContext"]
 logging.getLogger("synapse").addHandler(logging.NullHandler())
 
 
+# Imported when an action reads `client`: few do.
+_CLIENT = "synapse_runtime.executors.remote.backend"
+
+
 class RuntimeContext:
     """What an action uses to emit events (log, progress, metrics, messages) and to read its environment and job id.
 
@@ -52,7 +57,8 @@ class RuntimeContext:
         job_id: The id of this run: the given one, or a new one.
         logger: A `logging.Logger`. Its records become events of this run too, and are handled by `logging` as usual. If
             the context was created with one of `synapse_runtime.loggers`, that logger.
-        client: None, as there are no credentials for the platform; as are the other clients, and `checkpoint`.
+        client: The given client of the platform's API; else, if `env` has `SYNAPSE_HOST` and `SYNAPSE_ACCESS_TOKEN`,
+            one that is created when it is first read; else None, as are the other clients, and `checkpoint`.
         name: The action's name.
         category: The plugin category that the config file sets, if any.
         params_error: The error about invalid params, if the action itself validates them and raised it.
@@ -89,11 +95,20 @@ class RuntimeContext:
         self.step: str | None = None
         self.env = env if isinstance(env, PluginEnvironment) else PluginEnvironment(env)
         self.job_id = job_id
-        self.client = client
+        self._client = client
         self.v2_client = v2_client
         self.agent_client = agent_client
         self.checkpoint = checkpoint
         self.language = language
+
+    @property
+    def client(self) -> Any:
+        """A client of the platform's API; None without credentials."""
+        if self._client is None:
+            host, token = self.env.get("SYNAPSE_HOST"), self.env.get("SYNAPSE_ACCESS_TOKEN")
+            if host and token:
+                self._client = import_module(_CLIENT).connect(str(host), str(token))
+        return self._client
 
     @property
     def client_v1(self) -> Any:

@@ -197,7 +197,6 @@ def _run_child(call: Mapping[str, Any], send: Connection, crash_log: CrashLog, j
         report("event", to_json(encode_event(event)[0]))
 
     if call["run_in"] == "worker":
-        os.environ.update(call["process_env"])
         record = _run_here(call, crash_log, journals, on_event, lambda: report("start"))
     else:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -218,7 +217,7 @@ def _run_here(
     """Run the call in this process; return the record of its run as JSON."""
     try:
         executor = LocalExecutor(
-            decode_value(call["env"]),
+            {**call["process_env"], **decode_value(call["env"])},
             call["job_id"],
             plugin=call["directory"],
             timeout=call["timeout"],

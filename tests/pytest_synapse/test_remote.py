@@ -37,6 +37,17 @@ def server(params, context):
 
 
 @action
+def ask(params, context):
+    client = context.client
+    return client.host, client.job(context.job_id).status if "SYNAPSE_JOB_ID" in os.environ else None
+
+
+@action
+def has_client(params, context):
+    return context.client is not None
+
+
+@action
 def array(params, context):
     return numpy.arange(3)
 
@@ -54,6 +65,8 @@ code: demo
 actions:
   double: {entrypoint: "plugin.actions:double"}
   server: {entrypoint: "plugin.actions:server"}
+  ask: {entrypoint: "plugin.actions:ask"}
+  has_client: {entrypoint: "plugin.actions:has_client"}
   array: {entrypoint: "plugin.actions:array"}
   nap: {entrypoint: "plugin.actions:nap"}
 """
@@ -158,6 +171,21 @@ def test_fixture_has_a_client_of_the_backend_in_every_mode(demo: Project) -> Non
         """
     )
     demo.pytest("--synapse-mode=local,remote").assert_outcomes(passed=2)
+
+
+def test_client_of_an_actions_context_is_one_of_the_backend(demo: Project) -> None:
+    demo.test(
+        """\
+        def test_client(synapse_executor, synapse_backend, synapse_mode):
+            host, status = synapse_executor.execute("ask")
+            assert host == synapse_backend.host
+            assert status == ("RUNNING" if synapse_mode == "remote" else None)
+
+        def test_without(synapse_executor, synapse_mode):
+            assert (synapse_executor.execute("has_client") is False) == (synapse_mode == "local")
+        """
+    )
+    demo.pytest("--synapse-mode=local,remote").assert_outcomes(passed=4)
 
 
 def test_named_backend_is_used_with_the_token_of_a_file(demo: Project, named: EmbeddedServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from synapse_runtime.events import Event
 from synapse_runtime.executors.remote.executor import RemoteExecutor
 from synapse_runtime.executors.remote.transport import Timeouts
 from tests.patience import patience, within
+from tests.remote.conftest import SHORT
 from tests.remote.stub import Job, PlainBackend, RuntimeBackend, pause
 
 Connect = Callable[..., RemoteExecutor]
@@ -189,7 +191,7 @@ class TestRuntime:
     ) -> None:
         runtime.script = print_slowly
         runtime.event_faults = faults
-        lines, run = shown(connect(runtime))
+        lines, run = shown(connect(runtime, timeouts=replace(SHORT, late=patience(10))))
         assert lines == LINES
         assert run.result == "done"
         asked = [int(request.headers.get("last-event-id", 0)) for request in runtime.of("GET", "/events/")]

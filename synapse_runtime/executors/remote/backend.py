@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from synapse_runtime.errors import NotSupportedRemotely, RemoteError, nearest
+from synapse_runtime.executors.remote.config import Secret, Settings, checked_host
 from synapse_runtime.executors.remote.transport import Answer, Transport, shortened
 from synapse_runtime.run_record import InvalidRecord, RunRecord, read_record
 
@@ -139,6 +140,19 @@ class Release:
     id: str
     version: str
     is_live: bool = False
+
+
+def connect(host: str, token: str) -> Backend:
+    """Return the API of a backend.
+
+    Args:
+        host: Its URL.
+        token: An access token.
+
+    Raises:
+        RemoteError: The host is not a URL, or the token would be sent to another machine without encryption.
+    """
+    return Backend(Transport(Settings(checked_host(host), Secret(token))))
 
 
 class Backend:

@@ -232,7 +232,7 @@ class _RuntimeFollower(_Follower):
                     raise
                 problem = str(error)
             job = self._job()
-            if job.has_ended and late_since is None:
+            if job.has_ended and (late_since is None or self._number > before):
                 late_since = time.monotonic()
             is_late = late_since is not None and time.monotonic() - late_since > self.backend.transport.timeouts.late
             if job.has_ended and (self._has_ended or is_late):

@@ -117,7 +117,11 @@ class Backend:
             ) from None
         if is_new:
             alternatives = wanted.alternatives or [wanted.params]
-            self.runs.submit(Submission(job.id, alternatives, wanted.env, wanted.is_encoded, wanted.caller))
+            self.runs.submit(
+                Submission(
+                    job.id, alternatives, wanted.env, wanted.is_encoded, wanted.caller, caller_root=wanted.caller_root
+                )
+            )
         return job, is_new
 
     def stop(self, job: Job) -> Job:
@@ -171,6 +175,7 @@ class Wanted:
         is_encoded: Whether params are encoded as in a run record.
         directory: A plugin's directory or config file on this machine, to run instead of a release.
         caller: Settings of the caller's process.
+        caller_root: The plugin's directory there.
         id: The job's id; a new one by default.
     """
 
@@ -187,6 +192,7 @@ class Wanted:
     is_encoded: bool = False
     directory: Path | None = None
     caller: Mapping[str, Any] | None = field(default=None, repr=False)
+    caller_root: str | None = None
     id: str | None = None
 
 

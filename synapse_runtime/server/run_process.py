@@ -46,6 +46,7 @@ from synapse_runtime.events import Event
 from synapse_runtime.executors.child_processes import adopt_orphans, descendants, prctl, stop
 from synapse_runtime.executors.journal import Journals, decode_entries, read_journal
 from synapse_runtime.executors.local import LocalExecutor
+from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
 from synapse_runtime.executors.protocol import CallRequest, caller_settings, settings_of_json
 from synapse_runtime.executors.worker import accept_interrupts, serve
@@ -228,23 +229,28 @@ def _run_here(
     except (PluginError, ValueError) as error:
         return _record_of_error(call, error)
     settings = None if call["caller"] is None else settings_of_json(call["caller"])
+    path_map = None
+    if call["caller_root"] is not None and made.import_root not in (None, call["caller_root"]):
+        path_map = PathMap(call["caller_root"], str(made.import_root))
     request = _JsonRequest(
         name=call["name"] or made.name,
         job_id=made.job_id,
         timeout=made.timeout,
-        import_root=made.import_root,
-        shares_filesystem=True,
+        import_root=made.import_root if path_map is None else path_map.caller_root,
+        shares_filesystem=path_map is None,
         settings=settings or caller_settings(made.import_root),
         call_data=memoryview(b""),
         call=made,
         alternatives=call["params"],
         is_encoded=call["is_encoded"],
+        path_map=path_map,
     )
     data = serve(
         request,
         mode="remote",
         crash_log=crash_log,
         journals=journals,
+        path_map=path_map,
         on_event=on_event,
         on_start=on_start,
         encode=_encode_run,
@@ -260,14 +266,28 @@ class _JsonRequest(CallRequest):
         call: The call without its params.
         alternatives: Params: the first that the action's model accepts are taken.
         is_encoded: Whether they are encoded as in a run record.
+        path_map: Maps the caller's paths to this worker's, if the plugin has another directory there.
     """
 
     call: ActionCall | None = None
     alternatives: Sequence[Any] = field(default=(), repr=False)
     is_encoded: bool = False
+    path_map: PathMap | None = None
 
     def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
-        """Return the call."""
+        """Return the call, with the caller's paths."""
+        call = self._read()
+        if self.path_map is None:
+            return call
+        to_caller = self.path_map.to_caller
+        return replace(
+            call,
+            import_root=call.import_root and to_caller(call.import_root),
+            cwd=call.cwd and to_caller(call.cwd),
+            config_path=call.config_path and to_caller(call.config_path),
+        )
+
+    def _read(self) -> ActionCall:
         assert self.call is not None
         call = replace(self.call, name=self.name)
         if self.is_encoded:
@@ -338,6 +358,7 @@ def _encode_run(
     hidden: HiddenValues | None = None,
     recorder: FailureRecorder,
     collector: CoverageCollector,
+    path_map: PathMap | None = None,
     **options: Any,
 ) -> bytes:
     """Return the record of a run, with the arguments of `protocol.encode_run`. The events have been sent before."""
@@ -346,9 +367,16 @@ def _encode_run(
             serialization.dumps_named(run.result, "result")
         except ResultNotSerializable as problem:  # the same error as in the other modes
             run.result, run.error = None, problem
-    caller = CallerRecord.of(recorder.collect(run.error), collector.collect())
+    failed = recorder.collect(run.error)
+    to_caller: Callable[[str], str] = str
+    to_caller_file: Callable[[str], str | None] = str
+    if path_map is not None:
+        to_caller, to_caller_file = path_map.to_caller, path_map.file_to_caller
+        if isinstance(run.error, PluginError):
+            path_map.rewrite_error(run.error)
+    caller = CallerRecord.of(failed, collector.collect(to_caller_file))
     with redact_values(hidden or HiddenValues({})):
-        return RunRecord.from_run(replace(run, events=[]), caller=caller).dumps().encode()
+        return RunRecord.from_run(replace(run, events=[]), to_caller=to_caller, caller=caller).dumps().encode()
 
 
 class _Supervisor:

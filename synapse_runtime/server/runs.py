@@ -91,6 +91,7 @@ class Submission:
         env: Environment variables of the action.
         is_encoded: Whether params are encoded as in a run record.
         caller: Settings of the caller's process.
+        caller_root: The plugin's directory there.
     """
 
     job_id: str
@@ -98,6 +99,7 @@ class Submission:
     env: Mapping[str, Any] = field(default_factory=dict, repr=False)
     is_encoded: bool = False
     caller: Mapping[str, Any] | None = field(default=None, repr=False)
+    caller_root: str | None = None
 
 
 class Runs:
@@ -326,6 +328,7 @@ class Runs:
             "name": request.get("name"),
             "params": submission.params,
             "caller": submission.caller,
+            "caller_root": submission.caller_root,
             "is_encoded": submission.is_encoded,
             "env": dict(submission.env),
             "at_start": variables_at_start(env),

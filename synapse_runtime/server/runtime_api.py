@@ -77,6 +77,7 @@ class JobRequest(BaseModel):
         language: The language of the action's messages.
         labels: Kept with the job.
         caller: Settings of the caller's process that apply to its calls.
+        caller_root: The plugin's directory there: paths of tracebacks, log records and coverage are given as there.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -98,6 +99,7 @@ class JobRequest(BaseModel):
     language: Annotated[str, Field(max_length=20)] | None = None
     labels: dict[str, str] | None = None
     caller: dict[str, Any] | None = Field(default=None, repr=False)
+    caller_root: Annotated[str, Field(max_length=4096)] | None = None
 
     @field_validator("env")
     @classmethod
@@ -143,7 +145,7 @@ def submit_job(
     if (body.action is None) == (body.entrypoint is None):
         problem = {"loc": ["body", "action"], "msg": "give either action or entrypoint", "type": "value_error"}
         raise ApiError(422, [problem])
-    for name in ("caller", "directory"):
+    for name in ("caller", "caller_root", "directory"):
         if getattr(body, name) is not None and not caller.may("publish"):
             raise ApiError(403, f"{name} needs an access token with the scope 'publish'")
     if body.directory is not None and not backend.runs_directories:
@@ -168,6 +170,7 @@ def submit_job(
         is_encoded=True,
         directory=None if body.directory is None else Path(body.directory),
         caller=body.caller,
+        caller_root=body.caller_root,
         id=body.id,
     )
     job, is_new = backend.submit(caller, wanted, key, body.model_dump())

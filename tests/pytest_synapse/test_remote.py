@@ -18,6 +18,7 @@ from tests.patience import patience
 from tests.pytest_synapse.conftest import Project, session_environment
 
 ACTIONS = """\
+import logging
 import os
 import time
 
@@ -48,6 +49,12 @@ def has_client(params, context):
 
 
 @action
+def where(params, context):
+    logging.getLogger("demo").warning("here")
+    return os.getcwd()
+
+
+@action
 def array(params, context):
     return numpy.arange(3)
 
@@ -67,6 +74,7 @@ actions:
   server: {entrypoint: "plugin.actions:server"}
   ask: {entrypoint: "plugin.actions:ask"}
   has_client: {entrypoint: "plugin.actions:has_client"}
+  where: {entrypoint: "plugin.actions:where"}
   array: {entrypoint: "plugin.actions:array"}
   nap: {entrypoint: "plugin.actions:nap"}
 """
@@ -199,6 +207,36 @@ def test_named_backend_is_used_with_the_token_of_a_file(demo: Project, named: Em
     other.assert_outcomes(failed=1)
     other.stdout.fnmatch_lines(["E*http://127.0.0.1:1 cannot be reached*"])
     assert named.token not in done.stdout.str() + other.stdout.str()
+
+
+def test_paths_and_coverage_are_those_of_this_machine_if_the_plugin_was_published(
+    demo: Project, named: EmbeddedServer
+) -> None:
+    token = demo.write("secret/token", named.token + "\n")
+    demo.test(
+        """\
+        import logging
+
+        def test_double(synapse_executor):
+            assert synapse_executor.execute("double", {"number": 2}) == 4
+
+        def test_where(synapse_executor, caplog):
+            assert synapse_executor.execute("where").startswith("/")
+            assert caplog.records[0].pathname == __file__.replace("tests/test_it.py", "plugin/actions.py")
+
+        def test_missing(synapse_executor):
+            synapse_executor.execute("double", {})
+        """
+    )
+    options = (f"--synapse-host={named.host}", f"--synapse-token-file={token}")
+    done = demo.pytest("--synapse-mode=remote", *options, "--cov=plugin", "--cov-report=term-missing")
+    done.assert_outcomes(passed=2, failed=1)
+    done.stdout.fnmatch_lines(['>       return 2 * params["number"]', "E       KeyError: 'number'"])
+    done.stdout.fnmatch_lines(["demo/plugin/actions.py:*: KeyError"])
+    local = demo.pytest("--synapse-mode=local", "--cov=plugin", "--cov-report=term-missing")
+    measured = [line for line in done.outlines if line.startswith("demo/plugin/actions.py  ")]
+    assert measured
+    assert measured == [line for line in local.outlines if line.startswith("demo/plugin/actions.py  ")]
 
 
 @pytest.mark.parametrize(

@@ -372,6 +372,7 @@ class RemoteExecutor(Executor):
         }
         if has_files and self._api.has_feature("caller"):
             optional["caller"] = settings_to_json(caller_settings(call.import_root))
+            optional["caller_root"] = call.import_root
         request |= {name: value for name, value in optional.items() if value is not None}
         try:
             request["params"] = encoded_params(call.name, params, call.import_root if takes_values else None)

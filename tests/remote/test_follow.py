@@ -272,7 +272,7 @@ class TestInterruption:
 
         async def main() -> None:
             task = asyncio.create_task(connect(backend).arun("train"))
-            while not backend.jobs:
+            while not [job_id for job_id in backend.jobs if backend.of("GET", f"/{job_id}/")]:  # it is followed
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.2)
             task.cancel()

@@ -55,7 +55,8 @@ INTRODUCTION = """\
 mode. `docs/make_parity_page.py` generates it from a run of `tests/parity`; CI fails if the page and the run differ. The
 numbers count the tests that ran in that mode. A job takes seconds and a call to a worker a millisecond, so in job mode
 there are tests for what is specific to jobs (upload, log, a separate process) and one case of what they share with
-workers; some tests share one job.
+workers; some tests share one job. In remote mode, tests are left out whose action only a test can import, or whose values JSON
+does not have.
 """
 
 NOTES = """\
@@ -64,7 +65,9 @@ tests of a row check several modes at once, since they compare reports; they cou
 
 ## Remaining differences
 
-- A job takes about a second to start. A timeout starts when its action starts.
+- A job takes about a second to start, a run through a backend tens of milliseconds. A timeout starts when its action starts.
+- In remote mode an exception whose class is neither of Python nor of the plugin is a `RemoteException` with the name of its class.
+  Actions and values that [cannot be sent](remote.md#tests) skip the test.
 - In local mode the action's output is not in the `ActionRun`, since it is written directly to the test's own output.
 - The order between standard output and standard error is lost in task mode, and approximate in a job; within each it is
   kept.

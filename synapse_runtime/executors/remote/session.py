@@ -26,6 +26,8 @@ _LOOPBACK = "127.0.0.1"
 _ASK_SECONDS = 10.0
 _ANSWER_SECONDS = 180.0
 _MESSAGE_BYTES = 1 << 16
+# More than there are processors: actions of several threads of a test may wait for each other.
+_CONCURRENCY = 32
 # A server of this machine that does not accept connections has died.
 _OWN_RETRY_SECONDS = 0.1
 _OWN_OUTAGE_SECONDS = 5.0
@@ -194,7 +196,9 @@ class _OwnServer:
             if self._server is None or not self._server.is_running:
                 self._stack.close()
                 try:
-                    self._server = self._stack.enter_context(serve_embedded(runs_directories=True))
+                    self._server = self._stack.enter_context(
+                        serve_embedded(runs_directories=True, concurrency=_CONCURRENCY)
+                    )
                 except RemoteError as error:
                     self._problem = error
                     raise

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.concurrency import run_in_threadpool
@@ -19,7 +20,7 @@ from synapse_runtime.server import streams
 from synapse_runtime.server.backend import Admin, IdempotencyKey, Reader, Runner, TheBackend, Wanted
 from synapse_runtime.server.run_state import record_of
 from synapse_runtime.server.store import EventRow, InvalidTransition, Job, Store
-from synapse_runtime.server.wire import ApiError, StrictJson, json_body
+from synapse_runtime.server.wire import ApiError, StrictJson, json_body, plain, timestamp
 
 router = APIRouter(prefix="/runtime")
 health = APIRouter()
@@ -178,10 +179,26 @@ def submit_job(
     return StrictJson(_summary(job), status_code=201 if is_new else 200, headers={"Location": location})
 
 
+@router.get("/jobs/")
+def list_jobs(
+    backend: TheBackend,
+    caller: Reader,
+    status: Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"] | None = None,
+    before: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Response:
+    """List jobs, the newest first: those with smaller numbers than `before`."""
+    filters: dict[str, Any] = {**caller.owner_filter, **({} if status is None else {"status": status})}
+    jobs, count = backend.store.jobs(before=before, limit=limit, **filters)
+    return StrictJson({"count": count, "results": [_summary(job) for job in jobs]})
+
+
 @router.get("/jobs/{job_id}/")
-def get_job(backend: TheBackend, caller: Reader, job_id: str) -> Response:
-    """Show a job."""
-    return StrictJson(_summary(backend.visible_job(job_id, caller)))
+def get_job(request: Request, backend: TheBackend, caller: Reader, job_id: str) -> Response:
+    """Show a job, with its params and the command that runs the same again."""
+    job = backend.visible_job(job_id, caller)
+    command = _command(job, backend.store, str(request.base_url).rstrip("/"))
+    return StrictJson({**_summary(job), "params": plain(job.params), "command": command})
 
 
 @router.delete("/jobs/{job_id}/")
@@ -205,20 +222,20 @@ def stop_job(backend: TheBackend, caller: Runner, job_id: str) -> Response:
 
 
 @router.get("/jobs/{job_id}/run/")
-def get_run(backend: TheBackend, caller: Reader, job_id: str) -> Response:
-    """Return the record of a job's run, once it has ended."""
+def get_run(backend: TheBackend, caller: Reader, job_id: str, events: bool = True) -> Response:
+    """Return the record of a job's run, once it has ended; without what it has emitted if `events` is false."""
     job = backend.visible_job(job_id, caller)
     if not job.has_ended:
         raise ApiError(409, f"the job is {job.status}: it has no run record yet", extra={"status": job.status})
-    events: list[Any] = []
+    emitted: list[Any] = []
     output: dict[str, list[str]] = {"stdout": [], "stderr": []}
-    for row in _all_events(backend.store, job.id):
+    for row in _all_events(backend.store, job.id) if events else ():
         data = json.loads(row.data)
         if row.kind == "log":
             output[data["stream"]].append(data["text"])
         elif row.kind in ("progress", "metric", "event"):
-            events.append(data)
-    record = record_of(job, events, "".join(output["stdout"]), "".join(output["stderr"]))
+            emitted.append(data)
+    record = record_of(job, emitted, "".join(output["stdout"]), "".join(output["stderr"]))
     return Response(record.dumps(), media_type="application/json")
 
 
@@ -303,6 +320,7 @@ def is_ready(backend: TheBackend) -> Response:
 def _summary(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
+        "number": job.number,
         "status": job.status,
         "plugin": job.plugin,
         "version": job.version,
@@ -310,8 +328,27 @@ def _summary(job: Job) -> dict[str, Any]:
         "content": job.content,
         "action": job.action,
         "last_event": job.last_event,
+        "created": timestamp(job.created),
+        "started": timestamp(job.started),
+        "completed": timestamp(job.completed),
         "error": job.meta.get("error"),
     }
+
+
+def _command(job: Job, store: Store, host: str) -> str | None:
+    """Return the command that runs the same again; None if it was not an action of the plugin's config file."""
+    if "entrypoint" in job.request:
+        return None
+    words = ["synapse", "plugin", "run", job.action]
+    release = store.release(job.release_id)
+    if release is not None and release.directory is not None:
+        words += ["--path", release.directory]
+    else:
+        words += ["--plugin", job.plugin, "--version", job.version]
+    words += ["--mode", "remote", "--host", host]
+    if job.request.get("timeout") is not None:
+        words += ["--timeout", str(job.request["timeout"])]
+    return shlex.join([*words, "--params", json.dumps(plain(job.params), ensure_ascii=False)])
 
 
 def _all_events(store: Store, job_id: str) -> list[EventRow]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import threading
 import uuid
 from pathlib import Path
@@ -30,6 +32,70 @@ def test_submitted_job_has_a_location(client: Client) -> None:
     assert answer.headers["location"] == f"/runtime/jobs/{job['id']}/"
     client.finish(job["id"])
     assert client.json(answer.headers["location"])["status"] == "SUCCEEDED"
+
+
+def test_jobs_are_listed_with_the_newest_first(client: Client) -> None:
+    ended = [client.run(action)["id"] for action in ("echo", "fail", "echo")]
+    first, *others = client.json("/runtime/jobs/", params={"limit": 2})["results"]
+    assert [job["id"] for job in (first, *others)] == ended[:0:-1]
+    assert (first["plugin"], first["version"], first["action"], first["status"]) == (
+        "lab",
+        "1.2.3",
+        "echo",
+        "SUCCEEDED",
+    )
+    assert first["created"] <= first["started"] <= first["completed"]
+    older = client.json("/runtime/jobs/", params={"before": others[0]["number"], "limit": 1})["results"]
+    assert [job["id"] for job in older] == ended[:1]
+    failed = client.json("/runtime/jobs/", params={"status": "FAILED"})
+    assert ended[1] == failed["results"][0]["id"]
+    assert {job["status"] for job in failed["results"]} == {"FAILED"}
+    assert failed["count"] >= len(failed["results"])
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 201}, {"before": -1}, {"before": "x"}, {"status": "done"}])
+def test_list_with_wrong_filters_is_refused(client: Client, query: dict[str, Any]) -> None:
+    assert client.get("/runtime/jobs/", params=query).status_code == 422
+
+
+HARD = {"text": 'it\'s $HOME `x` \n"q"', "number": 2**63, "nan": float("nan"), "é": [None, True]}
+
+
+def test_job_has_the_command_that_runs_it_again(client: Client, lab: Path) -> None:
+    params, _ = encode_value(HARD)
+    body = {"plugin": "lab", "action": "echo", "params": params, "timeout": 30.0}
+    job_id = client.post("/runtime/jobs/", json=body).json()["id"]
+    client.finish(job_id)
+    job = client.json(f"/runtime/jobs/{job_id}/")
+    assert job["params"] == {**HARD, "nan": {"$float": "nan"}}
+    words = shlex.split(job["command"])
+    assert words[:-1] == [
+        *("synapse", "plugin", "run", "echo", "--path", str(lab), "--mode", "remote", "--host", client.host),
+        *("--timeout", "30.0", "--params"),
+    ]
+    assert repr(json.loads(words[-1])) == repr(HARD)
+
+
+def test_command_names_the_uploaded_release(client: Client) -> None:
+    assert client.publish(plugin_zip("again"), plugin="again", version="3.1.0").status_code == 201
+    job_id = client.start("echo", plugin="again", version="3.1.0")
+    client.finish(job_id)
+    command = client.json(f"/runtime/jobs/{job_id}/")["command"]
+    assert command.startswith("synapse plugin run echo --plugin again --version 3.1.0 --mode remote --host ")
+
+
+def test_job_of_an_entrypoint_has_no_command(client: Client) -> None:
+    job_id = client.post("/runtime/jobs/", json={"plugin": "lab", "entrypoint": "plugin.main:hidden"}).json()["id"]
+    client.finish(job_id)
+    assert client.json(f"/runtime/jobs/{job_id}/")["command"] is None
+
+
+def test_run_record_can_be_had_without_what_was_emitted(client: Client) -> None:
+    job_id = client.run("train")["id"]
+    whole, brief = (client.json(f"/runtime/jobs/{job_id}/run/{query}") for query in ("", "?events=false"))
+    assert whole["events"]
+    assert whole["stdout"]
+    assert brief == {**whole, "events": [], "stdout": "", "stderr": ""}
 
 
 def test_same_key_from_many_clients_makes_one_job(client: Client) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import sys
+import threading
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +17,8 @@ from synapse_runtime.cli.usage_error import usage_error
 from synapse_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from synapse_runtime.server.serve import Address
 
 _RUN_IN = ("worker", "task", "job")
@@ -57,6 +63,7 @@ def serve(
         int,
         typer.Option("--concurrency", min=0, help="How many jobs run at a time; 0 for as many as there are CPUs."),
     ] = 0,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the server's page in a browser, logged in.")] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow --bind to an address that other machines reach, without TLS.")
     ] = False,
@@ -87,12 +94,46 @@ def serve(
         )
         if insecure:
             print_note("warning: requests are not encrypted; whoever can read them can run code on this machine")
-        start(options, _show)
+        with contextlib.ExitStack() as stack:
+
+            def on_ready(address: Address) -> None:
+                _show(address)
+                if open_page:
+                    stack.enter_context(_opened_page(address))
+
+            start(options, on_ready)
+
+
+@contextlib.contextmanager
+def _opened_page(address: Address) -> Iterator[None]:
+    """Open the page in a browser, through a private file: other users can read a browser's command line."""
+    from synapse_runtime.server.auth import write_private
+    from synapse_runtime.server.serve import state_file
+
+    file = state_file(int(address.host.rpartition(":")[2])).with_suffix(".html")
+    redirect = f'<meta http-equiv="refresh" content="0; url={address.login_url}">'
+    try:
+        write_private(file, f"<!doctype html><title>Synapse</title>{redirect}\n")
+    except OSError as error:
+        print_note(f"warning: --open cannot write {file}: {error.strerror}; open the page's address instead")
+    else:
+        threading.Thread(target=_open_in_browser, args=(file.as_uri(),), daemon=True).start()
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _open_in_browser(url: str) -> None:
+    if not webbrowser.open(url):
+        print_note("warning: --open found no browser; open the page's address instead")
 
 
 def _show(address: Address) -> None:
     port = address.host.rpartition(":")[2]
     print_line(f"serving on {address.host}")
+    # A code is for a person, not for the log of a service.
+    print_note(f"page:    {address.login_url if sys.stderr.isatty() else address.host + '/'}")
     print_note(f"log in:  synapse login --local --host {address.host}")
     if address.token_file is None:
         print_note(f"token:   in the login file of port {port}, until the server ends")

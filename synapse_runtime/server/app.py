@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from synapse_runtime import __version__
-from synapse_runtime.server import runtime_api, v1, v2
+from synapse_runtime.server import page, runtime_api, v1, v2
 from synapse_runtime.server.backend import Backend
 from synapse_runtime.server.releases import MAX_UPLOAD_BYTES
 from synapse_runtime.server.store import StoreUnavailable
@@ -38,7 +38,7 @@ def create_app(backend: Backend) -> ASGIApp:
     app = FastAPI(title="Synapse", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.redirect_slashes = False
     app.state.backend = backend
-    for router in (v1.router, v2.router, runtime_api.router, runtime_api.health):
+    for router in (v1.router, v2.router, runtime_api.router, runtime_api.health, page.router):
         app.include_router(router)
 
     @app.exception_handler(ApiError)

@@ -88,9 +88,17 @@ def authenticate(store: Store, token: str | None) -> Caller:
     """
     if token is None:
         raise ApiError(401, f"no access token: {_FIX}", headers={"WWW-Authenticate": "Bearer"})
-    wanted = hashed(token)
-    row = store.token(wanted)
-    if row is None or not hmac.compare_digest(row.hash, wanted):
+    return authenticate_hash(store, hashed(token))
+
+
+def authenticate_hash(store: Store, token_hash: str) -> Caller:
+    """Return who has the token with this hash.
+
+    Raises:
+        ApiError: 401; the token is unknown, expired or revoked.
+    """
+    row = store.token(token_hash)
+    if row is None or not hmac.compare_digest(row.hash, token_hash):
         raise ApiError(401, f"the access token is not valid: {_FIX}", headers={"WWW-Authenticate": "Bearer"})
     problem = _problem_with(row)
     if problem:

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from synapse_runtime.server.auth import AllowedHosts, Caller, authenticate, token_in
+from synapse_runtime.server.auth import AllowedHosts, Caller, authenticate, authenticate_hash, token_in
 from synapse_runtime.server.changes import Changes
 from synapse_runtime.server.releases import Releases
 from synapse_runtime.server.runs import Runs, Submission
+from synapse_runtime.server.sessions import Sessions
 from synapse_runtime.server.store import InvalidTransition, Job, JobExists, KeyReused, NewJob, Store
 from synapse_runtime.server.wire import ApiError
 
@@ -26,6 +28,9 @@ AGENT_ID: Final = 1
 AGENT_NAME: Final = "local"
 MAX_STREAMS: Final = 64
 MAX_KEY: Final = 200
+# A page of another site cannot make a browser send this header.
+_PAGE_HEADER: Final = "X-Synapse-Page"
+_READING: Final = ("GET", "HEAD", "OPTIONS")
 
 
 @dataclass
@@ -43,6 +48,7 @@ class Backend:
         runs_directories: Whether a call may name any plugin directory of this machine.
         agent_token: The token of its agent, which grants nothing.
         streams: How many event streams are open.
+        sessions: The sessions of its page.
         inference_seconds: How long an inference may take to be answered at once; the SDK's client waits 15 s.
     """
 
@@ -56,7 +62,13 @@ class Backend:
     runs_directories: bool = False
     agent_token: str = field(default_factory=lambda: secrets.token_hex(20), repr=False)
     streams: int = 0
+    sessions: Sessions = field(default_factory=Sessions)
     inference_seconds: float = 8.0
+
+    @property
+    def cookie_name(self) -> str:
+        """The name of the cookie of its page's sessions. Browsers send a cookie to all ports of a host."""
+        return f"synapse_session_{urlsplit(self.host).port or 80}"
 
     def visible_job(self, job_id: str, caller: Caller) -> Job:
         """Return a job that the caller may see.
@@ -207,17 +219,39 @@ async def _the_backend(request: Request) -> Backend:
     return backend_of(request)
 
 
-def _caller(request: Request) -> Caller:
-    """Return who makes a request.
+def caller_of(request: Request) -> Caller:
+    """Return who makes a request: by its token, else by the cookie of a session.
 
     Raises:
-        ApiError: 401; there is no valid token.
+        ApiError: 401; there is no valid token or session. 403; the request would change something, has a cookie only,
+            and may come from a page of another site.
     """
-    return authenticate(backend_of(request).store, token_in(request.headers.items()))
+    backend = backend_of(request)
+    token = token_in(request.headers.items())
+    if token is not None:
+        return authenticate(backend.store, token)
+    token_hash = backend.sessions.token_hash(request.cookies.get(backend.cookie_name, ""))
+    if token_hash is None:
+        return authenticate(backend.store, None)
+    if request.method not in _READING:
+        require_page_header(request)
+    return authenticate_hash(backend.store, token_hash)
+
+
+def require_page_header(request: Request) -> None:
+    """Refuse a request that a page of another site may have made.
+
+    Raises:
+        ApiError: 403; it lacks the header.
+    """
+    if request.headers.get(_PAGE_HEADER) != "1":
+        raise ApiError(
+            403, f"a request with the page's cookie needs the header {_PAGE_HEADER}: 1; programs use an access token"
+        )
 
 
 def _requiring(scope: str) -> Any:
-    async def check(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    async def check(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
         if not caller.may(scope):
             raise ApiError(
                 403, f"the access token lacks the scope {scope!r}; it has {', '.join(sorted(caller.scopes))}"
@@ -227,6 +261,7 @@ def _requiring(scope: str) -> Any:
     return Depends(check)
 
 
+AnyCaller = Annotated[Caller, Depends(caller_of)]
 TheBackend = Annotated[Backend, Depends(_the_backend)]
 Reader = Annotated[Caller, _requiring("read")]
 Runner = Annotated[Caller, _requiring("run")]

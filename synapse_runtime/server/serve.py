@@ -27,7 +27,8 @@ from synapse_runtime.server.backend import Backend
 from synapse_runtime.server.changes import Changes
 from synapse_runtime.server.releases import Releases
 from synapse_runtime.server.runs import DIED, RunOptions, Runs
-from synapse_runtime.server.store import DataInUse, DataLock, Store
+from synapse_runtime.server.sessions import Sessions
+from synapse_runtime.server.store import DataInUse, DataLock, Store, hashed
 
 __all__ = ["ServeOptions", "ServerError", "serve", "state_file"]
 
@@ -75,12 +76,14 @@ class Address:
         token: The admin's token.
         data: The data directory.
         token_file: The file that contains it, if there is one.
+        login_url: Its page, with a one-time code in the fragment, which browsers do not send to servers.
     """
 
     host: str
     token: str = field(repr=False)
     data: Path
-    token_file: Path | None = None
+    token_file: Path | None
+    login_url: str = field(repr=False)
 
 
 def state_file(port: int) -> Path:
@@ -142,7 +145,8 @@ def serve(options: ServeOptions, on_ready: Callable[[Address], object], *, end_w
         releases = Releases(store, data, options.directories)
         changes = Changes()
         runs = Runs(store, releases, changes, options.runs)
-        address = Address(_url(listening), token, data, token_file)
+        sessions, url = Sessions(), _url(listening)
+        address = Address(url, token, data, token_file, f"{url}/#code={sessions.create_code(hashed(token))}")
         backend = Backend(
             store,
             releases,
@@ -152,6 +156,7 @@ def serve(options: ServeOptions, on_ready: Callable[[Address], object], *, end_w
             address.host,
             is_ephemeral=options.data is None,
             runs_directories=options.runs_directories,
+            sessions=sessions,
         )
         server = _Server(backend, lambda: on_ready(address))
         runs.start(address.host)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +20,16 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from synapse_runtime.executors.remote.embedded_server import EmbeddedServer, serve_embedded
+from synapse_runtime.server.app import create_app
+from synapse_runtime.server.auth import AllowedHosts, local_token
+from synapse_runtime.server.backend import Backend
+from synapse_runtime.server.changes import Changes
+from synapse_runtime.server.releases import Releases
+from synapse_runtime.server.runs import RunOptions, Runs
+from synapse_runtime.server.store import Store
 from tests.patience import patience, within
 
 CONFIG = """
@@ -306,6 +316,33 @@ def alone(lab: Path, live: Path) -> Iterator[Client]:
 
 
 SERVER_VARIABLES = {"MY_API_KEY": "sesame-open", "SYNAPSE_ACCESS_TOKEN": "of-the-user", "PLAIN": "kept"}
+
+
+@pytest.fixture
+def backend(tmp_path: Path, lab: Path) -> Iterator[Backend]:
+    """The parts of a server, in this process."""
+    store = Store.in_directory(tmp_path)
+    releases, changes = Releases(store, tmp_path, [lab]), Changes()
+    runs = Runs(store, releases, changes, RunOptions(concurrency=1))
+    yield Backend(store, releases, runs, changes, AllowedHosts("127.0.0.1"), "http://127.0.0.1", inference_seconds=0.3)
+    runs.close()
+    store.close()
+
+
+@pytest.fixture
+def http(backend: Backend) -> Iterator[httpx.Client]:
+    """A client of that server, with its admin's token."""
+    token = local_token(backend.store, None)
+    server = uvicorn.Server(uvicorn.Config(create_app(backend), log_level="critical"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        backend.runs.start(backend.host)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with httpx.Client(base_url=url, headers={"Authorization": token}, timeout=30) as client:
+            yield client
+        server.should_exit = True
+        thread.join()
 
 
 @dataclass

@@ -2,48 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import sqlite3
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pytest
-import uvicorn
 
-from synapse_runtime.server.app import create_app
-from synapse_runtime.server.auth import AllowedHosts, local_token
 from synapse_runtime.server.backend import Backend
-from synapse_runtime.server.changes import Changes
-from synapse_runtime.server.releases import Releases
-from synapse_runtime.server.runs import RunOptions, Runs
-from synapse_runtime.server.store import Store
-
-
-@pytest.fixture
-def backend(tmp_path: Path, lab: Path) -> Iterator[Backend]:
-    store = Store.in_directory(tmp_path)
-    releases, changes = Releases(store, tmp_path, [lab]), Changes()
-    runs = Runs(store, releases, changes, RunOptions(concurrency=1))
-    yield Backend(store, releases, runs, changes, AllowedHosts("127.0.0.1"), "http://127.0.0.1", inference_seconds=0.3)
-    runs.close()
-    store.close()
-
-
-@pytest.fixture
-def http(backend: Backend) -> Iterator[httpx.Client]:
-    token = local_token(backend.store, None)
-    server = uvicorn.Server(uvicorn.Config(create_app(backend), log_level="critical"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        backend.runs.start(backend.host)
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with httpx.Client(base_url=url, headers={"Authorization": token}, timeout=30) as client:
-            yield client
-        server.should_exit = True
-        thread.join()
 
 
 def test_slow_inference_is_deferred_and_can_be_polled(http: httpx.Client) -> None:

@@ -102,7 +102,7 @@ const hasEnded = (job) => ["SUCCEEDED", "FAILED", "STOPPED"].includes(job.status
 function report(error) {
   if (error instanceof HttpError && error.status === 401) {
     session = null;
-    route();
+    route().then(() => setText(notice, "The session has ended."));
   } else if (error instanceof HttpError) {
     setText(notice, error.message);
   } else {
@@ -663,6 +663,14 @@ async function logIn(body) {
   route();
 }
 
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 // Show the view of the address. A code in it is removed at once, so that it is not in the history.
 async function route() {
   view.close();
@@ -683,7 +691,7 @@ async function route() {
   $("#log-out").hidden = session === null;
   setText($("#who"), session === null ? "" : session.owner);
   if (session === null) view = logInView();
-  else if (job) view = jobView(decodeURIComponent(job));
+  else if (job) view = jobView(decoded(job));
   else view = jobsView();
 }
 

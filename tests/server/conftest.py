@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -394,3 +395,24 @@ def command(*arguments: str | Path, env: Mapping[str, str]) -> subprocess.Popen[
     """Start a `synapse` command."""
     words: Sequence[str | Path] = [sys.executable, "-m", "synapse_runtime", *arguments]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(env))
+
+
+@contextmanager
+def served_on_terminal(*arguments: str | Path, env: Mapping[str, str]) -> Iterator[str]:
+    """Run an ephemeral `synapse serve` on a terminal; yield the address that it shows there, with a code."""
+    terminal, inside = os.openpty()
+    words = [sys.executable, "-m", "synapse_runtime", "serve", "--port", "0", "--ephemeral", *arguments]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=inside, env=dict(env))
+    os.close(inside)
+    try:
+        shown, deadline = "", time.monotonic() + patience(30)
+        while "stop:" not in shown:
+            assert time.monotonic() < deadline, shown
+            shown += os.read(terminal, 4096).decode()
+        found = re.search(r"page: +(http://127\.0\.0\.1:\d+/#code=[\w-]+)", shown)
+        assert found, shown
+        yield found[1]
+    finally:
+        process.terminate()
+        process.wait(patience(20))
+        os.close(terminal)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +14,7 @@ from synapse_runtime.server.backend import Backend
 from synapse_runtime.server.sessions import CODE_SECONDS, SESSION_SECONDS, Sessions
 from synapse_runtime.server.store import hashed
 from tests.patience import patience, within
-from tests.server.conftest import Client, plugin_zip
+from tests.server.conftest import Client, command, plugin_zip, served_on_terminal
 
 PAGE = {"X-Synapse-Page": "1"}
 
@@ -267,25 +263,6 @@ def test_session_has_the_owner_and_scopes_of_its_token(http: httpx.Client, backe
 # `synapse serve`
 
 
-def serve_on_terminal(lab: Path, environment: dict[str, str], *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
-    """Start `synapse serve` with a terminal as standard error; return the process and the terminal's descriptor."""
-    terminal, inside = os.openpty()
-    words = [sys.executable, "-m", "synapse_runtime", "serve", str(lab), "--port", "0", "--ephemeral", *arguments]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=inside, env=environment)
-    os.close(inside)
-    return process, terminal
-
-
-def shown_until(terminal: int, text: str) -> str:
-    """Return what a terminal has shown once it has shown a text."""
-    shown = ""
-    deadline = time.monotonic() + patience(30)
-    while text not in shown:
-        assert time.monotonic() < deadline, shown
-        shown += os.read(terminal, 4096).decode()
-    return re.sub(r"\x1b\[[0-9;]*m", "", shown)
-
-
 def test_code_is_printed_on_a_terminal_and_opens_the_page(lab: Path, state: dict[str, str], tmp_path: Path) -> None:
     # A "browser" that writes down what it is given.
     script = tmp_path / "browser"
@@ -293,31 +270,22 @@ def test_code_is_printed_on_a_terminal_and_opens_the_page(lab: Path, state: dict
         f'#!/bin/sh\nprintf "%s" "$*" > {tmp_path}/opened.part\nmv {tmp_path}/opened.part {tmp_path}/opened\n'
     )
     script.chmod(0o755)
-    process, terminal = serve_on_terminal(lab, {**state, "BROWSER": f"{script} %s"}, "--open")
-    try:
-        shown = shown_until(terminal, "stop:")
-        found = re.search(r"page: +(http://127\.0\.0\.1:(\d+))/#code=([\w-]+)", shown)
-        assert found, shown
-        host, port, code = found.groups()
+    with served_on_terminal(lab, "--open", env={**state, "BROWSER": f"{script} %s"}) as url:
+        host, code = url.split("/#code=")
         assert within(20, (tmp_path / "opened").exists)
         opened = (tmp_path / "opened").read_text()
-        file = Path(state["XDG_STATE_HOME"], "synapse", "servers", f"{port}.html")
+        file = Path(state["XDG_STATE_HOME"], "synapse", "servers", f"{host.rpartition(':')[2]}.html")
         assert opened == file.as_uri()  # other users see a browser's command line
         assert file.stat().st_mode & 0o777 == 0o600
         assert f'content="0; url={host}/#code={code}"' in file.read_text()
         with httpx.Client(base_url=host, headers=PAGE) as browser:
             assert browser.post("/runtime/session/", json={"code": code}).status_code == 201
             assert browser.get("/runtime/jobs/").json() == {"count": 0, "results": []}
-    finally:
-        process.terminate()
-        process.wait(patience(20))
-        os.close(terminal)
     assert not file.exists()
 
 
 def test_code_is_not_printed_to_a_log(lab: Path, state: dict[str, str]) -> None:
-    words = [sys.executable, "-m", "synapse_runtime", "serve", str(lab), "--port", "0", "--ephemeral"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=state)
+    process = command("serve", lab, "--port", "0", "--ephemeral", env=state)
     assert process.stdout is not None
     host = process.stdout.readline().decode().split()[-1]
     process.terminate()

@@ -264,6 +264,36 @@ def test_ended_job_is_shown_as_a_running_one(page: Page, api: Client, start: Cal
     expect(section(page, "Result")).to_be_visible()
 
 
+def set_hidden(page: Page, hidden: bool) -> None:
+    """Let the page believe that its tab is hidden, or visible again."""
+    page.evaluate(
+        "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+        " document.dispatchEvent(new Event('visibilitychange')) }",
+        hidden,
+    )
+
+
+def test_hidden_page_catches_up_once_it_is_visible(
+    page: Page, api: Client, start: Callable[..., str], gates: Callable[..., None]
+) -> None:
+    job_id = start("train")
+    open_job(page, api, job_id)
+    gates(0)
+    bar = page.get_by_role("progressbar", name="train")
+    expect(bar).to_have_js_property("value", 100 / 3)
+    set_hidden(page, True)
+    gates(1, 2, "end")
+    assert api.finish(job_id)["status"] == "SUCCEEDED"
+    expect(bar).to_have_js_property("value", 100 / 3)
+    expect(status(page)).to_have_text("running")
+    set_hidden(page, False)
+    expect(status(page)).to_have_text("succeeded")
+    expect(bar).to_have_js_property("value", 100)
+    expect(page.get_by_role("img", name="3 values")).to_be_visible()
+    lines = page.get_by_role("log").locator("div").all_inner_texts()
+    assert sorted(lines) == sorted(["info: training starts", *["warming up"] * 3, "epoch 0", "epoch 1", "epoch 2"])
+
+
 def test_failed_job_shows_its_traceback(page: Page, api: Client, start: Callable[..., str]) -> None:
     job_id = start("fail")
     open_job(page, api, job_id)

@@ -403,14 +403,17 @@ def test_log_is_bounded_and_follows_its_end_unless_the_user_scrolls_up(
     assert within(5, lambda: is_at_end(log))
 
 
-def test_command_is_copied(page: Page, api: Client, start: Callable[..., str]) -> None:
-    job_id = start("echo", text="it's")
+def test_command_is_copied(page: Page, api: Client, start: Callable[..., str], gates: Callable[..., None]) -> None:
+    job_id = start("train", text="it's")
     open_job(page, api, job_id)
     page.get_by_role("button", name="Copy command").click()
     expect(page.get_by_text("Copied.")).to_be_visible()
     command = api.json(f"/runtime/jobs/{job_id}/")["command"]
     assert page.evaluate("navigator.clipboard.readText()") == command
-    assert command.startswith("synapse plugin run echo --path ")
+    assert command.startswith("synapse plugin run train --path ")
+    gates(0, 1, 2, "end")
+    expect(status(page)).to_have_text("succeeded")
+    expect(page.get_by_text("Copied.")).to_be_visible()
 
 
 def test_list_is_filtered_and_has_older_jobs(page: Page, api: Client, start: Callable[..., str]) -> None:

@@ -14,6 +14,7 @@ const $ = (selector, root = document) => root.querySelector(selector);
 const main = $("#main");
 const notice = $("#notice");
 let session = null;
+let problem = ""; // what the notice says until the server answers again
 let view = { close() {} };
 
 class HttpError extends Error {
@@ -98,16 +99,23 @@ function duration(job) {
 
 const hasEnded = (job) => ["SUCCEEDED", "FAILED", "STOPPED"].includes(job.status);
 
-// Show why something failed; log in anew if the session has ended.
+// Show why something failed, until the server answers again; log in anew if the session has ended.
 function report(error) {
   if (error instanceof HttpError && error.status === 401) {
     session = null;
     route().then(() => setText(notice, "The session has ended."));
   } else if (error instanceof HttpError) {
-    setText(notice, error.message);
+    problem = error.message;
+    setText(notice, problem);
   } else {
-    setText(notice, "The server does not answer. Trying again…");
+    problem = "The server does not answer. Trying again…";
+    setText(notice, problem);
   }
+}
+
+function clearProblem() {
+  if (notice.textContent === problem) setText(notice, "");
+  problem = "";
 }
 
 // Values
@@ -276,7 +284,7 @@ function jobsView() {
     const asked = query();
     const answer = await request("GET", `runtime/jobs/?${asked}`);
     if (isClosed || asked !== query()) return;
-    setText(notice, "");
+    clearProblem();
     const jobs = answer.results;
     const ids = new Set(jobs.map((job) => job.id));
     for (const [id, row] of rows) {
@@ -514,7 +522,7 @@ function jobView(id) {
     if (isClosed) return;
     const isFirst = job === null;
     job = answer;
-    setText(notice, "");
+    clearProblem();
     setBadge(status, job.status);
     setText(part(".started"), when(job.started));
     setText(part(".duration"), duration(job));
@@ -606,6 +614,7 @@ function jobView(id) {
       await request("POST", `${jobPath(id)}stop/`);
     } catch (error) {
       report(error);
+      problem = ""; // it stays
     }
     if (isClosed) return;
     stop.disabled = false;

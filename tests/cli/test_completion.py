@@ -41,7 +41,7 @@ def test_completes_actions_of_the_plugin_at_the_path(synapse: Synapse, plugin_di
 
 def test_completes_modes_and_categories(synapse: Synapse) -> None:
     assert completed(synapse, "synapse plugin run train --mode ") == ["local", "task", "job", "remote"]
-    assert completed(synapse, "synapse plugin test --mode r") == []
+    assert completed(synapse, "synapse plugin test --mode r") == ["remote"]
     assert completed(synapse, "synapse plugin test --mode t") == ["task"]
     assert completed(synapse, "synapse plugin create --category e") == ["export"]
 

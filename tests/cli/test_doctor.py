@@ -111,7 +111,7 @@ class TestCommand:
         assert all([*one] == ["topic", "state", "what", "text", "fix"] for one in done.result["findings"])
         assert {one["topic"] for one in done.result["findings"]} == {*CHECKS}
         (wrong,) = [one for one in done.result["findings"] if one["state"] == "problem"]
-        assert (wrong["what"], wrong["fix"]) == ("SYNAPSE_MODE", "choose from local, task, job, all")
+        assert (wrong["what"], wrong["fix"]) == ("SYNAPSE_MODE", "choose from local, task, job, remote, all")
 
     def test_alias_of_a_mode_is_not_a_problem(self, synapse: Synapse) -> None:
         done = synapse("doctor", "--json", SYNAPSE_MODE="local, jobs-api")

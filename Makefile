@@ -20,7 +20,7 @@ XDIST += $(if $(shell grep -svE '^(\#|$$)' tests/quarantine.txt),-p rerunfailure
 # The parity tests that `make test-core` runs, as a -k expression of pytest.
 CONTRACT ?=
 
-.PHONY: demo test test-all test-core parity compatibility sdk tutorial bench bench-quick compare lint types check format clean help
+.PHONY: demo test test-all test-core parity compatibility sdk sdk-remote tutorial bench bench-quick compare lint types check format clean help
 
 help:
 	@echo "make demo           Run the example plugin's tests in process, on a Ray actor and as Ray jobs"
@@ -31,6 +31,7 @@ help:
 	@echo "make compatibility  Run the tests with other pytest plugins and regenerate docs/compatibility.md"
 	@echo "make tutorial       Run the tutorial's commands and regenerate docs/tutorial.md"
 	@echo "make sdk            Run the tests with the real synapse-sdk, on Python 3.12"
+	@echo "make sdk-remote     Run the real synapse-sdk, on Python 3.12, as a client of synapse serve"
 	@echo "make bench          Run the benchmarks and regenerate docs/performance.md and its charts (5 minutes)"
 	@echo "make bench-quick    Run the benchmarks with few rounds and print the table (2 minutes)"
 	@echo "make compare        Compare with synapse-sdk, on Python 3.12, and regenerate docs/performance.md"
@@ -69,6 +70,9 @@ tutorial: $(VENV)/.dev$(RAY)
 # SDK_PYTHON=… is the path of Python 3.12 if it is not found as python3.12; SDK_TESTS=… selects tests by a -k expression.
 sdk: $(VENV)/.dev$(RAY)
 	$(BIN)/nox --session sdk $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON)) $(if $(SDK_TESTS),-- -k "$(SDK_TESTS)")
+
+sdk-remote: $(VENV)/.dev$(RAY)
+	$(BIN)/nox --session sdk_remote $(if $(SDK_PYTHON),--force-python $(SDK_PYTHON))
 
 bench: $(VENV)/.dev$(RAY)
 	$(BIN)/python -m benchmarks --out docs/performance; status=$$?; $(BIN)/python docs/make_performance_page.py && exit $$status

@@ -1,4 +1,7 @@
-"""Sessions with another Python: `nox -s sdk` runs tests with the real synapse-sdk, `nox -s compare` benchmarks it."""
+"""Sessions with another Python: tests with the real synapse-sdk beside us or as a client of our server, benchmarks."""
+
+import sys
+from pathlib import Path
 
 import nox
 
@@ -13,6 +16,15 @@ def sdk(session: nox.Session) -> None:
     session.install("--editable", ".[all]", *nox.project.dependency_groups(PROJECT, "sdk"))
     parallel = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run("python", "-m", "pytest", "tests/sdk", "--synapse-mode=all", *parallel, *session.posargs)
+
+
+@nox.session(python="3.12", venv_backend="uv|virtualenv")
+def sdk_remote(session: nox.Session) -> None:
+    """Run the tests of our server with the SDK, alone in its environment; the server runs in that of nox."""
+    session.install(*(each for each in nox.project.dependency_groups(PROJECT, "sdk") if each.startswith("synapse-sdk")))
+    python = str(Path(session.bin, "python"))
+    command = (sys.executable, "-m", "pytest", "tests/sdk_remote", *session.posargs)
+    session.run(*command, env={"SYNAPSE_SDK_PYTHON": python, "PYTHONPATH": None}, external=True)
 
 
 @nox.session(python="3.12", venv_backend="uv|virtualenv")

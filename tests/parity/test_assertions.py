@@ -72,6 +72,13 @@ def test_07_comparison_is_explained_as_by_pytest(synapse_executor, left, right):
     assert message_of(synapse_executor, Compare, left, right) == str(here.value)
 
 
+@pytest.mark.parametrize(("left", "right"), COMPARED.values(), ids=COMPARED)
+def test_07_comparison_in_a_module_of_the_plugin_is_explained_as_by_pytest(synapse_executor, left, right):
+    with pytest.raises(AssertionError) as here:
+        assert left == right
+    assert message_of(synapse_executor, "lab.rewritten_assert:Compare", left, right) == str(here.value)
+
+
 class CompareAll(BaseAction):
     def execute(self):
         problems = []

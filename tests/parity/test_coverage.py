@@ -341,11 +341,12 @@ def test_19_lines_and_branches_of_a_few_jobs_are_the_same_under_pytest_cov(runs,
     assert runs.report(mode, *FEW, *BRANCHES, *several) == runs.report("local", *FEW, *BRANCHES)
 
 
+@pytest.mark.parametrize("mode", ["remote"])
 @pytest.mark.parametrize("processes", [0, 2], ids=["in-one-process", "xdist"])
-def test_19_lines_and_branches_of_a_few_actions_are_the_same_through_a_backend(runs, processes):
+def test_19_lines_and_branches_are_the_same_under_pytest_cov_through_a_backend(runs, mode, processes):
     several = ("-n", "2", "--dist", "load") if processes else ()
     options = ("-k", "not actions_of_tests", *BRANCHES)
-    assert runs.report("remote", *options, *several) == runs.report("local", *options)
+    assert runs.report(mode, *options, *several) == runs.report("local", *options)
 
 
 @pytest.mark.parametrize("mode", ["local", "task"])

@@ -9,3 +9,11 @@ class Check(BaseAction):
     def execute(self):
         numbers = [1, 2]
         assert numbers == [1, 3]
+
+
+class Compare(BaseAction):
+    """Compares two values."""
+
+    def execute(self):
+        left, right = self.params["left"], self.params["right"]
+        assert left == right

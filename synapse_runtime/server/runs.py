@@ -132,11 +132,14 @@ class Runs:
             host: The address of this server, which actions find in their environment.
         """
         self._host = host
-        self._template.prepare()
         for number in range(self._options.concurrency):
             thread = threading.Thread(target=self._work, name=f"synapse-run-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
+
+    def prepare(self) -> None:
+        """Start what the first job would have to wait for: the process whose forks run jobs."""
+        self._template.prepare()
 
     def submit(self, submission: Submission) -> None:
         """Add a job, which is stored as pending, to the queue."""

@@ -191,6 +191,8 @@ class _Server(uvicorn.Server):
         """Start, and say so."""
         await super().startup(sockets)
         self._on_ready()
+        # Not before: it would take a processor from the start.
+        threading.Thread(target=self._backend.runs.prepare, name="synapse-prepare", daemon=True).start()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -45,6 +45,8 @@ _BATCH_SECONDS = 0.03
 _BATCH_EVENTS = 500
 _STOP_SECONDS = 15.0
 _RETRY_SECONDS = 0.5
+# How long a job waits before it starts, while the request that has submitted it is answered, in a third of the time.
+_ANSWER_SECONDS = 0.004
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ class Runs:
 
     def _work(self) -> None:
         while (submission := self._queue.get()) is not None and not self._closing.is_set():
+            time.sleep(_ANSWER_SECONDS)
             while True:
                 try:
                     self._run(submission)

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 # The newest migration.
-VERSION: Final = "0001"
+VERSION: Final = "0002"
 METADATA: Final = MetaData()
 
 
@@ -139,6 +139,17 @@ LOGS: Final = Table(
     Column("datetime", Text, nullable=False),
     Column("created", Float, nullable=False),
     Index("logs_job", "job_id"),
+)
+
+SERVE_APPLICATIONS: Final = Table(
+    "serve_applications",
+    METADATA,
+    Column("id", _Number, primary_key=True),
+    Column("job_id", String(36), nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("data", Json, nullable=False),
+    Column("created", Float, nullable=False),
+    Index("serve_applications_job", "job_id"),
 )
 
 TOKENS: Final = Table(

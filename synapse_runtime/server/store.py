@@ -44,6 +44,7 @@ from synapse_runtime.server.schema import (
     METADATA,
     PLUGINS,
     RELEASES,
+    SERVE_APPLICATIONS,
     TOKENS,
     VERSION,
 )
@@ -212,6 +213,23 @@ class Batch:
 
     def __bool__(self) -> bool:
         return bool(self.events or self.lines or self.logs or self.columns)
+
+
+@dataclass(frozen=True)
+class ServeApplication:
+    """An application that a deployment has registered.
+
+    Attributes:
+        job_id: The job that has deployed it.
+        status: Its status when it was registered, in the words of Ray Serve.
+        data: What else is known of it.
+    """
+
+    id: int
+    job_id: str
+    status: str
+    data: Any
+    created: float
 
 
 @dataclass(frozen=True)
@@ -580,14 +598,14 @@ class Store:
     def delete_job(self, job_id: str) -> None:
         """Delete a job and all that belongs to it."""
         with self._write() as connection:
-            for table in (JOB_EVENTS, CONSOLE_LINES, LOGS, IDEMPOTENCY_KEYS, TOKENS):
+            for table in (JOB_EVENTS, CONSOLE_LINES, LOGS, SERVE_APPLICATIONS, IDEMPOTENCY_KEYS, TOKENS):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
             connection.execute(delete(JOBS).where(JOBS.c.id == job_id))
 
     def reset(self) -> None:
         """Delete all jobs and uploaded releases. Tokens that are not of jobs stay, and so do live plugins."""
         with self._write() as connection:
-            for table in (JOB_EVENTS, CONSOLE_LINES, LOGS, IDEMPOTENCY_KEYS, JOBS):
+            for table in (JOB_EVENTS, CONSOLE_LINES, LOGS, SERVE_APPLICATIONS, IDEMPOTENCY_KEYS, JOBS):
                 connection.execute(delete(table))
             connection.execute(delete(TOKENS).where(TOKENS.c.job_id.is_not(None)))
             connection.execute(delete(RELEASES).where(RELEASES.c.is_live.is_(False)))
@@ -618,6 +636,31 @@ class Store:
             count = connection.execute(select(func.count()).select_from(LOGS).where(*conditions)).scalar_one()
             query = select(LOGS).where(*conditions).order_by(LOGS.c.id).offset(offset).limit(limit)
             return [dict(row) for row in connection.execute(query).mappings()], count
+
+    # Serve applications
+
+    def add_serve_application(self, job_id: str, status: str, data: Any) -> ServeApplication:
+        """Register an application of a job."""
+        values = {"job_id": job_id, "status": status, "data": data, "created": time.time()}
+        with self._write() as connection:
+            query = insert(SERVE_APPLICATIONS).values(**values).returning(SERVE_APPLICATIONS.c.id)
+            return ServeApplication(connection.execute(query).scalar_one(), **values)
+
+    def serve_applications(self, *, offset: int, limit: int, **filters: Any) -> tuple[list[ServeApplication], int]:
+        """Return applications, the newest first, and how many there are in all.
+
+        Args:
+            offset: How many to skip.
+            limit: How many to return.
+            **filters: Values of columns of their jobs.
+        """
+        source = SERVE_APPLICATIONS.join(JOBS, JOBS.c.id == SERVE_APPLICATIONS.c.job_id)
+        conditions = [JOBS.c[name] == value for name, value in filters.items()]
+        with self._read() as connection:
+            count = connection.execute(select(func.count()).select_from(source).where(*conditions)).scalar_one()
+            query = select(SERVE_APPLICATIONS).select_from(source).where(*conditions)
+            query = query.order_by(SERVE_APPLICATIONS.c.id.desc()).offset(offset).limit(limit)
+            return [ServeApplication(**row) for row in connection.execute(query).mappings()], count
 
     # Tokens
 
@@ -663,15 +706,15 @@ def hashed(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def migrate(connection: Connection) -> None:
-    """Migrate a database to the newest version, or create its tables."""
+def migrate(connection: Connection, version: str = VERSION) -> None:
+    """Migrate a database to a version, or create its tables."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, version)
 
 
 def _create_engine(url: str) -> Engine:

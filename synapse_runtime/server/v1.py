@@ -1,4 +1,4 @@
-"""The v1 API: agents, plugins, releases, jobs and logs, as the reference SDK's client speaks it, and nothing else."""
+"""The v1 API: agents, plugins, releases, jobs, logs and applications, as the reference SDK's client speaks it."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from synapse_runtime.server.store import (
     Job,
     PluginRow,
     ReleaseRow,
+    ServeApplication,
 )
 from synapse_runtime.server.wire import ApiError, LooseJson, json_body, parse, plain, timestamp, validated
 
@@ -48,6 +49,7 @@ _MAX_PAGE_SIZE = 200
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 Size = Annotated[int, Query(ge=1, le=_MAX_PAGE_SIZE)]
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+ServeStatus = Literal["NOT_STARTED", "DEPLOYING", "RUNNING", "DEPLOY_FAILED", "UNHEALTHY", "UNAVAILABLE", "DELETING"]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -115,6 +117,14 @@ class LogEntry(BaseModel):
     level: Annotated[str, Field(max_length=20)] | None = None
     step: str | None = None
     file: str | None = None
+
+
+class ServeApplicationRequest(_Body):
+    """The body of `POST serve_applications/`."""
+
+    job: int | str
+    status: ServeStatus | None = None
+    data: dict[str, Any] | None = None
 
 
 # Agents
@@ -416,8 +426,7 @@ def patch_job(backend: Backend, caller: Caller, job_id: str, body: UpdateJobRequ
     """
     job = backend.visible_job(job_id, caller)
     may_set_status = caller.may_set_status(job)
-    if not (may_set_status or caller.may("run")):
-        raise ApiError(403, "the access token lacks the scope 'run'")
+    _require_reporter(caller)
     if body.status is not None and not may_set_status:
         raise ApiError(
             403, "only the run itself or an admin may set a job's status; to stop it, use POST v2/jobs/{id}/stop/"
@@ -435,6 +444,16 @@ def patch_job(backend: Backend, caller: Caller, job_id: str, body: UpdateJobRequ
     if changed is None:
         raise ApiError(404, f"there is no job {job_id!r}")
     return changed
+
+
+def _require_reporter(caller: Caller) -> None:
+    """Refuse a token that is neither that of a run nor may run jobs.
+
+    Raises:
+        ApiError: 403.
+    """
+    if caller.job_id is None and not caller.may("run"):
+        raise ApiError(403, "the access token lacks the scope 'run'")
 
 
 def _console_line(item: dict[str, Any]) -> str:
@@ -496,8 +515,7 @@ def _store_logs(backend: Backend, caller: Caller, entries: list[LogEntry]) -> li
     for entry in entries:
         job_id = entry.job or caller.job_id
         job = None if job_id is None else backend.visible_job(job_id, caller)
-        if caller.job_id is None and not caller.may("run"):
-            raise ApiError(403, "the access token lacks the scope 'run'")
+        _require_reporter(caller)
         rows.append(
             {
                 "job_id": job_id,
@@ -542,6 +560,52 @@ def _log(row: dict[str, Any]) -> dict[str, Any]:
     names = ("event", "step", "level", "data", "file", "datetime")
     shown = {"job": row["job_id"], **{name: row[name] for name in names}}
     return {"id": row["id"], **shown} if "id" in row else shown
+
+
+# Applications that deployments serve
+
+
+@router.post("/serve_applications/")
+def create_serve_application(
+    backend: TheBackend,
+    caller: Reader,
+    body: Annotated[ServeApplicationRequest, Depends(json_body(ServeApplicationRequest))],
+) -> Response:
+    """Register an application that a job has deployed."""
+    job = backend.visible_job(str(body.job), caller)
+    _require_reporter(caller)
+    row = backend.store.add_serve_application(job.id, body.status or "NOT_STARTED", body.data or {})
+    return LooseJson(_serve_application(row), status_code=201)
+
+
+@router.get("/serve_applications/")
+def list_serve_applications(
+    request: Request,
+    backend: TheBackend,
+    caller: Reader,
+    plugin_code: str | None = None,
+    job__agent: int | None = None,
+    page: Page = 1,
+    page_size: Size = 50,
+) -> Response:
+    """List the applications that jobs have registered, the newest first."""
+    filters: dict[str, Any] = dict(caller.owner_filter)
+    if plugin_code is not None:
+        filters["plugin"] = plugin_code
+    if job__agent not in (None, AGENT_ID):
+        return _page([])
+    rows, count = backend.store.serve_applications(offset=(page - 1) * page_size, limit=page_size, **filters)
+    return _page([_serve_application(row) for row in rows], count, request, page, page_size)
+
+
+def _serve_application(row: ServeApplication) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "job": row.job_id,
+        "status": row.status,
+        "data": row.data,
+        "created": timestamp(row.created),
+    }
 
 
 # Pages

@@ -147,9 +147,15 @@ def test_scopes_and_owners_limit_what_a_token_can_do(serve: Serve, lab: Path, tm
             other.get(f"/runtime{path}events/"),
             other.get(f"{path}console_logs/"),
         ]
+        application = {"job": job["id"], "status": "RUNNING"}
+        answers += [other.post("/serve_applications/", json=application)]
         answers += [other.http.delete(f"/runtime{path}"), other.post("/logs/", json={"event": "x", "job": job["id"]})]
         assert [answer.status_code for answer in answers] == [404] * len(answers)
         assert "error" in other.get(f"/v2{path}tail_console_logs/").text
+
+        assert runner.post("/serve_applications/", json=application).status_code == 201
+        assert runner.json("/serve_applications/")["count"] == admin.json("/serve_applications/")["count"] == 1
+        assert other.json("/serve_applications/")["count"] == 0
 
         assert runner.http.patch(path, json={"meta": {"a": 1}}).status_code == 200
         assert runner.http.patch(path, json={"status": "SUCCEEDED"}).status_code == 403
@@ -193,6 +199,7 @@ def call(params, context):
         "list": request("GET", "/jobs/"),
         "patch": request("PATCH", own, {"progress_record": {"a": float("nan")}}),
         "status": request("PATCH", own, {"status": "RUNNING"}),
+        "served": request("POST", "/serve_applications/", {"job": os.environ["SYNAPSE_JOB_ID"], "status": "RUNNING"}),
         "logs": request("POST", "/logs/", [{"event": "e", "data": {"x": 1}, "job": os.environ["SYNAPSE_JOB_ID"]}]),
         "release": request("GET", f"/plugin_releases/{os.environ['SYNAPSE_PLUGIN_RELEASE_CODE']}/"),
         "run": request("POST", "/plugins/lab/run/", {"action": "echo"}),
@@ -207,7 +214,7 @@ def test_action_can_use_the_api_with_the_token_of_its_run(client: Client) -> Non
     other = client.run("echo")["id"]
     job = client.run("call", {"other": other}, plugin="caller")
     assert job["result"] == {
-        **{"own": 200, "other": 404, "list": 200, "patch": 200, "status": 200, "logs": 201, "release": 200},
-        **{"run": 403, "publish": 403},
+        **{"own": 200, "other": 404, "list": 200, "patch": 200, "status": 200, "served": 201},
+        **{"logs": 201, "release": 200, "run": 403, "publish": 403},
     }
     assert client.json("/logs/", params={"job": job["id"], "event": "e"})["results"][0]["data"] == {"x": 1}

@@ -68,6 +68,20 @@ def test_older_database_is_migrated(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_migration_keeps_what_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        stores.migrate(connection, "0001")
+        columns = "code, name, category, description, is_public, is_active, system_only, created"
+        connection.execute(text(f"INSERT INTO plugins ({columns}) VALUES ('lab', 'Lab', 'custom', '', 0, 1, 0, 0.5)"))
+    engine.dispose()
+    store = Store(f"sqlite:///{path}")
+    assert [plugin.code for plugin in store.plugins()] == ["lab"]
+    assert store.serve_applications(offset=0, limit=1) == ([], 0)
+    store.close()
+
+
 def test_numbers_have_no_gaps_whoever_writes(store: Store, job: Job) -> None:
     def write(name: int) -> None:
         for number in range(20):

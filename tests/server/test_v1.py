@@ -260,3 +260,38 @@ def test_what_only_the_real_backend_has_is_named(client: Client) -> None:
     assert "real Synapse backend" in client.get("/models/").json()["detail"]
     assert "end with a slash" in client.get("/jobs").json()["detail"]
     assert client.http.delete("/jobs/").status_code == 405
+
+
+def test_applications_of_deployments_are_registered_and_listed(client: Client) -> None:
+    job_id = client.run("deploy")["id"]
+    application = {"job": job_id, "status": "DEPLOYING", "data": {"name": "lab@1.2.3", "load": math.nan}}
+    first = client.post("/serve_applications/", json={"job": job_id, "status": None})
+    assert (first.status_code, first.json()["status"], first.json()["data"]) == (201, "NOT_STARTED", {})
+    second = client.post("/serve_applications/", content=json.dumps(application)).json()
+    assert second.keys() == {"id", "job", "status", "data", "created"}
+    assert (second["job"], second["status"]) == (job_id, "DEPLOYING")
+    assert math.isnan(second["data"]["load"])
+    page = client.json("/serve_applications/", params={"plugin_code": "lab", "job__agent": 1, "page_size": 1})
+    assert page.keys() == PAGE
+    assert [page["count"], page["results"][0]["id"]] == [2, second["id"]]
+    assert client.json(page["next"])["results"] == [first.json()]
+    for others in ({"plugin_code": "other"}, {"job__agent": 2}):
+        assert client.json("/serve_applications/", params=others)["count"] == 0
+
+
+def test_application_needs_a_job_and_a_status_that_exist(client: Client) -> None:
+    for job in (str(uuid.uuid4()), 5):
+        refused = client.post("/serve_applications/", json={"job": job})
+        assert (refused.status_code, refused.json()["detail"]) == (404, f"there is no job '{job}'")
+    job_id = client.run("deploy")["id"]
+    for body in ({}, {"job": job_id, "status": "BORED"}, {"job": job_id, "data": []}):
+        assert client.post("/serve_applications/", json=body).status_code == 422
+
+
+def test_application_is_deleted_with_its_job(client: Client) -> None:
+    job_id = client.run("deploy")["id"]
+    before = client.json("/serve_applications/")["count"]
+    client.post("/serve_applications/", json={"job": job_id})
+    assert client.json("/serve_applications/")["count"] == before + 1
+    assert client.http.delete(f"/runtime/jobs/{job_id}/").status_code == 204
+    assert client.json("/serve_applications/")["count"] == before

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+import pydantic
+
 from synapse_runtime.core.execution import ActionRun
 from synapse_runtime.errors import ExecutionError, PluginError, WorkerCrashed
 from synapse_runtime.run_record import RunRecord
@@ -22,6 +24,17 @@ _ERROR_TYPES: Final = {
     "WorkerCrashed": "infrastructure",
     "ClusterError": "resource_unavailable",
 }
+
+
+class _Problem(pydantic.BaseModel):
+    """One of pydantic's errors."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+_PROBLEMS: Final = pydantic.TypeAdapter(list[_Problem])
 
 
 class RunState:
@@ -127,6 +140,21 @@ def error_message(record: RunRecord) -> str:
     if first.type in ("ExecutionError", "ValidationError") and first.cause is not None:
         return record.error[first.cause].text or first.text
     return first.text
+
+
+def params_problems(record: RunRecord) -> list[dict[str, Any]]:
+    """Return what is wrong with the params of a failed run, as a list of `{loc, msg, type}`.
+
+    The list is empty if the action's model has not refused them, or a validator of it has raised anything else.
+    """
+    if error_type(record) != "validation_error":
+        return []
+    assert record.error is not None
+    try:
+        found = _PROBLEMS.validate_python(plain(record.error[0].attributes.get("_errors", [])))
+    except pydantic.ValidationError:  # it comes from the plugin's process
+        return []
+    return [{"loc": ["body", "params", *each.loc], "msg": each.msg, "type": each.type} for each in found]
 
 
 def traceback_lines(record: RunRecord) -> list[str]:

@@ -28,7 +28,7 @@ from synapse_runtime.server.backend import (
     Wanted,
 )
 from synapse_runtime.server.releases import INFERENCE, Upload
-from synapse_runtime.server.run_state import error_message, error_type
+from synapse_runtime.server.run_state import error_message, error_type, params_problems
 from synapse_runtime.server.store import (
     SUCCEEDED,
     InvalidTransition,
@@ -264,7 +264,7 @@ def _inference_answer(job: Job) -> Response:
     if job.status == SUCCEEDED:
         return LooseJson(job.result if record is None else plain(record.result))
     if record is not None and error_type(record) == "validation_error":
-        raise ApiError(422, error_message(record))
+        raise ApiError(422, params_problems(record) or error_message(record))
     raise ApiError(500, f"{job.action} failed: {_error_text(job)}")
 
 

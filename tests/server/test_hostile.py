@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from synapse_runtime.run_record import ExceptionRecord, RunRecord
 from synapse_runtime.server import run_state
-from synapse_runtime.server.run_state import RunState
+from synapse_runtime.server.run_state import RunState, params_problems
 from synapse_runtime.server.store import Job
 from tests.server.conftest import Client
 
@@ -75,6 +76,12 @@ def test_strange_headers_are_no_internal_error(client: Client, name: str) -> Non
 def new_job() -> Job:
     values = dict.fromkeys(Job.__dataclass_fields__)
     return Job(**{**values, "id": "j", "owner": "o", "action": "train", "status": "RUNNING", "meta": {}})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("errors", [None, 5, {"$type": 5}, [{}], [{"loc": 5, "msg": "m", "type": "t"}]])
+def test_errors_that_are_none_of_pydantic_are_no_problems_of_params(errors: Any) -> None:
+    error = ExceptionRecord(type="ValidationError", attributes={"_errors": errors})
+    assert params_problems(RunRecord(action="train", status="failed", mode="remote", error=[error])) == []
 
 
 def test_log_of_a_job_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

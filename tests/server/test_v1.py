@@ -149,7 +149,12 @@ def test_inference_that_fails_is_an_error(client: Client) -> None:
     body = {"action": "inference", "params": {"input": {"fails": True}}}
     answer = client.post("/plugins/lab/run/", json=body)
     assert (answer.status_code, answer.json()) == (500, {"detail": "inference failed: no model"})
-    assert client.post("/plugins/lab/run/", json={"action": "inference"}).status_code == 422
+
+
+def test_params_that_an_inference_refuses_are_a_list_that_the_sdk_prints(client: Client) -> None:
+    answer = client.post("/plugins/lab/run/", json={"action": "inference", "params": {"input": 5}})
+    problem = {"loc": ["body", "params", "input"], "msg": "Input should be a valid dictionary", "type": "dict_type"}
+    assert (answer.status_code, answer.json()) == (422, {"detail": [problem]})
 
 
 def test_deployment_finds_deploy(client: Client) -> None:

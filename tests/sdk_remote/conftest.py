@@ -1,4 +1,4 @@
-"""A server of ours, and the reference SDK in an environment of its own: `nox -s sdk_remote` runs these tests."""
+"""`synapse serve`, and the reference SDK in an environment of its own: `nox -s sdk_remote` runs these tests."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from synapse_runtime.executors.remote.embedded_server import EmbeddedServer, serve_embedded
-from tests.patience import patience
+from tests.patience import patience, within
+from tests.server.conftest import Client, serving
 
 # The interpreter of an environment in which the SDK is installed, and this package is not.
 SDK_PYTHON = "SYNAPSE_SDK_PYTHON"
@@ -38,7 +38,10 @@ actions:
   deployment: {entrypoint: "plugin.main.DeployAction", method: job}
 """
 MAIN = """\
+import json
+import os
 import time
+from pathlib import Path
 
 from pydantic import BaseModel
 from synapse_sdk.plugins.action import BaseAction
@@ -50,6 +53,10 @@ class TrainParams(BaseModel):
 
 class NoParams(BaseModel):
     pass
+
+
+class WaitParams(BaseModel):
+    file: Path
 
 
 class InferParams(BaseModel):
@@ -77,11 +84,16 @@ class FailAction(BaseAction[NoParams]):
 
 class InferAction(BaseAction[InferParams]):
     def execute(self):
+        if self.params.path == "/nowhere":
+            raise ValueError("no weights")
         return {"answer": self.params.input, "path": self.params.path, "model": self.params.model}
 
 
-class WaitAction(BaseAction[NoParams]):
+class WaitAction(BaseAction[WaitParams]):
     def execute(self):
+        variables = {name: value for name, value in os.environ.items() if name.startswith("SYNAPSE_")}
+        self.params.file.with_suffix(".part").write_text(json.dumps(variables))
+        self.params.file.with_suffix(".part").rename(self.params.file)
         time.sleep(60)
 
 
@@ -91,9 +103,9 @@ class DeployAction(BaseAction[NoParams]):
 """
 
 
-def write_digits(directory: Path) -> Path:
+def write_digits(directory: Path, config: str = CONFIG) -> Path:
     """Write a plugin for the SDK; return its directory."""
-    files = {"config.yaml": CONFIG, "README.md": "# Digits\n", "plugin/__init__.py": "", "plugin/main.py": MAIN}
+    files = {"config.yaml": config, "README.md": "# Digits\n", "plugin/__init__.py": "", "plugin/main.py": MAIN}
     for name, text in {**files, ".gitignore": "secret.txt\n", "secret.txt": "mine\n"}.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,21 +118,20 @@ class Sdk:
     """The SDK's command and interpreter, as one user with a home of their own.
 
     Attributes:
-        server: The server.
+        client: A client of the server, with its admin's token.
         home: The user's home.
         plugin: A plugin of theirs.
     """
 
-    server: EmbeddedServer
+    client: Client
     home: Path
     plugin: Path
-    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
         """The environment of its processes."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SYNAPSE", "PYTHON"))}
-        return {**inherited, "HOME": str(self.home), "COLUMNS": "200", "NO_COLOR": "1", **self.variables}
+        return {**inherited, "HOME": str(self.home), "COLUMNS": "200", "NO_COLOR": "1"}
 
     @property
     def python(self) -> Path:
@@ -142,23 +153,30 @@ class Sdk:
         lines = printed.strip().splitlines()
         return json.loads(lines[-1]) if lines and lines[-1][:1] in '[{"' else printed
 
-    def work(self, job_id: str, entrypoint: str, params: str) -> str:
-        """Run an action as the SDK's worker, which reports to the server, and return what it prints."""
-        variables = {
-            "SYNAPSE_HOST": self.server.host,
-            "SYNAPSE_ACCESS_TOKEN": self.server.token,
-            "SYNAPSE_JOB_ID": job_id,
-            "SYNAPSE_ACTION_ENTRYPOINT": entrypoint,
-            "SYNAPSE_ACTION_PARAMS": params,
-        }
-        command = [str(self.python), "-m", "synapse_sdk.plugins.entrypoint"]
-        return self._run(command, None, **variables)
+    def work(self, variables: dict[str, str], entrypoint: str, params: Any) -> None:
+        """Run an action as the SDK's worker, which reports to the server.
 
-    def job_of(self, printed: str) -> str:
-        """Return the id of the job that the command has started."""
+        Args:
+            variables: The variables of a run's process: the server, the job, and the token that is valid for it.
+            entrypoint: The action.
+            params: Its params.
+        """
+        action = {"SYNAPSE_ACTION_ENTRYPOINT": entrypoint, "SYNAPSE_ACTION_PARAMS": json.dumps(params)}
+        self._run([str(self.python), "-m", "synapse_sdk.plugins.entrypoint"], None, **variables, **action)
+
+    def start(self, action: str, params: Any = None, *options: str) -> str:
+        """Start a job by its command, and return the job's id."""
+        printed = self("plugin", "run", action, "--mode", "remote", "--params", json.dumps(params or {}), *options)
         found = re.search(r"'job_id': '([0-9a-f-]{36})'", printed)
         assert found, printed
         return found[1]
+
+    def start_waiting(self, file: Path) -> dict[str, str]:
+        """Start a job that runs until the server ends, and return the variables of its process."""
+        self.start("wait", {"file": str(file)})
+        assert within(30, file.exists)
+        variables: dict[str, str] = json.loads(file.read_text())
+        return variables
 
     def _run(self, command: list[str], status: int | None, **variables: str) -> str:
         done = subprocess.run(
@@ -176,18 +194,20 @@ class Sdk:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
-    with serve_embedded(concurrency=8) as server:
-        yield server
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of `synapse serve`."""
+    state = {**os.environ, "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state"))}
+    with serving(state, "--ephemeral", "--concurrency", "8") as served:
+        yield served.client
 
 
 @pytest.fixture(scope="session")
-def sdk(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Sdk:
+def sdk(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Sdk:
     """A user who has logged in with the SDK's command, chosen the agent in its config file, and published a plugin."""
     directory = tmp_path_factory.mktemp("sdk")
-    user = Sdk(server, directory / "home", write_digits(directory / "digits"))
+    user = Sdk(client, directory / "home", write_digits(directory / "digits"))
     user.home.mkdir()
-    user("login", "--host", server.host, "--token", server.token)
+    user("login", "--host", client.host, "--token", client.token)
     file = user.home / ".synapse" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "agent": {"id": 1, "name": "local"}, "mine": [1]}))
     user("plugin", "publish", "-y")

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
+from pathlib import Path
 
 import pexpect
+import pytest
 
-from synapse_runtime.executors.remote.backend import connect
-from tests.patience import patience, within
-from tests.sdk_remote.conftest import Sdk, write_digits
+from tests.patience import patience
+from tests.sdk_remote.conftest import CONFIG, Sdk, write_digits
 from tests.server.conftest import command
 
 
-def test_login_is_valid_and_each_reads_the_file_of_the_other(sdk: Sdk) -> None:
-    assert "Token is valid" in sdk("doctor", status=0)
-    file = sdk.home / ".synapse" / "config.json"
-    env = {**os.environ, "HOME": str(sdk.home)}
-    shown = command("whoami", env=env).communicate(timeout=patience(60))[0].decode()
-    assert sdk.server.host in shown
-    selected = command("agent", "select", "local", env=env)
-    assert (selected.wait(patience(60)), selected.communicate()[1]) == (0, b"")
-    assert json.loads(file.read_text())["mine"] == [1]
+def ours(user: Sdk, *arguments: str) -> str:
+    """Run our own command as this user, and return what it prints."""
+    done = command(*arguments, env={**os.environ, "HOME": str(user.home)})
+    printed, problems = done.communicate(timeout=patience(60))
+    assert (done.returncode, problems) == (0, b"")
+    return printed.decode()
+
+
+def test_login_is_valid_and_our_command_reads_it(sdk: Sdk) -> None:
+    assert "Token is valid" in sdk("doctor")
+    assert sdk.client.host in ours(sdk, "whoami")
+    ours(sdk, "agent", "select", "local")
+    assert json.loads((sdk.home / ".synapse" / "config.json").read_text())["mine"] == [1]
     assert "local" in sdk("agent", "show")
+
+
+def test_login_by_our_command_is_valid(sdk: Sdk, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(sdk.client.token)
+    user = Sdk(sdk.client, tmp_path, sdk.plugin)
+    ours(user, "login", "--host", sdk.client.host, "--token-file", str(tmp_path / "token"))
+    ours(user, "agent", "select", "1")
+    assert "Token is valid" in user("doctor")
+    assert "local" in user("agent", "show")
 
 
 def test_agent_is_selected_from_the_list(sdk: Sdk) -> None:
@@ -37,26 +52,30 @@ def test_agent_is_selected_from_the_list(sdk: Sdk) -> None:
     assert json.loads((sdk.home / ".synapse" / "config.json").read_text())["mine"] == [1]
 
 
-def test_version_can_be_published_once_and_replaced_by_a_debug_release(sdk: Sdk, tmp_path: object) -> None:
+def test_version_can_be_published_once_and_replaced_by_a_debug_release(sdk: Sdk) -> None:
     write_digits(sdk.plugin)
+    before = sdk.client.json("/plugin_releases/")
     listed = sdk("plugin", "publish", "--dry-run")
+    assert sdk.client.json("/plugin_releases/") == before
     assert "plugin/main.py" in listed
     assert "secret.txt" not in listed
-    assert "409" in sdk("plugin", "publish", "-y", status=1)
+    assert "409: {'detail': \"plugin 'digits' has a release '1.0.0'" in sdk("plugin", "publish", "-y", status=1)
     assert "Published successfully" in sdk("plugin", "publish", "-y", "--debug")
+    release = sdk.client.json("/plugin_releases/digits@1.0.0/")
+    assert (release["debug"], release["config"]["actions"]["train"]["entrypoint"]) == (True, "plugin.main.TrainAction")
 
 
 def test_job_runs_and_its_log_is_shown_as_it_was_printed(sdk: Sdk) -> None:
-    job_id = sdk.job_of(sdk("plugin", "run", "train", "--mode", "remote", "--params", '{"epochs": 2}'))
+    job_id = sdk.start("train", {"epochs": 2})
     followed = sdk("plugin", "job", "logs", job_id, "-f")
-    assert followed.splitlines()[-2:] == ["epoch 0 of 2", "epoch 1 of 2"]
+    assert followed.partition("Press Ctrl+C to stop.\n")[2].split("\n") == ["", "epoch 0 of 2", "epoch 1 of 2", ""]
     assert "SUCCEEDED" in sdk("plugin", "job", "get", job_id)
-    lines = connect(sdk.server.host, sdk.server.token).console_logs(job_id)
-    assert lines == ["epoch 0 of 2", "epoch 1 of 2"]
+    lines = sdk("plugin", "job", "logs", job_id).splitlines()
+    assert [line for line in lines if line][-2:] == ["epoch 0 of 2", "epoch 1 of 2"]
 
 
 def test_failure_is_shown_with_its_traceback(sdk: Sdk) -> None:
-    job_id = sdk.job_of(sdk("plugin", "run", "fail", "--mode", "remote"))
+    job_id = sdk.start("fail")
     followed = sdk("plugin", "job", "logs", job_id, "-f")
     assert "before" in followed
     assert "ValueError: no weights" in followed
@@ -65,17 +84,46 @@ def test_failure_is_shown_with_its_traceback(sdk: Sdk) -> None:
 
 def test_inference_is_answered_at_once_in_both_spellings(sdk: Sdk) -> None:
     printed = sdk("plugin", "run", "infer", "--mode", "remote", "--input", '{"a": 1}', "--infer-path", "/p")
-    assert "'answer': {'a': 1}, 'path': '/p'" in printed
+    assert "Result: {'answer': {'a': 1}, 'path': '/p', 'model': None}" in printed
     params = json.dumps({"model": "m1", "method": "post", "json": {"input": {"b": 2}}})
-    assert "'answer': {'b': 2}" in sdk("plugin", "run", "infer", "--mode", "remote", "--params", params)
+    printed = sdk("plugin", "run", "infer", "--mode", "remote", "--params", params)
+    assert "Result: {'answer': {'b': 2}, 'path': None, 'model': 'm1'}" in printed
+
+
+def test_names_of_the_platform_find_actions_with_short_names(sdk: Sdk, tmp_path: Path) -> None:
+    config = CONFIG.replace("code: digits", "code: short").replace("inference:", "infer:")
+    user = Sdk(sdk.client, sdk.home, write_digits(tmp_path, config.replace("deployment:", "deploy:")))
+    user("plugin", "publish", "-y")
+    assert "{'answer': {'c': 3}, 'path': '/'" in user("plugin", "run", "infer", "--mode", "remote", "-i", '{"c": 3}')
+    assert sdk.client.finish(user.start("deploy"))["action"] == "deploy"
 
 
 def test_deploy_finds_deployment(sdk: Sdk) -> None:
-    job_id = sdk.job_of(sdk("plugin", "run", "deploy", "--mode", "remote"))
-    client = connect(sdk.server.host, sdk.server.token)
-    assert within(30, lambda: client.job(job_id).has_ended)
-    assert client.job(job_id).result == {"deployed": True}
+    job = sdk.client.finish(sdk.start("deploy"))
+    assert (job["action"], job["result"]) == ("deployment", {"deployed": True})
 
 
-def test_what_is_not_there_is_named(sdk: Sdk) -> None:
-    assert "404" in sdk("plugin", "run", "nothing", "--mode", "remote", status=1)
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("run train -p nothing", "404: {'detail': \"this server has no plugin 'nothing'"),
+        ("run trian", "404: {'detail': \"plugin 'digits' 1.0.0 has no action 'trian'; did you mean 'train'?"),
+        ("run train -t syn_wrong", "401: {'detail': 'the access token is not valid: log in with `synapse login`"),
+        ("run infer --input 5", "422 Validation Error:\n  body -> params -> input: Input should be a valid dictionary"),
+        ("run infer --input {} --infer-path /nowhere", "500: {'detail': 'inference failed: no weights'}"),
+        (f"job get {uuid.UUID(int=0)}", "404: {'detail': \"there is no job '00000000-"),
+        (f"job logs {uuid.UUID(int=0)}", "404: {'detail': \"there is no job '00000000-"),
+        (f"job logs -f {uuid.UUID(int=0)}", "404: {'detail': \"there is no job '00000000-"),
+    ],
+)
+def test_refusal_is_shown_with_its_status_and_reason(sdk: Sdk, line: str, shown: str) -> None:
+    options = ("--mode", "remote") if line.startswith("run") else ()
+    before = sdk.client.json("/jobs/", params={"status": "SUCCEEDED"})["count"]
+    assert shown in sdk("plugin", *line.split(), *options, status=1)
+    assert sdk.client.json("/jobs/", params={"status": "SUCCEEDED"})["count"] == before
+
+
+def test_token_that_may_not_run_is_refused_with_what_it_lacks(sdk: Sdk, tmp_path: Path) -> None:
+    token = sdk.start_waiting(tmp_path / "variables.json")["SYNAPSE_ACCESS_TOKEN"]
+    shown = sdk("plugin", "run", "train", "--mode", "remote", "-t", token, status=1)
+    assert "403: {'detail': \"the access token lacks the scope 'run'; it has read\"}" in shown

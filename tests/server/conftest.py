@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -367,28 +368,34 @@ def state(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def serve(tmp_path: Path, state: dict[str, str]) -> Serve:
     """Return a context manager that runs `synapse serve` with these arguments, on a free port."""
+    return partial(serving, state)
 
-    @contextmanager
-    def start(*arguments: str | Path) -> Iterator[Served]:
-        process = command("serve", "--port", "0", *arguments, env=state)
+
+@contextmanager
+def serving(env: Mapping[str, str], *arguments: str | Path) -> Iterator[Served]:
+    """Run `synapse serve` with these arguments, on a free port.
+
+    Args:
+        env: Its environment, with an XDG_STATE_HOME of its own.
+        *arguments: The arguments.
+    """
+    process = command("serve", "--port", "0", *arguments, env=env)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline().decode()
+        assert line.startswith("serving on "), (line, process.stderr and process.stderr.read())
+        host = line.split()[-1]
+        file = Path(env["XDG_STATE_HOME"], "synapse", "servers", f"{host.rpartition(':')[2]}.json")
+        login = json.loads(file.read_text())
+        client = client_of(host, login["token"])
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline().decode()
-            assert line.startswith("serving on "), (line, process.stderr and process.stderr.read())
-            host = line.split()[-1]
-            file = Path(state["XDG_STATE_HOME"], "synapse", "servers", f"{host.rpartition(':')[2]}.json")
-            login = json.loads(file.read_text())
-            client = client_of(host, login["token"])
-            try:
-                yield Served(process, client, line)
-            finally:
-                client.close()
+            yield Served(process, client, line)
         finally:
-            if process.poll() is None:
-                process.terminate()
-            process.communicate(timeout=patience(20))
-
-    return start
+            client.close()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=patience(20))
 
 
 def command(*arguments: str | Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:

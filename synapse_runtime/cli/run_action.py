@@ -97,6 +97,7 @@ def run_action(
         found = _find_plugin(path, plugin, mode)
         if not isinstance(found, str):
             report_config_problems(found.manifest, strict=strict)
+            action = _spelled(action, found, mode)
             found.entrypoint(action)  # report a wrong name before prompting for the mode
         mode = _mode(mode)
         options: dict[str, Any] = {"env": variables, "plugin": found, "timeout": timeout, "language": language}
@@ -127,8 +128,11 @@ def run_action(
 def _values(action: str, given: GivenParams, mode: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the action's params, read by its params model if needed."""
     model = _model(action, mode, options) if given.needs_model else None
-    if model is None and given.input and "backend" in MODES[mode].requires:
-        inference = {"input": given.input[0], "path": given.infer_path or INFER_PATH}  # as the platform calls them
+    is_inference = bool(given.input) or given.infer_path is not None
+    if model is None and is_inference and "backend" in MODES[mode].requires:
+        inference = {"path": given.infer_path or INFER_PATH}  # the platform's names
+        if given.input:
+            inference["input"] = given.input[0]
         return inference | replace(given, input=[], infer_path=None).for_action(action, None)
     return given.for_action(action, model)
 
@@ -197,6 +201,15 @@ def _find_plugin(path: Path, name: str | None, mode: str | None) -> Plugin | str
         if str(path) != "." or not name.replace("-", "_").isidentifier():
             raise
         return name
+
+
+def _spelled(action: str, plugin: Plugin, mode: str | None) -> str:
+    """Return the action's name; in remote mode, where the platform has other names, as the config file spells it."""
+    if mode is None or action in plugin.manifest.actions or "backend" not in MODES[checked_mode(mode)].requires:
+        return action
+    from synapse_runtime.executors.remote.backend import wire_name
+
+    return next((name for name in plugin.manifest.actions if wire_name(name) == wire_name(action)), action)
 
 
 def _remote_settings(host: str | None, token: str | None, tenant: str | None, agent: str | None) -> Settings:

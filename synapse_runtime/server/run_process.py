@@ -290,9 +290,9 @@ class _JsonRequest(CallRequest):
     def _read(self) -> ActionCall:
         assert self.call is not None
         call = replace(self.call, name=self.name)
-        if self.is_encoded:
-            return _decoded(replace(call, params=self.alternatives[0]))
         calls = [replace(call, params=params) for params in self.alternatives]
+        if self.is_encoded:
+            calls = [_decoded(each) for each in calls]
         for alternative in calls if len(calls) > 1 else ():
             with contextlib.suppress(ValidationError), checked_params(alternative):
                 return alternative

@@ -18,8 +18,10 @@ from synapse_runtime.core.timeouts import expected_seconds
 from synapse_runtime.executors.protocol import settings_of_json
 from synapse_runtime.server import streams
 from synapse_runtime.server.backend import Admin, IdempotencyKey, Reader, Runner, TheBackend, Wanted
+from synapse_runtime.server.releases import INFERENCE
 from synapse_runtime.server.run_state import record_of
 from synapse_runtime.server.store import EventRow, InvalidTransition, Job, Store
+from synapse_runtime.server.v1 import inference_params
 from synapse_runtime.server.wire import ApiError, StrictJson, json_body, plain, timestamp
 
 router = APIRouter(prefix="/runtime")
@@ -151,10 +153,13 @@ def submit_job(
             raise ApiError(403, f"{name} needs an access token with the scope 'publish'")
     if body.directory is not None and not backend.runs_directories:
         raise ApiError(403, "this server runs published plugins only, no other directories")
+    # Who has the plugin itself, and so sends the settings of its process, sends params as the action takes them.
+    is_platforms_call = body.action in INFERENCE and body.caller is None
     wanted = Wanted(
         body.plugin,
         body.action,
         body.params,
+        alternatives=inference_params(body.params) if is_platforms_call else [],
         version=body.version,
         debug=body.debug,
         agent=body.agent,

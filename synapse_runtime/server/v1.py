@@ -218,7 +218,7 @@ async def run_plugin(
         plugin,
         body.action,
         params,
-        alternatives=_inference_params(params) if is_inference else [],
+        alternatives=inference_params(params) if is_inference else [],
         version=body.version,
         debug=bool(body.debug),
         agent=body.agent,
@@ -234,7 +234,7 @@ async def run_plugin(
     return _inference_answer(found)
 
 
-def _inference_params(params: dict[str, Any]) -> list[Any]:
+def inference_params(params: dict[str, Any]) -> list[Any]:
     """Return the params of an inference action, in the order to try: clients send two forms, actions take several."""
     content = params.get("json")
     alternatives = [params]

@@ -12,10 +12,12 @@ import pytest
 
 from synapse_runtime.core.execution import ActionRun, failure
 from synapse_runtime.events import Event
+from synapse_runtime.executors.remote.embedded_server import serve_embedded
 from tests.cli.conftest import write_plugin
 from tests.cli.processes import Synapse, interrupt, status_of, synapse_in
 from tests.patience import patience, within
 from tests.remote.stub import TOKEN, Job, PlainBackend, RuntimeBackend
+from tests.server import conftest as lab_plugin
 
 REMOTE = ("--mode", "remote")
 
@@ -226,6 +228,40 @@ class TestRun:
         assert synapse.run(*line, cwd=tmp_path).result == {"label": 3}
         request = plain.of("POST", "/run/")[0].json
         assert (request["action"], request["params"]) == ("inference", {"input": {"a": 1}, "path": "/p"})
+
+    def test_inference_without_input_has_the_path(self, synapse: Synapse, plain: PlainBackend, tmp_path: Path) -> None:
+        log_in(synapse, plain)
+        plain.answers = [{"label": 3}]
+        line = ("infer", *REMOTE, "-p", "digits", "--infer-path", "/p", "--param", "top=2", "--json")
+        assert synapse.run(*line, cwd=tmp_path).result == {"label": 3}
+        assert plain.of("POST", "/run/")[0].json["params"] == {"path": "/p", "top": 2}
+
+    def test_name_of_the_platform_is_that_of_the_config_file(
+        self, synapse: Synapse, plain: PlainBackend, tmp_path: Path
+    ) -> None:
+        log_in(synapse, plain)
+        (tmp_path / "config.yaml").write_text("code: digits\nactions: {inference: 'acts:infer'}\n")
+        (tmp_path / "acts.py").write_text(
+            "from synapse_runtime.decorators import action\n\n@action\ndef infer(params, context):\n    pass\n"
+        )
+        plain.answers = [{"label": 3}]
+        assert synapse.run("infer", *REMOTE, "--input", "1", "--json", cwd=tmp_path).result == {"label": 3}
+        done = synapse.run("infer", "--mode", "local", "--input", "1", cwd=tmp_path)
+        assert (done.status, "Did you mean 'inference'?" in done.stderr) == (2, True)
+
+    def test_inference_on_a_server_of_ours(self, synapse: Synapse, home: Path, tmp_path: Path) -> None:
+        lab = lab_plugin.write_plugin(tmp_path / "lab")
+        platforms = ("--params", '{"model": 1, "method": "post", "json": {"input": {"a": 1}, "path": "/p"}}')
+        with serve_embedded([lab]) as server:
+            host = ("--host", server.host, "--token", server.token)
+            for line in (
+                ("--path", str(lab), "--input", '{"a": 1}', "--infer-path", "/p"),
+                ("-p", "lab", "--input", '{"a": 1}', "--infer-path", "/p"),
+                ("-p", "lab", "--param", 'input={"a": 1}', "--infer-path", "/p"),
+                ("-p", "lab", *platforms),
+            ):
+                done = synapse.run("infer", *REMOTE, *host, *line, "--json", cwd=home)
+                assert (done.status, done.stdout) == (0, '{"answer":{"a":1},"path":"/p"}\n'), done.stderr
 
     def test_token_option_and_file(self, synapse: Synapse, plain: PlainBackend, tmp_path: Path) -> None:
         (tmp_path / "token").write_text(TOKEN)

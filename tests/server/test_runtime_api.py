@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from synapse_runtime import __version__
+from synapse_runtime.executors.protocol import caller_settings, settings_to_json
 from synapse_runtime.json_values import encode_value
 from synapse_runtime.run_record import RunRecord
 from tests.server.conftest import Client, plugin_zip
@@ -247,3 +248,13 @@ def test_reset_stops_and_deletes_all(alone: Client) -> None:
     assert alone.run("echo")["status"] == "SUCCEEDED"
     assert alone.publish(plugin_zip()).status_code == 201
     assert alone.run("echo", plugin="uploaded")["status"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("params", [{"input": {"a": 1}, "path": "/p"}, {"path": "/p", "json": {"input": {"a": 1}}}])
+def test_inference_takes_both_forms_of_the_platform(client: Client, params: dict[str, Any]) -> None:
+    assert client.run("infer", params)["result"]["answer"] == {"a": 1}
+
+
+def test_inference_of_a_caller_that_has_the_plugin_takes_params_as_they_are(client: Client) -> None:
+    job = client.run("inference", {"json": {"input": {"a": 1}}}, caller=settings_to_json(caller_settings(None)))
+    assert (job["status"], "input" in job["result"]["error"]) == ("FAILED", True)

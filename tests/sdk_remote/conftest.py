@@ -94,7 +94,7 @@ class WaitAction(BaseAction[WaitParams]):
         variables = {name: value for name, value in os.environ.items() if name.startswith("SYNAPSE_")}
         self.params.file.with_suffix(".part").write_text(json.dumps(variables))
         self.params.file.with_suffix(".part").rename(self.params.file)
-        time.sleep(60)
+        time.sleep(600)
 
 
 class DeployAction(BaseAction[NoParams]):
@@ -173,7 +173,7 @@ class Sdk:
 
     def start_waiting(self, file: Path) -> dict[str, str]:
         """Start a job that runs until the server ends, and return the variables of its process."""
-        self.start("wait", {"file": str(file)})
+        self.client.start("wait", {"file": str(file)}, plugin="digits", debug=True)
         assert within(30, file.exists)
         variables: dict[str, str] = json.loads(file.read_text())
         return variables

@@ -130,7 +130,7 @@ def test_v1_client_accepts_each_answer(sdk: Sdk, tmp_path: Path) -> None:
 
 
 def test_v2_client_accepts_jobs_and_follows_pages(sdk: Sdk, tmp_path: Path) -> None:
-    ids = [sdk.client.start("train", plugin="digits") for _ in range(3)]
+    ids = [sdk.client.start("train", plugin="digits", debug=True) for _ in range(3)]
     for job_id in ids:
         sdk.client.finish(job_id)
     running = sdk.start_waiting(tmp_path / "variables.json")["SYNAPSE_JOB_ID"]
@@ -172,7 +172,7 @@ def test_worker_of_the_sdk_reports_with_the_token_of_its_run(
 
 
 def test_token_of_a_run_is_for_that_run(sdk: Sdk, tmp_path: Path) -> None:
-    other = sdk.client.start("train", plugin="digits")
+    other = sdk.client.start("train", plugin="digits", debug=True)
     variables = sdk.start_waiting(tmp_path / "variables.json")
     assert sdk.run(OF_A_RUN, other, **variables) == {
         "status": "RUNNING",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -136,6 +137,27 @@ class _Local(threading.local):
 
 
 _local = _Local()
+
+
+@contextlib.contextmanager
+def keyboard_interrupt_deferred() -> Iterator[None]:
+    """Defer Ctrl-C until the end of the block, for the import of large extension modules.
+
+    Python drops a `KeyboardInterrupt` that it raises in a callback of the import system; and one that passes through
+    code which an extension module runs makes Python end with SIGINT, even if it is handled.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if arrived:
+            handler(*arrived[0])
 
 
 def shielded() -> Interrupts:

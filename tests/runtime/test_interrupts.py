@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from synapse_runtime.core import async_bridge
-from synapse_runtime.core.interrupts import Interrupts, shielded
+from synapse_runtime.core.interrupts import Interrupts, keyboard_interrupt_deferred, shielded
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import InterruptibleLock, InterruptibleThread
 from synapse_runtime.core.timeouts import time_limit
@@ -324,3 +325,44 @@ def test_interrupt_in_a_callback_is_not_an_error_of_the_callback():
     with pytest.raises(ActionInterrupted):
         thread.outcome()
     guarded.raise_error()
+
+
+class TestDeferredCtrlC:
+    def test_is_raised_at_the_end_of_the_block(self) -> None:
+        before, seen = signal.getsignal(signal.SIGINT), []
+        with pytest.raises(KeyboardInterrupt), keyboard_interrupt_deferred():
+            signal.raise_signal(signal.SIGINT)
+            seen.append("goes on")
+        assert seen == ["goes on"]
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_is_raised_where_a_callback_would_have_dropped_it(self) -> None:
+        class Noisy:
+            def __del__(self) -> None:
+                signal.raise_signal(signal.SIGINT)
+                for _ in range(1000):
+                    pass
+
+        with pytest.raises(KeyboardInterrupt), keyboard_interrupt_deferred():
+            Noisy()
+
+    def test_is_not_hidden_by_an_error_of_the_block(self) -> None:
+        with pytest.raises(KeyboardInterrupt) as caught, keyboard_interrupt_deferred():
+            signal.raise_signal(signal.SIGINT)
+            raise ImportError("half of Ray")
+        assert isinstance(caught.value.__context__, ImportError)
+
+    def test_other_threads_and_ignored_signals_stay_alone(self) -> None:
+        before = signal.getsignal(signal.SIGINT)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(_handler_inside).result() is before
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            assert _handler_inside() is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _handler_inside() -> object:
+    with keyboard_interrupt_deferred():
+        return signal.getsignal(signal.SIGINT)

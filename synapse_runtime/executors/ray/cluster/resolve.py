@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from synapse_runtime.core.interrupts import keyboard_interrupt_deferred
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import InterruptibleLock
 from synapse_runtime.errors import ClusterError
@@ -254,7 +255,8 @@ def _import_ray_with(token: str | None) -> None:
     """
     global _loaded_token
     late = "ray" in sys.modules
-    import ray  # noqa: F401
+    with keyboard_interrupt_deferred():
+        import ray  # noqa: F401
 
     if late:
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -272,8 +274,9 @@ def import_ray() -> None:
     if "freezegun" not in sys.modules or "pydantic.v1" in sys.modules or importlib.util.find_spec("ray") is None:
         return
     with _preserve_process_state(), suppress_ray_output(), contextlib.suppress(ImportError):
-        import pydantic.v1  # noqa: F401
-        import ray  # noqa: F401
+        with keyboard_interrupt_deferred():
+            import pydantic.v1  # noqa: F401
+            import ray  # noqa: F401
 
 
 def _import_ray_early(token: str) -> None:

@@ -12,10 +12,10 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 @nox.session(python="3.12", venv_backend="uv|virtualenv")
 def sdk(session: nox.Session) -> None:
-    """Run the tests of plugins written for synapse-sdk, with the SDK installed, in local, task and job mode."""
+    """Run the tests of plugins written for synapse-sdk, with the SDK installed, in every mode."""
     session.install("--editable", ".[all]", *nox.project.dependency_groups(PROJECT, "sdk"))
     parallel = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
-    session.run("python", "-m", "pytest", "tests/sdk", "--synapse-mode=local,task,job", *parallel, *session.posargs)
+    session.run("python", "-m", "pytest", "tests/sdk", "--synapse-mode=all", *parallel, *session.posargs)
 
 
 @nox.session(python="3.12", venv_backend="uv|virtualenv")

@@ -263,6 +263,14 @@ class TestRun:
                 done = synapse.run("infer", *REMOTE, *host, *line, "--json", cwd=home)
                 assert (done.status, done.stdout) == (0, '{"answer":{"a":1},"path":"/p"}\n'), done.stderr
 
+    def test_detached_job_of_a_server_of_ours(self, synapse: Synapse, home: Path, tmp_path: Path) -> None:
+        """`synapse job` asks the backend, not a cluster, since the job's id is one of a backend."""
+        with serve_embedded([]) as server:
+            synapse.env |= {"SYNAPSE_HOST": server.host, "SYNAPSE_ACCESS_TOKEN": server.token}
+            job_id = synapse.run("train", *REMOTE, "--detach").stdout.strip()
+            assert synapse.job("result", job_id, "--json").result == {"epochs": 2, "batch_size": 16}
+            assert synapse.job("status", job_id).stdout == "SUCCEEDED\n"
+
     def test_token_option_and_file(self, synapse: Synapse, plain: PlainBackend, tmp_path: Path) -> None:
         (tmp_path / "token").write_text(TOKEN)
         host = ("--host", plain.url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -288,7 +289,7 @@ class RemoteExecutor(Executor):
             NotSupportedRemotely: The backend cannot import the action.
         """
         with _Refusals(self.observer):
-            return super().call(action, params, timeout=timeout, job_id=job_id)
+            return super().call(action, params, timeout=timeout, job_id=job_id or self._job_id or str(uuid.uuid4()))
 
     def _run_call(self, call: ActionCall, on_event: OnEvent | None, on_output: OnOutput | None) -> ActionRun:
         started = time.monotonic()

@@ -77,6 +77,7 @@ def test_timeout_stops_a_hanging_action(synapse_executor):
     assert outcome_of(run)["events"] == [list(message("asleep"))]
 
 
+@pytest.mark.filterwarnings("ignore:Support for class-based `config`")  # of the SDK, when a worker first imports it
 def test_invalid_result_is_returned_with_a_warning(synapse_executor):
     with pytest.warns(ResultMismatchWarning, match="NumberResult: number: Input should be a valid integer"):
         run = synapse_executor.run("other_result")

@@ -15,19 +15,20 @@ from synapse_runtime.modes import MODES, UnknownModeError, all_modes, find_mode
 # The mode of a test class that is collected once per mode: pytest cannot parametrize unittest's classes.
 CLASS_MODE_KEY: pytest.StashKey[str] = pytest.StashKey()
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")
-_MARKER_ARGUMENTS = ("mode", "env", "timeout", *RESOURCES, "isolation")
+_MARKER_ARGUMENTS = ("mode", "env", "timeout", *RESOURCES, "isolation", "around")
 ISOLATIONS = ("shared", "fresh")
 
 MARKER_HELP = (
     "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None, memory=None, resources=None, "
-    "isolation=None): where and how the actions of this test run. mode: "
+    "isolation=None, around=None): where and how the actions of this test run. mode: "
     + ", ".join(f"{mode.name!r} ({mode.location})" for mode in MODES.values())
     + ", or several as a tuple: the test runs once in each. env: a dict of variables for the "
     "actions. timeout: seconds that an action may take. num_cpus, num_gpus, memory (bytes, or a text such as '2GB'), "
     "resources (a dict of the cluster's own kinds): what the worker requests. isolation: 'fresh' gives the "
     "test a worker of its own (task) or freshly imported plugin modules for each call (local), so that no state is "
-    "left from other tests; a job is always fresh. On a class or module it holds for all tests in it; the nearest "
-    "wins, env is merged."
+    "left from other tests; a job is always fresh. around: a context manager that runs around each action, in its "
+    "process: a function that returns one, a tuple of it and its arguments, or a list of those. On a class or module "
+    "it holds for all tests in it; the nearest wins, env is merged, around nests."
 )
 
 
@@ -68,23 +69,34 @@ def session_modes(config: pytest.Config) -> tuple[str, ...]:
 
 
 def marker_kwargs(node: pytest.Item | Any) -> dict[str, Any]:
-    """Return the arguments of a test's `synapse` markers: of each the nearest, `env` merged.
+    """Return the arguments of a test's `synapse` markers: of each the nearest, `env` and `around` of all.
 
     Raises:
         pytest.UsageError: An argument is unknown or of the wrong kind; names the test.
     """
     found: dict[str, Any] = {}
     env: dict[str, Any] = {}
+    around: list[tuple[Any, ...]] = []
     for mark in node.iter_markers("synapse"):
         source = f"{node.nodeid}: @pytest.mark.synapse"
         _check(mark, source)
         env = {**(mark.kwargs.get("env") or {}), **env}
+        around = [*_managers(mark.kwargs.get("around")), *around]
         for name, value in mark.kwargs.items():
             if value is not None:
                 found.setdefault(name, value)
     if env:
         found["env"] = env
+    if around:
+        found["around"] = around
     return found
+
+
+def _managers(around: Any) -> list[tuple[Any, ...]]:
+    """Return the context managers of a marker as tuples of a factory and its arguments."""
+    if around is None:
+        return []
+    return [each if isinstance(each, tuple) else (each,) for each in (around if isinstance(around, list) else [around])]
 
 
 def modes_of(node: Any, config: pytest.Config) -> tuple[str, ...]:
@@ -154,6 +166,13 @@ def _check(mark: pytest.Mark, source: str) -> None:
                     # What is after the equals sign may be a secret.
                     shown = key.partition("=")[0] + "=…" if isinstance(key, str) and "=" in key else key
                     raise pytest.UsageError(f"{source}: {shown!r} in env is not a valid variable name")
+        elif name == "around":
+            for factory, *args in [each or (None,) for each in _managers(value)]:
+                if not (callable(factory) or (hasattr(type(factory), "__enter__") and not args)):
+                    raise pytest.UsageError(
+                        f"{source}: around must be a context manager, a function that returns one, a tuple of it and "
+                        f"its arguments, or a list of those, not {value!r}"
+                    )
         elif name in ("memory", "resources"):
             _check_resources({name: value}, source)
         elif name == "timeout":

@@ -27,8 +27,9 @@ from pytest_synapse.modes import (
     session_modes,
 )
 from pytest_synapse.module_import import ModuleImporter
+from pytest_synapse.patch_recording import watch_monkeypatch
 from pytest_synapse.run_reporting import ItemRuns
-from pytest_synapse.session import SynapseSession, at_least, seconds
+from pytest_synapse.session import SynapseSession, at_least, note_environment, seconds
 from synapse_runtime.modes import MODES
 from synapse_runtime.sdk_compat import import_hook
 
@@ -135,6 +136,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("synapse_mask", "Default for --synapse-mask", type="args", default=[])
     parser.addini("synapse_durations", "Default for --synapse-durations", default="")
     parser.addini(
+        "synapse_seed",
+        "Seed the generators of random, numpy and torch with this number at the beginning of each call (default: that "
+        "of pytest-randomly, if it is used)",
+        default="",
+    )
+    parser.addini(
         "synapse_sdk_names",
         "If synapse-sdk is not installed, resolve imports of synapse_sdk to the equivalents in this package "
         "(default: true)",
@@ -162,6 +169,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
     By then, `synapse_sdk` must resolve to this package's equivalents or, if they are turned off, to nothing.
     """
+    note_environment(early_config)
+    watch_monkeypatch()
     if not early_config.getini("synapse_sdk_names") and import_hook.is_installed():
         import_hook.uninstall()
         early_config.add_cleanup(import_hook.install)
@@ -172,7 +181,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and check the options."""
     config.addinivalue_line("markers", MARKER_HELP)
     session_modes(config)
-    SynapseSession.of(config).mask_values()
+    session = SynapseSession.of(config)
+    session.mask_values()
+    if session_modes(config) != ("local",):
+        session.watch_patches()
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
     from synapse_runtime.plugins.plugin import Plugin
 
 _SHARED = "synapse_sessions"  # key of `workerinput`
+_CHANGED_VARIABLES = "synapse_changed_variables"  # key of `workerinput`
+_environ_at_start: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _MODE_OPTIONS = ("ray_address", "num_cpus", "num_gpus", "keep_cluster", "debug_sdk")
+
+
+def note_environment(config: pytest.Config) -> None:
+    """Note the environment before any conftest file is imported; what changes from now on is sent to workers."""
+    config.stash[_environ_at_start] = dict(os.environ)
 
 
 class SynapseSession:
@@ -51,6 +59,8 @@ class SynapseSession:
         )
         self.timeout()
         self.slowest()
+        self._seed()
+        self._ends_environment: Callable[[], None] | None = None
         self._mode_sessions: dict[str, Any] = {}
         self._mode_options = {name: config.getoption(f"synapse_{name}") for name in _MODE_OPTIONS}
         self._mode_options |= {"host": self._option_or_ini("host"), "token_file": self._token_file()}
@@ -88,6 +98,25 @@ class SynapseSession:
         """Pass on what a worker of pytest-xdist needs to take part in this run."""
         self._sessions_of(MODES)
         workerinput[_SHARED] = {name: session.share() for name, session in self._mode_sessions.items()}
+        from synapse_runtime.core.changed_variables import changed_variables
+
+        self._watch_environment()
+        workerinput[_CHANGED_VARIABLES] = [name for name, _ in changed_variables()]
+
+    def watch_patches(self) -> None:
+        """Note the patches of tests from now on, which workers apply too, and the changes of the environment."""
+        from pytest_synapse.patch_recording import watch_mock
+
+        watch_mock()
+        self._watch_environment()
+
+    def _watch_environment(self) -> None:
+        if self._ends_environment is None:
+            from synapse_runtime.core.changed_variables import start_session
+
+            changed_elsewhere = getattr(self._config, "workerinput", {}).get(_CHANGED_VARIABLES, ())
+            before = self._config.stash.get(_environ_at_start, None)
+            self._ends_environment = start_session(dict(os.environ) if before is None else before, changed_elsewhere)
 
     def describe(self, modes: Iterable[str]) -> list[str]:
         """Return in a few words what these modes will use, such as the cluster; each once."""
@@ -102,6 +131,7 @@ class SynapseSession:
         """Start in the background, once, what the modes of a test that was found need."""
         needed = set(modes)
         if self._sessions_of(needed):
+            self.watch_patches()
             self.starts_while_collecting = False
             self.start_in_background(needed | set(session_modes(self._config)))
 
@@ -154,14 +184,22 @@ class SynapseSession:
         fresh = marks.get("isolation") == "fresh"
         strict: bool = self._config.getini("synapse_strict")
         self._pickle_tests_by_value(item)
+        if fresh or chosen.session:
+            self.watch_patches()
         if not chosen.session:
             executor_class: Any = chosen.executor_class()
-            yield executor_class(strict=strict, fresh=fresh, **options)
+            yield self._prepared(executor_class(strict=strict, fresh=fresh, **options), marks)
             return
         resources = {name: marks[name] for name in RESOURCES if name in marks}
         session = self._mode_session(chosen)
         with session.executor(chosen.name, resources, fresh=fresh, strict=strict, **options) as executor:
-            yield executor
+            yield self._prepared(executor, marks)
+
+    def _prepared(self, executor: Executor, marks: Mapping[str, Any]) -> Executor:
+        executor.seed = self._seed()
+        for factory, *args in marks.get("around", ()):
+            executor.around(factory, *args)
+        return executor
 
     def _pickle_tests_by_value(self, item: pytest.Item) -> None:
         """Pickle by value what this test's module and conftest files define, as no worker can import them."""
@@ -180,6 +218,9 @@ class SynapseSession:
 
     def close(self) -> None:
         """Stop what the tests have used: jobs and workers, then the cluster if this run started it."""
+        if self._ends_environment is not None:
+            self._ends_environment()
+            self._ends_environment = None
         for session in self._mode_sessions.values():
             session.close()
 
@@ -229,6 +270,22 @@ class SynapseSession:
         option: float | None = self._config.getoption("synapse_timeout")
         ini = self._config.getini("synapse_timeout")
         return option if option is not None else (seconds(ini, "synapse_timeout") if ini else None)
+
+    def _seed(self) -> int | None:
+        """Return the seed of each call: the ini option, else that of pytest-randomly.
+
+        Raises:
+            pytest.UsageError: It is not an integer of at least 0.
+        """
+        ini: str = self._config.getini("synapse_seed")
+        if not ini:
+            options = self._config.option
+            found = getattr(options, "randomly_seed", None)
+            return found if isinstance(found, int) and options.randomly_reset_seed else None
+        try:
+            return at_least(0)(ini)
+        except argparse.ArgumentTypeError as error:
+            raise pytest.UsageError(f"synapse_seed in {self._config.inipath}: {error}") from None
 
     def mask_values(self) -> None:
         """Have the values that the user has named replaced in reports."""

@@ -331,6 +331,10 @@ class Variables:
         """Return names and values."""
         return {_decoded(name): _decoded(value) for name, value in self._raw.items()}
 
+    def is_current(self) -> bool:
+        """Return whether the process still has exactly these variables."""
+        return _raw_environ() == self._raw
+
     def restore(self) -> set[str]:
         """Restore exactly these variables in the process; return the names of those that were different."""
         now, before = _raw_environ(), self._raw

@@ -172,6 +172,10 @@ class ResultNotSerializable(ExecutionError):
     """The params or the result cannot be pickled; the message names the part at fault."""
 
 
+class PatchNotSerializable(ResultNotSerializable):
+    """A patch of the test cannot be sent to the worker; the message names it, the reason and the fix."""
+
+
 class ClusterError(PluginError):
     """There is no cluster to run on, or it does not have the requested resources."""
 

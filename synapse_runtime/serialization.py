@@ -69,6 +69,15 @@ def modules_pickled_by_value() -> frozenset[str]:
     return frozenset(_by_value)
 
 
+def is_pickled_by_value(module_name: str) -> bool:
+    """Return whether the definitions of a module, or of a package that it is in, are pickled by value."""
+    while module_name:
+        if module_name in _by_value:
+            return True
+        module_name = module_name.rpartition(".")[0]
+    return False
+
+
 def dumps(value: Any, out_of_band: Buffers | None = None) -> bytes:
     """Pickle `value` for another process.
 
@@ -119,6 +128,50 @@ def loads_in_caller(data: bytes | memoryview, buffers: Iterable[Any] = ()) -> An
     if isinstance(data, bytes) and len(data) < _SHORT and _BY_VALUE_MARKER not in data:
         return loads(data, buffers)
     return _guarded(_CallerUnpickler(io.BytesIO(data), buffers).load)
+
+
+def dumps_extended(values: Iterable[Any], extension: type[Any], **attributes: Any) -> bytes:
+    """Pickle values one after the other for another process, with a pickler of one's own; they may share objects.
+
+    Args:
+        values: Any values.
+        extension: A mixin of the pickler's class: it may override `persistent_id` and `reducer_override`.
+        attributes: Attributes to set on the pickler.
+
+    Raises:
+        Exception: As for `dumps`.
+    """
+    buffer = io.BytesIO()
+    with _lock:
+        pickler = _extended(extension, _pickler_class())(buffer, None)
+        vars(pickler).update(attributes)
+        try:
+            for value in values:
+                _guarded(pickler.dump, value)
+        finally:
+            pickler.unregister_modules()
+    return buffer.getvalue()
+
+
+def loads_extended(
+    data: bytes, count: int, extension: type[Any], *, in_caller: bool = False, **attributes: Any
+) -> list[Any]:
+    """Load the values of `dumps_extended`.
+
+    Args:
+        data: The pickles.
+        count: How many values they are.
+        extension: A mixin of the unpickler's class: it may override `persistent_load`.
+        in_caller: Whether this is the caller's process; see `loads_in_caller`.
+        attributes: Attributes to set on the unpickler.
+    """
+    unpickler = _extended(extension, _CallerUnpickler if in_caller else _WorkerUnpickler)(io.BytesIO(data), ())
+    vars(unpickler).update(attributes)
+    return [_guarded(unpickler.load) for _ in range(count)]
+
+
+def _extended(extension: type[Any], base: type[Any]) -> type[Any]:
+    return type(extension.__name__, (extension, base), {})
 
 
 def read_only(buffers: Iterable[Any]) -> list[memoryview]:
@@ -578,6 +631,13 @@ class _CallerUnpickler(pickle.Unpickler):
 
     def _set_state(self, set_state: Any, cls: Any, state: Any) -> Any:
         return cls if id(cls) in self._known else set_state(cls, state)
+
+
+class _WorkerUnpickler(pickle.Unpickler):
+    """Loads what another process has pickled."""
+
+    def __init__(self, stream: io.BytesIO, buffers: Iterable[Any]) -> None:
+        super().__init__(stream, buffers=buffers)
 
 
 class _CheckUnpickler(pickle.Unpickler):

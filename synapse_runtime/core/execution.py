@@ -40,6 +40,7 @@ from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
 from synapse_runtime.plugins.plugin import import_entrypoint, with_config_line
 
 if TYPE_CHECKING:
+    from synapse_runtime.core.around import Around
     from synapse_runtime.core.log_capture import CapturedWarning
     from synapse_runtime.core.output_capture import Captured
 
@@ -62,6 +63,8 @@ class ActionCall:
         config_path: The plugin's config file, for errors that have to be fixed there.
         category: The plugin's category, if its config file sets one.
         language: Two-letter language code of messages; None for the environment's language.
+        around: Context managers that run around the action, in its process; the first is the outermost.
+        seed: Seed of the random number generators for this call; None to leave them alone.
     """
 
     action: Any
@@ -75,6 +78,8 @@ class ActionCall:
     config_path: str | None = None
     category: str | None = None
     language: str | None = None
+    around: tuple[Around, ...] = ()
+    seed: int | None = None
 
 
 @dataclass
@@ -180,6 +185,7 @@ def run_call(
     on_event: Callable[[Event], object] | None = None,
     on_start: Callable[[], object] | None = None,
     strict: bool = False,
+    patched: Callable[[], AbstractContextManager[object]] | None = None,
 ) -> ActionRun:
     """Run an action in this process.
 
@@ -190,6 +196,7 @@ def run_call(
         on_start: Called after imports and validation, just before the action starts.
         strict: Pickle and unpickle params and result as a worker would, so that values that cannot be pickled fail
             in this process too.
+        patched: Returns a context manager that applies the test's patches in this process, a worker.
 
     Returns:
         The run, with the action's error if it failed. Only Ctrl-C is raised.
@@ -202,7 +209,7 @@ def run_call(
         send = _in_order(append, on_event) if mode != "local" else _both(append, on_event)
     try:
         with shielded() as interrupts, event_loop_restored(), process_state_for(call):
-            interrupts.call_interruptibly(lambda: _run_inside(run, call, send, on_start, strict=strict))
+            interrupts.call_interruptibly(lambda: _run_inside(run, call, send, on_start, patched, strict=strict))
     except PluginError as error:
         run.error = error
     return run
@@ -236,11 +243,37 @@ def _run_inside(
     call: ActionCall,
     emit: Callable[[Event], object],
     on_start: Callable[[], object] | None,
+    patched: Callable[[], AbstractContextManager[object]] | None,
     *,
     strict: bool,
 ) -> None:
     """Run an action in the current process state and fill in `run`. Errors before the action starts are raised."""
     target = resolve(call)
+    if patched is None:
+        _run_target(target, run, call, emit, on_start, strict=strict)
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(patched())
+        except BaseException as error:  # it imports users' modules
+            if not is_from_code(error):
+                raise
+            text = f"{call.name}: the worker cannot apply the patches of the test: {described(error)}"
+            raise ExecutionError(text) from error
+        _run_target(target, run, call, emit, on_start, strict=strict)
+        if run.error is None:  # it may be, or contain, an object that is as before when the patches are undone
+            run.result = serialization.copy_result(run.result, "result")
+
+
+def _run_target(
+    target: Any,
+    run: ActionRun,
+    call: ActionCall,
+    emit: Callable[[Event], object],
+    on_start: Callable[[], object] | None,
+    *,
+    strict: bool,
+) -> None:
     params = actions.validate_params(target, call.name, call.params)
     if strict:
         params = serialization.copy_params(params, "params")
@@ -260,9 +293,9 @@ def _run_inside(
     try:
         with settings_restored, time_limit(call.timeout) as limit:
             if isinstance(threading.current_thread(), CallThread):  # which must end even if the action is stuck
-                result = _run_in_thread(lambda: _invoke(target, params, ctx))
+                result = _run_in_thread(lambda: _invoke(target, params, ctx, call))
             else:
-                result = _invoke(target, params, ctx)
+                result = _invoke(target, params, ctx, call)
     except BaseException as error:
         if not is_from_code(error):  # Ctrl-C, or an outer action's timeout
             raise
@@ -362,7 +395,16 @@ def _set_result(target: Any, result: Any, ctx: RuntimeContext, call: ActionCall,
     return serialization.copy_result(result, "result") if strict else result
 
 
-def _invoke(target: Any, params: Any, ctx: RuntimeContext) -> Any:
+def _invoke(target: Any, params: Any, ctx: RuntimeContext, call: ActionCall) -> Any:
+    if call.around or call.seed is not None:
+        from synapse_runtime.core import around
+
+        with around.entered(call.around), around.seeded(call.seed):
+            return _call_target(target, params, ctx)
+    return _call_target(target, params, ctx)
+
+
+def _call_target(target: Any, params: Any, ctx: RuntimeContext) -> Any:
     result = actions.invoke(target, params, ctx)
     return _await(result) if inspect.iscoroutine(result) else result
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -271,6 +271,13 @@ def _take_effect(changed: Collection[str], temp_dir: str | None) -> None:
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None and not _TEMP_DIR_NAMES.isdisjoint(changed):
         tempfile.tempdir = temp_dir  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def variables_take_effect(names: Iterable[str]) -> Iterator[None]:
+    """Make the changes to these variables in the block take effect that Python or the C library reads only once."""
+    yield
+    _take_effect([*names], None)
 
 
 # The activation in which an action runs, and the attribute of a thread for the one in which it was started.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from synapse_runtime import action as actions
+from synapse_runtime.core.around import Around
 from synapse_runtime.core.async_bridge import EventLoop
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, new_job_id
 from synapse_runtime.core.timeouts import expected_seconds
@@ -75,11 +77,13 @@ class Executor(ABC):
         mode: The mode that it runs actions in.
         starts_process: Whether an action runs in a process that is started with the variables that need it.
         observer: Called before each call and after each run; see `Observer`.
+        seed: Seed of `random`, numpy and torch at the beginning of each call; None to leave their generators alone.
     """
 
     mode: ClassVar[str]
     starts_process: ClassVar[bool] = False
     observer: Observer | None = None
+    seed: int | None = None
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class Executor(ABC):
         self._timeout = checked_timeout(timeout)
         self._logger: Logger = ConsoleLogger() if logger is None else logger
         self._language = language
+        self._around: list[Around] = []
 
     def run(
         self,
@@ -203,6 +208,42 @@ class Executor(ABC):
         """
         return (await self.arun(action_cls, params, **kwargs)).unwrap()
 
+    def around(self, factory: Any, *args: Any, **kwargs: Any) -> AbstractContextManager[object]:
+        """Run a context manager around each action from now on, in the process that runs the action.
+
+        Several nest: the first is the outermost. What it raises on entering becomes the error of the run.
+
+        Args:
+            factory: A function or class that returns a context manager, such as `freezegun.freeze_time`; or a context
+                manager.
+            *args: The arguments of the function or class.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            A context manager. It need not be entered; leaving it ends this.
+
+        Raises:
+            TypeError: It is neither callable nor a context manager.
+
+        Example:
+            >>> import contextlib
+            >>> from synapse_runtime.decorators import action
+            >>> from synapse_runtime.executors.local import LocalExecutor
+            >>> @action
+            ... def shout(params, context):
+            ...     print("HELLO")
+            >>> executor = LocalExecutor()
+            >>> with executor.around(contextlib.redirect_stdout, None):
+            ...     executor.execute(shout)
+            >>> executor.execute(shout)
+            HELLO
+        """
+        added = Around(factory, args, kwargs)
+        self._around.append(added)
+        until_left = ExitStack()
+        until_left.callback(self._around.remove, added)
+        return until_left
+
     def call(
         self,
         action: Any,
@@ -229,6 +270,8 @@ class Executor(ABC):
             config_path=None if plugin is None or plugin.config_path is None else str(plugin.config_path),
             category=None if manifest is None else manifest.category,
             language=self._language,
+            around=tuple(self._around),
+            seed=self.seed,
         )
 
     def close(self) -> None:  # noqa: B027 - local mode holds nothing

@@ -5,6 +5,7 @@ A message consists of:
     synapse 1 0.1.0 LF    the protocol version and the sender's version of this package, in ASCII
     a pickled dict        the header: named fields of builtin types, and the sizes of the parts that follow
     two pickles           values that may be instances of any class
+    patches               of a request, if the test has any
     buffers               large buffers of a response, if they cannot be sent out of band
 
 The line is the same in all protocols, so that an error about different versions can always name both. The header is
@@ -27,11 +28,13 @@ from pydantic import TypeAdapter
 
 from synapse_runtime import __version__, serialization
 from synapse_runtime.core import assertions, coverage_support, remote_exceptions
+from synapse_runtime.core.changed_variables import ChangedVariables, changed_variables
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
 from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.log_capture import UnhandledHooks
 from synapse_runtime.core.log_config import LoggingConfig
 from synapse_runtime.core.output_capture import Captured
+from synapse_runtime.core.patches import may_have_patches
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import SharedContext
 from synapse_runtime.errors import (
@@ -46,6 +49,7 @@ from synapse_runtime.errors import (
 from synapse_runtime.events import Event
 from synapse_runtime.executors.import_path import ImportPath
 from synapse_runtime.executors.journal import decode_entries, encode_entries
+from synapse_runtime.executors.patch_transfer import SentPatches, encode_patches
 from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.plugins.module_scopes import top_level_names
 from synapse_runtime.redaction import HiddenValues, masked_names
@@ -88,6 +92,7 @@ class CallerSettings:
         coverage: How the caller measures coverage, if it does.
         sdk_names: Whether `synapse_sdk` is provided by `sdk_compat` in the caller.
         masked: Names of variables and params whose values are redacted in reports, as the user says.
+        environ: Environment variables that the caller's process has changed since its session of tests began.
     """
 
     import_path: ImportPath
@@ -97,6 +102,7 @@ class CallerSettings:
     coverage: coverage_support.CoverageSettings | None = None
     sdk_names: bool = True
     masked: tuple[str, ...] = ()
+    environ: ChangedVariables = field(default=(), repr=False)  # values may be secrets
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class CallRequest:
         import_root: The directory of the plugin's modules, if there is a plugin.
         shares_filesystem: Whether the worker shares the caller's file system; if not, the plugin was uploaded.
         settings: Settings of the caller's process.
+        patches: The patches of the test, as encoded by `patch_transfer`; empty if there are none.
         log_key: The key that a job's supervisor signs the log with.
     """
 
@@ -121,6 +128,7 @@ class CallRequest:
     settings: CallerSettings
     call_data: memoryview = field(repr=False)
     buffers: Sequence[Any] = field(default=(), repr=False)
+    patches: bytes = field(default=b"", repr=False)
     log_key: bytes | None = field(default=None, repr=False)
 
     def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
@@ -139,12 +147,14 @@ class EncodedCall:
     Attributes:
         call: The call; its params are validated if the action can be imported in this process.
         buffers: Large buffers of its params, which are sent out of band.
+        patches: The patches of the test, if it has any; `decode_run` needs them.
     """
 
     call: ActionCall
     buffers: serialization.Buffers
     settings_data: bytes = field(repr=False)
     call_data: bytes = field(repr=False)
+    patches: SentPatches | None = field(default=None, repr=False)
 
     def message(self, *, shares_filesystem: bool = True, log_key: bytes | None = None) -> bytes:
         """Return the message for a worker.
@@ -163,7 +173,8 @@ class EncodedCall:
         }
         if log_key is not None:
             header["log_key"] = log_key
-        return _message(header, self.settings_data, self.call_data)
+        patches = () if self.patches is None else (self.patches.data,)
+        return _message(header, self.settings_data, self.call_data, *patches)
 
 
 def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
@@ -176,10 +187,11 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
     Raises:
         ValidationError: The params are invalid; nothing has been sent.
         ConfigError: The object to run is not an action.
-        ResultNotSerializable: The params or the action cannot be pickled.
+        ResultNotSerializable: The params, the action or a patch of the test cannot be pickled.
     """
     buffers: serialization.Buffers = []
     with shielded(), _no_bytecode(), checked_params(call) as params:
+        patches = encode_patches() if may_have_patches() else None
         if params is not call.params:
             call = ActionCall(**{**vars(call), "params": params})  # several times as fast as dataclasses.replace
         fields = {
@@ -191,12 +203,16 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
             "category": call.category,
             "language": call.language,
         }
+        if call.around:
+            fields["around"] = call.around
+        if call.seed is not None:
+            fields["seed"] = call.seed
         try:
             data = serialization.dumps(fields, buffers if out_of_band else None)
         except Exception:
             require_picklable(call.name, call.action, params)
             raise
-    return EncodedCall(call, buffers, _settings.encoded(call.import_root), data)
+    return EncodedCall(call, buffers, _settings.encoded(call.import_root), data, patches)
 
 
 def decode_request(data: bytes, buffers: Sequence[Any] = ()) -> CallRequest:
@@ -209,8 +225,14 @@ def decode_request(data: bytes, buffers: Sequence[Any] = ()) -> CallRequest:
     Raises:
         VersionMismatch: Its sender has another version.
     """
-    header, settings, fields = _parts(data)
-    return CallRequest(**header, settings=_decode_settings(bytes(settings)), call_data=fields, buffers=buffers)
+    header, settings, fields, *patches = _parts(data)
+    return CallRequest(
+        **header,
+        settings=_decode_settings(bytes(settings)),
+        call_data=fields,
+        buffers=buffers,
+        patches=bytes(patches[0]) if patches else b"",
+    )
 
 
 @dataclass(frozen=True)
@@ -250,6 +272,7 @@ def encode_run(
     recorder: assertions.FailureRecorder,
     collector: coverage_support.CoverageCollector,
     path_map: PathMap | None = None,
+    patch_changes: bytes = b"",
     out_of_band: serialization.Buffers | None = None,
 ) -> bytes:
     """Encode a run in the worker.
@@ -261,6 +284,7 @@ def encode_run(
         recorder: What this worker has recorded of failed assertions.
         collector: What it has measured of coverage.
         path_map: Maps the worker's paths to the caller's, if they do not share a file system.
+        patch_changes: What the action has changed in the objects that came with the test's patches.
         out_of_band: If given, large buffers of the result are added to it and are not in the message.
     """
     result = b""
@@ -290,6 +314,7 @@ def encode_run(
         "error": encoded_error,
         "failed_assertions": recorder.collect(error),
         "coverage": collector.collect(str if path_map is None else path_map.file_to_caller),
+        "patch_changes": patch_changes,
     }
     header = {
         "name": run.name,
@@ -316,7 +341,12 @@ def encode_run(
 
 
 def decode_run(
-    data: bytes, call: ActionCall | None = None, *, import_root: str | None = None, buffers: Iterable[Any] = ()
+    data: bytes,
+    call: ActionCall | None = None,
+    *,
+    import_root: str | None = None,
+    buffers: Iterable[Any] = (),
+    patches: SentPatches | None = None,
 ) -> ActionRun:
     """Decode a run in the caller's process.
 
@@ -325,6 +355,7 @@ def decode_run(
         call: The call that it answers, with its validated params.
         import_root: The directory of the plugin's modules, if the call is unknown as another process made it.
         buffers: The out-of-band buffers of `encode_run`.
+        patches: Those of the call, whose mocks get the calls that the worker's copies have recorded.
 
     Raises:
         ClusterError: The worker has another version of this package; the message names both.
@@ -355,7 +386,10 @@ def decode_run(
         return run
     with shielded(), _no_bytecode(), plugin_modules(import_root if call is None else call.import_root):
         if details:
-            _read_details(run, captured, serialization.loads_in_caller(details))
+            decoded = serialization.loads_in_caller(details)
+            _read_details(run, captured, decoded)
+            if decoded["patch_changes"] and patches is not None:
+                patches.take_home(decoded["patch_changes"])
         if run.error is None and result:
             try:
                 run.result = serialization.loads_in_caller(result, result_buffers)
@@ -479,6 +513,7 @@ class _SettingsCache:
             coverage_support.current_settings(),
             import_hook.is_installed(),
             masked_names(),
+            changed_variables(),
         )
         known = self._known.get(root)
         if known is None or known[0] != settings:

@@ -16,7 +16,7 @@ from typing import Any
 
 from synapse_runtime import serialization
 from synapse_runtime.class_copies import stand_in_modules
-from synapse_runtime.core import assertions, coverage_support
+from synapse_runtime.core import assertions, changed_variables, coverage_support
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, run_call
 from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.log_capture import LogEntry, capture_logging
@@ -34,6 +34,7 @@ from synapse_runtime.events import Event
 from synapse_runtime.executors import child_processes
 from synapse_runtime.executors.child_processes import ChildProcesses
 from synapse_runtime.executors.journal import Journals
+from synapse_runtime.executors.patch_transfer import ReceivedPatches
 from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.executors.process_exit import CrashLog
 from synapse_runtime.executors.protocol import (
@@ -136,6 +137,7 @@ def serve(
         journals.logs.add(entry)
 
     with (
+        changed_variables.applied(settings.environ),
         import_path.applied(request.import_root),
         stand_in_modules(),
         capture_logging(
@@ -145,8 +147,9 @@ def serve(
         _coverage_collector.start(settings.coverage, shares_filesystem=path_map is None)
         processes = ChildProcesses()
         on_start = _prepare_start(request.timeout, crash_log, on_start)
+        patches = ReceivedPatches(request.patches) if request.patches else None
         try:
-            run, call = _run(request, mode, record_event, on_start, path_map=path_map)
+            run, call = _run(request, mode, record_event, on_start, patches, path_map=path_map)
         except ActionInterrupted:
             stopped = ExecutionError(f"{request.name} was stopped by its caller")
             run, call = ActionRun(request.name, error=stopped, mode=mode, job_id=request.job_id), None
@@ -163,10 +166,11 @@ def serve(
     return encode(
         run,
         events=journals.events.since(0) if journals.events.count == len(run.events) else None,
-        hidden=None if run.error is None and mode != "job" else hidden_values(call, settings.masked),
+        hidden=None if run.error is None and mode != "job" else hidden_values(call, settings.masked, settings.environ),
         recorder=_failure_recorder,
         collector=_coverage_collector,
         path_map=path_map,
+        patch_changes=b"" if patches is None else patches.changes(),
         out_of_band=out_of_band,
     )
 
@@ -185,13 +189,19 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
         request = decode_request(encoded.message())
         root = call.import_root
         kept = serialization.modules_pickled_by_value()
+        patches = ReceivedPatches(request.patches) if request.patches else None
         with contextlib.nullcontext() if root is None else fresh_modules(root, but=kept):
             run, _ = interrupts.call_interruptibly(
-                partial(_run, request, "local", on_event, None, serialization.loads_in_caller)
+                partial(_run, request, "local", on_event, None, patches, serialization.loads_in_caller)
             )
             # The error does not leave this process, so no values are redacted.
-            data = encode_run(run, recorder=_failure_recorder, collector=_coverage_collector)
-        return decode_run(data, encoded.call)
+            data = encode_run(
+                run,
+                recorder=_failure_recorder,
+                collector=_coverage_collector,
+                patch_changes=b"" if patches is None else patches.changes(),
+            )
+        return decode_run(data, encoded.call, patches=encoded.patches)
 
 
 def _run(
@@ -199,6 +209,7 @@ def _run(
     mode: str,
     on_event: Callable[[Event], object] | None,
     on_start: Callable[[], object] | None,
+    patches: ReceivedPatches | None,
     loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads,
     path_map: PathMap | None = None,
 ) -> tuple[ActionRun, ActionCall | None]:
@@ -214,12 +225,15 @@ def _run(
         problem.__cause__ = error
         return ActionRun(request.name, error=problem, mode=mode, job_id=request.job_id), None
     try:
-        return run_call(call, mode=mode, on_event=on_event, on_start=on_start), call
+        patched = None if patches is None else patches.applied
+        return run_call(call, mode=mode, on_event=on_event, on_start=on_start, patched=patched), call
     except KeyboardInterrupt as error:
         return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), call
 
 
-def hidden_values(call: ActionCall | None, masked: Sequence[str]) -> HiddenValues:
+def hidden_values(
+    call: ActionCall | None, masked: Sequence[str], environ: changed_variables.ChangedVariables = ()
+) -> HiddenValues:
     """Return the values that must not appear in the report of a failed run.
 
     These are the variables of the call; of those that this process has inherited, such as the cluster's token, and of
@@ -228,6 +242,7 @@ def hidden_values(call: ActionCall | None, masked: Sequence[str]) -> HiddenValue
     env = {} if call is None else PluginEnvironment(call.env).as_strings()
     found = [
         Secrets.of_variables(dict(os.environ), masked),
+        Secrets.of_variables({name: value for name, value in environ if value is not None}, masked),
         Secrets.of_variables(env, masked),
         Secrets.of_params(None if call is None else call.params, masked),
     ]

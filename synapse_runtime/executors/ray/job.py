@@ -38,6 +38,7 @@ from synapse_runtime.errors import (
 from synapse_runtime.events import Event
 from synapse_runtime.executors.base import Backend, Executor, OnEvent, OnOutput, checked_timeout
 from synapse_runtime.executors.journal import decode_entries
+from synapse_runtime.executors.patch_transfer import SentPatches
 from synapse_runtime.executors.process_exit import ProcessExit
 from synapse_runtime.executors.protocol import (
     ENCODE_CALL_ERRORS,
@@ -198,6 +199,7 @@ class RayJobsApiExecutor(Executor):
         self._connection: tuple[Cluster, JobSubmissionClient] | None = None
         self._connection_lock = InterruptibleLock()
         self._calls: dict[str, ActionCall] = {}
+        self._patches: dict[str, SentPatches] = {}
         self._session_directory: tuple[JobSubmissionClient, Path | None] | None = None  # of the cluster of a client
 
     def submit(self, action: Any, params: Any = None, *, job_id: str | None = None) -> str:
@@ -414,6 +416,8 @@ class RayJobsApiExecutor(Executor):
 
     def _submit(self, call: ActionCall) -> str:
         encoded = encode_call(call)
+        if encoded.patches is not None:
+            self._patches[call.job_id] = encoded.patches
         cluster, client = self._connect()
         if self._resources:
             nodes = nodes_of(client.get_address(), cluster.headers)
@@ -683,7 +687,9 @@ class RayJobsApiExecutor(Executor):
         """Return the run of a frame. As for events, it is unpickled only if it is signed."""
         record = read_record(RunRecord, frame.data.get("record"))
         if frame.is_signed:
-            run = decode_run(job_log.decode_bytes(frame.data.get("pickle")), call, import_root=self._import_root)
+            patches = self._patches.pop(record.job_id or "", None)
+            data = job_log.decode_bytes(frame.data.get("pickle"))
+            run = decode_run(data, call, import_root=self._import_root, patches=patches)
             if frame.data.get("is_exact") and run.error is None:
                 run.result = decode_value(record.result)
             return run

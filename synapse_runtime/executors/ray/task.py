@@ -359,7 +359,7 @@ class WarmWorker:
             except BaseException:  # mainly Ctrl-C: the action must not keep running
                 self.close()
                 raise
-            run = decode_run(data, call, buffers=buffers)
+            run = decode_run(data, call, buffers=buffers, patches=encoded.patches)
             if live_events is not None:
                 live_events.finish(run)
             if isinstance(run.error, ExecutionTimeout):  # the action may have left threads or other state behind

@@ -273,10 +273,14 @@ def import_ray() -> None:
     """
     if "freezegun" not in sys.modules or "pydantic.v1" in sys.modules or importlib.util.find_spec("ray") is None:
         return
-    with _preserve_process_state(), suppress_ray_output(), contextlib.suppress(ImportError):
-        with keyboard_interrupt_deferred():
-            import pydantic.v1  # noqa: F401
-            import ray  # noqa: F401
+    with (
+        _preserve_process_state(),
+        suppress_ray_output(),
+        contextlib.suppress(ImportError),
+        keyboard_interrupt_deferred(),
+    ):
+        import pydantic.v1  # noqa: F401
+        import ray  # noqa: F401
 
 
 def _import_ray_early(token: str) -> None:

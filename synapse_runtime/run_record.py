@@ -222,27 +222,38 @@ class CallerRecord(_Record):
         coverage: What was executed, by file; null if nothing was measured.
         branches: Whether branches were measured, not only lines.
         coverage_problem: Why the measurement is incomplete; empty if it is complete.
+        mock_calls: The calls of each mock that the test has put in place: name, arguments and keyword arguments.
     """
 
     assertions: list[AssertionRecord] = []
     coverage: dict[str, FileCoverage] | None = None
     branches: bool = False
     coverage_problem: str = ""
+    mock_calls: list[list[tuple[str, Any, Any]]] | None = None
 
     @classmethod
-    def of(cls, failed: Iterable[FailedAssertion], coverage: CoverageResult | None) -> CallerRecord | None:
+    def of(
+        cls,
+        failed: Iterable[FailedAssertion],
+        coverage: CoverageResult | None,
+        mock_calls: list[list[tuple[str, Any, Any]]] | None = None,
+    ) -> CallerRecord | None:
         """Return the record; None if there is nothing in it."""
         assertions = [*map(_encode_assertion, failed)]
-        if not assertions and coverage is None:
+        if not assertions and coverage is None and mock_calls is None:
             return None
         if coverage is None:
-            return cls(assertions=assertions)
+            return cls(assertions=assertions, mock_calls=mock_calls)
         files = {
             _text(name): FileCoverage.model_construct(module=file.module, tracer=file.tracer, executed=file.executed)
             for name, file in coverage.files.items()
         }
         return cls.model_construct(
-            assertions=assertions, coverage=files, branches=coverage.branches, coverage_problem=coverage.problem
+            assertions=assertions,
+            coverage=files,
+            branches=coverage.branches,
+            coverage_problem=coverage.problem,
+            mock_calls=mock_calls,
         )
 
     @property

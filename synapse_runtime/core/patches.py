@@ -10,7 +10,9 @@ import contextlib
 import pkgutil
 import sys
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -79,6 +81,18 @@ class Replacement:
     key: Any
     is_item: bool
     value: Any
+
+
+class PatchesOfCall(ABC):
+    """The patches of a call, in the worker."""
+
+    @abstractmethod
+    def applied(self) -> AbstractContextManager[None]:
+        """Return a context manager that applies the patches.
+
+        Raises:
+            Exception: On entering: what they refer to cannot be imported here.
+        """
 
 
 @contextlib.contextmanager

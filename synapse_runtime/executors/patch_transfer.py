@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from synapse_runtime import class_copies, serialization
-from synapse_runtime.core.patches import Patch, Replacement, active_patches, applied, is_at, path_of
+from synapse_runtime.core.patches import Patch, PatchesOfCall, Replacement, active_patches, applied, is_at, path_of
 from synapse_runtime.errors import PatchNotSerializable, safe_str
 from synapse_runtime.executors.mock_pickling import MOCK_MODULES, MockPickler, is_mock
 from synapse_runtime.executors.object_changes import Change, NotSent, Tracked, is_dunder, mutable_parts
@@ -66,11 +66,11 @@ def encode_patches() -> SentPatches | None:
     Raises:
         PatchNotSerializable: One cannot be sent.
     """
-    patches = [patch for patch in active_patches() if not _stays(patch)]
+    patches = [patch for patch in active_patches() if not stays(patch)]
     if not patches:
         return None
     originals = _replaced_definitions(patches)
-    entries = [(_reference(patch), patch.key, patch.is_item, patch.value()) for patch in patches]
+    entries = [(path_of_container(patch), patch.key, patch.is_item, patch.value()) for patch in patches]
     namesakes = _namesakes(patches)
     objects = mutable_parts([entry[-1] for entry in entries], originals, namesakes)
     try:
@@ -85,7 +85,7 @@ def encode_patches() -> SentPatches | None:
     return SentPatches(data, objects)
 
 
-class ReceivedPatches:
+class ReceivedPatches(PatchesOfCall):
     """The patches of a call, in the worker.
 
     Args:
@@ -99,11 +99,7 @@ class ReceivedPatches:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Apply the patches during the block.
-
-        Raises:
-            Exception: On entering: what they refer to cannot be imported here.
-        """
+        """Apply the patches during the block."""
         entries, objects = serialization.loads_extended(self._data, 2, _PatchUnpickler)
         replacements = [
             Replacement(pkgutil.resolve_name(path), key, is_item, value) for path, key, is_item, value in entries
@@ -132,7 +128,7 @@ class ReceivedPatches:
 
 def _cannot_be_sent(patch: Patch, reason: str) -> PatchNotSerializable:
     return PatchNotSerializable(
-        f"the patch of {_name_of(patch)} cannot be sent to a worker: its replacement "
+        f"the patch of {name_of(patch)} cannot be sent to a worker: its replacement "
         f"{_short(serialization.safe_repr(patch.value()))}: {reason}. Replace it with a function, a mock or plain "
         "data; or set it up in the worker with a context manager: @pytest.mark.synapse(around=...)"
     )
@@ -142,17 +138,19 @@ def _short(text: str) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _name_of(patch: Patch) -> str:
+def name_of(patch: Patch) -> str:
+    """Return what to call a patch in messages."""
     container = patch.container
     name = getattr(container, "__qualname__", None) or getattr(container, "__name__", None)
     if isinstance(container, type):
         name = f"{container.__module__}.{container.__qualname__}"
     elif not isinstance(container, types.ModuleType):
-        name = path_of(container) or _short(serialization.safe_repr(container))
+        path = path_of(container)
+        name = _short(serialization.safe_repr(container)) if path is None else path.replace(":", ".")
     return f"{name}[{patch.key!r}]" if patch.is_item else f"{name}.{patch.key}"
 
 
-def _stays(patch: Patch) -> bool:
+def stays(patch: Patch) -> bool:
     """Return whether a patch is not meant for the action, or reaches it in another way."""
     container = patch.container
     if container is os.environ or container is getattr(os, "environb", None):
@@ -173,12 +171,16 @@ def _is_local(owner: Any) -> bool:
     return "<locals>" in getattr(owner, "__qualname__", "")
 
 
-def _reference(patch: Patch) -> str:
-    """Return the path by which a worker finds the container of a patch: `module:name.name`."""
+def path_of_container(patch: Patch) -> str:
+    """Return the path by which a worker finds the container of a patch: `module:name.name`.
+
+    Raises:
+        PatchNotSerializable: It is reached from no module.
+    """
     path = path_of(patch.container)
     if path is None:
         raise PatchNotSerializable(
-            f"the patch of {_name_of(patch)} cannot be sent to a worker: no module has this "
+            f"the patch of {name_of(patch)} cannot be sent to a worker: no module has this "
             f"{type(patch.container).__qualname__}, so the worker cannot find its own. Patch a module or class, or "
             "pass the object to the action as a param"
         )

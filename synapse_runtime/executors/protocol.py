@@ -34,7 +34,7 @@ from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.log_capture import UnhandledHooks
 from synapse_runtime.core.log_config import LoggingConfig
 from synapse_runtime.core.output_capture import Captured
-from synapse_runtime.core.patches import may_have_patches
+from synapse_runtime.core.patches import PatchesOfCall, may_have_patches
 from synapse_runtime.core.process_state import process_state
 from synapse_runtime.core.threads import SharedContext
 from synapse_runtime.errors import (
@@ -49,7 +49,7 @@ from synapse_runtime.errors import (
 from synapse_runtime.events import Event
 from synapse_runtime.executors.import_path import ImportPath
 from synapse_runtime.executors.journal import decode_entries, encode_entries
-from synapse_runtime.executors.patch_transfer import SentPatches, encode_patches
+from synapse_runtime.executors.patch_transfer import ReceivedPatches, SentPatches, encode_patches
 from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.plugins.module_scopes import top_level_names
 from synapse_runtime.redaction import HiddenValues, masked_names
@@ -130,6 +130,10 @@ class CallRequest:
     buffers: Sequence[Any] = field(default=(), repr=False)
     patches: bytes = field(default=b"", repr=False)
     log_key: bytes | None = field(default=None, repr=False)
+
+    def received_patches(self) -> PatchesOfCall | None:
+        """Return the patches of the test, if it has any."""
+        return ReceivedPatches(self.patches) if self.patches else None
 
     def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
         """Return the call; this imports the modules of its params and its action."""
@@ -272,7 +276,7 @@ def encode_run(
     recorder: assertions.FailureRecorder,
     collector: coverage_support.CoverageCollector,
     path_map: PathMap | None = None,
-    patch_changes: bytes = b"",
+    patches: ReceivedPatches | None = None,
     out_of_band: serialization.Buffers | None = None,
 ) -> bytes:
     """Encode a run in the worker.
@@ -284,7 +288,7 @@ def encode_run(
         recorder: What this worker has recorded of failed assertions.
         collector: What it has measured of coverage.
         path_map: Maps the worker's paths to the caller's, if they do not share a file system.
-        patch_changes: What the action has changed in the objects that came with the test's patches.
+        patches: The patches of the test, if it has any.
         out_of_band: If given, large buffers of the result are added to it and are not in the message.
     """
     result = b""
@@ -314,7 +318,7 @@ def encode_run(
         "error": encoded_error,
         "failed_assertions": recorder.collect(error),
         "coverage": collector.collect(str if path_map is None else path_map.file_to_caller),
-        "patch_changes": patch_changes,
+        "patch_changes": b"" if patches is None else patches.changes(),
     }
     header = {
         "name": run.name,

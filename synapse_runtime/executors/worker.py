@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -147,9 +148,10 @@ def serve(
         _coverage_collector.start(settings.coverage, shares_filesystem=path_map is None)
         processes = ChildProcesses()
         on_start = _prepare_start(request.timeout, crash_log, on_start)
-        patches = ReceivedPatches(request.patches) if request.patches else None
+        patches = request.received_patches()
         try:
-            run, call = _run(request, mode, record_event, on_start, patches, path_map=path_map)
+            patched = None if patches is None else patches.applied
+            run, call = _run(request, mode, record_event, on_start, patched, path_map=path_map)
         except ActionInterrupted:
             stopped = ExecutionError(f"{request.name} was stopped by its caller")
             run, call = ActionRun(request.name, error=stopped, mode=mode, job_id=request.job_id), None
@@ -170,7 +172,7 @@ def serve(
         recorder=_failure_recorder,
         collector=_coverage_collector,
         path_map=path_map,
-        patch_changes=b"" if patches is None else patches.changes(),
+        patches=patches,
         out_of_band=out_of_band,
     )
 
@@ -191,16 +193,12 @@ def run_in_fresh_modules(call: ActionCall, *, on_event: Callable[[Event], object
         kept = serialization.modules_pickled_by_value()
         patches = ReceivedPatches(request.patches) if request.patches else None
         with contextlib.nullcontext() if root is None else fresh_modules(root, but=kept):
+            patched = None if patches is None else patches.applied
             run, _ = interrupts.call_interruptibly(
-                partial(_run, request, "local", on_event, None, patches, serialization.loads_in_caller)
+                partial(_run, request, "local", on_event, None, patched, serialization.loads_in_caller)
             )
             # The error does not leave this process, so no values are redacted.
-            data = encode_run(
-                run,
-                recorder=_failure_recorder,
-                collector=_coverage_collector,
-                patch_changes=b"" if patches is None else patches.changes(),
-            )
+            data = encode_run(run, recorder=_failure_recorder, collector=_coverage_collector, patches=patches)
         return decode_run(data, encoded.call, patches=encoded.patches)
 
 
@@ -209,7 +207,7 @@ def _run(
     mode: str,
     on_event: Callable[[Event], object] | None,
     on_start: Callable[[], object] | None,
-    patches: ReceivedPatches | None,
+    patched: Callable[[], AbstractContextManager[None]] | None,
     loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads,
     path_map: PathMap | None = None,
 ) -> tuple[ActionRun, ActionCall | None]:
@@ -225,7 +223,6 @@ def _run(
         problem.__cause__ = error
         return ActionRun(request.name, error=problem, mode=mode, job_id=request.job_id), None
     try:
-        patched = None if patches is None else patches.applied
         return run_call(call, mode=mode, on_event=on_event, on_start=on_start, patched=patched), call
     except KeyboardInterrupt as error:
         return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), call

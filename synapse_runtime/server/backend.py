@@ -131,7 +131,13 @@ class Backend:
             alternatives = wanted.alternatives or [wanted.params]
             self.runs.submit(
                 Submission(
-                    job.id, alternatives, wanted.env, wanted.is_encoded, wanted.caller, caller_root=wanted.caller_root
+                    job.id,
+                    alternatives,
+                    wanted.env,
+                    wanted.is_encoded,
+                    wanted.caller,
+                    caller_root=wanted.caller_root,
+                    test=wanted.test,
                 )
             )
         return job, is_new
@@ -188,6 +194,7 @@ class Wanted:
         directory: A plugin's directory or config file on this machine, to run instead of a release.
         caller: Settings of the caller's process.
         caller_root: The plugin's directory there.
+        test: What the caller's test has set up.
         id: The job's id; a new one by default.
     """
 
@@ -205,6 +212,7 @@ class Wanted:
     directory: Path | None = None
     caller: Mapping[str, Any] | None = field(default=None, repr=False)
     caller_root: str | None = None
+    test: Mapping[str, Any] | None = field(default=None, repr=False)
     id: str | None = None
 
 

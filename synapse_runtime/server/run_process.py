@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from synapse_runtime import serialization
 from synapse_runtime.core.assertions import FailureRecorder
@@ -55,6 +55,9 @@ from synapse_runtime.loggers import NullLogger
 from synapse_runtime.plugins.plugin import import_entrypoint
 from synapse_runtime.redaction import HiddenValues
 from synapse_runtime.run_record import CallerRecord, RunRecord, encode_event, to_json
+
+if TYPE_CHECKING:
+    from synapse_runtime.executors.remote.patches import ReceivedJsonPatches
 
 # Modules that a run imports when it needs them: here once, for all runs.
 _USED_BY_RUNS = (
@@ -225,6 +228,7 @@ def _run_here(
             logger=NullLogger(),
             language=call["language"],
         )
+        executor.seed = call["test"].get("seed")
         made = executor.call(call["action"])
     except (PluginError, ValueError) as error:
         return _record_of_error(call, error)
@@ -244,6 +248,7 @@ def _run_here(
         alternatives=call["params"],
         is_encoded=call["is_encoded"],
         path_map=path_map,
+        test=call["test"],
     )
     data = serve(
         request,
@@ -267,12 +272,24 @@ class _JsonRequest(CallRequest):
         alternatives: Params: the first that the action's model accepts are taken.
         is_encoded: Whether they are encoded as in a run record.
         path_map: Maps the caller's paths to this worker's, if the plugin has another directory there.
+        test: What the caller's test has set up.
     """
 
     call: ActionCall | None = None
     alternatives: Sequence[Any] = field(default=(), repr=False)
     is_encoded: bool = False
     path_map: PathMap | None = None
+    test: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def received_patches(self) -> ReceivedJsonPatches | None:
+        """Return the patches of the test, if it has any."""
+        found = self.test.get("patches")
+        if not found:
+            return None
+        from synapse_runtime.executors.remote.patches import ReceivedJsonPatches
+
+        root = self.import_root if self.path_map is None else self.path_map.to_worker(self.import_root)
+        return ReceivedJsonPatches(found, root)
 
     def read_call(self, loads: Callable[[Any, Iterable[Any]], Any] = serialization.loads) -> ActionCall:
         """Return the call, with the caller's paths."""
@@ -359,6 +376,7 @@ def _encode_run(
     recorder: FailureRecorder,
     collector: CoverageCollector,
     path_map: PathMap | None = None,
+    patches: ReceivedJsonPatches | None = None,
     **options: Any,
 ) -> bytes:
     """Return the record of a run, with the arguments of `protocol.encode_run`. The events have been sent before."""
@@ -374,7 +392,8 @@ def _encode_run(
         to_caller, to_caller_file = path_map.to_caller, path_map.file_to_caller
         if isinstance(run.error, PluginError):
             path_map.rewrite_error(run.error)
-    caller = CallerRecord.of(failed, collector.collect(to_caller_file))
+    mock_calls = None if patches is None else patches.recorded()
+    caller = CallerRecord.of(failed, collector.collect(to_caller_file), mock_calls)
     with redact_values(hidden or HiddenValues({})):
         return RunRecord.from_run(replace(run, events=[]), to_caller=to_caller, caller=caller).dumps().encode()
 

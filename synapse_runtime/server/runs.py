@@ -94,6 +94,7 @@ class Submission:
         is_encoded: Whether params are encoded as in a run record.
         caller: Settings of the caller's process.
         caller_root: The plugin's directory there.
+        test: What the caller's test has set up.
     """
 
     job_id: str
@@ -102,6 +103,7 @@ class Submission:
     is_encoded: bool = False
     caller: Mapping[str, Any] | None = field(default=None, repr=False)
     caller_root: str | None = None
+    test: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 class Runs:
@@ -142,6 +144,11 @@ class Runs:
     def prepare(self) -> None:
         """Start what the first job would have to wait for: the process whose forks run jobs."""
         self._template.prepare()
+
+    @property
+    def run_in(self) -> str:
+        """Where actions run: `worker`, `task` or `job`."""
+        return self._options.run_in
 
     def submit(self, submission: Submission) -> None:
         """Add a job, which is stored as pending, to the queue."""
@@ -335,6 +342,7 @@ class Runs:
             "params": submission.params,
             "caller": submission.caller,
             "caller_root": submission.caller_root,
+            "test": submission.test or {},
             "is_encoded": submission.is_encoded,
             "env": dict(submission.env),
             "at_start": variables_at_start(env),

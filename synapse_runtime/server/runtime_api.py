@@ -59,6 +59,22 @@ class Resources(BaseModel):
     resources: dict[str, float] | None = None
 
 
+class TestSetup(BaseModel):
+    """What the test of a caller has set up.
+
+    Attributes:
+        patches: The patches to apply while the action runs; see `executors.remote.patches`.
+        seed: The seed of the random number generators.
+    """
+
+    __test__ = False  # no class of tests, wherever pytest finds it
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    patches: Annotated[list[dict[str, Any]], Field(max_length=10_000)] = []
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
 class JobRequest(BaseModel):
     """The body of `POST /runtime/jobs/`.
 
@@ -81,6 +97,7 @@ class JobRequest(BaseModel):
         labels: Kept with the job.
         caller: Settings of the caller's process that apply to its calls.
         caller_root: The plugin's directory there: paths of tracebacks, log records and coverage are given as there.
+        test: What the caller's test has set up.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -103,6 +120,7 @@ class JobRequest(BaseModel):
     labels: dict[str, str] | None = None
     caller: dict[str, Any] | None = Field(default=None, repr=False)
     caller_root: Annotated[str, Field(max_length=4096)] | None = None
+    test: TestSetup | None = Field(default=None, repr=False)
 
     @field_validator("env")
     @classmethod
@@ -134,6 +152,8 @@ def describe(backend: TheBackend, caller: Reader) -> Response:
     features = [*FEATURES, *(["reset"] if backend.is_ephemeral else [])]
     if caller.may("publish"):  # as these have code of the caller's choice run
         features += ["caller", *(["directories"] if backend.runs_directories else [])]
+        if backend.runs.run_in == "worker":  # the only place where it is applied
+            features.append("test")
     return StrictJson({"server": "synapse-runtime", "version": __version__, "features": features})
 
 
@@ -148,7 +168,7 @@ def submit_job(
     if (body.action is None) == (body.entrypoint is None):
         problem = {"loc": ["body", "action"], "msg": "give either action or entrypoint", "type": "value_error"}
         raise ApiError(422, [problem])
-    for name in ("caller", "caller_root", "directory"):
+    for name in ("caller", "caller_root", "directory", "test"):
         if getattr(body, name) is not None and not caller.may("publish"):
             raise ApiError(403, f"{name} needs an access token with the scope 'publish'")
     if body.directory is not None and not backend.runs_directories:
@@ -177,6 +197,7 @@ def submit_job(
         directory=None if body.directory is None else Path(body.directory),
         caller=body.caller,
         caller_root=body.caller_root,
+        test=None if body.test is None else body.test.model_dump(),
         id=body.id,
     )
     job, is_new = backend.submit(caller, wanted, key, body.model_dump())

@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import action as actions
+from synapse_runtime.core.changed_variables import changed_variables
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
+from synapse_runtime.core.patches import may_have_patches
 from synapse_runtime.core.threads import reraise_dropped_interrupts
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
@@ -32,20 +34,19 @@ from synapse_runtime.executors.remote.config import Settings, resolve_settings
 from synapse_runtime.executors.remote.follow import Ended, Output, follow
 from synapse_runtime.executors.remote.outcome import answer_run, run_of_job, run_of_record, ticket_of
 from synapse_runtime.executors.remote.params import (
+    encoded_env,
     encoded_params,
     entrypoint_of,
-    is_scalar,
-    is_sent_exactly,
     plain_params,
 )
 from synapse_runtime.executors.remote.publish import pack, publish, published
 from synapse_runtime.executors.remote.transport import Timeouts, Transport
-from synapse_runtime.json_values import encode_value
 from synapse_runtime.loggers import Logger, format_event
 from synapse_runtime.plugins.plugin import is_entrypoint
 from synapse_runtime.run_record import InvalidRecord
 
 if TYPE_CHECKING:
+    from synapse_runtime.executors.remote.patches import JsonPatches
     from synapse_runtime.plugins.manifest import Manifest
     from synapse_runtime.plugins.plugin import Plugin
 
@@ -144,6 +145,7 @@ class RemoteExecutor(Executor):
         self._api = api or Backend(Transport(self._settings, insecure=insecure, timeouts=timeouts))
         self._agent: int | None = None
         self._calls: dict[str, ActionCall] = {}
+        self._patches: dict[str, JsonPatches] = {}
         self._has_sent = False
 
     def submit(self, action: Any, params: Any = None) -> str:
@@ -341,37 +343,38 @@ class RemoteExecutor(Executor):
 
     def _submit_runtime(self, call: ActionCall) -> Submitted:
         request: dict[str, Any] = {"plugin": self._code}
-        params = call.params
-        texts, takes_values = self._env.as_strings(), self._api.has_feature("values")
-        env = {
-            name: value if is_scalar(value) or (takes_values and is_sent_exactly(value)) else texts.get(name, "")
-            for name, value in self._env.to_dict().items()
-        }
-        version, has_files = self._version, False
+        params, has_caller, patches = call.params, False, None
+        takes_values = self._api.has_feature("values")
+        version = self._version
         if self._plugin is not None and self._publishes and self._plugin.config_path is not None:
             with checked_params(call) as checked:  # by the code that will run there
                 params = checked if takes_values else params
-            has_files = True
+                patches = self._patches_of(call)
+            has_caller = self._api.has_feature("caller")
             if self._api.has_feature("directories"):
                 request["directory"] = str(self._plugin.config_path)
             else:
                 version = self._published_version(self._plugin)
+        else:
+            patches = self._patches_of(call)
         if self._is_named(call) and "directory" not in request:
             request["action"] = call.name
         else:
             request |= {"entrypoint": call.action, "name": call.name}
+        env = dict(self._env) if has_caller else {**self._changed_variables(call.name), **self._env}
         optional = {
             "id": call.job_id if self._api.has_feature("job_ids") else None,
             "version": version,
             # Without a version, the newest release may be a debug one, if the backend distinguishes them.
             "debug": True if version is None and self._debug and self._api.has_feature("releases") else None,
             "agent": None if self._settings.agent is None else self._agent_id(),
-            "env": encode_value(env)[0] or None,
+            "env": encoded_env(env, values=takes_values) or None,
             "timeout": call.timeout,
             "language": self._language or os.environ.get("SYNAPSE_LANGUAGE") or None,
             "resources": self._resources or None,
+            "test": self._test_setup(call, patches),
         }
-        if has_files and self._api.has_feature("caller"):
+        if has_caller:
             optional["caller"] = settings_to_json(caller_settings(call.import_root))
             optional["caller_root"] = call.import_root
         request |= {name: value for name, value in optional.items() if value is not None}
@@ -380,15 +383,69 @@ class RemoteExecutor(Executor):
         except NotSupportedRemotely:
             require_picklable(call.name, call.action, params)  # else it is an error in every mode
             raise
-        return self._api.submit(request)
+        submitted = self._api.submit(request)
+        if patches is not None:
+            self._patches[submitted.id] = patches
+        return submitted
+
+    def _patches_of(self, call: ActionCall) -> JsonPatches | None:
+        """Return the patches of the test, if it has any.
+
+        Raises:
+            NotSupportedRemotely: JSON cannot carry one, or the backend has no patches.
+        """
+        if not may_have_patches():
+            return None
+        from synapse_runtime.executors.remote.patches import encode_patches_as_json
+
+        patches = encode_patches_as_json(call.name, call.import_root)
+        if patches is not None and not self._api.has_feature("test"):
+            raise NotSupportedRemotely(
+                f"{call.name}: the patch of {patches.names[0]} cannot be sent: {self._api.host} does not offer patches"
+            )
+        return patches
+
+    def _test_setup(self, call: ActionCall, patches: JsonPatches | None) -> dict[str, Any] | None:
+        """Return what the test has set up for the action; None if it is nothing.
+
+        Raises:
+            NotSupportedRemotely: The backend cannot do it.
+        """
+        if call.around:
+            raise NotSupportedRemotely(
+                f"{call.name}: {call.around[0].name} runs around the action, and a backend runs no code of the test"
+            )
+        if call.seed is not None and not self._api.has_feature("test"):
+            raise NotSupportedRemotely(f"{call.name} has a seed, and {self._api.host} does not offer seeds")
+        found = {"patches": None if patches is None else patches.data, "seed": call.seed}
+        return {name: value for name, value in found.items() if value is not None} or None
+
+    def _changed_variables(self, name: str) -> dict[str, str]:
+        """Return the variables that the tests' process has set, for a backend that does not take its settings.
+
+        Raises:
+            NotSupportedRemotely: It has deleted one.
+        """
+        changed = dict(changed_variables())
+        deleted = [variable for variable, value in changed.items() if value is None]
+        if deleted:
+            raise NotSupportedRemotely(
+                f"{name}: the test has deleted environment variables ({', '.join(deleted)}), which {self._api.host} "
+                "does not offer"
+            )
+        config = {} if self._plugin is None else self._plugin.manifest.env
+        return {variable: value for variable, value in changed.items() if value is not None and variable not in config}
 
     def _submit_plain(self, call: ActionCall) -> Submitted | Answered:
         request = self._plain_request(call)
         is_served = self._is_served(call.name)
         if call.timeout is not None and not is_served:
             self._api.require_runtime(f"{call.name} has a timeout")
-        if self._env:
-            self._api.require_runtime(f"{call.name} has environment variables ({', '.join(self._env)})")
+        variables = [*self._env, *(name for name, _ in changed_variables())]
+        if variables:
+            self._api.require_runtime(f"{call.name} has environment variables ({', '.join(variables)})")
+        self._patches_of(call)
+        self._test_setup(call, None)
         if self._job_id is not None:
             self._api.require_runtime(f"{call.name} has a job id")
         if self._resources:
@@ -514,7 +571,13 @@ class RemoteExecutor(Executor):
         call = self._calls.get(job.id)
         entrypoint = call.action if call is not None else self._entrypoint(record.action)
         try:
-            return run_of_record(record, job.id, import_root=self._import_root, entrypoint=entrypoint)
+            return run_of_record(
+                record,
+                job.id,
+                import_root=self._import_root,
+                entrypoint=entrypoint,
+                patches=self._patches.pop(job.id, None),
+            )
         except InvalidRecord as error:
             raise RemoteError(f"the record of job {job.id} at {self._api.host} is malformed: {error}") from error
 

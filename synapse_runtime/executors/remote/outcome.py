@@ -6,7 +6,7 @@ import linecache
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from synapse_runtime.core import assertions, coverage_support
@@ -28,6 +28,9 @@ from synapse_runtime.json_values import not_decoded
 from synapse_runtime.plugins.plugin import import_entrypoint
 from synapse_runtime.run_record import FrameRecord, RunRecord
 
+if TYPE_CHECKING:
+    from synapse_runtime.executors.remote.patches import JsonPatches
+
 MODE: Final = "remote"
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _LOG_LINES = 2000
@@ -39,7 +42,14 @@ _ERRORS: Final[dict[str, Callable[[str], ExecutionError | ValidationError]]] = {
 }
 
 
-def run_of_record(record: RunRecord, job_id: str, *, import_root: str | None, entrypoint: str | None) -> ActionRun:
+def run_of_record(
+    record: RunRecord,
+    job_id: str,
+    *,
+    import_root: str | None,
+    entrypoint: str | None,
+    patches: JsonPatches | None = None,
+) -> ActionRun:
     """Return the run of a record.
 
     Args:
@@ -48,6 +58,7 @@ def run_of_record(record: RunRecord, job_id: str, *, import_root: str | None, en
         import_root: The directory of the plugin's modules, if there is a local plugin.
         entrypoint: The action's entrypoint in it. It is imported before the record is read, as only classes of modules
             that are imported can be used.
+        patches: The patches of the call, whose mocks are called as those of the backend were.
 
     Raises:
         InvalidRecord: An event is malformed.
@@ -63,6 +74,11 @@ def run_of_record(record: RunRecord, job_id: str, *, import_root: str | None, en
         if record.caller is not None:
             coverage_support.merge(record.caller.measured)
             assertions.explain(run.error, record.caller.failed_assertions(import_root))
+            if patches is not None and record.caller.mock_calls is not None:
+                try:
+                    patches.repeat_calls(record.caller.mock_calls, import_root)
+                except ResultNotInJson as error:
+                    run.result, run.error = None, error
     run.events = [*map(checked_event, run.events)]
     run.mode, run.job_id = MODE, job_id
     needs = not_decoded(run.result)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from synapse_runtime import serialization
+from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import NotSupportedRemotely, safe_str
 from synapse_runtime.json_values import Decoder, encode_value
 from synapse_runtime.plugins.module_scopes import is_installed_path
@@ -99,6 +100,22 @@ def encoded_params(name: str, params: Any, import_root: str | None) -> Any:
     return encode_value(dict(params))[0]
 
 
+def encoded_env(env: Mapping[str, Any], *, values: bool) -> Any:
+    """Return environment variables as JSON in the spelling of the run record.
+
+    Args:
+        env: The variables; they can be converted to text.
+        values: Whether the backend takes values other than scalars; else it gets their text.
+    """
+    texts = PluginEnvironment(env).as_strings()
+    return encode_value(
+        {
+            name: value if is_scalar(value) or (values and is_sent_exactly(value)) else texts.get(name, "")
+            for name, value in env.items()
+        }
+    )[0]
+
+
 def is_scalar(value: Any) -> bool:
     """Return whether a value is a scalar of JSON."""
     return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
@@ -107,6 +124,11 @@ def is_scalar(value: Any) -> bool:
 def is_sent_exactly(value: Any) -> bool:
     """Return whether a value can be sent in the spelling of the run record, and be rebuilt exactly."""
     return encode_value(value)[1]
+
+
+def first_lost(value: Any) -> Any:
+    """Return a part of a value that cannot be rebuilt from JSON; None if there is none."""
+    return next((part for _, part in _lost(value, "", 0)), None)
 
 
 def _checked(name: str, params: Any) -> Mapping[Any, Any]:

@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 from synapse_runtime import __version__, serialization
 from synapse_runtime.core import assertions, coverage_support, remote_exceptions
 from synapse_runtime.core.changed_variables import ChangedVariables, changed_variables
+from synapse_runtime.core.clock import Clock
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
 from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.log_capture import UnhandledHooks
@@ -207,8 +208,9 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
             "category": call.category,
             "language": call.language,
         }
-        if call.around:
-            fields["around"] = call.around
+        clock = Clock.of_this_process()
+        if call.around or clock is not None:
+            fields["around"] = call.around if clock is None else (clock.around(), *call.around)
         if call.seed is not None:
             fields["seed"] = call.seed
         try:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from synapse_runtime import serialization
 from synapse_runtime.core.assertions import FailureRecorder
+from synapse_runtime.core.clock import set_clock
 from synapse_runtime.core.coverage_support import CoverageCollector
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, process_state_for
 from synapse_runtime.core.interrupts import shielded
@@ -229,6 +230,9 @@ def _run_here(
             language=call["language"],
         )
         executor.seed = call["test"].get("seed")
+        clock = call["test"].get("clock")
+        if clock is not None:
+            executor.around(set_clock, **clock)
         made = executor.call(call["action"])
     except (PluginError, ValueError) as error:
         return _record_of_error(call, error)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from synapse_runtime import __version__
+from synapse_runtime.core.clock import Clock
 from synapse_runtime.core.timeouts import expected_seconds
 from synapse_runtime.executors.protocol import settings_of_json
 from synapse_runtime.server import streams
@@ -65,6 +67,7 @@ class TestSetup(BaseModel):
     Attributes:
         patches: The patches to apply while the action runs; see `executors.remote.patches`.
         seed: The seed of the random number generators.
+        clock: The clock that the test has stopped or moved.
     """
 
     __test__ = False  # no class of tests, wherever pytest finds it
@@ -73,6 +76,12 @@ class TestSetup(BaseModel):
 
     patches: Annotated[list[dict[str, Any]], Field(max_length=10_000)] = []
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    clock: dict[str, Any] | None = None
+
+    @field_validator("clock")
+    @classmethod
+    def _check_clock(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else asdict(TypeAdapter(Clock).validate_python(value))
 
 
 class JobRequest(BaseModel):

@@ -7,12 +7,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from synapse_runtime import action as actions
 from synapse_runtime.core.changed_variables import changed_variables
+from synapse_runtime.core.clock import Clock
 from synapse_runtime.core.execution import ActionCall, ActionRun, checked_params, require_picklable
 from synapse_runtime.core.patches import may_have_patches
 from synapse_runtime.core.threads import reraise_dropped_interrupts
@@ -392,18 +394,13 @@ class RemoteExecutor(Executor):
         """Return the patches of the test, if it has any.
 
         Raises:
-            NotSupportedRemotely: JSON cannot carry one, or the backend has no patches.
+            NotSupportedRemotely: JSON cannot carry one.
         """
         if not may_have_patches():
             return None
         from synapse_runtime.executors.remote.patches import encode_patches_as_json
 
-        patches = encode_patches_as_json(call.name, call.import_root)
-        if patches is not None and not self._api.has_feature("test"):
-            raise NotSupportedRemotely(
-                f"{call.name}: the patch of {patches.names[0]} cannot be sent: {self._api.host} does not offer patches"
-            )
-        return patches
+        return encode_patches_as_json(call.name, call.import_root)
 
     def _test_setup(self, call: ActionCall, patches: JsonPatches | None) -> dict[str, Any] | None:
         """Return what the test has set up for the action; None if it is nothing.
@@ -415,10 +412,16 @@ class RemoteExecutor(Executor):
             raise NotSupportedRemotely(
                 f"{call.name}: {call.around[0].name} runs around the action, and a backend runs no code of the test"
             )
-        if call.seed is not None and not self._api.has_feature("test"):
-            raise NotSupportedRemotely(f"{call.name} has a seed, and {self._api.host} does not offer seeds")
-        found = {"patches": None if patches is None else patches.data, "seed": call.seed}
-        return {name: value for name, value in found.items() if value is not None} or None
+        clock = Clock.of_this_process()
+        found = {
+            "patches": None if patches is None else patches.data,
+            "seed": call.seed,
+            "clock": None if clock is None else asdict(clock),
+        }
+        found = {name: value for name, value in found.items() if value is not None}
+        if found and not self._api.has_feature("test"):
+            raise NotSupportedRemotely(f"{call.name}: {self._api.host} does not offer {' or '.join(found)} of a test")
+        return found or None
 
     def _changed_variables(self, name: str) -> dict[str, str]:
         """Return the variables that the tests' process has set, for a backend that does not take its settings.
@@ -444,8 +447,7 @@ class RemoteExecutor(Executor):
         variables = [*self._env, *(name for name, _ in changed_variables())]
         if variables:
             self._api.require_runtime(f"{call.name} has environment variables ({', '.join(variables)})")
-        self._patches_of(call)
-        self._test_setup(call, None)
+        self._test_setup(call, self._patches_of(call))
         if self._job_id is not None:
             self._api.require_runtime(f"{call.name} has a job id")
         if self._resources:

@@ -41,12 +41,10 @@ class JsonPatches:
     """The patches of a call.
 
     Attributes:
-        names: What messages call them.
         data: How they are sent.
         mocks: The names of the patches that are mocks, and the mocks.
     """
 
-    names: Sequence[str]
     data: list[dict[str, Any]]
     mocks: Sequence[tuple[str, Any]]
 
@@ -92,7 +90,7 @@ def encode_patches_as_json(name: str, import_root: str | None) -> JsonPatches | 
         if _mock_of(value) is not None:
             mocks.append((name_of(patch), value))
         data.append({**entry, "value": encoder.encode(value)})
-    return JsonPatches([*map(name_of, patches)], data, mocks)
+    return JsonPatches(data, mocks)
 
 
 class _Encoder:

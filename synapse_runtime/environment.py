@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Final, Self, overload
 
 from synapse_runtime.errors import ConfigError, EnvironmentValueError, LateVariableWarning
 
@@ -229,7 +229,7 @@ class PluginEnvironment(Mapping[str, Any]):
 
 
 # Python, the dynamic linker and numerical libraries read these once.
-_READ_AT_START = frozenset(
+READ_AT_START: Final = frozenset(
     (
         *("PYTHONHASHSEED", "PYTHONOPTIMIZE", "PYTHONUTF8", "PYTHONMALLOC", "PYTHONDEVMODE"),
         *("LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH", "MALLOC_ARENA_MAX"),
@@ -247,9 +247,9 @@ def variables_at_start(env: Mapping[str, Any]) -> dict[str, str]:
     Args:
         env: All variables of an action.
     """
-    if _READ_AT_START.isdisjoint(env):
+    if READ_AT_START.isdisjoint(env):
         return {}
-    names = sorted(_READ_AT_START.intersection(env))
+    names = sorted(READ_AT_START.intersection(env))
     return {name: _as_text(name, env[name]) for name in names if env[name] is not None}
 
 
@@ -260,7 +260,7 @@ def warn_about_late_variables(env: Mapping[str, Any], *, starts_process: bool) -
         env: All variables of an action.
         starts_process: Whether the action runs in a process that is started with `variables_at_start`.
     """
-    names = _IMPORT_PATH if starts_process else _IMPORT_PATH | _READ_AT_START
+    names = _IMPORT_PATH if starts_process else _IMPORT_PATH | READ_AT_START
     if names.isdisjoint(env):
         return
     late = sorted(

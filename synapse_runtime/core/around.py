@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from synapse_runtime.errors import is_from_code
 
@@ -70,12 +71,46 @@ def entered(managers: Sequence[Around]) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Seed:
+    """The seed of random number generators.
+
+    Attributes:
+        value: The seed.
+        libraries: The libraries with generators that the caller has imported, so that a worker seeds them too.
+    """
+
+    value: int
+    libraries: tuple[str, ...] = ()
+
+    @classmethod
+    def of_this_process(cls, value: int | None) -> Seed | None:
+        """Return the seed for the libraries that this process has imported; None without a value."""
+        return None if value is None else cls(value, tuple(name for name in _GENERATORS if name in sys.modules))
+
+
+def _seed_numpy(numpy: Any, value: int, stack: contextlib.ExitStack) -> None:
+    stack.callback(numpy.random.set_state, numpy.random.get_state())
+    numpy.random.seed(value % 2**32)
+
+
+def _seed_torch(torch: Any, value: int, stack: contextlib.ExitStack) -> None:
+    stack.callback(torch.set_rng_state, torch.get_rng_state())
+    torch.manual_seed(value % 2**63)
+
+
+_GENERATORS: Final[dict[str, Callable[[Any, int, contextlib.ExitStack], None]]] = {
+    "numpy": _seed_numpy,
+    "torch": _seed_torch,
+}
+
+
 @contextlib.contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Seed the generators of `random` and, if they are imported, numpy and torch; put their states back afterwards.
+def seeded(seed: Seed | None) -> Iterator[None]:
+    """Seed the generators of `random` and of libraries during the block; put their states back afterwards.
 
     Args:
-        seed: The seed; None to do nothing.
+        seed: The seed; None to do nothing. A library that cannot be imported here is left out.
     """
     if seed is None:
         yield
@@ -84,13 +119,8 @@ def seeded(seed: int | None) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.callback(random.setstate, random.getstate())
-        random.seed(seed)
-        numpy = sys.modules.get("numpy.random")
-        if numpy is not None:
-            stack.callback(numpy.set_state, numpy.get_state())
-            numpy.seed(seed % 2**32)
-        torch = sys.modules.get("torch")
-        if torch is not None and hasattr(torch, "manual_seed"):
-            stack.callback(torch.set_rng_state, torch.get_rng_state())
-            torch.manual_seed(seed % 2**63)
+        random.seed(seed.value)
+        for name in (name for name in _GENERATORS if name in seed.libraries or name in sys.modules):
+            with contextlib.suppress(ImportError):
+                _GENERATORS[name](importlib.import_module(name), seed.value, stack)
         yield

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from synapse_runtime.core.process_state import variables_take_effect
-from synapse_runtime.environment import Variables
+from synapse_runtime.environment import READ_AT_START, Variables
 
 __tracebackhide__ = True  # in every function here: reports show function arguments, and values may be secrets
 
@@ -31,7 +31,7 @@ class _Session:
     """
 
     def __init__(self, before: Mapping[str, str], changed_elsewhere: frozenset[str]) -> None:
-        self._before = before
+        self.before = before
         self._changed_elsewhere = changed_elsewhere
         self._now: Variables | None = None
         self._changed: ChangedVariables = ()
@@ -40,7 +40,7 @@ class _Session:
         """Return what has changed since."""
         if self._now is None or not self._now.is_current():
             self._now = Variables()
-            self._changed = self._compare(self._before, self._now.to_dict())
+            self._changed = self._compare(self.before, self._now.to_dict())
         return self._changed
 
     def _compare(self, before: Mapping[str, str], now: Mapping[str, str]) -> ChangedVariables:
@@ -69,6 +69,22 @@ def start_session(before: Mapping[str, str], changed_elsewhere: Iterable[str] = 
 def changed_variables() -> ChangedVariables:
     """Return the variables that have changed since the session began; empty if there is none."""
     return _sessions[-1].changed() if _sessions else ()
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return the variables for a process that outlives a test: those of this process, as the session found them.
+
+    What tests change is sent with each call. Variables that take effect only in a new process are as they are now.
+    """
+    variables = dict(os.environ)
+    before = _sessions[-1].before if _sessions else {}
+    for name, _ in changed_variables():
+        if name in READ_AT_START:
+            continue
+        variables.pop(name, None)
+        if name in before:
+            variables[name] = before[name]
+    return variables
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ from synapse_runtime.events import Event, Progress, StepMetrics, metrics_by_step
 from synapse_runtime.plugins.plugin import import_entrypoint, with_config_line
 
 if TYPE_CHECKING:
-    from synapse_runtime.core.around import Around
+    from synapse_runtime.core.around import Around, Seed
     from synapse_runtime.core.log_capture import CapturedWarning
     from synapse_runtime.core.output_capture import Captured
 
@@ -79,7 +79,7 @@ class ActionCall:
     category: str | None = None
     language: str | None = None
     around: tuple[Around, ...] = ()
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 @dataclass
@@ -399,8 +399,10 @@ def _invoke(target: Any, params: Any, ctx: RuntimeContext, call: ActionCall) -> 
     if call.around or call.seed is not None:
         from synapse_runtime.core import around
 
+        result = None  # if a context manager suppresses the error of the action
         with around.entered(call.around), around.seeded(call.seed):
-            return _call_target(target, params, ctx)
+            result = _call_target(target, params, ctx)
+        return result
     return _call_target(target, params, ctx)
 
 

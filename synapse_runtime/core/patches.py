@@ -70,7 +70,7 @@ def active_patches() -> list[Patch]:
     for source in sources:
         for patch in source():
             found.setdefault((id(patch.container), patch.key, patch.is_item), patch)
-    return [*found.values()]
+    return [patch for patch in found.values() if patch.value() is not patch.original]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def _current(container: Any, key: Any, *, is_item: bool) -> Any:
 def _put(each: Replacement) -> None:
     if each.value is MISSING:
         if each.is_item:
-            del each.container[each.key]
+            each.container.pop(each.key, None)
         elif each.key in getattr(each.container, "__dict__", {}):
             delattr(each.container, each.key)
     elif each.is_item:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from synapse_runtime import action as actions
-from synapse_runtime.core.around import Around
+from synapse_runtime.core.around import Around, Seed
 from synapse_runtime.core.async_bridge import EventLoop
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, new_job_id
 from synapse_runtime.core.timeouts import expected_seconds
@@ -271,7 +271,7 @@ class Executor(ABC):
             category=None if manifest is None else manifest.category,
             language=self._language,
             around=tuple(self._around),
-            seed=self.seed,
+            seed=Seed.of_this_process(self.seed),
         )
 
     def close(self) -> None:  # noqa: B027 - local mode holds nothing

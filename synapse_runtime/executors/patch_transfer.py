@@ -13,12 +13,21 @@ import os
 import pkgutil
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from synapse_runtime import class_copies, serialization
-from synapse_runtime.core.patches import Patch, PatchesOfCall, Replacement, active_patches, applied, is_at, path_of
+from synapse_runtime.core.patches import (
+    MISSING,
+    Patch,
+    PatchesOfCall,
+    Replacement,
+    active_patches,
+    applied,
+    is_at,
+    path_of,
+)
 from synapse_runtime.errors import PatchNotSerializable, safe_str
 from synapse_runtime.executors.mock_pickling import MOCK_MODULES, MockPickler, is_mock
 from synapse_runtime.executors.object_changes import Change, NotSent, Tracked, is_dunder, mutable_parts
@@ -69,8 +78,8 @@ def encode_patches() -> SentPatches | None:
     patches = [patch for patch in active_patches() if not stays(patch)]
     if not patches:
         return None
-    originals = _replaced_definitions(patches)
-    entries = [(path_of_container(patch), patch.key, patch.is_item, patch.value()) for patch in patches]
+    originals, places = replaced_definitions(patches), places_of_originals(patches)
+    entries = [(path_of_container(patch, places), patch.key, patch.is_item, patch.value()) for patch in patches]
     namesakes = _namesakes(patches)
     objects = mutable_parts([entry[-1] for entry in entries], originals, namesakes)
     try:
@@ -171,13 +180,17 @@ def _is_local(owner: Any) -> bool:
     return "<locals>" in getattr(owner, "__qualname__", "")
 
 
-def path_of_container(patch: Patch) -> str:
+def path_of_container(patch: Patch, places: Mapping[int, str]) -> str:
     """Return the path by which a worker finds the container of a patch: `module:name.name`.
+
+    Args:
+        patch: The patch.
+        places: The answer of `places_of_originals`: a worker finds these before it applies the patches.
 
     Raises:
         PatchNotSerializable: It is reached from no module.
     """
-    path = path_of(patch.container)
+    path = places.get(id(patch.container)) or path_of(patch.container)
     if path is None:
         raise PatchNotSerializable(
             f"the patch of {name_of(patch)} cannot be sent to a worker: no module has this "
@@ -187,10 +200,27 @@ def path_of_container(patch: Patch) -> str:
     return path
 
 
-def _replaced_definitions(patches: Sequence[Patch]) -> dict[int, str]:
+def places_of_originals(patches: Sequence[Patch]) -> dict[int, str]:
+    """Return where a worker finds the objects that are replaced, such as a dict whose items are patched too, by id.
+
+    Args:
+        patches: The patches that are active.
+    """
+    places = replaced_definitions(patches)
+    for patch in patches:
+        container = None if patch.is_item else places.get(id(patch.container)) or path_of(patch.container)
+        if container is not None and patch.original is not MISSING:
+            places.setdefault(id(patch.original), f"{container}{'' if container.endswith(':') else '.'}{patch.key}")
+    return places
+
+
+def replaced_definitions(patches: Sequence[Patch]) -> dict[int, str]:
     """Return the functions and classes that are replaced where a worker would import them, with their paths, by id.
 
     A replacement may refer to them, as that of `mocker.spy` does: in the worker it refers to the worker's own.
+
+    Args:
+        patches: The patches that are active.
     """
     found: dict[int, str] = {}
     for patch in patches:

@@ -28,6 +28,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from synapse_runtime import serialization
+from synapse_runtime.core.around import Seed
 from synapse_runtime.core.assertions import FailureRecorder
 from synapse_runtime.core.clock import set_clock
 from synapse_runtime.core.coverage_support import CoverageCollector
@@ -229,11 +230,13 @@ def _run_here(
             logger=NullLogger(),
             language=call["language"],
         )
-        executor.seed = call["test"].get("seed")
         clock = call["test"].get("clock")
         if clock is not None:
             executor.around(set_clock, **clock)
         made = executor.call(call["action"])
+        seed = call["test"].get("seed")
+        if seed is not None:
+            made = replace(made, seed=Seed(seed["value"], tuple(seed["libraries"])))
     except (PluginError, ValueError) as error:
         return _record_of_error(call, error)
     settings = None if call["caller"] is None else settings_of_json(call["caller"])

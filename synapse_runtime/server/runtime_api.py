@@ -11,10 +11,11 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from synapse_runtime import __version__
+from synapse_runtime.core.around import Seed
 from synapse_runtime.core.clock import Clock
 from synapse_runtime.core.timeouts import expected_seconds
 from synapse_runtime.executors.protocol import settings_of_json
@@ -75,13 +76,14 @@ class TestSetup(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     patches: Annotated[list[dict[str, Any]], Field(max_length=10_000)] = []
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: dict[str, Any] | None = None
     clock: dict[str, Any] | None = None
 
-    @field_validator("clock")
+    @field_validator("seed", "clock")
     @classmethod
-    def _check_clock(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else asdict(TypeAdapter(Clock).validate_python(value))
+    def _check(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        kind: type[Any] = Seed if info.field_name == "seed" else Clock
+        return None if value is None else asdict(TypeAdapter(kind).validate_python(value))
 
 
 class JobRequest(BaseModel):

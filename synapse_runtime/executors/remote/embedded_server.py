@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from synapse_runtime.core.changed_variables import inherited_environment
 from synapse_runtime.errors import RemoteError
 
 __all__ = ["EmbeddedServer", "serve_embedded"]
@@ -74,7 +75,9 @@ def serve_embedded(
     command += ["--concurrency", str(concurrency), *(["--ray-address", ray_address] if ray_address else [])]
     command += ["--parent", str(os.getpid()), *(["--runs-directories"] if runs_directories else [])]
     command += ["--", *(os.fspath(Path(directory).absolute()) for directory in directories)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_SERVER)}
+    environment = {
+        name: value for name, value in inherited_environment().items() if not name.startswith(_NOT_FOR_SERVER)
+    }
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
     )

@@ -415,7 +415,7 @@ class RemoteExecutor(Executor):
         clock = Clock.of_this_process()
         found = {
             "patches": None if patches is None else patches.data,
-            "seed": call.seed,
+            "seed": None if call.seed is None else asdict(call.seed),
             "clock": None if clock is None else asdict(clock),
         }
         found = {name: value for name, value in found.items() if value is not None}

@@ -19,7 +19,7 @@ from unittest import mock
 
 from synapse_runtime.core.patches import MISSING, Patch, PatchesOfCall, Replacement, active_patches, applied, is_at
 from synapse_runtime.errors import NotSupportedRemotely, ResultNotInJson
-from synapse_runtime.executors.patch_transfer import name_of, path_of_container, stays
+from synapse_runtime.executors.patch_transfer import name_of, path_of_container, places_of_originals, stays
 from synapse_runtime.executors.remote.params import first_lost
 from synapse_runtime.json_values import decode_value, encode_value
 from synapse_runtime.serialization import is_pickled_by_value
@@ -83,9 +83,11 @@ def encode_patches_as_json(name: str, import_root: str | None) -> JsonPatches | 
         return None
     mocks: list[tuple[str, Any]] = []
     data = []
+    places = places_of_originals(patches)
     for patch in patches:
-        encoder = _Encoder(name, patch, import_root)
-        entry = {"at": path_of_container(patch), "key": encoder.plain(patch.key), "is_item": patch.is_item}
+        at = path_of_container(patch, places)
+        encoder = _Encoder(name, patch, at, import_root)
+        entry = {"at": at, "key": encoder.plain(patch.key), "is_item": patch.is_item}
         value = patch.value()
         if _mock_of(value) is not None:
             mocks.append((name_of(patch), value))
@@ -99,12 +101,14 @@ class _Encoder:
     Args:
         name: The action's name.
         patch: The patch.
+        at: The path of its container.
         import_root: The directory of the plugin's modules.
     """
 
-    def __init__(self, name: str, patch: Patch, import_root: str | None) -> None:
+    def __init__(self, name: str, patch: Patch, at: str, import_root: str | None) -> None:
         self._name = name
         self._patch = patch
+        self._at = at
         self._root = import_root
 
     def encode(self, value: Any, *, in_autospec: bool = False) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class _Encoder:
 
     def _is_own_name(self, path: str) -> bool:
         """Return whether a path is that of what the patch replaces."""
-        return path == f"{path_of_container(self._patch)}.{self._patch.key}".replace(":.", ":")
+        return path == f"{self._at}.{self._patch.key}".replace(":.", ":")
 
     def plain(self, value: Any) -> Any:
         """Return plain data."""
@@ -182,7 +186,7 @@ class _Encoder:
                 raise self._refusal(found, "a mock with a list of names as its spec")
             return None
         original = getattr(self._patch.original, "__func__", self._patch.original)
-        target = original if not isinstance(original, type) and spec is type(original) else spec
+        target = original if isinstance(original, types.FunctionType) and spec is types.FunctionType else spec
         path = f"{target.__module__}:{target.__qualname__}"
         if target is not original and not is_at(path, target):
             raise self._refusal(found, "a mock whose spec is no importable class")
@@ -293,7 +297,16 @@ def _is_of_mock(cls: type[Any]) -> bool:
 
 def _children(found: Any) -> dict[str, Any]:
     children: dict[str, Any] = vars(found)["_mock_children"]
-    return {name: child for name, child in children.items() if _mock_of(child) is not None and name != "()"}
+    return {name: child for name, child in children.items() if name != "()" and _is_child(child)}
+
+
+def _is_child(child: Any) -> bool:
+    """Return whether this is a mock, and not one with which pytest-mock warns of its own use in a `with` statement."""
+    found = _mock_of(child)
+    if found is None:
+        return False
+    effect = vars(found).get("_mock_side_effect")
+    return not str(getattr(effect, "__module__", "")).startswith("pytest_mock.")
 
 
 def _is_configured(child: Any) -> bool:

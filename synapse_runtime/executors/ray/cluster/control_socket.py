@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from synapse_runtime.core.changed_variables import inherited_environment
 from synapse_runtime.core.withheld_variables import withhold
 from synapse_runtime.errors import ClusterError
 
@@ -381,7 +382,7 @@ def _is_same_directory(found: os.stat_result, path: Path) -> bool:
 
 
 def _environment(token: str, directory: Path) -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_WORKERS)}
+    kept = {name: value for name, value in inherited_environment().items() if not name.startswith(_NOT_FOR_WORKERS)}
     kept.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "PYTHONPATH" in kept:  # workers have other working directories
         paths = kept["PYTHONPATH"].split(os.pathsep)

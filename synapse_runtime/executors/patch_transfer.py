@@ -13,8 +13,9 @@ import os
 import pkgutil
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from synapse_runtime import class_copies, serialization
@@ -82,16 +83,23 @@ def encode_patches() -> SentPatches | None:
     entries = [(path_of_container(patch, places), patch.key, patch.is_item, patch.value()) for patch in patches]
     namesakes = _namesakes(patches)
     objects = mutable_parts([entry[-1] for entry in entries], originals, namesakes)
+    encode = partial(serialization.dumps_extended, extension=_PatchPickler, originals=originals, namesakes=namesakes)
+    data, problem = _tried(encode, [entries, objects])
+    if data is not None:
+        return SentPatches(data, objects)
+    for patch, entry in zip(patches, entries, strict=True):
+        _, reason = _tried(encode, [entry])
+        if reason:
+            raise _cannot_be_sent(patch, reason)
+    raise PatchNotSerializable(f"the patches of this test cannot be sent to a worker: {problem}")
+
+
+def _tried(encode: Callable[[list[Any]], bytes], values: list[Any]) -> tuple[bytes | None, str]:
+    """Return values encoded; or None and why they cannot be."""
     try:
-        data = serialization.dumps_extended([entries, objects], _PatchPickler, originals=originals, namesakes=namesakes)
-    except Exception as error:
-        for patch, entry in zip(patches, entries, strict=True):
-            try:
-                serialization.dumps_extended([entry], _PatchPickler, originals=originals, namesakes=namesakes)
-            except Exception as problem:
-                raise _cannot_be_sent(patch, safe_str(problem)) from problem
-        raise PatchNotSerializable(f"the patches of this test cannot be sent to a worker: {safe_str(error)}") from error
-    return SentPatches(data, objects)
+        return encode(values), ""
+    except Exception as error:  # noqa: BLE001 - pickling runs users' code
+        return None, safe_str(error) or type(error).__name__
 
 
 class ReceivedPatches(PatchesOfCall):

@@ -48,11 +48,10 @@ WRITTEN = "written by the action"
 def from_job(job_executor, tmp_path_factory):
     """What an action sees in a job, with a given id, and what it writes."""
     here = tmp_path_factory.mktemp("here")
-    names = [*ENV, "HOME", "PATH", "FROM_CONFIG", "FROM_MARKER", "IN_NO_LAYER", "SET_AFTER_THE_WORKER_STARTED"]
+    names = [*ENV, "HOME", "PATH", "FROM_CONFIG", "FROM_MARKER", "IN_NO_LAYER"]
     params = {"names": names, "directory": os.path.relpath(here, PLUGIN), "text": WRITTEN}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(here)
-        monkeypatch.setenv("SET_AFTER_THE_WORKER_STARTED", "secret")
         run = job_executor(ENV | OVERRIDING, job_id=JOB_ID).run(look_and_write, params)
         assert os.getcwd() == str(here)
     return run, here
@@ -141,19 +140,6 @@ def test_10_context_and_os_environ_contain_the_same(synapse_executor):
 def test_10_none_in_the_marker_removes_a_value_of_the_config_file(synapse_executor):
     seen = synapse_executor.execute(look, {"names": ["FROM_CONFIG"]})
     assert seen["ctx"] == seen["os"] == {"FROM_CONFIG": None}
-
-
-def test_10_no_variable_of_this_process_is_sent_to_a_worker(synapse_executor, monkeypatch):
-    monkeypatch.setenv("SET_AFTER_THE_WORKER_STARTED", "secret")
-    run = synapse_executor.run(look, {"names": ["SET_AFTER_THE_WORKER_STARTED"]})
-    here = run.result["pid"] == os.getpid()
-    assert run.result["os"] == {"SET_AFTER_THE_WORKER_STARTED": "secret" if here else None}
-    assert run.result["ctx"] == run.result["os"]
-
-
-def test_10_no_variable_of_this_process_is_sent_to_a_job(from_job):
-    seen, _ = from_job[0].unwrap()
-    assert [seen[kind]["SET_AFTER_THE_WORKER_STARTED"] for kind in ("ctx", "os")] == [None, None]
 
 
 @pytest.mark.synapse(env={"SHARED": "marker", "ONLY_IN_THIS_CALL": "here"})

@@ -330,9 +330,14 @@ def test_interrupt_in_a_callback_is_not_an_error_of_the_callback():
 class TestDeferredCtrlC:
     def test_is_raised_at_the_end_of_the_block(self) -> None:
         before, seen = signal.getsignal(signal.SIGINT), []
-        with pytest.raises(KeyboardInterrupt), keyboard_interrupt_deferred():
-            signal.raise_signal(signal.SIGINT)
-            seen.append("goes on")
+
+        def interrupted() -> None:
+            with keyboard_interrupt_deferred():
+                signal.raise_signal(signal.SIGINT)
+                seen.append("goes on")
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert seen == ["goes on"]
         assert signal.getsignal(signal.SIGINT) is before
 
@@ -347,9 +352,13 @@ class TestDeferredCtrlC:
             Noisy()
 
     def test_is_not_hidden_by_an_error_of_the_block(self) -> None:
-        with pytest.raises(KeyboardInterrupt) as caught, keyboard_interrupt_deferred():
-            signal.raise_signal(signal.SIGINT)
-            raise ImportError("half of Ray")
+        def interrupted() -> None:
+            with keyboard_interrupt_deferred():
+                signal.raise_signal(signal.SIGINT)
+                raise ImportError("half of Ray")
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            interrupted()
         assert isinstance(caught.value.__context__, ImportError)
 
     def test_other_threads_and_ignored_signals_stay_alone(self) -> None:

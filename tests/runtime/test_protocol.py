@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pickle
@@ -10,6 +11,7 @@ import numpy
 import pytest
 
 from synapse_runtime import __version__
+from synapse_runtime.core.around import Around, Seed
 from synapse_runtime.core.assertions import FailureRecorder
 from synapse_runtime.core.coverage_support import CoverageCollector
 from synapse_runtime.core.execution import ActionCall, ActionRun
@@ -44,6 +46,8 @@ def test_call_arrives_with_every_field():
         config_path="/plugin/config.yaml",
         category="neural_net",
         language="ko",
+        around=(Around(contextlib.suppress, (KeyError,)),),
+        seed=Seed(7, ("numpy",)),
     )
     unset = [field.name for field in dataclasses.fields(call) if getattr(call, field.name) == field.default]
     assert unset == ["import_root"]

@@ -106,7 +106,7 @@ class _Encoder:
     """
 
     def __init__(self, name: str, patch: Patch, at: str, import_root: str | None) -> None:
-        self._name = name
+        self._action = name
         self._patch = patch
         self._at = at
         self._root = import_root
@@ -206,7 +206,7 @@ class _Encoder:
 
     def _refusal(self, value: Any, what: str) -> NotSupportedRemotely:
         return NotSupportedRemotely(
-            f"{self._name}: the patch of {name_of(self._patch)} cannot be sent to a backend: JSON does not have "
+            f"{self._action}: the patch of {name_of(self._patch)} cannot be sent to a backend: JSON does not have "
             f"{what}; use a constant, or a mock with plain values and exceptions of Python"
         )
 
@@ -256,7 +256,7 @@ class ReceivedJsonPatches(PatchesOfCall):
 
     def _new_mock(self, data: Mapping[str, Any]) -> Any:
         if data.get("is_autospec"):
-            made = mock.create_autospec(pkgutil.resolve_name(data["spec"]), _name=data["name"])
+            made = mock.create_autospec(pkgutil.resolve_name(data["spec"]))
         else:
             cls = next(each for each in _MOCKS if each.__name__ == data["class"])
             spec = pkgutil.resolve_name(data["spec"]) if data.get("spec") else None

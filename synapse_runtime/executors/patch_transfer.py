@@ -30,15 +30,13 @@ from synapse_runtime.core.patches import (
     path_of,
 )
 from synapse_runtime.errors import PatchNotSerializable, safe_str
-from synapse_runtime.executors.mock_pickling import MOCK_MODULES, MockPickler, is_mock
+from synapse_runtime.executors.mock_pickling import MockPickler, is_mock
 from synapse_runtime.executors.object_changes import Change, NotSent, Tracked, is_dunder, mutable_parts
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 # Patches of these packages are about the tests, not about the action.
-_STAY: Final = frozenset(
-    ("_pytest", "pytest", "pluggy", "xdist", "execnet", "coverage", "pytest_cov", "pytest_synapse", "synapse_runtime")
-)
+_STAY: Final = frozenset(("_pytest", "pluggy", "xdist", "execnet", "coverage", "unittest", "mock", "synapse_runtime"))
 # Attributes of `sys` that a worker gets in another way, or that are its own.
 _OWN_SYS_NAMES: Final = frozenset(("path", "meta_path", "path_hooks", "path_importer_cache", "modules"))
 
@@ -176,11 +174,19 @@ def stays(patch: Patch) -> bool:
         return True
     if is_mock(container):
         return True  # it is sent with what refers to it
-    owner = container if isinstance(container, type | types.ModuleType | types.FunctionType) else type(container)
-    module = str(owner.__name__ if isinstance(owner, types.ModuleType) else owner.__module__)
-    if module.partition(".")[0] in _STAY or module in MOCK_MODULES:
-        return True
-    return serialization.is_pickled_by_value(module) or _is_local(owner)
+    if isinstance(container, types.ModuleType):
+        return _is_of_tests(container.__name__)
+    if isinstance(container, type | types.FunctionType):
+        return _is_of_tests(str(container.__module__)) or _is_local(container)
+    cls = type(container)
+    is_node = any(base.__module__.startswith("_pytest.") for base in cls.__mro__)
+    return is_node or _is_of_tests(str(cls.__module__)) or _is_local(cls)
+
+
+def _is_of_tests(module: str) -> bool:
+    """Return whether a module is one of pytest, of its plugins, or of the tests, which go by value."""
+    top = module.partition(".")[0]
+    return top in _STAY or top.startswith("pytest") or serialization.is_pickled_by_value(module)
 
 
 def _is_local(owner: Any) -> bool:

@@ -196,6 +196,13 @@ def test_23_attributes(run, monkeypatch):
     assert run("[LIMIT, CONFIG['rate'], hasattr(Client, 'added')]") == [3, 1, False]
 
 
+@on_this_machine
+def test_23_an_action_class(synapse_executor, monkeypatch):
+    monkeypatch.setattr(world.Answer, "helper", lambda self: "fake", raising=True)
+    monkeypatch.setattr(world.Answer, "factor", 3)
+    assert synapse_executor.execute(world.Answer, {}) == "fake" * 3
+
+
 def test_23_nested_patches(run, monkeypatch):
     with patch("lab.world.LIMIT", 10):
         monkeypatch.setattr(world, "LIMIT", 11)

@@ -26,10 +26,13 @@ actions:
   once: {entrypoint: "plugin.actions:once"}
   helped: {entrypoint: "plugin.actions:helped"}
   pid: {entrypoint: "plugin.actions:pid"}
+  clock: {entrypoint: "plugin.actions:clock"}
+  dice: {entrypoint: "plugin.actions:dice"}
 """
 
 ACTIONS = '''\
 import os
+import random
 import time
 from pathlib import Path
 
@@ -79,6 +82,16 @@ def once(params, context):
 @action
 def helped(params, context):
     return helper()
+
+
+@action
+def clock(params, context):
+    return time.time()
+
+
+@action
+def dice(params, context):
+    return random.random()
 
 
 @action
@@ -179,16 +192,17 @@ def test_cov(session, mode, tmp_path):
     assert "Required test coverage of 40% reached" in ended.output
 
 
-@other_plugin("pytest-randomly", "tests are shuffled within each mode")
+@other_plugin("pytest-randomly", "tests are shuffled within each mode; each call starts with its seed")
 def test_randomly(session, tmp_path):
     tests = """
+        import random
         from pathlib import Path
 
         @pytest.mark.parametrize("number", range(8))
         def test_double(synapse_executor, synapse_mode, number):
             with Path("order.txt").open("a") as file:
                 print(synapse_mode, number, file=file)
-            assert synapse_executor.execute("double", {"number": number}) == 2 * number
+            assert synapse_executor.execute("dice") == random.Random(7).random()
         """
     ended = session(tests, "--randomly-seed=7", beside="randomly")
     assert ended.status == 0, ended.output
@@ -420,15 +434,24 @@ def test_html(session, tmp_path):
     assert report.count("before it failed") >= 2
 
 
-@other_plugin("pytest-mock", "`mocker.patch` affects actions in local mode; workers import their own modules")
+@other_plugin(
+    "pytest-mock", "`mocker.patch` and `mocker.spy` hold where the action runs, and have its calls afterwards"
+)
 def test_mock(session):
     ended = session(
         """
-        def test_patched(synapse_executor, synapse_mode, mocker):
+        from plugin import actions
+
+        def test_patched(synapse_executor, mocker):
             patched = mocker.patch("plugin.actions.helper", return_value="mocked")
-            result = synapse_executor.execute("helped")
-            assert result == ("mocked" if synapse_mode == "local" else "real")
-            assert patched.call_count == (synapse_mode == "local")
+            assert synapse_executor.execute("helped") == "mocked"
+            patched.assert_called_once_with()
+
+        def test_spied(synapse_executor, mocker):
+            spy = mocker.spy(actions, "helper")
+            assert synapse_executor.execute("helped") == "real"
+            spy.assert_called_once_with()
+            assert spy.spy_return == "real"
 
         def test_after(synapse_executor):
             assert synapse_executor.execute("helped") == "real"
@@ -440,7 +463,37 @@ def test_mock(session):
         """
     )
     assert ended.status == 0, ended.output
-    assert len(ids_of(ended, "PASSED")) == 6
+    assert len(ids_of(ended, "PASSED")) == 8
+
+
+@other_plugin("freezegun", "a clock that is stopped is that of the action too")
+def test_freezegun(session):
+    ended = session(
+        """
+        import freezegun
+
+        @freezegun.freeze_time("2020-01-02")
+        def test_stopped(synapse_executor):
+            assert synapse_executor.execute("clock") == 1577923200
+        """
+    )
+    assert ended.status == 0, ended.output
+    assert len(ids_of(ended, "PASSED")) == 2
+
+
+@other_plugin("time-machine", "a clock that is moved or stopped is that of the action too")
+def test_time_machine(session):
+    ended = session(
+        """
+        import time_machine
+
+        @time_machine.travel(1577923200, tick=False)
+        def test_moved(synapse_executor):
+            assert synapse_executor.execute("clock") == 1577923200
+        """
+    )
+    assert ended.status == 0, ended.output
+    assert len(ids_of(ended, "PASSED")) == 2
 
 
 @other_plugin("pytest-benchmark", "`benchmark(synapse_executor.execute, ...)`")

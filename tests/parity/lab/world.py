@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from synapse_runtime.action import BaseAction
 from synapse_runtime.decorators import action
 
 LIMIT = 3
@@ -63,6 +64,20 @@ def limited(limit: int, label: str = "") -> Iterator[None]:
         yield
     finally:
         LIMIT = before
+
+
+class Answer(BaseAction[dict[str, Any]]):
+    """An action that calls a method of its own."""
+
+    factor = 2
+
+    def execute(self) -> str:
+        """Return the answer."""
+        return self.helper() * self.factor
+
+    def helper(self) -> str:
+        """Return what the tests replace."""
+        return "real"
 
 
 @action

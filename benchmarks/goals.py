@@ -73,6 +73,7 @@ GOALS = (
     ),
     Goal("task-first", "first task call on a running cluster", "creating a raw actor and calling it", 1.5),
     Goal("task-coverage", "warm task call, with coverage", "the same without", 0.003, "difference"),
+    Goal("task-patch", "warm task call, one function replaced by the test", "the same without", 1.3),
     Goal("job", "job, submit → result", 'Jobs API running `python -c "import pydantic"`', 1.2),
     Goal("jobs-8", "8 jobs submitted together", "the same, raw", 1.2),
     Goal(

@@ -8,12 +8,14 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.actions import heap_growth
 from benchmarks.bench import Bench, Benchmark, Warm
 from benchmarks.measure import Pairs, in_turn, per_call, run
 from benchmarks.plugin import write_action_tests, write_plain_tests
 from benchmarks.raw import RawActor
+from pytest_synapse.patch_recording import watch_mock
 from synapse_runtime.executors.ray import RayActorExecutor, RayJobsApiExecutor
 from synapse_runtime.loggers import NullLogger
 
@@ -185,6 +187,20 @@ def task_coverage(bench: Bench) -> Pairs:
     return pairs
 
 
+def task_patch(bench: Bench) -> Pairs:
+    """Call a warm worker while the test has replaced a function."""
+    bench.driver  # noqa: B018 - connects
+    watch_mock()
+    with _executor(bench) as executor:
+        call = per_call(lambda: executor.execute("echo", _PARAMS), 50)
+
+        def patched() -> float:
+            with patch("string.capwords", lambda text: text):
+                return call()
+
+        return in_turn(patched, call, bench.rounds(40, 15), warm_up=3)
+
+
 def job(bench: Bench) -> Pairs:
     """Submit one job and wait for its result."""
     with _jobs(bench) as executor:
@@ -278,6 +294,7 @@ BENCHMARKS = (
     Benchmark(("task-50mb", "task-50mb-memory"), task_50mb),
     Benchmark(("task-first",), task_first),
     Benchmark(("task-coverage",), task_coverage),
+    Benchmark(("task-patch",), task_patch),
     Benchmark(("job",), job),
     Benchmark(("jobs-8",), jobs_8),
 )

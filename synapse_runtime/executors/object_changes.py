@@ -301,7 +301,9 @@ class _Stream(Tracked):
 
 def _has_default_state(cls: Any) -> bool:
     """Return whether instances of a class are pickled as their attributes are."""
-    return all(getattr(cls, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__"))
+    return cls is types.SimpleNamespace or all(
+        getattr(cls, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__")
+    )
 
 
 def _has_own_globals(function: types.FunctionType) -> bool:
@@ -359,6 +361,8 @@ def mutable_parts(values: Sequence[Any], by_reference: Collection[int], by_value
 def _parts_of_wrapper(value: Any) -> tuple[Any, ...]:
     if isinstance(value, types.MethodType):
         return value.__func__, value.__self__
+    if isinstance(value, types.BuiltinMethodType):  # such as `calls.append`
+        return (value.__self__,)
     if isinstance(value, staticmethod | classmethod):
         return (value.__func__,)
     if isinstance(value, property):

@@ -62,8 +62,9 @@ def update_config(
 ) -> None:
     """Write the actions of the plugin's code into its config file; the rest of the file stays unchanged.
 
-    New actions are added, moved entrypoints are updated, input and output types are set. Exit status: 0 done; 1 a
-    module could not be inspected, an action name is already taken, or --check found a difference.
+    New actions are added, moved entrypoints are updated, input and output types and the forms of the platform's console
+    are set. Exit status: 0 done; 1 a module could not be inspected, an action name is already taken, or --check found a
+    difference.
     """
     from synapse_runtime.plugins.config_sync import plan_update
 
@@ -134,11 +135,10 @@ def _show(update: Update, *, only_checked: bool) -> None:
 
 
 def _in_words(change: Change) -> str:
-    fields = ", ".join(f"{name}: {value}" for name, value in change.fields.items())
-    what = f" ({fields})" if fields else ""
     if change.kind == "missing":
-        what = ": its entrypoint does not exist, and no action in the code has its name; use --prune to remove it"
-    return f"{change.kind}: {change.action}{what}"
+        why = "its entrypoint does not exist, and no action in the code has its name"
+        return f"{change}: {why}; use --prune to remove it"
+    return str(change)
 
 
 def _update_as_data(update: Update) -> dict[str, object]:

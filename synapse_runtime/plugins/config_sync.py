@@ -15,6 +15,7 @@ from synapse_runtime.enums import RunMethod
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import ConfigError, Problem
 from synapse_runtime.plugins import yaml_editor, yaml_reader
+from synapse_runtime.plugins.forms import FORMS, RESULT, forms_of
 from synapse_runtime.plugins.introspection import IMPORT_SECONDS, introspect, modules_of_a_plugin
 from synapse_runtime.plugins.introspection_worker import ActionInfo, ModuleInfo, ModuleRequest
 from synapse_runtime.plugins.manifest import (
@@ -35,14 +36,31 @@ class Change:
     """One change to the file, or an action that is no longer in the code.
 
     Attributes:
-        kind: `added`, `moved`, `typed`, `removed`, or `gone`: no longer in the code, but kept in the file.
+        kind: `added`, `moved`, `typed`, `updated` (its forms), `removed`, or `missing`: no longer in the code, but kept
+            in the file.
         action: The action's name in the file.
-        fields: The fields that are set.
+        fields: The fields that are set. Forms are lists, such as at `hyperparameters.train_ui_schemas`; None for one
+            that is removed.
     """
 
-    kind: Literal["added", "moved", "typed", "removed", "missing"]
+    kind: Literal["added", "moved", "typed", "updated", "removed", "missing"]
     action: str
-    fields: dict[str, str]
+    fields: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Describe the change on one line, with the number of fields of each form."""
+        fields = ", ".join(_in_words(name, value) for name, value in self.fields.items())
+        return f"{self.kind}: {self.action}" + (f" ({fields})" if fields else "")
+
+
+def _in_words(field: str, value: Any) -> str:
+    if field not in FORMS:
+        return f"{field}: {value}"
+    return f"{'result' if field == RESULT else 'form'}: {'removed' if value is None else _size(value)}"
+
+
+def _size(form: list[Any]) -> str:
+    return "1 field" if len(form) == 1 else f"{len(form)} fields"
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,7 @@ def _compare(manifest: Manifest, code: _ActionsInCode, *, prune: bool) -> tuple[
         elif entrypoint and code.at(entrypoint) is None:  # anything that exists there may still become an action
             changes.append(Change("removed" if prune else "missing", key, {}))
     changes.extend(_typed(manifest, matches))
+    changes.extend(_with_new_forms(manifest, matches))
     added, problems = _added(manifest, _unmatched(code.actions, matches.values()))
     return [*changes, *added], problems
 
@@ -195,6 +214,21 @@ def _typed(manifest: Manifest, matches: dict[str, ActionInfo]) -> Iterator[Chang
             yield Change("typed", key, new)
 
 
+def _with_new_forms(manifest: Manifest, matches: dict[str, ActionInfo]) -> Iterator[Change]:
+    for key, found in matches.items():
+        new = _forms(key, found, manifest.actions[key])
+        if new:
+            yield Change("updated", key, new)
+
+
+def _forms(key: str, found: ActionInfo, spec: ActionSpec | None) -> dict[str, Any]:
+    """Return the forms of an action that have to change, by their places."""
+    if not found.is_action:  # a class that Ray Serve runs
+        return {}
+    params = None if found.params_form is None else [(one.field, one.item) for one in found.params_form]
+    return forms_of(key, params, [one.item for one in found.result_form], spec)
+
+
 def _added(manifest: Manifest, actions: list[ActionInfo]) -> tuple[list[Change], list[Problem]]:
     added: dict[str, Change] = {}
     problems = []
@@ -212,7 +246,7 @@ def _unmatched(actions: Iterable[ActionInfo], matched: Iterable[ActionInfo]) -> 
     return [one for one in actions if one.entrypoint not in taken]
 
 
-def _fields(found: ActionInfo, manifest: Manifest) -> dict[str, str]:
+def _fields(found: ActionInfo, manifest: Manifest) -> dict[str, Any]:
     fields = {
         "entrypoint": _in_style(found.entrypoint, manifest),
         "method": found.method if found.method in set(RunMethod) else "task",
@@ -220,7 +254,7 @@ def _fields(found: ActionInfo, manifest: Manifest) -> dict[str, str]:
         "input_type": found.input_type,
         "output_type": found.output_type,
     }
-    return {name: value for name, value in fields.items() if value}
+    return {name: value for name, value in fields.items() if value} | _forms(found.name, found, None)
 
 
 def _in_style(entrypoint: str, manifest: Manifest, old: str = "") -> str:
@@ -237,14 +271,22 @@ def _changed(text: str, change: Change, config: Path) -> str:
     """
     if change.kind == "missing":
         return text
+    forms = {name: value for name, value in change.fields.items() if name in FORMS}
+    fields = {name: value for name, value in change.fields.items() if name not in FORMS}
+    changed = text
     if change.kind == "added":
-        changed = yaml_editor.with_action(text, change.action, change.fields)
+        changed = yaml_editor.with_action(text, change.action, fields)
     elif change.kind == "removed":
         changed = yaml_editor.without_action(text, change.action)
     else:
-        changed = text
-        for name, value in change.fields.items():
+        for name, value in fields.items():
             changed = yaml_editor.with_field(changed, change.action, name, value)
+    for place, form in forms.items():
+        path = place.split(".")
+        if form is None:
+            changed = yaml_editor.without_value(changed, change.action, path)
+        else:
+            changed = yaml_editor.with_value(changed, change.action, path, form)
     try:
         (expected, others), actual = _content(text, config), _content(changed, config)
     except ConfigError:  # the change removed an anchor that is used elsewhere
@@ -253,10 +295,20 @@ def _changed(text: str, change: Change, config: Path) -> str:
         del expected[change.action]
     else:
         fresh = ActionSpec(name=change.action).model_dump()
-        expected[change.action] = expected.get(change.action, fresh) | change.fields
+        spec = expected[change.action] = expected.get(change.action, fresh) | fields
+        for place, form in forms.items():
+            _set(spec, place, form)
     if actual != (expected, others):  # such as other actions that merge this one
         raise yaml_editor.CannotEdit
     return changed
+
+
+def _set(spec: dict[str, Any], place: str, form: Any) -> None:
+    field, _, key = place.partition(".")
+    if key:
+        rest = {name: value for name, value in (spec[field] or {}).items() if name != key}
+        form = rest | ({} if form is None else {key: form}) or None
+    spec[field] = form
 
 
 def _content(text: str, config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -268,7 +320,15 @@ def _content(text: str, config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _manual_steps(text: str, change: Change, config: Path) -> Problem:
-    steps = ", ".join(f"{name}: {value}" for name, value in change.fields.items())
+    fields = ", ".join(f"{name}: {value}" for name, value in change.fields.items() if name not in FORMS)
+    forms = " and ".join(_by_hand(name, value) for name, value in change.fields.items() if name in FORMS)
     line = yaml_reader.parse(text, config).line(("actions", change.action))
-    steps = f"set {steps}" if steps else "remove it"
+    steps = "; ".join(([f"set {fields}"] if fields else []) + ([forms] if forms else [])) or "remove it"
     return Problem(f"cannot edit action {change.action!r} automatically; {steps}", config, line)
+
+
+def _by_hand(place: str, form: list[Any] | None) -> str:
+    """Return what to do by hand so that the next update can write a form."""
+    if form is None:
+        return f"remove {place}"
+    return f"remove what it has at {place}, or its alias, so that the form ({_size(form)}) can be written"

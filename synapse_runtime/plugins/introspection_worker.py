@@ -27,6 +27,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from synapse_runtime import action as actions
 from synapse_runtime.errors import nearest, safe_str
+from synapse_runtime.plugins.form_items import FormField, form_fields, is_hidden
 from synapse_runtime.plugins.module_scopes import activate_modules
 from synapse_runtime.redaction import HiddenValues
 
@@ -89,6 +90,9 @@ class ActionInfo(BaseModel):
         input_type: The name of the data type that it takes, if declared.
         output_type: The name of the data type that it returns, if declared.
         params_model: The name of its params model, if it has one.
+        params_form: The fields of its params model as inputs of a form; None if the form in the config file is
+            hand-written.
+        result_form: The same of its result model.
         faults: Problems of its params model.
     """
 
@@ -103,6 +107,8 @@ class ActionInfo(BaseModel):
     input_type: str | None = None
     output_type: str | None = None
     params_model: str | None = None
+    params_form: list[FormField] | None = None
+    result_form: list[FormField] = Field(default_factory=list)
     faults: list[ImportProblem] = Field(default_factory=list)
 
 
@@ -236,7 +242,24 @@ def _found(value: Any) -> ActionInfo:
         output_type=_type_name(getattr(value, "output_type", None)),
         params_model=getattr(model, "__name__", None),
         faults=list(_params_faults(value, model)),
+        params_form=_params_form(actions.params_model_of(value)),
+        result_form=_result_form(actions.result_model_of(value)),
     )
+
+
+def _params_form(model: type[BaseModel] | None) -> list[FormField] | None:
+    if model is None:
+        return []
+    return None if is_hidden(model) else [one for one in form_fields(model) if not one.hidden]
+
+
+def _result_form(model: type[BaseModel] | None) -> list[FormField]:
+    """Return the fields of a result model, under their own names: aliases are for validation."""
+    return [] if model is None else [_under_its_own_name(one) for one in form_fields(model)]
+
+
+def _under_its_own_name(field: FormField) -> FormField:
+    return FormField(field=field.field, item={**field.item, "name": field.field})
 
 
 def _place(value: Any) -> tuple[str | None, int | None]:

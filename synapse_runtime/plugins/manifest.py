@@ -78,8 +78,9 @@ class ActionSpec(Section):
         output_type: Name of the SDK data type that the action returns.
         serve_options: Options of a `serve` action.
         params_schema: Read by the SDK; not used here, because the params model comes from the code.
-        ui_schema: The form for the params, as written by the SDK's `update-config`.
-        hyperparameters: The form for training params, as written by the SDK's `update-config`.
+        ui_schema: The form for the params of an upload action, as written by `update-config`.
+        hyperparameters: The form for the params of other actions, at `train_ui_schemas`, as written by `update-config`.
+        result_schema: The fields of the result, as written by `update-config`.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ActionSpec(Section):
     params_schema: Any
     ui_schema: Any
     hyperparameters: Any
+    result_schema: Any
 
     model_fields: ClassVar[Mapping[str, Field]] = {
         "name": Field(TEXT),
@@ -104,6 +106,7 @@ class ActionSpec(Section):
         "params_schema": Field(ANYTHING, None),
         "ui_schema": Field(ANYTHING, None),
         "hyperparameters": Field(ANYTHING, None),
+        "result_schema": Field(ANYTHING, None),
     }
 
 

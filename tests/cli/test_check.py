@@ -101,6 +101,20 @@ class TestCheck:
         assert "Traceback" not in done.stderr
 
 
+WITH_PARAMS = """\
+from pydantic import BaseModel
+from synapse_runtime.decorators import action
+
+
+class TrainParams(BaseModel):
+    epochs: int = 3
+
+
+@action(params=TrainParams)
+def train(params, context): ...
+"""
+
+
 class TestUpdateConfig:
     def test_adds_new_actions_once(self, synapse: Synapse, lab: Path) -> None:
         (lab / "plugin" / "infer.py").write_text(INFER)
@@ -135,6 +149,35 @@ class TestUpdateConfig:
             "problems": [],
         }
         assert (lab / "config.yaml").read_text() == "code: lab\nname: Lab\nactions:\n"
+
+    def test_writes_forms_and_shows_their_sizes(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "plugin" / "train.py").write_text(WITH_PARAMS)
+        form = "      - {$formkit: number, name: epochs, label: Epochs, value: 3, placeholder: 3, number: true"
+        after = CONFIG + f"    hyperparameters:\n      train_ui_schemas:\n  {form}, required: true}}\n"
+
+        done = synapse("plugin", "update-config", "--check")
+        assert (done.status, done.stderr) == (1, "")
+        assert f"+  {form}, required: true}}" in done.stdout.splitlines()
+        assert (lab / "config.yaml").read_text() == CONFIG
+
+        done = synapse("plugin", "update-config")
+        assert (done.status, done.stdout, done.stderr) == (0, "updated: train (form: 1 field)\n", "")
+        assert (lab / "config.yaml").read_text() == after
+        assert synapse("plugin", "update-config", "--check").stdout == "config.yaml is up to date\n"
+        assert synapse("plugin", "check", "--strict").status == 0
+
+        (lab / "plugin" / "train.py").write_text(TRAIN)
+        (change,) = synapse("plugin", "update-config", "--json").result["changes"]
+        assert change == {"kind": "updated", "action": "train", "fields": {"hyperparameters.train_ui_schemas": None}}
+        assert (lab / "config.yaml").read_text() == CONFIG
+
+    def test_json_has_the_whole_forms(self, synapse: Synapse, lab: Path) -> None:
+        (lab / "plugin" / "train.py").write_text(WITH_PARAMS)
+        done = synapse("plugin", "update-config", "--check", "--json")
+        assert done.status == 1
+        item = {"$formkit": "number", "name": "epochs", "label": "Epochs", "value": 3, "placeholder": 3}
+        fields = {"hyperparameters.train_ui_schemas": [item | {"number": True, "required": True}]}
+        assert done.result["changes"] == [{"kind": "updated", "action": "train", "fields": fields}]
 
     def test_reports_modules_that_cannot_be_inspected(self, synapse: Synapse, lab: Path) -> None:
         (lab / "plugin" / "train.py").write_text("import sys\n\n\nclass A: ...\n\n\nsys.exit('no')\n")

@@ -11,7 +11,7 @@ import pytest
 
 from synapse_runtime.errors import ConfigError
 from synapse_runtime.plugins.config_sync import Update, plan_update
-from synapse_runtime.plugins.manifest import read_manifest
+from synapse_runtime.plugins.manifest import parse_manifest_leniently, read_manifest
 
 CONFIG = """\
 # The lab's plugin.
@@ -304,6 +304,168 @@ def test_file_in_flow_style_is_left_unchanged(lab):
     update = plan_update(lab("{code: lab}\n"))
     assert len(update.problems) == 4
     assert (update.changes, update.diff) == ((), "")
+
+
+FORMS = """\
+code: lab
+actions:
+  train:
+    entrypoint: plugin.train:TrainAction # here
+    hyperparameters: # of the console
+      own: [1,   2]
+      # Generated.
+      train_ui_schemas:
+      - $formkit: number   # rounds
+        name: epochs
+        label: Epochs
+        value: 3
+        placeholder: 3
+        number: true
+        required: true
+      - {name: rate, label: By hand} # of learning
+      - {name: removed}
+    method: job
+  upload: plugin.train:upload
+  serve: {entrypoint: plugin.train:Served, method: serve}
+# The end.
+"""
+WITH_PARAMS = """\
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+from synapse_runtime.action import BaseAction
+from synapse_runtime.decorators import action
+
+
+class TrainParams(BaseModel):
+    epochs: int = 3
+    rate: float = Field(gt=0)
+    checkpoint: str = ""
+    output_dir: Path = Path("out")
+
+
+class TrainResult(BaseModel):
+    loss: float
+
+
+class TrainAction(BaseAction[TrainParams]):
+    result_model = TrainResult
+
+    def execute(self): ...
+
+
+class UploadParams(BaseModel):
+    source: str
+
+
+@action(params=UploadParams)
+def upload(params, context): ...
+
+
+@action(name="check", params=TrainParams, result=TrainResult)
+def check_it(params, context): ...
+
+
+class Served:
+    params_model = TrainParams
+"""
+WITH_FORMS = """\
+code: lab
+actions:
+  train:
+    entrypoint: plugin.train:TrainAction # here
+    hyperparameters: # of the console
+      own: [1,   2]
+      # Generated.
+      train_ui_schemas:
+      - $formkit: number   # rounds
+        name: epochs
+        label: Epochs
+        value: 3
+        placeholder: 3
+        number: true
+        required: true
+      - {$formkit: number, name: rate, label: Rate, required: true, min: 0, number: true} # of learning
+      - {$formkit: text, name: output_dir, label: Output Dir, value: out, placeholder: out, required: true}
+    method: job
+    result_schema:
+      - {$formkit: number, name: loss, label: Loss, required: true, number: true}
+  upload:
+    entrypoint: plugin.train:upload
+    ui_schema:
+      - {$formkit: text, name: source, label: Source, required: true}
+      - {$formkit: text, name: group_name, label: 묶음 이름, help: HELP, required: false}
+  serve: {entrypoint: plugin.train:Served, method: serve}
+  check:
+    entrypoint: plugin.train:check_it
+    method: task
+    hyperparameters:
+      train_ui_schemas:
+        - {$formkit: number, name: epochs, label: Epochs, value: 3, placeholder: 3, number: true}
+        - {$formkit: number, name: rate, label: Rate, required: true, min: 0, number: true}
+        - {$formkit: text, name: checkpoint, label: Checkpoint, value: '', placeholder: ''}
+        - {$formkit: text, name: output_dir, label: Output Dir, value: out, placeholder: out}
+    result_schema:
+      - {$formkit: number, name: loss, label: Loss, required: true, number: true}
+# The end.
+""".replace("HELP", "데이터 유닛에 할당할 묶음 이름을 입력하세요.")
+
+
+def test_forms_are_written_from_the_models(write_plugin):
+    root = write_plugin(config=FORMS, files={"plugin/__init__.py": "", "plugin/train.py": WITH_PARAMS})
+    update = plan_update(root)
+    assert update.problems == ()
+    assert [str(change) for change in update.changes] == [
+        "updated: train (form: 3 fields, result: 1 field)",
+        "updated: upload (form: 2 fields)",
+        "added: check (entrypoint: plugin.train:check_it, method: task, form: 4 fields, result: 1 field)",
+    ]
+    assert update.after == WITH_FORMS
+    update.write()
+    again = plan_update(root)
+    assert (again.changes, again.diff) == ((), "")
+
+
+def test_forms_of_removed_models_are_removed(write_plugin):
+    code = WITH_PARAMS.replace("BaseAction[TrainParams]", "BaseAction").replace("    result_model = TrainResult\n", "")
+    code = code.replace("(params=UploadParams)", "").replace(", params=TrainParams, result=TrainResult", "")
+    root = write_plugin(config=WITH_FORMS, files={"plugin/__init__.py": "", "plugin/train.py": code})
+    update = plan_update(root)
+    assert [str(change) for change in update.changes] == [
+        "updated: train (form: removed, result: removed)",
+        "updated: upload (form: 1 field)",
+        "updated: check (form: removed, result: removed)",
+    ]
+    actions = parse_manifest_leniently(update.after, root).actions
+    assert actions["train"].hyperparameters == {"own": [1, 2]}
+    assert [item["name"] for item in actions["upload"].ui_schema] == ["group_name"]
+    assert update.after.endswith("  check:\n    entrypoint: plugin.train:check_it\n    method: task\n# The end.\n")
+
+
+def test_form_of_a_model_that_is_hidden_from_the_console_is_left_alone(write_plugin):
+    hidden = 'class TrainParams(BaseModel):\n    model_config = {"json_schema_extra": {"exclude_from_ui": True}}'
+    code = WITH_PARAMS.replace("class TrainParams(BaseModel):", hidden)
+    root = write_plugin(config=WITH_FORMS, files={"plugin/__init__.py": "", "plugin/train.py": code})
+    assert plan_update(root).changes == ()
+
+
+def test_forms_of_a_module_that_cannot_be_imported_are_left_alone(write_plugin):
+    code = WITH_PARAMS + "\nimport no_such_module\n"
+    root = write_plugin(config=WITH_FORMS, files={"plugin/__init__.py": "", "plugin/train.py": code})
+    update = plan_update(root)
+    assert (update.changes, update.diff, len(update.problems)) == ((), "", 1)
+
+
+def test_form_at_an_alias_is_reported(write_plugin):
+    config = WITH_FORMS.replace("code: lab\n", "code: lab\nx-form: &form []\n", 1)
+    config = config.replace("    ui_schema:\n", "    ui_schema: *form\n    x-old:\n")
+    root = write_plugin(config=config, files={"plugin/__init__.py": "", "plugin/train.py": WITH_PARAMS})
+    update = plan_update(root)
+    assert (update.changes, update.diff) == ((), "")
+    assert [problem.text for problem in update.problems] == [
+        "cannot edit action 'upload' automatically; remove what it has at ui_schema, or its alias, "
+        "so that the form (2 fields) can be written"
+    ]
 
 
 def test_invalid_file_raises_config_error(lab):

@@ -5,8 +5,17 @@ from __future__ import annotations
 import difflib
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from synapse_runtime.plugins.yaml_editor import CannotEdit, with_action, with_field, without_action
+from synapse_runtime.plugins.yaml_editor import (
+    CannotEdit,
+    with_action,
+    with_field,
+    with_value,
+    without_action,
+    without_value,
+)
 from synapse_runtime.plugins.yaml_reader import parse
 
 BLOCK = """\
@@ -183,3 +192,202 @@ def test_action_that_cannot_be_added_raises_cannot_edit(text):
 )
 def test_removing_an_action_removes_only_its_lines(text, after):
     assert without_action(text, "a") == after
+
+
+FORM = [{"$formkit": "number", "name": "a", "value": 1}, {"name": "b", "label": "B: #1, [x]"}]
+LINES = ("- {$formkit: number, name: a, value: 1}", "- {name: b, label: 'B: #1, [x]'}")
+PATH = ("hyper", "form")
+
+
+def block(column: int) -> str:
+    return "".join(f"{' ' * column}{line}\n" for line in LINES)
+
+
+def brackets(column: int) -> str:
+    lines = ",".join(f"\n{' ' * column}{line[2:]}" for line in LINES)
+    return f"[{lines}]"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "actions:\n  t:\n    entrypoint: x:Y # c\n\n# end\n",
+            "actions:\n  t:\n    entrypoint: x:Y # c\n    hyper:\n      form:\n" + block(8) + "\n# end\n",
+        ),
+        (
+            "actions:\n  t: x:Y # c\n  u:\n      method: job\n",
+            "actions:\n  t:\n      entrypoint: x:Y # c\n      hyper:\n        form:\n"
+            + block(10)
+            + "  u:\n      method: job\n",
+        ),
+        (
+            "actions:\n  t: {entrypoint: x:Y} # c\n",
+            "actions:\n  t: {entrypoint: x:Y, hyper: {form: " + brackets(6) + "}} # c\n",
+        ),
+        ("actions: {t: x:Y}\n", 'actions: {t: {entrypoint: "x:Y", hyper: {form: ' + brackets(4) + "}}}\n"),
+        (
+            "actions:\n- name: t\n  entrypoint: x:Y\n- name: u\n",
+            "actions:\n- name: t\n  entrypoint: x:Y\n  hyper:\n    form:\n" + block(6) + "- name: u\n",
+        ),
+        (
+            "actions:\n  t:\n    hyper:\n      own: 1 # mine\n    method: job\n",
+            "actions:\n  t:\n    hyper:\n      own: 1 # mine\n      form:\n" + block(8) + "    method: job\n",
+        ),
+        (
+            "actions:\n  t:\n    hyper: {own: 1}\n",
+            "actions:\n  t:\n    hyper: {own: 1, form: " + brackets(8) + "}\n",
+        ),
+        (
+            "actions:\n  t:\n    hyper: # none\n    method: job\n",
+            "actions:\n  t:\n    hyper: # none\n      form:\n" + block(8) + "    method: job\n",
+        ),
+        (
+            "actions:\n  t:\n    hyper: {}\n    method: job\n",
+            "actions:\n  t:\n    hyper:\n      form:\n" + block(8) + "    method: job\n",
+        ),
+        (
+            "actions:\n  t:\n    hyper:\n      form: [] # none\n",
+            "actions:\n  t:\n    hyper:\n      form: # none\n" + block(8),
+        ),
+        (
+            "actions:\n  t:\n    hyper:\n      form: [\n        {name: a}, # one\n      ]\n    method: job\n",
+            "actions:\n  t:\n    hyper:\n      form:\n" + block(8) + "    method: job\n",
+        ),
+        (
+            "actions: {t: {hyper: {form: [1, 2], own: 1}}}\n",
+            "actions: {t: {hyper: {form: " + brackets(4) + ", own: 1}}}\n",
+        ),
+        (
+            "actions:\r\n  t:\r\n    method: job\r\n",
+            "actions:\r\n  t:\r\n    method: job\r\n    hyper:\r\n      form:\r\n" + block(8).replace("\n", "\r\n"),
+        ),
+        (
+            "actions:\n  t:\n    method: job",
+            "actions:\n  t:\n    method: job\n    hyper:\n      form:\n" + block(8).rstrip("\n"),
+        ),
+    ],
+)
+def test_value_is_written_in_all_notations_of_a_file(before, after):
+    changed = with_value(before, "t", PATH, FORM)
+    assert changed == after
+    actions = actions_of(changed)
+    assert (actions[0] if isinstance(actions, list) else actions["t"])["hyper"]["form"] == FORM
+    assert with_value(changed, "t", PATH, FORM) == changed
+
+
+ENTRIES = """\
+actions:
+  t:
+    hyper:
+      form: # generated
+      # first
+      - $formkit: number   # kept
+        name: a
+        value: 1
+      # second
+
+      - name: b # about b
+      # third
+      - {name: c}
+      # end
+    method: job
+"""
+
+
+def test_entries_that_do_not_change_keep_their_text():
+    first, second = ENTRIES.index("      # second"), ENTRIES.index("      # third")
+    new = "      - {name: b, label: 'B: #1, [x]'} # about b\n"
+    after = ENTRIES[:second].replace("      - name: b # about b\n", new) + ENTRIES[ENTRIES.index("      # end") :]
+    assert with_value(ENTRIES, "t", PATH, FORM) == after
+    assert with_value(ENTRIES.replace("\n", "\r\n"), "t", PATH, FORM) == after.replace("\n", "\r\n")
+    head = ENTRIES[:first].replace("      - $form", "      - {name: z}\n      - $form")
+    assert with_value(ENTRIES, "t", PATH, [{"name": "z"}, FORM[0]]) == head + ENTRIES[ENTRIES.index("      # end") :]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "actions:\n  t:\n    a: 1\n    hyper:\n      # c\n      form:\n" + block(6) + "    b: 1\n",
+            "    a: 1\n    b: 1\n",
+        ),
+        (
+            "actions:\n  t:\n    hyper:\n      form:\n" + block(6) + "      # c\n      own: 1\n",
+            "    hyper:\n      # c\n      own: 1\n",
+        ),
+        ("actions:\n  t:\n    a: 1\n    hyper: {form: [{}], own: 1}\n", "    a: 1\n    hyper: {own: 1}\n"),
+        ("actions:\n  t:\n    a: 1\n    hyper: {form: [{}]}\n", "    a: 1\n"),
+    ],
+)
+def test_removing_a_value_removes_what_contains_nothing_else(before, after):
+    assert without_value(before, "t", PATH) == "actions:\n  t:\n" + after
+
+
+def test_removing_a_value_in_brackets_removes_its_comma():
+    text = "actions: {t: {hyper: {form: [{}]}, a: 1}}\n"
+    assert without_value(text, "t", PATH) == "actions: {t: {a: 1}}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x: &x {}\nactions:\n  t:\n    hyper: *x\n",
+        "x: &x []\nactions:\n  t:\n    hyper:\n      form: *x\n",
+        "x: &x {}\nactions:\n  t:\n    hyper:\n      form:\n      - *x\n",
+        "actions:\n  t:\n    hyper:\n      form:\n      - name: &x a\n      - *x\n",
+        "actions:\n  t:\n    hyper: [1]\n",
+        "actions:\n  t:\n    hyper: text\n",
+        "actions:\n  t:\n    hyper:\n      form: |\n        text\n",
+        "actions:\n  t:\n    hyper:\n      form:\n        a: 1\n",
+    ],
+)
+def test_value_that_cannot_be_written_raises_cannot_edit(text):
+    with pytest.raises(CannotEdit):
+        with_value(text, "t", PATH, FORM)
+
+
+@pytest.mark.parametrize("text", ["actions:\n  t: x:Y\n", "x: &x {form: []}\nactions:\n  t:\n    hyper: *x\n"])
+def test_value_that_cannot_be_removed_raises_cannot_edit(text):
+    with pytest.raises(CannotEdit):
+        without_value(text, "t", PATH)
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+    [
+        "yes",
+        "null",
+        "~",
+        "1.10",
+        "0x1f",
+        "1e3",
+        "2024-01-01",
+        "<<",
+        "=",
+        "- a",
+        "? a",
+        "a: b",
+        "#",
+        "a #",
+        "&a",
+        "*a",
+        "!",
+    ]
+)
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXTS
+_VALUES = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3), max_leaves=8
+)
+_ITEMS = st.fixed_dictionaries({"$formkit": _TEXTS, "name": _TEXTS, "label": _TEXTS}, optional={"value": _VALUES})
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
+@given(st.lists(_ITEMS, min_size=1, max_size=3), st.lists(_ITEMS, min_size=1, max_size=3))
+@pytest.mark.parametrize("spec", ["\n    method: job\n", " x:Y\n", " {method: job}\n"])
+def test_any_value_is_read_back_as_it_was_written(spec, first, second):
+    text = f"actions:\n  t:{spec}  u: x:Y # c\n"
+    for form in (first, second):
+        text = with_value(text, "t", PATH, form)
+        assert actions_of(text)["t"]["hyper"]["form"] == form
+        assert text.endswith("\n  u: x:Y # c\n")
+    assert "hyper" not in actions_of(without_value(text, "t", PATH))["t"]

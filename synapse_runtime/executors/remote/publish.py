@@ -86,6 +86,7 @@ def _action_config(spec: ActionSpec) -> dict[str, Any]:
         "output_type": spec.output_type,
         "hyperparameters": spec.hyperparameters,
         "ui_schema": spec.ui_schema,
+        "result_schema": spec.result_schema,
         "serve_options": spec.serve_options,
     }
     return {"entrypoint": spec.entrypoint.replace(":", "."), "method": spec.method} | {

@@ -133,7 +133,25 @@ class NewPlugin:
             for action in self.actions
         }
         parts = (head, {"actions": actions})
-        return "\n".join(yaml.safe_dump(part, allow_unicode=True, sort_keys=False, width=10_000) for part in parts)
+        text = "\n".join(yaml.safe_dump(part, allow_unicode=True, sort_keys=False, width=10_000) for part in parts)
+        for action in self.actions:
+            text = _with_forms(text, action)
+        return text
+
+
+def _with_forms(config: str, action: str) -> str:
+    """Add the forms of an action's models, as `update-config` would."""
+    import yaml
+
+    from synapse_runtime.plugins.forms import forms_of
+    from synapse_runtime.plugins.yaml_editor import with_value
+
+    # No placeholders are replaced in it: `$formkit` is not one.
+    forms = yaml.safe_load(_template(f"{_kind(action).template}.forms"))
+    params = [(item["name"], item) for item in forms["params"]]
+    for place, form in forms_of(action, params, forms["result"], None).items():
+        config = with_value(config, action, place.split("."), form)
+    return config
 
 
 def checked_code(text: str) -> str:
@@ -238,8 +256,12 @@ def _kind(action: str) -> _Kind:
 
 
 def _render(name: str, values: Mapping[str, str]) -> str:
+    return Template(_template(name)).substitute(values)
+
+
+def _template(name: str) -> str:
     template = resources.files("synapse_runtime.cli").joinpath("templates", f"{name}.template")
-    return Template(template.read_text(encoding="utf-8")).substitute(values)
+    return template.read_text(encoding="utf-8")
 
 
 def _is_keyword(text: str) -> bool:

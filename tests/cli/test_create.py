@@ -12,6 +12,7 @@ import pytest
 from synapse_runtime.cli import scaffold
 from synapse_runtime.enums import PluginCategory
 from synapse_runtime.errors import ConfigError
+from synapse_runtime.plugins.config_sync import plan_update
 from synapse_runtime.plugins.plugin import Plugin
 from tests.cli.processes import Finished, Synapse, status_of, synapse_in
 from tests.patience import patience
@@ -71,6 +72,15 @@ class TestNewPlugin:
         for command in (["check", *rules, *style], ["format", "--check", *style]):
             done = subprocess.run([*ruff, *command], cwd=tmp_path, capture_output=True, text=True, timeout=patience(30))
             assert done.returncode == 0, done.stdout
+
+    @pytest.mark.parametrize("sdk", [False, True])
+    def test_config_is_up_to_date_with_the_code(self, tmp_path: Path, sdk: bool) -> None:
+        actions = ("train", "tune", "infer", "export", "upload", "run")
+        scaffold.write(scaffold.NewPlugin("a", "A", CUSTOM, actions, sdk).files(), tmp_path)
+        update = plan_update(tmp_path)
+        assert (update.problems, update.diff) == ((), "")
+        assert update.before.count("train_ui_schemas:") == 5
+        assert update.before.count("group_name") == 1
 
     def test_config_names_every_action(self, tmp_path: Path) -> None:
         plugin = scaffold.NewPlugin(

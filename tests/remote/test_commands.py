@@ -13,6 +13,8 @@ import pytest
 from synapse_runtime.core.execution import ActionRun, failure
 from synapse_runtime.events import Event
 from synapse_runtime.executors.remote.embedded_server import serve_embedded
+from synapse_runtime.executors.remote.publish import config_of
+from synapse_runtime.plugins.manifest import parse_manifest_leniently
 from tests.cli.conftest import write_plugin
 from tests.cli.processes import Synapse, interrupt, status_of, synapse_in
 from tests.patience import patience, within
@@ -354,6 +356,13 @@ class TestPublish:
         assert done.status == 3
         assert "demo@0.1.0 exists at" in done.stderr
         assert logged_in("plugin", "publish", "-y", "--debug", "--json").result["id"] == "101"
+
+    def test_forms_of_the_config_file_are_sent(self) -> None:
+        action = "{entrypoint: a:B, hyperparameters: {train_ui_schemas: [1]}, ui_schema: [2], result_schema: [3]}"
+        manifest = parse_manifest_leniently(f"code: a\nactions:\n  train: {action}\n", Path("config.yaml"))
+        forms = {"hyperparameters": {"train_ui_schemas": [1]}, "ui_schema": [2], "result_schema": [3]}
+        assert config_of(manifest)["actions"]["train"] == {"entrypoint": "a.B", "method": "task"} | forms
+        assert manifest.problems == ()
 
 
 class TestDoctor:

@@ -353,6 +353,11 @@ def test_value_that_cannot_be_removed_raises_cannot_edit(text):
         without_value(text, "t", PATH)
 
 
+def test_text_of_several_lines_is_written_on_one():
+    text = with_value("actions:\n  t:\n    method: job\n", "t", ["form"], [{"help": "a\nb\u2028c"}])
+    assert text.endswith('    form:\n      - {help: "a\\nb\\Lc"}\n')
+
+
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     [
         "yes",

@@ -14,11 +14,9 @@ import gc
 import importlib
 import json
 import os
-import selectors
 import signal
 import socket
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,6 +49,7 @@ from synapse_runtime.executors.local import LocalExecutor
 from synapse_runtime.executors.path_mapping import PathMap
 from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, parse_crash_log
 from synapse_runtime.executors.protocol import CallRequest, caller_settings, settings_of_json
+from synapse_runtime.executors.supervisor import EVENT, RUN, START, Supervisor, reporter
 from synapse_runtime.executors.worker import accept_interrupts, serve
 from synapse_runtime.json_values import decode_value
 from synapse_runtime.loggers import NullLogger
@@ -66,15 +65,8 @@ _USED_BY_RUNS = (
     *("ctypes", "difflib", "yaml", "synapse_runtime.decorators", "synapse_runtime.plugins.manifest"),
     *("synapse_runtime.modes", "synapse_runtime.types", "encodings.utf_8_sig"),
 )
-_READ_BYTES = 65536
 _REQUEST_BYTES = 64
 _LAST_OUTPUT = 20_000
-# How long to read output after the action's process has ended, if a process that it started keeps the pipe open.
-_OUTPUT_SECONDS = 1.0
-# How long the interpreter may take to exit after the run was sent.
-_EXIT_SECONDS = 5.0
-# Extra time after the worker's own grace period for an action that has exceeded its timeout.
-_TIMEOUT_SECONDS = 2.0
 # How long the driver of a Ray worker or job has to stop it.
 _DRIVER_STOP_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -155,8 +147,8 @@ def _supervise_call(call: dict[str, Any]) -> None:
     send.close()
     os.close(stdout[1])
     os.close(stderr[1])
-    supervisor = _Supervisor(call, child, channel, receive, (stdout[0], stderr[0]), journals)
-    status = supervisor.run()
+    supervisor = _RunSupervisor(call, child, channel, receive, (stdout[0], stderr[0]), journals)
+    status = supervisor.follow()
     stop(descendants())
     if supervisor.is_stopped:
         supervisor.write({"frame": "stopped"})
@@ -191,25 +183,19 @@ def _run_child(call: Mapping[str, Any], send: Connection, crash_log: CrashLog, j
     crash_log.install()
     journals.adopt()
 
-    # Threads that the action has left running may report events too, even while its run is sent.
-    lock, owner = threading.Lock(), os.getpid()
-
-    def report(kind: str, payload: str = "") -> None:
-        if os.getpid() == owner:  # not in a forked child process of the action
-            with shielded(), lock:
-                send.send_bytes(f"{kind} {payload}".encode())
+    report = reporter(send)
 
     def on_event(event: Event) -> None:
-        report("event", to_json(encode_event(event)[0]))
+        report(EVENT, to_json(encode_event(event)[0]).encode())
 
     if call["run_in"] == "worker":
-        record = _run_here(call, crash_log, journals, on_event, lambda: report("start"))
+        record = _run_here(call, crash_log, journals, on_event, lambda: report(START))
     else:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        record = _run_on_ray(call, on_event, lambda: report("start"))
+        record = _run_on_ray(call, on_event, lambda: report(START))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    report("run", record)
+    report(RUN, record.encode())
     sys.exit(0)
 
 
@@ -405,13 +391,12 @@ def _encode_run(
         return RunRecord.from_run(replace(run, events=[]), to_caller=to_caller, caller=caller).dumps().encode()
 
 
-class _Supervisor:
-    """Reports to the server and monitors the action's process.
+class _RunSupervisor(Supervisor):
+    """Reports to the server.
 
     Attributes:
         record: The record of the run, as JSON data, if the child has sent one.
         is_stopped: Whether the server has asked to stop the action, or has ended.
-        timed_out: Whether the child was killed because its action exceeded its timeout.
     """
 
     def __init__(
@@ -425,45 +410,15 @@ class _Supervisor:
     ) -> None:
         self.record: Any = None
         self.is_stopped = False
-        self.timed_out = False
         self._call = call
-        self._child = child
         self._channel = channel
         self._is_started = False
-        self._kill_at = float("inf")
-        self._started_at = time.monotonic()
         self._last_output = ""
-        self._selector = selectors.DefaultSelector()
+        self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._journals = journals
-        for descriptor, stream in zip(output, ("stdout", "stderr"), strict=True):
-            self._selector.register(descriptor, selectors.EVENT_READ, self._reader(descriptor, stream))
-        self._selector.register(receive, selectors.EVENT_READ, lambda: self._message(receive))
-        self._selector.register(0, selectors.EVENT_READ, self._command)
-
-    def run(self) -> int:
-        """Wait until the action's process has ended and all is read; return its exit status."""
-        signal.signal(signal.SIGTERM, self._terminated)
-        status: int | None = None
-        until = float("inf")
-        while len(self._selector.get_map()) > self._reads_commands and time.monotonic() < until:
-            for key, _ in self._selector.select(timeout=0.2 if status is None else 0.05):
-                key.data()
-            if status is None and time.monotonic() > self._kill_at:
-                self.timed_out = self.record is None and not self.is_stopped
-                self._signal(signal.SIGKILL)
-            if status is None:
-                pid, raw = os.waitpid(self._child, os.WNOHANG)
-                if pid:
-                    status = os.waitstatus_to_exitcode(raw)
-                    until = time.monotonic() + _OUTPUT_SECONDS
-        if status is None:
-            _, raw = os.waitpid(self._child, 0)
-            status = os.waitstatus_to_exitcode(raw)
-        return status
-
-    @property
-    def _reads_commands(self) -> int:
-        return int(0 in self._selector.get_map())
+        # The driver of a worker or job of Ray stops its action at its timeout.
+        super().__init__(child, receive, *output, call["timeout"] if call["run_in"] == "worker" else None)
+        self.also_read(0, self._command)
 
     def write(self, frame: Mapping[str, Any]) -> None:
         """Send a frame to the server."""
@@ -498,48 +453,43 @@ class _Supervisor:
             error=error,
             mode="remote",
             job_id=self._call["job_id"],
-            pid=self._child,
-            duration=time.monotonic() - self._started_at,
+            pid=self.child,
+            duration=time.monotonic() - self.started_at,
             is_started=self._is_started,
             captured=captured,
         )
         return json.loads(RunRecord.from_run(run).dumps())
 
-    def _reader(self, descriptor: int, stream: str) -> Callable[[], None]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def on_output(self, stream: str, data: bytes) -> None:
+        """Send it to the server."""
+        text = self._decoders[stream].decode(data, final=not data)
+        if text:
+            self._last_output = (self._last_output + text)[-_LAST_OUTPUT:]
+            self.write({"frame": "output", "stream": stream, "text": text})
 
-        def read() -> None:
-            data = os.read(descriptor, _READ_BYTES)
-            text = decoder.decode(data, final=not data)
-            if text:
-                self._last_output = (self._last_output + text)[-_LAST_OUTPUT:]
-                self.write({"frame": "output", "stream": stream, "text": text})
-            if not data:
-                self._selector.unregister(descriptor)
+    def on_start(self) -> None:
+        """Tell the server."""
+        self._is_started = True
+        self.write({"frame": "start", "pid": self.child})
 
-        return read
+    def on_event(self, payload: bytes) -> None:
+        """Send it to the server."""
+        self.write({"frame": "event", "event": json.loads(payload)})
 
-    def _message(self, receive: Connection) -> None:
-        try:
-            kind, _, payload = receive.recv_bytes().partition(b" ")
-        except (EOFError, OSError):
-            self._selector.unregister(receive)
-            return
-        if kind == b"start":
-            self._is_started = True
-            self._started_at = time.monotonic()
-            if self._call["timeout"] is not None and self._call["run_in"] == "worker":
-                self._kill_at = self._started_at + self._call["timeout"] + _TIMEOUT_SECONDS
-            self.write({"frame": "start", "pid": self._child})
-        elif kind == b"run":
-            self.record = json.loads(payload)
-            self._kill_at = time.monotonic() + _EXIT_SECONDS
-        elif kind == b"event":
-            self.write({"frame": "event", "event": json.loads(payload)})
+    def on_run(self, payload: bytes) -> None:
+        """Keep the record until all output is sent."""
+        self.record = json.loads(payload)
+
+    def on_terminate(self, number: int, frame: FrameType | None) -> None:
+        """Stop the action."""
+        self._stop()
+
+    def on_kill(self) -> None:
+        """Note why the process is killed."""
+        self.timed_out = not self.has_run and not self.is_stopped
 
     def _command(self) -> None:
-        os.read(0, _READ_BYTES)  # nothing is sent after the call: it is the end
-        self._selector.unregister(0)
+        os.read(0, _REQUEST_BYTES)  # nothing is sent after the call: it is the end
         self._stop()
 
     def _stop(self) -> None:
@@ -547,17 +497,10 @@ class _Supervisor:
             return
         self.is_stopped = True
         if self._call["run_in"] == "worker":
-            self._signal(signal.SIGKILL)
+            self.send_signal(signal.SIGKILL)
         else:
-            self._signal(signal.SIGINT)  # the executor stops its worker or job, as for Ctrl-C
-            self._kill_at = time.monotonic() + _DRIVER_STOP_SECONDS
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._child, number)
-
-    def _terminated(self, number: int, frame: FrameType | None) -> None:
-        self._stop()
+            self.send_signal(signal.SIGINT)  # the executor stops its worker or job, as for Ctrl-C
+            self.kill_in(_DRIVER_STOP_SECONDS)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ import contextlib
 import gc
 import json
 import os
-import selectors
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -28,7 +26,6 @@ from typing import Any, NoReturn
 
 from synapse_runtime import serialization
 from synapse_runtime.core.execution import ActionRun
-from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.remote_exceptions import redact_values
 from synapse_runtime.core.withheld_variables import restore_withheld
 from synapse_runtime.events import Event
@@ -39,18 +36,12 @@ from synapse_runtime.executors.process_exit import CrashLog, kernel_oom_kills, p
 from synapse_runtime.executors.protocol import VERSION_LINE, CallRequest, VersionMismatch, decode_request, encode_run
 from synapse_runtime.executors.ray import job_log
 from synapse_runtime.executors.ray.cluster.control_socket import JOB_CONFIG
+from synapse_runtime.executors.supervisor import EVENT, RUN, START, Supervisor, reporter
 from synapse_runtime.executors.worker import accept_interrupts, print_all_text, serve
 from synapse_runtime.json_values import encode_value
 from synapse_runtime.redaction import HiddenValues
 from synapse_runtime.run_record import RunRecord, encode_event, to_json
 
-_READ_BYTES = 65536
-# How long to read output after the action's process has ended, if a process that it started keeps the pipe open.
-_OUTPUT_SECONDS = 1.0
-# How long the interpreter may take to exit after the run was sent: threads left by the action keep running until then.
-_EXIT_SECONDS = 5.0
-# Extra time after the worker's own grace period for an action that has exceeded its timeout.
-_TIMEOUT_SECONDS = 2.0
 _PR_SET_DUMPABLE = 4
 # The record of a run has a result that needs pickle too, up to this size, for readers that do not unpickle it.
 _MAX_INEXACT_RESULT = 1_000_000
@@ -94,7 +85,7 @@ def main() -> None:
     send.close()
     os.close(stdout[1])
     os.close(stderr[1])
-    supervisor = _Supervisor(request, child, receive, stdout[0], stderr[0])
+    supervisor = _JobSupervisor(request, child, receive, stdout[0], stderr[0])
     status = supervisor.run()
     stop(descendants())  # of an action that crashed before its process could
     if status is None:
@@ -147,27 +138,20 @@ def _run_child(
     for stream in (sys.stdout, sys.stderr):  # now pipes, which are fully buffered by default
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
-    # Threads that the action has left running may report events too, even while its run is sent.
-    lock, owner = threading.Lock(), os.getpid()
-
-    def report(kind: str, payload: bytes = b"") -> None:
-        if os.getpid() == owner:  # not in a forked child process of the action
-            with shielded(), lock:
-                send.send_bytes(kind.encode() + b" " + payload)
-
+    report = reporter(send)
     data = serve(
         request,
         mode="job",
         crash_log=crash_log,
         journals=journals,
         path_map=path_map,
-        on_event=lambda event: report(job_log.EVENT, _encode_event(event)),
-        on_start=lambda: report("begin"),
+        on_event=lambda event: report(EVENT, _encode_event(event)),
+        on_start=lambda: report(START),
         encode=_encode_run,
     )
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    report(job_log.RUN, data)
+    report(RUN, data)
     sys.exit(0)
 
 
@@ -201,31 +185,26 @@ def _encode_run(
     return to_json(data).encode()
 
 
-class _Supervisor:
-    """Writes the log and monitors the action's process."""
+class _JobSupervisor(Supervisor):
+    """Writes the job's log.
+
+    Attributes:
+        duration: Seconds that the action had taken when its process ended.
+    """
 
     def __init__(self, request: CallRequest, child: int, channel: Connection, stdout: int, stderr: int) -> None:
-        self._child = child
-        self._timeout = request.timeout
-        self._kill_at = float("inf")
-        self._started_at = time.monotonic()
         self.duration = 0.0
-        self.timed_out = False
         self._run: bytes | None = None
         self._writer = job_log.LogWriter(request.log_key)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(stdout, selectors.EVENT_READ, self._copier(stdout, job_log.STDOUT))
-        self._selector.register(stderr, selectors.EVENT_READ, self._copier(stderr, job_log.STDERR))
-        self._selector.register(channel, selectors.EVENT_READ, lambda: self._message(channel))
+        super().__init__(child, channel, stdout, stderr, request.timeout)
 
     def run(self) -> int | None:
         """Wait until the action has ended; return None if it has sent a run, else its process's exit status."""
-        signal.signal(signal.SIGTERM, self._forward_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        self.write_frame(job_log.START, {"host": socket.gethostname(), "pid": self._child})
-        status = self._follow()
+        self.write_frame(job_log.START, {"host": socket.gethostname(), "pid": self.child})
+        status = self.follow()
         if self._run is None:
-            self.duration = time.monotonic() - self._started_at
+            self.duration = time.monotonic() - self.started_at
             return status
         self.write_frame(job_log.RUN, self._run)
         return None
@@ -235,63 +214,30 @@ class _Supervisor:
         text = data.decode("ascii", "backslashreplace") if isinstance(data, bytes) else data
         self._write(self._writer.frame(kind, text))
 
+    def on_output(self, stream: str, data: bytes) -> None:
+        """Write it to the log."""
+        if data:
+            self._write(self._writer.output(stream, data))
+
+    def on_start(self) -> None:
+        """Do nothing: the log says when the process began."""
+
+    def on_event(self, payload: bytes) -> None:
+        """Write it to the log."""
+        self.write_frame(job_log.EVENT, payload)
+
+    def on_run(self, payload: bytes) -> None:
+        """Keep it until all output is written."""
+        self._run = payload
+
+    def on_terminate(self, number: int, frame: FrameType | None) -> None:
+        """Pass it on to the action."""
+        self.send_signal(number)
+
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
-
-    def _follow(self) -> int:
-        """Copy output and messages until the process has ended and everything is read; return its exit code."""
-        status: int | None = None
-        until = float("inf")
-        while self._selector.get_map() and time.monotonic() < until:
-            for key, _ in self._selector.select(timeout=0.2 if status is None else 0.05):
-                key.data()
-            if status is None and time.monotonic() > self._kill_at:
-                self.timed_out = self._run is None
-                self._signal(signal.SIGKILL)
-            if status is None:
-                pid, raw = os.waitpid(self._child, os.WNOHANG)
-                if pid:
-                    status = os.waitstatus_to_exitcode(raw)
-                    until = time.monotonic() + _OUTPUT_SECONDS
-        if status is None:
-            _, raw = os.waitpid(self._child, 0)
-            status = os.waitstatus_to_exitcode(raw)
-        return status
-
-    def _copier(self, descriptor: int, stream: str) -> Callable[[], None]:
-        def copy() -> None:
-            data = os.read(descriptor, _READ_BYTES)
-            if data:
-                self._write(self._writer.output(stream, data))
-            else:
-                self._selector.unregister(descriptor)
-
-        return copy
-
-    def _message(self, channel: Connection) -> None:
-        try:
-            kind, _, payload = channel.recv_bytes().partition(b" ")
-        except (EOFError, OSError):
-            self._selector.unregister(channel)
-            return
-        if kind == b"begin":
-            self._started_at = time.monotonic()
-            if self._timeout is not None:
-                self._kill_at = self._started_at + self._timeout + _TIMEOUT_SECONDS
-        elif kind == job_log.RUN.encode():
-            self._run = payload
-            self._kill_at = time.monotonic() + _EXIT_SECONDS
-        elif kind == job_log.EVENT.encode():
-            self.write_frame(job_log.EVENT, payload)
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._child, number)
-
-    def _forward_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signal(number)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class SynapseSession:
         self.timeout()
         self.slowest()
         self._seed()
+        self._require_named_plugin()
         self._ends_environment: Callable[[], None] | None = None
         self._mode_sessions: dict[str, Any] = {}
         self._mode_options = {name: config.getoption(f"synapse_{name}") for name in _MODE_OPTIONS}
@@ -232,6 +233,18 @@ class SynapseSession:
         base = self._config.invocation_params.dir if option else (self._config.inipath or Path()).parent
         path = base / (option or ini)
         return path if path.exists() else Path(option or ini)
+
+    def _require_named_plugin(self) -> None:
+        """Raise `pytest.UsageError` if a directory or file was given as the plugin that does not exist.
+
+        A module may be importable only once tests are collected.
+        """
+        found = self._named_plugin()
+        if found is None or found.exists() or all(part.isidentifier() for part in str(found).split(".")):
+            return
+        given = self._config.getoption("synapse_plugin")
+        source = "--synapse-plugin" if given else f"synapse_plugin in {self._config.inipath}"
+        raise pytest.UsageError(f"{source}: {str(found)!r} does not exist: pass a directory, config file or module")
 
     def _option_or_ini(self, name: str) -> str | None:
         value: str | None = self._config.getoption(f"synapse_{name}") or self._config.getini(f"synapse_{name}") or None

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticValidationError
 
+from synapse_runtime.annotated_models import UnresolvedModel
 from synapse_runtime.context import RuntimeContext
 from synapse_runtime.errors import ConfigError, ValidationError, described, is_from_code, nearest
 from synapse_runtime.messages import LocalizedMessage, LogMessageCode
@@ -211,12 +212,20 @@ def _snake_case(name: str) -> str:
 def params_model_of(target: Any) -> type[BaseModel] | None:
     """Return the model that validates the params of this action, if it has one."""
     model = getattr(target, "params_model", None) or getattr(target, "_action_params", None)
+    if isinstance(model, UnresolvedModel):
+        model = target._action_params = model.resolve()
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 
 def result_model_of(target: Any) -> type[BaseModel] | None:
     """Return the model that the result of this action is checked against, if it has one."""
     model = getattr(target, "result_model", None) or getattr(target, "_action_result", None)
+    if isinstance(model, UnresolvedModel):
+        try:
+            model = model.resolve()
+        except ConfigError:  # imported for type checking only: the result is not checked
+            model = None
+        target._action_result = model
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 

@@ -32,6 +32,7 @@ def _cluster() -> None:
     """Start, inspect and stop the warm cluster of this machine."""
 
 
+@app.command("start", hidden=True)
 @app.command()
 def up(
     cpus: Annotated[
@@ -97,6 +98,7 @@ def status(as_json: AsJson = False) -> None:
             raise typer.Exit(3)
 
 
+@app.command("stop", hidden=True)
 @app.command()
 def down(as_json: AsJson = False) -> None:
     """Shut down the warm cluster.

@@ -26,7 +26,8 @@ from pydantic import BaseModel, Field
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from synapse_runtime import action as actions
-from synapse_runtime.errors import nearest, safe_str
+from synapse_runtime.annotated_models import UnresolvedModel
+from synapse_runtime.errors import ConfigError, nearest, safe_str
 from synapse_runtime.plugins.form_items import FormField, form_fields, is_hidden
 from synapse_runtime.plugins.module_scopes import activate_modules
 from synapse_runtime.redaction import HiddenValues
@@ -230,6 +231,13 @@ def _found(value: Any) -> ActionInfo:
         article = "an" if kind[0] in "aeiou" else "a"
         return ActionInfo(is_action=False, what=f"{article} {kind}", file=file, line=line)
     model = getattr(value, "params_model", None) or getattr(value, "_action_params", None)
+    faults = []
+    if isinstance(model, UnresolvedModel):
+        try:
+            model = actions.params_model_of(value)
+        except ConfigError as error:
+            model = value._action_params = None
+            faults.append(ImportProblem(text=str(error), file=file, line=line))
     return ActionInfo(
         is_action=True,
         name=actions.name_of(value),
@@ -241,7 +249,7 @@ def _found(value: Any) -> ActionInfo:
         input_type=_type_name(getattr(value, "input_type", None)),
         output_type=_type_name(getattr(value, "output_type", None)),
         params_model=getattr(model, "__name__", None),
-        faults=list(_params_faults(value, model)),
+        faults=[*faults, *_params_faults(value, model)],
         params_form=_params_form(actions.params_model_of(value)),
         result_form=_result_form(actions.result_model_of(value)),
     )

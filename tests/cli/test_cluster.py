@@ -463,3 +463,10 @@ def test_ctrl_c_during_start_leaves_nothing(synapse):
     assert stderr == "interrupted\n"
     assert synapse.leftovers() == []
     assert synapse("cluster", "status").status == 3
+
+
+def test_start_and_stop_mean_up_and_down(synapse: Synapse) -> None:
+    listed = synapse("cluster", "--help").stdout
+    assert " start " not in listed
+    assert "Start the warm cluster" in synapse("cluster", "start", "--help").stdout
+    assert synapse("cluster", "stop").status == synapse("cluster", "down").status

@@ -352,13 +352,19 @@ def test_option_overrides_the_ini_option(project):
     project.pytest("--synapse-plugin=demo").assert_outcomes(passed=1)
 
 
-def test_nonexistent_plugin_is_reported_by_the_given_name(demo):
+def test_nonexistent_plugin_is_one_usage_error(demo):
     demo.test("def test_it(synapse_executor): pass\n")
+    expected = "does not exist: pass a directory, config file or module"
+    assert f"/elsewhere/demo' {expected}" in demo.usage_error("--synapse-plugin=elsewhere/demo")
+    demo.ini("synapse_plugin = ../nowhere/config.yaml\n")
+    assert f"nowhere/config.yaml' {expected}" in demo.usage_error()
 
-    result = demo.pytest("--synapse-plugin=elsewhere/demo")
 
+def test_nonexistent_module_is_reported_by_its_name(demo):
+    demo.test("def test_it(synapse_executor): pass\n")
+    result = demo.pytest("--synapse-plugin=no.such_module")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["--synapse-plugin: *elsewhere/demo: the plugin does not exist: *"])
+    result.stdout.fnmatch_lines(["--synapse-plugin: *no.such_module*"])
 
 
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")], ids=" ".join)

@@ -15,14 +15,15 @@ from synapse_runtime.modes import MODES, UnknownModeError, all_modes, find_mode
 # The mode of a test class that is collected once per mode: pytest cannot parametrize unittest's classes.
 CLASS_MODE_KEY: pytest.StashKey[str] = pytest.StashKey()
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")
-_MARKER_ARGUMENTS = ("mode", "env", "timeout", *RESOURCES, "isolation", "around")
+_MARKER_ARGUMENTS = ("mode", "supports", "env", "timeout", *RESOURCES, "isolation", "around")
 ISOLATIONS = ("shared", "fresh")
 
 MARKER_HELP = (
-    "synapse(mode=None, env=None, timeout=None, num_cpus=None, num_gpus=None, memory=None, resources=None, "
-    "isolation=None, around=None): where and how the actions of this test run. mode: "
+    "synapse(mode=None, supports=None, env=None, timeout=None, num_cpus=None, num_gpus=None, memory=None, "
+    "resources=None, isolation=None, around=None): where and how the actions of this test run. mode: "
     + ", ".join(f"{mode.name!r} ({mode.location})" for mode in MODES.values())
-    + ", or several as a tuple: the test runs once in each. env: a dict of variables for the "
+    + ", or several as a tuple: the test runs once in each. supports: the modes that it can run in; of those that the "
+    "session asks for, the others are deselected. env: a dict of variables for the "
     "actions. timeout: seconds that an action may take. num_cpus, num_gpus, memory (bytes, or a text such as '2GB'), "
     "resources (a dict of the cluster's own kinds): what the worker requests. isolation: 'fresh' gives the "
     "test a worker of its own (task) or freshly imported plugin modules for each call (local), so that no state is "
@@ -112,10 +113,27 @@ def modes_of(node: Any, config: pytest.Config) -> tuple[str, ...]:
 
 def selected_modes(node: Any, config: pytest.Config) -> tuple[str, ...]:
     """Return the modes selected by marker or options, even if the test's class was collected once for each."""
-    mode = marker_kwargs(node).get("mode")
-    if mode is None:
-        return session_modes(config)
-    return parse_modes(mode, f"{node.nodeid}: @pytest.mark.synapse(mode=...)")
+    return modes_by_marker(marker_kwargs(node), node.nodeid, config)
+
+
+def modes_by_marker(kwargs: Mapping[str, Any], node_id: str, config: pytest.Config) -> tuple[str, ...]:
+    """Return the modes by the arguments of a marker: those that it forces, else those of the session that it supports.
+
+    Args:
+        kwargs: The arguments.
+        node_id: The id of the test or class, for errors.
+        config: The session's configuration.
+
+    Raises:
+        pytest.UsageError: A word is not a mode.
+    """
+    if kwargs.get("mode") is not None:
+        return parse_modes(kwargs["mode"], f"{node_id}: @pytest.mark.synapse(mode=...)")
+    modes = session_modes(config)
+    if kwargs.get("supports") is None:
+        return modes
+    supported = parse_modes(kwargs["supports"], f"{node_id}: @pytest.mark.synapse(supports=...)")
+    return tuple(mode for mode in modes if mode in supported)
 
 
 def is_own_fixture(node: Any) -> bool:
@@ -151,10 +169,10 @@ def _check(mark: pytest.Mark, source: str) -> None:
             )
         if value is None:
             continue
-        if name == "mode":
+        if name in ("mode", "supports"):
             if not isinstance(value, str | tuple | list):
-                raise pytest.UsageError(f"{source}: mode must be a string or a tuple of them, not {value!r}")
-            parse_modes(value, f"{source}(mode=...)")
+                raise pytest.UsageError(f"{source}: {name} must be a string or a tuple of them, not {value!r}")
+            parse_modes(value, f"{source}({name}=...)")
         elif name == "isolation":
             if value not in ISOLATIONS:
                 raise pytest.UsageError(f"{source}: isolation must be 'shared' or 'fresh', not {value!r}")

@@ -268,11 +268,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Report invalid markers and modes before any test runs."""
+    """Report invalid markers and modes before any test runs; deselect tests that support none of these modes."""
+    kept: list[pytest.Item] = []
+    unsupported: list[pytest.Item] = []
     for item in items:
-        marker_kwargs(item)
-        _modes_to_run(item)
+        is_supported = "supports" not in marker_kwargs(item) or "synapse_mode" not in getattr(item, "fixturenames", ())
+        (kept if _modes_to_run(item) or is_supported else unsupported).append(item)
         _require_one_mode(item)
+    if unsupported:
+        config.hook.pytest_deselected(items=unsupported)
+        items[:] = kept
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_synapse.modes import CLASS_MODE_KEY, modes_of, parse_modes
+from pytest_synapse.modes import CLASS_MODE_KEY, modes_by_marker, modes_of
 from synapse_runtime.modes import MODES
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def in_each_mode(node: pytest.Class) -> list[pytest.Class]:
         modes = [_modes_of_method(node, getattr(node.obj, name)) for name in names]
     except pytest.UsageError:
         return [node]  # reported for all tests at once, after collection
-    if all(len(each) == 1 for each in modes):
+    if all(len(each) == 1 for each in modes) or not any(modes):
         return [node]
     selected = {mode for each in modes for mode in each}
     nodes = []
@@ -58,6 +58,6 @@ def in_each_mode(node: pytest.Class) -> list[pytest.Class]:
 
 def _modes_of_method(node: pytest.Class, method: object) -> tuple[str, ...]:
     for mark in reversed(getattr(method, "pytestmark", [])):
-        if mark.name == "synapse" and mark.kwargs.get("mode") is not None:
-            return parse_modes(mark.kwargs["mode"], f"{node.nodeid}: @pytest.mark.synapse(mode=...)")
+        if mark.name == "synapse" and (mark.kwargs.keys() & {"mode", "supports"}):
+            return modes_by_marker(mark.kwargs, node.nodeid, node.config)
     return modes_of(node, node.config)

@@ -264,3 +264,85 @@ def test_invalid_parametrized_mode_is_a_usage_error_before_any_test_runs(project
     assert "test_marked.py::test_it[tsak]" in error
     assert "unknown mode 'tsak', did you mean 'task'" in error
     assert not (project.path / "has_run").exists()
+
+
+SUPPORTS = """
+    from pytest_synapse import SynapseTestCase
+
+    def test_anywhere(synapse_executor):
+        pass
+
+    @pytest.mark.synapse(supports=("task", "jobs-api"))
+    def test_on_a_cluster(synapse_executor):
+        pass
+
+    @pytest.mark.synapse(supports="local")
+    class TestHere:
+        def test_here(self, synapse_executor):
+            pass
+
+        @pytest.mark.synapse(mode="local", supports="job")
+        def test_forced(self, synapse_executor):
+            pass
+
+    class TestCase(SynapseTestCase):
+        @pytest.mark.synapse(supports="task")
+        def test_case(self):
+            pass
+
+    @pytest.mark.synapse(supports="task")
+    def test_without_executor():
+        pass
+    """
+
+
+@pytest.mark.parametrize(
+    ("modes", "expected"),
+    [
+        ("local", ["test_anywhere", "TestHere::test_here", "TestHere::test_forced", "test_without_executor"]),
+        (
+            "task",
+            [
+                "test_anywhere",
+                "test_on_a_cluster",
+                "TestHere::test_forced",
+                "TestCase::test_case",
+                "test_without_executor",
+            ],
+        ),
+        (
+            "local,job",
+            [
+                *("test_anywhere[local]", "test_anywhere[job]", "test_on_a_cluster"),
+                *("TestHere::test_here", "TestHere::test_forced", "test_without_executor"),
+            ],
+        ),
+    ],
+)
+def test_supports_deselects_tests_in_other_modes(demo, modes, expected):
+    demo.test(SUPPORTS)
+    assert sorted(demo.ids(f"--synapse-mode={modes}", "-p", "no:randomly")) == sorted(expected)
+
+
+def test_summary_counts_what_is_not_supported(demo):
+    demo.test("""
+        @pytest.mark.synapse(supports="task")
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_on_a_cluster(synapse_executor, number):
+            pass
+
+        def test_anywhere(synapse_executor):
+            assert synapse_executor.execute("double", {"number": 2}) == 4
+        """)
+    result = demo.pytest()
+    result.assert_outcomes(passed=1, deselected=2)
+    assert "cluster" not in result.stdout.str().partition("collected")[2].replace("test_on_a_cluster", "")
+
+
+def test_unknown_mode_in_supports_is_a_usage_error(demo):
+    demo.test("""
+        @pytest.mark.synapse(supports="tusk")
+        def test_it(synapse_executor):
+            pass
+        """)
+    assert "@pytest.mark.synapse(supports=...): unknown mode 'tusk'" in demo.usage_error()

@@ -15,7 +15,7 @@ from synapse_runtime.modes import MODES, UnknownModeError, all_modes, find_mode
 # The mode of a test class that is collected once per mode: pytest cannot parametrize unittest's classes.
 CLASS_MODE_KEY: pytest.StashKey[str] = pytest.StashKey()
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")
-_MARKER_ARGUMENTS = ("mode", "supports", "env", "timeout", *RESOURCES, "isolation", "around")
+_MARKER_ARGUMENTS = ("mode", "env", "timeout", *RESOURCES, "isolation", "around", "supports")
 ISOLATIONS = ("shared", "fresh")
 
 MARKER_HELP = (

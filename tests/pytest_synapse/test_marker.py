@@ -346,3 +346,34 @@ def test_unknown_mode_in_supports_is_a_usage_error(demo):
             pass
         """)
     assert "@pytest.mark.synapse(supports=...): unknown mode 'tusk'" in demo.usage_error()
+
+
+def test_idle_workers_of_the_session_do_not_keep_their_resources_from_other_tests(demo, reached, monkeypatch):
+    for name, value in reached.items():
+        monkeypatch.setenv(name, value)
+    demo.test("""
+        ALL = {"num_gpus": 2}  # as many as the cluster has
+
+        @pytest.mark.synapse(**ALL)
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_warm(synapse_executor, number):
+            pid = synapse_executor.run("double", {"number": number}).pid
+            assert test_warm.__dict__.setdefault("pid", pid) == pid
+
+        @pytest.mark.synapse(num_cpus=1, **ALL)
+        def test_with_a_cpu(synapse_executor):
+            assert synapse_executor.execute("double", {"number": 2}) == 4
+
+        @pytest.mark.synapse(isolation="fresh", **ALL)
+        def test_fresh(synapse_executor):
+            assert synapse_executor.execute("double", {"number": 2}) == 4
+
+        @pytest.mark.synapse(**ALL)
+        def test_warm_again(synapse_executor):
+            assert synapse_executor.execute("double", {"number": 2}) == 4
+
+        @pytest.mark.synapse(mode="job", **ALL)
+        def test_job(synapse_executor):
+            assert synapse_executor.execute("double", {"number": 2}) == 4
+        """)
+    demo.pytest("--synapse-mode=task", "-p", "no:randomly").assert_outcomes(passed=6)

@@ -39,6 +39,7 @@ class RaySession:
         self._debug_sdk: bool = options["debug_sdk"]
         self._is_distributed = shared is not None  # one of several processes that use the run's cluster
         self._workers: dict[tuple[Any, ...], WarmWorker] = {}
+        self._held: dict[tuple[Any, ...], set[str]] = {}  # the kinds of resources of these workers
         self._cleanup = contextlib.ExitStack()
         self._needs_jobs = False
         self._check(options)
@@ -105,6 +106,7 @@ class RaySession:
 
             # A warm worker would hold its resources while other processes of the run wait for them.
             is_dedicated = fresh or (self._is_distributed and any(resources.values()))
+            self._close_idle(resources, but=None if is_dedicated else _key(resources))
             worker = self._new_worker(resources) if is_dedicated else self._worker(resources)
             try:
                 yield RayActorExecutor(worker=worker, debug_sdk=self._debug_sdk, **options)
@@ -114,6 +116,7 @@ class RaySession:
             return
         from synapse_runtime.executors.ray.job import RayJobsApiExecutor
 
+        self._close_idle(resources)
         executor = RayJobsApiExecutor(ray_address=self._address, debug_sdk=self._debug_sdk, **resources, **options)
         yield self._cleanup.enter_context(executor)
 
@@ -123,6 +126,7 @@ class RaySession:
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
+        self._held.clear()
         if not self._started_run:
             return
         spec = current_spec.get()
@@ -165,12 +169,35 @@ class RaySession:
             raise ValueError(f"--synapse-keep-cluster: {error}") from error
 
     def _worker(self, resources: Mapping[str, Any]) -> WarmWorker:
-        key = (*sorted((name, repr(requested)) for name, requested in resources.items()),)
+        key = _key(resources)
         if key not in self._workers:
             self._workers[key] = self._new_worker(resources)
+            self._held[key] = _kinds(resources)
         return self._workers[key]
+
+    def _close_idle(self, resources: Mapping[str, Any], *, but: Any = None) -> None:
+        """Close workers that wait for further tests and hold resources of a kind that a test is about to request.
+
+        Args:
+            resources: What the test requests.
+            but: The key of the worker that it will use.
+        """
+        needed = _kinds(resources)
+        for key in [key for key, held in self._held.items() if key != but and not needed.isdisjoint(held)]:
+            del self._held[key]
+            self._workers.pop(key).close()
 
     def _new_worker(self, resources: Mapping[str, Any]) -> WarmWorker:
         from synapse_runtime.executors.ray.task import WarmWorker
 
         return WarmWorker(self._address, jobs=self._needs_jobs, **resources)
+
+
+def _key(resources: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (*sorted((name, repr(requested)) for name, requested in resources.items()),)
+
+
+def _kinds(resources: Mapping[str, Any]) -> set[str]:
+    """Return the kinds of resources that are requested: names of options, and of a cluster's own resources."""
+    own = resources.get("resources") or {}
+    return {name for name, amount in {**resources, **own}.items() if amount and name != "resources"}

@@ -180,7 +180,14 @@ def stays(patch: Patch) -> bool:
         return _is_of_tests(str(container.__module__)) or _is_local(container)
     cls = type(container)
     is_node = any(base.__module__.startswith("_pytest.") for base in cls.__mro__)
-    return is_node or _is_of_tests(str(cls.__module__)) or _is_local(cls)
+    return is_node or _is_of_tests(str(cls.__module__)) or _is_local(cls) or _is_variable_of_tests(container)
+
+
+def _is_variable_of_tests(value: Any) -> bool:
+    """Return whether an object is a variable of a module whose definitions go by value, and so goes with them."""
+    modules = [sys.modules[name] for name in serialization.modules_pickled_by_value() if name in sys.modules]
+    is_here = any(found is value for module in modules for found in [*vars(module).values()])
+    return is_here and path_of(value) is None
 
 
 def _is_of_tests(module: str) -> bool:

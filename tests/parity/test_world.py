@@ -20,12 +20,14 @@ import time_machine
 from lab import world
 from lab.world import Client, evaluate, limited, now, throw_dice, variables
 
+from synapse_runtime.decorators import action
 from synapse_runtime.errors import ExecutionError, PatchNotSerializable
 from tests.parity.modes import everywhere, not_as_jobs, on_this_machine, on_workers
 
 pytestmark = not_as_jobs
 
 TIMES_CALLED = 0
+TABLE = {"a": 1}
 SEEN = []
 SEED = 7
 
@@ -413,6 +415,19 @@ def test_23_what_cannot_be_sent_is_named(synapse_executor, monkeypatch):
     assert text.startswith("the patch of lab.world.load cannot be sent to a worker: its replacement <function ")
     assert "cannot pickle '_thread.lock' object" in text
     assert "around=" in text
+
+
+@on_this_machine
+def test_23_variable_of_the_test_module(synapse_executor, monkeypatch):
+    monkeypatch.setitem(TABLE, "a", 2)
+
+    @action
+    def look_up(params, context):
+        return TABLE
+
+    assert synapse_executor.execute(look_up) == {"a": 2}
+    monkeypatch.undo()
+    assert synapse_executor.execute(look_up) == {"a": 1}
 
 
 @on_workers

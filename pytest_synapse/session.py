@@ -197,6 +197,7 @@ class SynapseSession:
             yield self._prepared(executor, marks)
 
     def _prepared(self, executor: Executor, marks: Mapping[str, Any]) -> Executor:
+        executor.of_test = True
         executor.seed = self._seed()
         for factory, *args in marks.get("around", ()):
             executor.around(factory, *args)

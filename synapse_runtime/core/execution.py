@@ -65,6 +65,7 @@ class ActionCall:
         language: Two-letter language code of messages; None for the environment's language.
         around: Context managers that run around the action, in its process; the first is the outermost.
         seed: Seed of the random number generators for this call; None to leave them alone.
+        of_test: Whether what a test has set up in this process goes along; see `Executor`.
     """
 
     action: Any
@@ -80,6 +81,7 @@ class ActionCall:
     language: str | None = None
     around: tuple[Around, ...] = ()
     seed: Seed | None = None
+    of_test: bool = False
 
 
 @dataclass

@@ -196,7 +196,7 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
     """
     buffers: serialization.Buffers = []
     with shielded(), _no_bytecode(), checked_params(call) as params:
-        patches = encode_patches() if may_have_patches() else None
+        patches = encode_patches() if call.of_test and may_have_patches() else None
         if params is not call.params:
             call = ActionCall(**{**vars(call), "params": params})  # several times as fast as dataclasses.replace
         fields = {
@@ -208,7 +208,7 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
             "category": call.category,
             "language": call.language,
         }
-        clock = Clock.of_this_process()
+        clock = Clock.of_this_process() if call.of_test else None
         if call.around or clock is not None:
             fields["around"] = call.around if clock is None else (clock.around(), *call.around)
         if call.seed is not None:
@@ -218,7 +218,7 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
         except Exception:
             require_picklable(call.name, call.action, params)
             raise
-    return EncodedCall(call, buffers, _settings.encoded(call.import_root), data, patches)
+    return EncodedCall(call, buffers, _settings.encoded(call.import_root, of_test=call.of_test), data, patches)
 
 
 def decode_request(data: bytes, buffers: Sequence[Any] = ()) -> CallRequest:
@@ -500,13 +500,13 @@ class _SettingsCache:
     """The settings of this process, pickled again only if they have changed."""
 
     def __init__(self) -> None:
-        self._known: dict[str | None, tuple[tuple[Any, ...], bytes]] = {}
+        self._known: dict[tuple[str | None, bool], tuple[tuple[Any, ...], bytes]] = {}
         self._path: list[str] = []
         self._directory: str | None = None  # the working directory, if `sys.path` has relative paths
         self._absent: list[str] = []
         self._import_path = ImportPath()
 
-    def encoded(self, root: str | None) -> bytes:
+    def encoded(self, root: str | None, *, of_test: bool = False) -> bytes:
         """Return the pickled `CallerSettings` for a plugin whose modules are in this directory."""
         rewritten: tuple[str, ...] = ()
         if root is not None and assertions.is_rewriting():
@@ -519,11 +519,11 @@ class _SettingsCache:
             coverage_support.current_settings(),
             import_hook.is_installed(),
             masked_names(),
-            changed_variables(),
+            changed_variables() if of_test else (),
         )
-        known = self._known.get(root)
+        known = self._known.get((root, of_test))
         if known is None or known[0] != settings:
-            known = self._known[root] = (settings, pickle.dumps(CallerSettings(*settings), protocol=5))
+            known = self._known[root, of_test] = (settings, pickle.dumps(CallerSettings(*settings), protocol=5))
         return known[1]
 
     def _own_import_path(self) -> ImportPath:
@@ -543,9 +543,14 @@ class _SettingsCache:
 _settings = _SettingsCache()
 
 
-def caller_settings(root: str | None) -> CallerSettings:
-    """Return the settings of this process for calls of the plugin in this directory."""
-    return _decode_settings(_settings.encoded(root))
+def caller_settings(root: str | None, *, of_test: bool = False) -> CallerSettings:
+    """Return the settings of this process for calls of the plugin in this directory.
+
+    Args:
+        root: The directory; None without a plugin.
+        of_test: As in `ActionCall`.
+    """
+    return _decode_settings(_settings.encoded(root, of_test=of_test))
 
 
 def settings_to_json(settings: CallerSettings) -> Any:

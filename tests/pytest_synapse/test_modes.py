@@ -251,14 +251,13 @@ class TestOwnEnvironment:
         return PluginEnvironment.merge(plugin_env, {"LEVEL": "test"})
 
     @pytest.fixture(autouse=True)
-    def secret(self, monkeypatch):
-        monkeypatch.setenv("SECRET", "of this process")  # after the worker has started
+    def changed(self, monkeypatch):
+        monkeypatch.setenv("CHANGED", "by the test")  # after the worker has started
 
     @not_as_a_job
-    def test_only_given_variables_are_sent(self, synapse_executor, synapse_mode):
-        run = synapse_executor.run("process_state", {"names": ["LEVEL", "SECRET"]})
-        secret = "of this process" if synapse_mode == "local" else None
-        assert run.result["env"] == {"LEVEL": ["test", "test"], "SECRET": [secret, secret]}
+    def test_given_and_changed_variables_are_sent(self, synapse_executor):
+        run = synapse_executor.run("process_state", {"names": ["LEVEL", "CHANGED"]})
+        assert run.result["env"] == {"LEVEL": ["test", "test"], "CHANGED": ["by the test", "by the test"]}
 
 
 def test_that_fails(synapse_executor):
@@ -293,7 +292,7 @@ PASSING = {
     "test_process_state": MODES,
     "test_capsys_and_caplog_capture_output": MODES[:2],
     "test_capfd_captures_output": MODES[:2],
-    "test_only_given_variables_are_sent": MODES[:2],
+    "test_given_and_changed_variables_are_sent": MODES[:2],
     "test_other_plugin_with_a_package_of_the_same_name": MODES,
 }
 

@@ -363,7 +363,7 @@ class RemoteExecutor(Executor):
             request["action"] = call.name
         else:
             request |= {"entrypoint": call.action, "name": call.name}
-        env = dict(self._env) if has_caller else {**self._changed_variables(call.name), **self._env}
+        env = dict(self._env) if has_caller else {**self._changed_variables(call), **self._env}
         optional = {
             "id": call.job_id if self._api.has_feature("job_ids") else None,
             "version": version,
@@ -377,7 +377,7 @@ class RemoteExecutor(Executor):
             "test": self._test_setup(call, patches),
         }
         if has_caller:
-            optional["caller"] = settings_to_json(caller_settings(call.import_root))
+            optional["caller"] = settings_to_json(caller_settings(call.import_root, of_test=call.of_test))
             optional["caller_root"] = call.import_root
         request |= {name: value for name, value in optional.items() if value is not None}
         try:
@@ -396,7 +396,7 @@ class RemoteExecutor(Executor):
         Raises:
             NotSupportedRemotely: JSON cannot carry one.
         """
-        if not may_have_patches():
+        if not (call.of_test and may_have_patches()):
             return None
         from synapse_runtime.executors.remote.patches import encode_patches_as_json
 
@@ -412,7 +412,7 @@ class RemoteExecutor(Executor):
             raise NotSupportedRemotely(
                 f"{call.name}: {call.around[0].name} runs around the action, and a backend runs no code of the test"
             )
-        clock = Clock.of_this_process()
+        clock = Clock.of_this_process() if call.of_test else None
         found = {
             "patches": None if patches is None else patches.data,
             "seed": None if call.seed is None else asdict(call.seed),
@@ -423,18 +423,18 @@ class RemoteExecutor(Executor):
             raise NotSupportedRemotely(f"{call.name}: {self._api.host} does not offer {' or '.join(found)} of a test")
         return found or None
 
-    def _changed_variables(self, name: str) -> dict[str, str]:
+    def _changed_variables(self, call: ActionCall) -> dict[str, str]:
         """Return the variables that the tests' process has set, for a backend that does not take its settings.
 
         Raises:
             NotSupportedRemotely: It has deleted one.
         """
-        changed = dict(changed_variables())
+        changed = dict(changed_variables()) if call.of_test else {}
         deleted = [variable for variable, value in changed.items() if value is None]
         if deleted:
             raise NotSupportedRemotely(
-                f"{name}: the test has deleted environment variables ({', '.join(deleted)}), which {self._api.host} "
-                "does not offer"
+                f"{call.name}: the test has deleted environment variables ({', '.join(deleted)}), which "
+                f"{self._api.host} does not offer"
             )
         config = {} if self._plugin is None else self._plugin.manifest.env
         return {variable: value for variable, value in changed.items() if value is not None and variable not in config}
@@ -444,7 +444,7 @@ class RemoteExecutor(Executor):
         is_served = self._is_served(call.name)
         if call.timeout is not None and not is_served:
             self._api.require_runtime(f"{call.name} has a timeout")
-        variables = [*self._env, *(name for name, _ in changed_variables())]
+        variables = [*self._env, *(name for name, _ in (changed_variables() if call.of_test else ()))]
         if variables:
             self._api.require_runtime(f"{call.name} has environment variables ({', '.join(variables)})")
         self._test_setup(call, self._patches_of(call))

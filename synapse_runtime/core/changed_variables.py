@@ -79,7 +79,7 @@ def inherited_environment() -> dict[str, str]:
     variables = dict(os.environ)
     before = _sessions[-1].before if _sessions else {}
     for name, _ in changed_variables():
-        if name in READ_AT_START:
+        if name in READ_AT_START or name == "PYTHONPATH":
             continue
         variables.pop(name, None)
         if name in before:

@@ -355,7 +355,7 @@ def test_option_overrides_the_ini_option(project):
 def test_nonexistent_plugin_is_one_usage_error(demo):
     demo.test("def test_it(synapse_executor): pass\n")
     expected = "does not exist: pass a directory, config file or module"
-    assert f"/elsewhere/demo' {expected}" in demo.usage_error("--synapse-plugin=elsewhere/demo")
+    assert f"--synapse-plugin: 'elsewhere/demo' {expected}" in demo.usage_error("--synapse-plugin=elsewhere/demo")
     demo.ini("synapse_plugin = ../nowhere/config.yaml\n")
     assert f"nowhere/config.yaml' {expected}" in demo.usage_error()
 

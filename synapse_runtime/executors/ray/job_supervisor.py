@@ -43,6 +43,7 @@ from synapse_runtime.redaction import HiddenValues
 from synapse_runtime.run_record import RunRecord, encode_event, to_json
 
 _PR_SET_DUMPABLE = 4
+_STREAMS = {"stdout": job_log.STDOUT, "stderr": job_log.STDERR}
 # The record of a run has a result that needs pickle too, up to this size, for readers that do not unpickle it.
 _MAX_INEXACT_RESULT = 1_000_000
 
@@ -217,7 +218,7 @@ class _JobSupervisor(Supervisor):
     def on_output(self, stream: str, data: bytes) -> None:
         """Write it to the log."""
         if data:
-            self._write(self._writer.output(stream, data))
+            self._write(self._writer.output(_STREAMS[stream], data))
 
     def on_start(self) -> None:
         """Do nothing: the log says when the process began."""

@@ -8,11 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synapse_runtime.core.changed_variables import inherited_environment
 from synapse_runtime.errors import RemoteError
 
 __all__ = ["EmbeddedServer", "serve_embedded"]
@@ -58,6 +57,7 @@ def serve_embedded(
     ray_address: str | None = None,
     concurrency: int = 0,
     runs_directories: bool = False,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[EmbeddedServer]:
     """Run a server in a child process while the block runs.
 
@@ -67,6 +67,7 @@ def serve_embedded(
         ray_address: The cluster's address, for the last two.
         concurrency: How many jobs run at a time; 0 for as many as there are CPUs.
         runs_directories: Whether a call may name any plugin directory of this machine.
+        variables: Its environment; by default that of this process.
 
     Raises:
         RemoteError: It did not start.
@@ -75,9 +76,8 @@ def serve_embedded(
     command += ["--concurrency", str(concurrency), *(["--ray-address", ray_address] if ray_address else [])]
     command += ["--parent", str(os.getpid()), *(["--runs-directories"] if runs_directories else [])]
     command += ["--", *(os.fspath(Path(directory).absolute()) for directory in directories)]
-    environment = {
-        name: value for name, value in inherited_environment().items() if not name.startswith(_NOT_FOR_SERVER)
-    }
+    given = os.environ if variables is None else variables
+    environment = {name: value for name, value in given.items() if not name.startswith(_NOT_FOR_SERVER)}
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
     )

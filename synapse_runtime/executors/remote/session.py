@@ -187,6 +187,7 @@ class _OwnServer:
         Raises:
             RemoteError: It cannot be started; it is tried once.
         """
+        from synapse_runtime.core.changed_variables import inherited_environment
         from synapse_runtime.errors import RemoteError
         from synapse_runtime.executors.remote.embedded_server import serve_embedded
 
@@ -197,7 +198,9 @@ class _OwnServer:
                 self._stack.close()
                 try:
                     self._server = self._stack.enter_context(
-                        serve_embedded(runs_directories=True, concurrency=_CONCURRENCY)
+                        serve_embedded(
+                            runs_directories=True, concurrency=_CONCURRENCY, variables=inherited_environment()
+                        )
                     )
                 except RemoteError as error:
                     self._problem = error

@@ -111,10 +111,12 @@ def _active_patches() -> Iterator[Any]:
 
 
 def _changed_items(patcher: Any) -> Iterator[Any]:
-    from synapse_runtime.core.patches import MISSING, Patch
+    from synapse_runtime.core.patches import EVERY_KEY, MISSING, Patch
 
     before, now = patcher._original, patcher.in_dict
+    if patcher.clear:
+        yield Patch(now, EVERY_KEY, True, MISSING)
     for key in [*now, *(key for key in before if key not in now)]:
         old = before.get(key, MISSING)
-        if old is MISSING or key not in now or now[key] is not old:
+        if patcher.clear or key in patcher.values or key not in now or now[key] is not old:
             yield Patch(now, key, True, old)

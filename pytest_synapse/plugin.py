@@ -271,10 +271,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Report invalid markers and modes before any test runs; deselect tests that support none of these modes."""
     kept: list[pytest.Item] = []
     unsupported: list[pytest.Item] = []
+    has_workers = False
     for item in items:
-        is_supported = "supports" not in marker_kwargs(item) or "synapse_mode" not in getattr(item, "fixturenames", ())
-        (kept if _modes_to_run(item) or is_supported else unsupported).append(item)
+        kwargs, modes = marker_kwargs(item), _modes_to_run(item)
+        is_supported = "supports" not in kwargs or "synapse_mode" not in getattr(item, "fixturenames", ())
+        (kept if modes or is_supported else unsupported).append(item)
+        has_workers = has_workers or modes not in ((), ("local",)) or kwargs.get("isolation") == "fresh"
         _require_one_mode(item)
+    if has_workers:  # before the first fixture is set up, which may patch something
+        SynapseSession.of(config).watch_patches()
     if unsupported:
         config.hook.pytest_deselected(items=unsupported)
         items[:] = kept

@@ -132,7 +132,6 @@ class SynapseSession:
         """Start in the background, once, what the modes of a test that was found need."""
         needed = set(modes)
         if self._sessions_of(needed):
-            self.watch_patches()
             self.starts_while_collecting = False
             self.start_in_background(needed | set(session_modes(self._config)))
 
@@ -197,7 +196,7 @@ class SynapseSession:
             yield self._prepared(executor, marks)
 
     def _prepared(self, executor: Executor, marks: Mapping[str, Any]) -> Executor:
-        executor.of_test = True
+        executor.sends_test_setup = True
         executor.seed = self._seed()
         for factory, *args in marks.get("around", ()):
             executor.around(factory, *args)

@@ -21,17 +21,27 @@ from synapse_runtime import serialization
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
 
-class _Missing:
-    """The value of an attribute or item that does not exist."""
+class _Sentinel:
+    """An object that is the same in every process.
+
+    Args:
+        name: The variable of this module that it is.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __repr__(self) -> str:
-        return "<missing>"
+        return self._name
 
     def __reduce__(self) -> str:
-        return "MISSING"
+        return self._name
 
 
-MISSING: Final = _Missing()
+# The value of an attribute or item that does not exist.
+MISSING: Final = _Sentinel("MISSING")
+# The key of a patch that removes all items of a mapping. In a worker these may be others than here.
+EVERY_KEY: Final = _Sentinel("EVERY_KEY")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +50,7 @@ class Patch:
 
     Attributes:
         container: The module, class or other object whose attribute it is, or the mapping.
-        key: The name of the attribute, or the key of the item.
+        key: The name of the attribute, or the key of the item; or `EVERY_KEY`.
         is_item: Whether it is an item of a mapping.
         original: What it was before; `MISSING` if it did not exist.
     """
@@ -65,12 +75,15 @@ def may_have_patches() -> bool:
 
 
 def active_patches() -> list[Patch]:
-    """Return the patches that are active in this process, one for each attribute or item, the oldest first."""
+    """Return the patches that are active in this process, one for each attribute or item.
+
+    Those of `EVERY_KEY` come first, then the oldest. One that changes nothing here may change something in a worker.
+    """
     found: dict[tuple[int, Any, bool], Patch] = {}
     for source in sources:
         for patch in source():
             found.setdefault((id(patch.container), patch.key, patch.is_item), patch)
-    return [patch for patch in found.values() if patch.value() is not patch.original]
+    return sorted(found.values(), key=lambda patch: patch.key is not EVERY_KEY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +114,12 @@ def applied(replacements: Iterable[Replacement]) -> Iterator[None]:
     undo: list[Replacement] = []
     try:
         for each in replacements:
-            before = _current(each.container, each.key, is_item=each.is_item)
-            undo.append(Replacement(each.container, each.key, each.is_item, before))
-            _put(each)
+            # In this order the items are put back in the order that they had.
+            keys = [*reversed([*each.container])] if each.key is EVERY_KEY else [each.key]
+            for key in keys:
+                before = _current(each.container, key, is_item=each.is_item)
+                undo.append(Replacement(each.container, key, each.is_item, before))
+                _put(Replacement(each.container, key, each.is_item, each.value))
         yield
     finally:
         for each in reversed(undo):

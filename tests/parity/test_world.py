@@ -205,6 +205,19 @@ def test_23_an_action_class(synapse_executor, monkeypatch):
     assert synapse_executor.execute(world.Answer, {}) == "fake" * 3
 
 
+@not_as_jobs
+def test_23_reset_of_what_earlier_actions_have_changed(run, monkeypatch):
+    """A variable that has its first value here may have another one in a warm worker."""
+    module = "__import__('lab.world').world"
+    run(f"[{module}.__dict__.update(LIMIT=99), CONFIG.update(cached=1)] and None")
+    monkeypatch.setattr(world, "LIMIT", 3)
+    with patch.dict(world.CONFIG, {"rate": 1}, clear=True):
+        assert run("[LIMIT, CONFIG]") == [3, {"rate": 1}]
+    monkeypatch.undo()
+    run(f"[{module}.__dict__.update(LIMIT=3), CONFIG.pop('cached', None)] and None")
+    assert run("[LIMIT, CONFIG]") == [3, {"rate": 1, "deep": {"x": 1}}]
+
+
 def test_23_nested_patches(run, monkeypatch):
     with patch("lab.world.LIMIT", 10):
         monkeypatch.setattr(world, "LIMIT", 11)
@@ -415,6 +428,13 @@ def test_23_what_cannot_be_sent_is_named(synapse_executor, monkeypatch):
     assert text.startswith("the patch of lab.world.load cannot be sent to a worker: its replacement <function ")
     assert "cannot pickle '_thread.lock' object" in text
     assert "around=" in text
+
+
+def test_23_call_that_never_starts(synapse_executor):
+    with patch("lab.world.load") as load:
+        run = synapse_executor.run("lab.world:no_such_action")
+        assert "no_such_action" in str(run.error)
+        load.assert_not_called()
 
 
 @on_this_machine

@@ -42,7 +42,7 @@ def demo(project: Project, reached: dict[str, str], monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     project.plugin(actions=ACTIONS, config="code: demo\nenv: {FROM_CONFIG: config}\n")
     project.write(
-        "demo/conftest.py",
+        "conftest.py",  # which the process that starts those of pytest-xdist imports too
         """
         import os
 
@@ -85,7 +85,6 @@ def test_only_variables_that_changed_since_the_session_began_are_sent(
 def test_a_cluster_that_starts_during_a_test_does_not_keep_its_variables(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Remote mode: its server starts with the first test too."""
     monkeypatch.setenv("CHANGED_BY_TEST", "before")
     project.plugin(actions=ACTIONS, config="code: demo\n")
     project.test(
@@ -276,3 +275,28 @@ def test_sessions_in_one_process_keep_their_environments_apart(demo: Project) ->
     )
     demo.pytest("--synapse-mode=task").assert_outcomes(passed=1)
     assert "OF_CONFTEST" not in os.environ
+
+
+@pytest.mark.parametrize("processes", [(), ("-p", "xdist", "-n", "1")], ids=["one", "xdist"])
+@pytest.mark.parametrize("marker", ["mode='task'", "isolation='fresh'"])
+def test_patches_of_fixtures_that_are_set_up_before_the_executor(
+    demo: Project, marker: str, processes: tuple[str, ...]
+) -> None:
+    """The session itself runs in local mode, so only the test's marker says that there is something to note."""
+    demo.test(
+        f"""
+        from unittest.mock import patch
+
+        @pytest.fixture
+        def loaded():
+            with patch("plugin.actions.load", return_value="fake") as load:
+                yield load
+
+        @pytest.mark.synapse({marker})
+        def test_it(loaded, synapse_executor):
+            assert synapse_executor.execute("plugin.actions:use") == "fake"
+            loaded.assert_called_once_with("used")
+        """
+    )
+    demo.starts_python = True  # in the forks of other tests patches may be noted already
+    demo.pytest(*processes).assert_outcomes(passed=1)

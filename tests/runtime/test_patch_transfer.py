@@ -1,4 +1,4 @@
-"""Patches of a test in another process: mocks keep what they are, and what an action does to objects comes home."""
+"""Patches of a test in another process: mocks keep what they are, and what an action does to objects comes back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from synapse_runtime import serialization
 from synapse_runtime.core import patches
-from synapse_runtime.core.patches import MISSING, Patch
+from synapse_runtime.core.patches import EVERY_KEY, MISSING, Patch
 from synapse_runtime.errors import PatchNotSerializable
 from synapse_runtime.executors.patch_transfer import ReceivedPatches, SentPatches, encode_patches
 
@@ -71,7 +71,7 @@ def after(value: Any, action: Callable[[Any], object]) -> Any:
     assert target.value is value
     changes = received.changes()
     if changes:
-        sent.take_home(changes)
+        sent.apply_changes(changes)
     return value
 
 
@@ -132,7 +132,7 @@ class TestObjects:
         seen: list[int] = []
         count = 0
 
-        def fake(number: int, made: list[int] = []) -> int:  # noqa: B006 - what comes home
+        def fake(number: int, made: list[int] = []) -> int:  # noqa: B006 - what comes back
             nonlocal count
             count += 1
             seen.append(number)
@@ -170,7 +170,7 @@ class TestObjects:
             with received.applied():
                 target.value(number)
         for received in both:
-            sent.take_home(received.changes())
+            sent.apply_changes(received.changes())
         assert fake.call_args_list == [call(0), call(1)]
         assert (fake.call_count, seen) == (2, [0, 1])
 
@@ -315,9 +315,19 @@ class TestPatches:
         finally:
             Thing.act = original  # type: ignore[method-assign]
 
-    def test_patch_that_replaces_nothing_is_not_sent(self) -> None:
-        patches.sources[:] = [lambda: [Patch(target, "value", False, target.value)]]
-        assert encode_patches() is None
+    def test_patch_that_changes_nothing_here_may_change_something_there(self) -> None:
+        sent = sent_with(Patch(target, "value", False, target.value))
+        target.value = "changed by an earlier action"
+        with ReceivedPatches(sent.data).applied():
+            assert target.value == "original"
+        assert target.value == "changed by an earlier action"
+
+    def test_every_key_is_removed_and_put_back_in_order(self) -> None:
+        sent = sent_with(Patch(target.table, "a", True, 1), Patch(target.table, EVERY_KEY, True, MISSING))
+        target.table = {"z": 0, "b": 2, "a": 3}
+        with ReceivedPatches(sent.data).applied():
+            assert target.table == {"a": 1}
+        assert [*target.table.items()] == [("z", 0), ("b", 2), ("a", 3)]
 
     def test_in_another_process(self) -> None:
         """A process that has nothing of this module gets a mock of a function that it has."""
@@ -340,7 +350,7 @@ class TestPatches:
         )
         done = subprocess.run([sys.executable, "-c", code, sent.data.hex()], capture_output=True, text=True, check=True)
         assert done.stderr == "ABC\n"
-        sent.take_home(bytes.fromhex(done.stdout))
+        sent.apply_changes(bytes.fromhex(done.stdout))
         fake.assert_called_once_with("abc")
 
 
@@ -430,7 +440,7 @@ def _call_elsewhere(found: list[Patch], there: dict[str, Any], act: Callable[[in
         vars(target).pop(name, None)
     vars(target).update(mine)
     if sent is not None and received is not None and changes:
-        sent.take_home(changes)
+        sent.apply_changes(changes)
 
 
 def test_names_of_all_kinds_of_private_details() -> None:

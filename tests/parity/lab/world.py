@@ -22,7 +22,7 @@ def load(path: str = "p", *, mode: str = "r") -> Any:
 
 
 async def fetch(url: str) -> str:
-    """Fail, as there is no network."""
+    """Raise an error: tests have no network."""
     raise OSError(f"no network: {url}")
 
 
@@ -32,7 +32,7 @@ class Client:
     timeout = 5
 
     def get(self, url: str, scale: int = 1) -> Any:
-        """Fail, as there is no network."""
+        """Raise an error: tests have no network."""
         raise OSError(f"no network: {url}")
 
     @classmethod

@@ -192,7 +192,7 @@ def task_patch(bench: Bench) -> Pairs:
     bench.driver  # noqa: B018 - connects
     watch_mock()
     with _executor(bench) as executor:
-        executor.of_test = True
+        executor.sends_test_setup = True
         call = per_call(lambda: executor.execute("echo", _PARAMS), 50)
 
         def patched() -> float:

@@ -165,7 +165,7 @@ def loads_extended(
         in_caller: Whether this is the caller's process; see `loads_in_caller`.
         attributes: Attributes to set on the unpickler.
     """
-    unpickler = _extended(extension, _CallerUnpickler if in_caller else _WorkerUnpickler)(io.BytesIO(data), ())
+    unpickler = _extended(extension, _CallerUnpickler if in_caller else pickle.Unpickler)(io.BytesIO(data), buffers=())
     vars(unpickler).update(attributes)
     return [_guarded(unpickler.load) for _ in range(count)]
 
@@ -631,13 +631,6 @@ class _CallerUnpickler(pickle.Unpickler):
 
     def _set_state(self, set_state: Any, cls: Any, state: Any) -> Any:
         return cls if id(cls) in self._known else set_state(cls, state)
-
-
-class _WorkerUnpickler(pickle.Unpickler):
-    """Loads what another process has pickled."""
-
-    def __init__(self, stream: io.BytesIO, buffers: Iterable[Any]) -> None:
-        super().__init__(stream, buffers=buffers)
 
 
 class _CheckUnpickler(pickle.Unpickler):

@@ -5,12 +5,10 @@ Workers get them with each call, whereas what was in the environment before neve
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from synapse_runtime.core.process_state import variables_take_effect
 from synapse_runtime.environment import READ_AT_START, Variables
 
 __tracebackhide__ = True  # in every function here: reports show function arguments, and values may be secrets
@@ -85,23 +83,3 @@ def inherited_environment() -> dict[str, str]:
         if name in before:
             variables[name] = before[name]
     return variables
-
-
-@contextlib.contextmanager
-def applied(changed: ChangedVariables) -> Iterator[None]:
-    """Change the variables of this process during the block."""
-    if not changed:
-        yield
-        return
-    before = Variables()
-    with variables_take_effect(name for name, _ in changed):
-        for name, value in changed:
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-    try:
-        yield
-    finally:
-        with variables_take_effect(name for name, _ in changed):
-            before.restore()

@@ -65,7 +65,7 @@ class ActionCall:
         language: Two-letter language code of messages; None for the environment's language.
         around: Context managers that run around the action, in its process; the first is the outermost.
         seed: Seed of the random number generators for this call; None to leave them alone.
-        of_test: Whether what a test has set up in this process goes along; see `Executor`.
+        sends_test_setup: Whether what a test has set up in this process goes along; see `Executor`.
     """
 
     action: Any
@@ -81,7 +81,7 @@ class ActionCall:
     language: str | None = None
     around: tuple[Around, ...] = ()
     seed: Seed | None = None
-    of_test: bool = False
+    sends_test_setup: bool = False
 
 
 @dataclass
@@ -263,8 +263,9 @@ def _run_inside(
             text = f"{call.name}: the worker cannot apply the patches of the test: {described(error)}"
             raise ExecutionError(text) from error
         _run_target(target, run, call, emit, on_start, strict=strict)
-        if run.error is None:  # it may be, or contain, an object that is as before when the patches are undone
-            run.result = serialization.copy_result(run.result, "result")
+        # It may be, or contain, an object that is as before when the patches are undone.
+        result, run.result = run.result, None
+        run.result = serialization.copy_result(result, "result")
 
 
 def _run_target(

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -274,10 +274,23 @@ def _take_effect(changed: Collection[str], temp_dir: str | None) -> None:
 
 
 @contextlib.contextmanager
-def variables_take_effect(names: Iterable[str]) -> Iterator[None]:
-    """Make the changes to these variables in the block take effect that Python or the C library reads only once."""
-    yield
-    _take_effect([*names], None)
+def variables_changed(changed: Mapping[str, str | None]) -> Iterator[None]:
+    """Change variables of this process during the block.
+
+    Args:
+        changed: Names and new values; None for a variable to delete.
+    """
+    before, temp_dir = Variables(), getattr(sys.modules.get("tempfile"), "tempdir", None)
+    for name, value in changed.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _take_effect(changed, None)
+    try:
+        yield
+    finally:
+        _take_effect(before.restore(), temp_dir)
 
 
 # The activation in which an action runs, and the attribute of a thread for the one in which it was started.

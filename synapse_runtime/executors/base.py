@@ -77,7 +77,7 @@ class Executor(ABC):
         mode: The mode that it runs actions in.
         starts_process: Whether an action runs in a process that is started with the variables that need it.
         observer: Called before each call and after each run; see `Observer`.
-        of_test: Whether what a test has set up in this process goes along with each call: changed environment
+        sends_test_setup: Whether what a test has set up in this process goes along with each call: changed environment
             variables, patches, a stopped clock. It does for the executor of the fixture `synapse_executor`.
         seed: Seed of `random`, numpy and torch at the beginning of each call; None to leave their generators alone.
     """
@@ -85,7 +85,7 @@ class Executor(ABC):
     mode: ClassVar[str]
     starts_process: ClassVar[bool] = False
     observer: Observer | None = None
-    of_test: bool = False
+    sends_test_setup: bool = False
     seed: int | None = None
 
     def __init__(
@@ -275,7 +275,7 @@ class Executor(ABC):
             language=self._language,
             around=tuple(self._around),
             seed=Seed.of_this_process(self.seed),
-            of_test=self.of_test,
+            sends_test_setup=self.sends_test_setup,
         )
 
     def close(self) -> None:  # noqa: B027 - local mode holds nothing

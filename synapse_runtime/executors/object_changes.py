@@ -11,6 +11,7 @@ import functools
 import io
 import sys
 import types
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from synapse_runtime.executors.mock_pickling import MOCK_MODULES, is_mock, speci
 
 __tracebackhide__ = True  # in every function here: a test's report should show the test's own lines
 
-# The largest number of objects whose changes come home.
+# The largest number of objects whose changes come back.
 _MAX_OBJECTS: Final = 10_000
 
 
@@ -55,8 +56,8 @@ class Change:
     added: Any = None
 
 
-class Tracked:
-    """An object whose changes come home: what it contains, and how to compare and change that.
+class Tracked(ABC):
+    """An object whose changes come back: what it contains, and how to compare and change that.
 
     Args:
         value: The object.
@@ -74,7 +75,7 @@ class Tracked:
 
     @staticmethod
     def find(value: Any) -> Tracked | None:
-        """Return the tracked object; None if its changes do not come home, as it is immutable or unknown."""
+        """Return the tracked object; None if its changes do not come back, as it is immutable or unknown."""
         cls = type(value)
         if cls is list or cls is deque or (isinstance(value, list) and cls.__module__ in MOCK_MODULES):
             return _Items(value)
@@ -92,21 +93,21 @@ class Tracked:
             return _Attributes(value)
         return None
 
+    @abstractmethod
     def parts(self) -> list[Any]:
         """Return the objects that it refers to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def snapshot(self) -> Any:
         """Return its content, for `change_since`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def change_since(self, before: Any) -> Change | None:
         """Return what has changed since a snapshot; None if nothing has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, change: Change) -> None:
         """Make the change of another copy to this object."""
-        raise NotImplementedError
 
 
 class _Items(Tracked):
@@ -129,20 +130,20 @@ class _Items(Tracked):
         self.object.extend(change.added if change.changed is None else change.changed)
 
 
-class _Named(Tracked):
+class _Named(Tracked, ABC):
     """An object with named values."""
 
+    @abstractmethod
     def names(self) -> dict[Any, Any]:
         """Return a copy of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put(self, name: Any, value: Any) -> None:
         """Set one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove(self, name: Any) -> None:
         """Delete one."""
-        raise NotImplementedError
 
     def parts(self) -> list[Any]:
         return [*self.names().values()]
@@ -329,7 +330,7 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def mutable_parts(values: Sequence[Any], by_reference: Collection[int], by_value: Collection[int]) -> list[Any]:
-    """Return the objects in these values, at any depth, whose changes come home.
+    """Return the objects in these values, at any depth, whose changes come back.
 
     Args:
         values: The values.

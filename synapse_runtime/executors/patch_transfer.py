@@ -1,8 +1,8 @@
-"""Send the patches of a test to a worker with its call, and bring home what the action has done to them.
+"""Send the patches of a test to a worker with its call, and bring back what the action has done to them.
 
 A replacement goes by value, with everything that it refers to and that no worker can import. A mock is created anew in
 the worker, as it is here: its configuration, its spec and what it has recorded. What the action changes in these
-copies comes home afterwards: calls that mocks have recorded, items of lists and dicts, attributes, variables of
+copies comes back afterwards: calls that mocks have recorded, items of lists and dicts, attributes, variables of
 enclosing functions.
 """
 
@@ -53,13 +53,13 @@ class SentPatches:
     data: bytes
     objects: Sequence[Any]
 
-    def take_home(self, changes: bytes) -> None:
+    def apply_changes(self, changes: bytes) -> None:
         """Make the changes that a worker's copies have had to the objects here.
 
         Args:
             changes: The answer of `ReceivedPatches.changes`.
         """
-        (found,) = serialization.loads_extended(changes, 1, _HomeUnpickler, in_caller=True, objects=self.objects)
+        (found,) = serialization.loads_extended(changes, 1, _ChangeUnpickler, in_caller=True, objects=self.objects)
         for index, change in found.items():
             Tracked.of(self.objects[index]).apply(change)
         for mock in filter(is_mock, self.objects):
@@ -74,7 +74,7 @@ def encode_patches() -> SentPatches | None:
     Raises:
         PatchNotSerializable: One cannot be sent.
     """
-    patches = [patch for patch in active_patches() if not stays(patch)]
+    patches = [patch for patch in active_patches() if not is_left_out(patch)]
     if not patches:
         return None
     originals, places = replaced_definitions(patches), places_of_originals(patches)
@@ -165,7 +165,7 @@ def name_of(patch: Patch) -> str:
     return f"{name}[{patch.key!r}]" if patch.is_item else f"{name}.{patch.key}"
 
 
-def stays(patch: Patch) -> bool:
+def is_left_out(patch: Patch) -> bool:
     """Return whether a patch is not meant for the action, or reaches it in another way."""
     container = patch.container
     if container is os.environ or container is getattr(os, "environb", None):
@@ -304,7 +304,7 @@ class _ChangePickler(MockPickler):
         return super().persistent_id(value) if index is None else index
 
 
-class _HomeUnpickler:
+class _ChangeUnpickler:
     """Loads changes in the caller's process."""
 
     objects: Sequence[Any]

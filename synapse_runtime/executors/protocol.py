@@ -196,7 +196,7 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
     """
     buffers: serialization.Buffers = []
     with shielded(), _no_bytecode(), checked_params(call) as params:
-        patches = encode_patches() if call.of_test and may_have_patches() else None
+        patches = encode_patches() if call.sends_test_setup and may_have_patches() else None
         if params is not call.params:
             call = ActionCall(**{**vars(call), "params": params})  # several times as fast as dataclasses.replace
         fields = {
@@ -208,7 +208,7 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
             "category": call.category,
             "language": call.language,
         }
-        clock = Clock.of_this_process() if call.of_test else None
+        clock = Clock.of_this_process() if call.sends_test_setup else None
         if call.around or clock is not None:
             fields["around"] = call.around if clock is None else (clock.around(), *call.around)
         if call.seed is not None:
@@ -218,7 +218,9 @@ def encode_call(call: ActionCall, *, out_of_band: bool = False) -> EncodedCall:
         except Exception:
             require_picklable(call.name, call.action, params)
             raise
-    return EncodedCall(call, buffers, _settings.encoded(call.import_root, of_test=call.of_test), data, patches)
+    return EncodedCall(
+        call, buffers, _settings.encoded(call.import_root, with_setup=call.sends_test_setup), data, patches
+    )
 
 
 def decode_request(data: bytes, buffers: Sequence[Any] = ()) -> CallRequest:
@@ -395,7 +397,7 @@ def decode_run(
             decoded = serialization.loads_in_caller(details)
             _read_details(run, captured, decoded)
             if decoded["patch_changes"] and patches is not None:
-                patches.take_home(decoded["patch_changes"])
+                patches.apply_changes(decoded["patch_changes"])
         if run.error is None and result:
             try:
                 run.result = serialization.loads_in_caller(result, result_buffers)
@@ -506,7 +508,7 @@ class _SettingsCache:
         self._absent: list[str] = []
         self._import_path = ImportPath()
 
-    def encoded(self, root: str | None, *, of_test: bool = False) -> bytes:
+    def encoded(self, root: str | None, *, with_setup: bool = False) -> bytes:
         """Return the pickled `CallerSettings` for a plugin whose modules are in this directory."""
         rewritten: tuple[str, ...] = ()
         if root is not None and assertions.is_rewriting():
@@ -519,11 +521,14 @@ class _SettingsCache:
             coverage_support.current_settings(),
             import_hook.is_installed(),
             masked_names(),
-            changed_variables() if of_test else (),
+            changed_variables() if with_setup else (),
         )
-        known = self._known.get((root, of_test))
+        known = self._known.get((root, with_setup))
         if known is None or known[0] != settings:
-            known = self._known[root, of_test] = (settings, pickle.dumps(CallerSettings(*settings), protocol=5))
+            known = self._known[root, with_setup] = (
+                settings,
+                pickle.dumps(CallerSettings(*settings), protocol=5),
+            )
         return known[1]
 
     def _own_import_path(self) -> ImportPath:
@@ -543,14 +548,14 @@ class _SettingsCache:
 _settings = _SettingsCache()
 
 
-def caller_settings(root: str | None, *, of_test: bool = False) -> CallerSettings:
+def caller_settings(root: str | None, *, with_setup: bool = False) -> CallerSettings:
     """Return the settings of this process for calls of the plugin in this directory.
 
     Args:
         root: The directory; None without a plugin.
-        of_test: As in `ActionCall`.
+        with_setup: Whether what a test has set up goes along.
     """
-    return _decode_settings(_settings.encoded(root, of_test=of_test))
+    return _decode_settings(_settings.encoded(root, with_setup=with_setup))
 
 
 def settings_to_json(settings: CallerSettings) -> Any:

@@ -17,12 +17,13 @@ from typing import Any
 
 from synapse_runtime import serialization
 from synapse_runtime.class_copies import stand_in_modules
-from synapse_runtime.core import assertions, changed_variables, coverage_support
+from synapse_runtime.core import assertions, coverage_support
+from synapse_runtime.core.changed_variables import ChangedVariables
 from synapse_runtime.core.execution import ActionCall, ActionRun, failure, run_call
 from synapse_runtime.core.interrupts import shielded
 from synapse_runtime.core.log_capture import LogEntry, capture_logging
 from synapse_runtime.core.output_capture import Captured, OutputFiles, OutputPosition
-from synapse_runtime.core.process_state import process_state
+from synapse_runtime.core.process_state import process_state, variables_changed
 from synapse_runtime.environment import PluginEnvironment
 from synapse_runtime.errors import (
     ActionInterrupted,
@@ -138,7 +139,7 @@ def serve(
         journals.logs.add(entry)
 
     with (
-        changed_variables.applied(settings.environ),
+        variables_changed(dict(settings.environ)),
         import_path.applied(request.import_root),
         stand_in_modules(),
         capture_logging(
@@ -228,9 +229,7 @@ def _run(
         return ActionRun(call.name, error=failure(call.name, error), mode=mode, job_id=call.job_id), call
 
 
-def hidden_values(
-    call: ActionCall | None, masked: Sequence[str], environ: changed_variables.ChangedVariables = ()
-) -> HiddenValues:
+def hidden_values(call: ActionCall | None, masked: Sequence[str], environ: ChangedVariables = ()) -> HiddenValues:
     """Return the values that must not appear in the report of a failed run.
 
     These are the variables of the call; of those that this process has inherited, such as the cluster's token, and of

@@ -50,7 +50,7 @@ def test_call_arrives_with_every_field():
         seed=Seed(7, ("numpy",)),
     )
     unset = [field.name for field in dataclasses.fields(call) if getattr(call, field.name) == field.default]
-    assert unset == ["import_root", "of_test"]  # which the worker need not know
+    assert unset == ["import_root", "sends_test_setup"]  # which the worker need not know
     request = decode_request(encode_call(call).message(shares_filesystem=False))
     assert (request.name, request.job_id, request.timeout, request.shares_filesystem) == ("echo", "job-1", 2.5, False)
     assert request.read_call() == call

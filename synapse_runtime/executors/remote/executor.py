@@ -377,7 +377,7 @@ class RemoteExecutor(Executor):
             "test": self._test_setup(call, patches),
         }
         if has_caller:
-            optional["caller"] = settings_to_json(caller_settings(call.import_root, of_test=call.of_test))
+            optional["caller"] = settings_to_json(caller_settings(call.import_root, with_setup=call.sends_test_setup))
             optional["caller_root"] = call.import_root
         request |= {name: value for name, value in optional.items() if value is not None}
         try:
@@ -396,7 +396,7 @@ class RemoteExecutor(Executor):
         Raises:
             NotSupportedRemotely: JSON cannot carry one.
         """
-        if not (call.of_test and may_have_patches()):
+        if not (call.sends_test_setup and may_have_patches()):
             return None
         from synapse_runtime.executors.remote.patches import encode_patches_as_json
 
@@ -412,7 +412,7 @@ class RemoteExecutor(Executor):
             raise NotSupportedRemotely(
                 f"{call.name}: {call.around[0].name} runs around the action, and a backend runs no code of the test"
             )
-        clock = Clock.of_this_process() if call.of_test else None
+        clock = Clock.of_this_process() if call.sends_test_setup else None
         found = {
             "patches": None if patches is None else patches.data,
             "seed": None if call.seed is None else asdict(call.seed),
@@ -429,7 +429,7 @@ class RemoteExecutor(Executor):
         Raises:
             NotSupportedRemotely: It has deleted one.
         """
-        changed = dict(changed_variables()) if call.of_test else {}
+        changed = dict(changed_variables()) if call.sends_test_setup else {}
         deleted = [variable for variable, value in changed.items() if value is None]
         if deleted:
             raise NotSupportedRemotely(
@@ -444,7 +444,7 @@ class RemoteExecutor(Executor):
         is_served = self._is_served(call.name)
         if call.timeout is not None and not is_served:
             self._api.require_runtime(f"{call.name} has a timeout")
-        variables = [*self._env, *(name for name, _ in (changed_variables() if call.of_test else ()))]
+        variables = [*self._env, *(name for name, _ in (changed_variables() if call.sends_test_setup else ()))]
         if variables:
             self._api.require_runtime(f"{call.name} has environment variables ({', '.join(variables)})")
         self._test_setup(call, self._patches_of(call))

@@ -38,7 +38,7 @@ def entrypoint_of(action: Any, import_root: str | None) -> str:
     file = getattr(found, "__file__", None)
     for part in name.split("."):
         found = getattr(found, part, None)
-    if found is action and isinstance(file, str) and module_name not in serialization.modules_pickled_by_value():
+    if found is action and isinstance(file, str) and not serialization.is_pickled_by_value(module_name):
         own = os.path.join(import_root or "", *module_name.split("."))
         if is_installed_path(file) or (import_root is not None and file in (f"{own}.py", f"{own}/__init__.py")):
             return f"{module_name}:{name}"
